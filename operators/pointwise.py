@@ -1,0 +1,83 @@
+"""Operators that keep or drop pixels: inpainting, and the identity for denoising."""
+
+from typing import Annotated, Literal
+
+import torch
+from pydantic import Field, NonNegativeInt
+from torch import Tensor
+
+from operators import masks
+from operators.base import Operator
+
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class Mask(Operator):
+    """y = m ⊙ x with m (C, H, W) of zeros and ones: its own adjoint, pseudo-inverse and projection."""
+
+    def __init__(self, known: Tensor):
+        channels, height, width = known.shape
+        shape = (channels, height, width)
+        super().__init__(shape, shape, known.to(torch.float64))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.singular_values * x
+
+    def adjoint(self, y: Tensor) -> Tensor:
+        return self.singular_values * y
+
+    def pinv(self, y: Tensor) -> Tensor:
+        return self.singular_values * y
+
+    def to_spectral(self, x: Tensor) -> Tensor:
+        return x
+
+    def from_spectral(self, c: Tensor) -> Tensor:
+        return c
+
+
+def denoise(image_shape: tuple[int, int, int]) -> Mask:
+    """The identity: the measurement is the image and its noise."""
+    return Mask(torch.ones(image_shape, dtype=torch.bool))
+
+
+def inpaint(
+    image_shape: tuple[int, int, int],
+    *,
+    mask: Tensor | str,
+    known: Literal["white", "black"] | None = None,
+    box: Share = 0.5,
+    keep: Share = 0.3,
+    holes: tuple[Share, Share] = (0.1, 0.2),
+    seed: NonNegativeInt = 0,
+) -> Mask:
+    """Inpainting: known pixels are kept, unknown ones are zero in the measurement. True = known.
+
+    mask: "box" (unknown centred box, sides `box` of the image's), "random" (each pixel known with
+    probability `keep`), "half" (right half unknown), "freeform" (brush strokes covering a share of
+    the image within `holes`), a .png or .npz file (then `known` states whether white or black marks
+    known pixels), or a boolean tensor (C, H, W). One mask for the whole job, a function of `seed`.
+    """
+    _, height, width = image_shape
+    if isinstance(mask, Tensor):
+        if mask.dtype != torch.bool:
+            raise ValueError(f"mask: a tensor must be boolean, true = known; got {mask.dtype}")
+        pixels = mask
+    elif mask == "box":
+        pixels = masks.box(height, width, box)
+    elif mask == "half":
+        pixels = masks.half(height, width)
+    elif mask == "random":
+        pixels = masks.random(height, width, keep, seed)
+    elif mask == "freeform":
+        pixels = masks.freeform(height, width, holes, seed)
+    elif not mask.endswith((".png", ".npz")):
+        raise ValueError(f"mask: {mask!r} is none of box, random, half, freeform, nor a .png or .npz file")
+    elif known is None:
+        raise ValueError('known: say which pixels of the mask file are known, "white" or "black"')
+    else:
+        pixels = masks.from_file(mask, height, width, known)
+    try:
+        return Mask(pixels.expand(image_shape))
+    except RuntimeError:
+        raise ValueError(f"mask: shape {tuple(pixels.shape)} does not fit images {image_shape}") from None

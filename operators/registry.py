@@ -1,0 +1,71 @@
+"""Turn a spec, `{"name": ..., parameters...}`, into an object by way of a registry of factories.
+
+Operators, samplers, priors and metrics share this: a registry is a dict from a name to a factory,
+the factory's signature is the list of parameters, and its type annotations are their checks.
+"""
+
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import ConfigDict, ValidationError, validate_call
+
+Registry = Mapping[str, Callable[..., Any]]
+
+
+class SpecError(ValueError):
+    """A spec that cannot be built; the message names the field and the fix."""
+
+
+@dataclass(frozen=True)
+class Parameter:
+    name: str
+    default: Any
+    """`inspect.Parameter.empty` when the parameter must be given."""
+
+    @property
+    def required(self) -> bool:
+        return self.default is inspect.Parameter.empty
+
+
+def parameters(factory: Callable[..., Any]) -> list[Parameter]:
+    """The parameters a spec may set: the keyword-only arguments of the factory."""
+    return [
+        Parameter(p.name, p.default)
+        for p in inspect.signature(factory).parameters.values()
+        if p.kind is p.KEYWORD_ONLY
+    ]
+
+
+def construct(kind: str, registry: Registry, spec: Mapping[str, Any], *context: Any) -> Any:
+    """Build the entry that `spec` names; `context` is passed to the factory before its parameters.
+
+    Raises:
+        SpecError: no name, an unknown name, an unknown parameter, or a value that does not fit.
+    """
+    values = dict(spec)
+    name = values.pop("name", None)
+    if name is None:
+        raise SpecError(f"{kind}.name: missing; choose one of {', '.join(sorted(registry))}")
+    if name not in registry:
+        raise SpecError(f"{kind}.name: no {kind} {name!r}; choose one of {', '.join(sorted(registry))}")
+    factory = registry[name]
+    known = [p.name for p in parameters(factory)]
+    for field in values:
+        if field not in known:
+            listed = ", ".join(known) or "none"
+            raise SpecError(f"{kind}.{field}: {name!r} has no such parameter; it has: {listed}")
+    checked = validate_call(config=ConfigDict(arbitrary_types_allowed=True))(factory)
+    try:
+        return checked(*context, **values)
+    except ValidationError as error:
+        problems = [
+            f"{kind}.{'.'.join(str(part) for part in e['loc'])}: {e['msg']} (got {e['input']!r})"
+            for e in error.errors()
+        ]
+        raise SpecError("; ".join(problems)) from error
+    except SpecError:
+        raise
+    except ValueError as error:
+        raise SpecError(f"{kind} {name!r}: {error}") from error

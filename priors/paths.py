@@ -1,0 +1,129 @@
+"""Gaussian paths x_t = a(t) x₀ + s(t) z: the coefficients and their derivatives at t.
+
+Every function maps a float64 tensor of times to a float64 tensor of the same shape; coefficients
+are evaluated on the CPU, once per job, so precision costs nothing.
+"""
+
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+
+class Path(Protocol):
+    """A Gaussian path in its native time."""
+
+    noise_time: float
+    """The time of (nearly) pure noise."""
+    data_time: float
+    """The time of clean data."""
+
+    def a(self, t: Tensor) -> Tensor: ...
+    def s(self, t: Tensor) -> Tensor: ...
+    def da(self, t: Tensor) -> Tensor: ...
+    def ds(self, t: Tensor) -> Tensor: ...
+    def time_of(self, log_snr: Tensor) -> Tensor:
+        """The time at which log(a/s) has the given value, clamped to the path's range."""
+        ...
+
+
+class VariancePreserving:
+    """Score-SDE's VP path (Song et al. 2021): β(t) = β_min + t (β_max − β_min), t = 0 data, 1 noise."""
+
+    noise_time, data_time = 1.0, 0.0
+
+    def __init__(self, beta_min: float = 0.1, beta_max: float = 20.0):
+        self.beta_min, self.beta_max = beta_min, beta_max
+
+    def beta(self, t: Tensor) -> Tensor:
+        return self.beta_min + t * (self.beta_max - self.beta_min)
+
+    def integrated_beta(self, t: Tensor) -> Tensor:
+        """b(t) = ∫₀ᵗ β."""
+        return t * (self.beta_min + 0.5 * t * (self.beta_max - self.beta_min))
+
+    def a(self, t: Tensor) -> Tensor:
+        return torch.exp(-0.5 * self.integrated_beta(t))
+
+    def s(self, t: Tensor) -> Tensor:
+        # expm1: 1 − e^{-b} loses half its digits near t = 0.001.
+        return torch.sqrt(-torch.expm1(-self.integrated_beta(t)))
+
+    def da(self, t: Tensor) -> Tensor:
+        return -0.5 * self.beta(t) * self.a(t)
+
+    def ds(self, t: Tensor) -> Tensor:
+        return 0.5 * self.beta(t) * self.a(t) ** 2 / self.s(t)
+
+    def time_of(self, log_snr: Tensor) -> Tensor:
+        # a²/s² = 1/(eᵇ − 1), hence b = log(1 + e^{-2 log_snr}), and b is quadratic in t.
+        b = torch.nn.functional.softplus(-2 * log_snr)
+        slope = self.beta_max - self.beta_min
+        root = torch.sqrt(self.beta_min**2 + 2 * slope * b)
+        return (2 * b / (self.beta_min + root)).clamp(0, 1)
+
+
+class RectifiedFlow:
+    """The straight path of rectified flow and optimal transport: t = 0 noise, 1 data."""
+
+    noise_time, data_time = 0.0, 1.0
+
+    def a(self, t: Tensor) -> Tensor:
+        return t
+
+    def s(self, t: Tensor) -> Tensor:
+        return 1 - t
+
+    def da(self, t: Tensor) -> Tensor:
+        return torch.ones_like(t)
+
+    def ds(self, t: Tensor) -> Tensor:
+        return -torch.ones_like(t)
+
+    def time_of(self, log_snr: Tensor) -> Tensor:
+        return torch.sigmoid(log_snr)
+
+
+class DDPM:
+    """The discrete path of DDPM (Ho et al. 2020): linear betas; native time is the label 0 … steps − 1.
+
+    Between labels the log-SNR is interpolated linearly, so any fractional label is a point of the path.
+    """
+
+    data_time = 0.0
+
+    def __init__(self, beta_first: float = 1e-4, beta_last: float = 0.02, steps: int = 1000):
+        betas = torch.linspace(beta_first, beta_last, steps, dtype=torch.float64)
+        log_alpha_bar = torch.log1p(-betas).cumsum(0)
+        self.log_snr_table = 0.5 * (log_alpha_bar - torch.log(-torch.expm1(log_alpha_bar)))
+        self.noise_time = float(steps - 1)
+
+    def log_snr(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """log(a/s) and its derivative at t."""
+        left = t.floor().clamp(0, len(self.log_snr_table) - 2).long()
+        slope = self.log_snr_table[left + 1] - self.log_snr_table[left]
+        return self.log_snr_table[left] + (t - left) * slope, slope
+
+    def a(self, t: Tensor) -> Tensor:
+        return torch.sigmoid(2 * self.log_snr(t)[0]).sqrt()
+
+    def s(self, t: Tensor) -> Tensor:
+        return torch.sigmoid(-2 * self.log_snr(t)[0]).sqrt()
+
+    def da(self, t: Tensor) -> Tensor:
+        # a² = sigmoid(2ℓ) gives da/dℓ = a s².
+        return self.a(t) * self.s(t) ** 2 * self.log_snr(t)[1]
+
+    def ds(self, t: Tensor) -> Tensor:
+        return -self.s(t) * self.a(t) ** 2 * self.log_snr(t)[1]
+
+    def time_of(self, log_snr: Tensor) -> Tensor:
+        descending = self.log_snr_table
+        right = torch.searchsorted(-descending, -log_snr.contiguous()).clamp(1, len(descending) - 1)
+        upper, lower = descending[right - 1], descending[right]
+        return (right - 1 + (upper - log_snr) / (upper - lower)).clamp(0, self.noise_time)
+
+
+def log_snr(path: Path, t: Tensor) -> Tensor:
+    """log(a/s): −∞ at pure noise and +∞ at clean data, where a path reaches them."""
+    return torch.log(path.a(t)) - torch.log(path.s(t))

@@ -1,0 +1,232 @@
+"""The coefficients of the conjugate integrator, by quadrature, once per job.
+
+Along every singular direction of the operator the guided ODE is
+
+    dx/dt = L x + U u + Y (H⁺y) + C e,    e = Jᵤᵀ G (H⁺y − x̂₀)
+
+    L = m − κ p² g,   U = n − κ p q g,   Y = κ p g,   C = κ q            (2405.17673, generalised)
+
+with x̂₀ = p x + q u, the unconditional drift m x + n u, guidance strength κ and factor g. With
+A(t) = exp ∫ (λ − L), x̄ = A x obeys dx̄/dt = λ x̄ + A (U u + Y H⁺y + C e). A step integrates A U, A Y
+and A C exactly, with u and e replaced by the polynomial through their last values, and the terms
+left outside A (λ x̄, and for the unconditional integrator all of the guidance) by an Adams–Bashforth
+rule of the same order, which for order 1 is Euler's.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from priors.base import Parametrization, data_prediction
+from priors.paths import Path, log_snr
+from samplers.guidance import Schedule, guidance_factor, guidance_strength, match_time
+
+Absorb = Literal["conditional", "unconditional"]
+NODES = 32
+
+
+@dataclass(frozen=True)
+class Drift:
+    """The four scalars of the probability-flow ODE for one prior on one path, at times t (T,)."""
+
+    path: Path
+    prior_path: Path
+    parametrization: Parametrization
+
+    def prediction(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """p, q: x̂₀ = p x + q u, u being the network's output at the rescaled x."""
+        time, scale = match_time(self.path, self.prior_path, t)
+        p, q = data_prediction(self.prior_path, self.parametrization, time)
+        return p * scale, q
+
+    def unconditional(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """m, n: dx/dt = m x + n u, from dx/dt = ȧ x̂₀ + ṡ ẑ with ẑ = (x − a x̂₀) / s."""
+        a, s, da, ds = self.path.a(t), self.path.s(t), self.path.da(t), self.path.ds(t)
+        p, q = self.prediction(t)
+        signal = da - ds * a / s
+        return ds / s + signal * p, signal * q
+
+
+@dataclass(frozen=True)
+class Weights:
+    """x ← x_w · x + y_w · H⁺y + Σⱼ (u_w[j] · u_j + e_w[j] · e_j + f_w[j] · f_j), newest j first.
+
+    x, y: (D,); u, e, f: (J, D), D distinct singular values. f collects the terms outside A.
+    """
+
+    x: Tensor
+    y: Tensor
+    u: Tensor
+    e: Tensor
+    f: Tensor
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step: where the network is evaluated, what it means there, and how x moves on.
+
+    Attributes:
+        network_time, network_scale: the prior sees (network_scale · x, network_time).
+        p, q, kappa: scalars at the start of the step; g: (D,) guidance factor.
+        advance: from this step's x to the next.
+        correct: from the previous step's x to this one, by interpolation through both evaluations;
+            present where a start-up step of low order would limit the order of the whole.
+    """
+
+    network_time: float
+    network_scale: float
+    p: float
+    q: float
+    kappa: float
+    g: Tensor
+    advance: Weights
+    correct: Weights | None
+
+
+@dataclass(frozen=True)
+class Coefficients:
+    """Everything that depends on the job alone: path, schedule, w, λ, σ_y, grid, singular values.
+
+    Attributes:
+        times: (steps + 1,) float64. singular_values: (D,) distinct, float64.
+    """
+
+    drift: Drift
+    schedule: Schedule
+    w: float
+    lam: float
+    absorb: Absorb
+    order: int
+    sigma_y: float
+    times: Tensor
+    singular_values: Tensor
+
+    @cached_property
+    def steps(self) -> list[Step]:
+        steps: list[Step] = []
+        logs = [torch.zeros_like(self.singular_values)]  # log A at the grid times, from the start
+        for k in range(len(self.times) - 1):
+            t = self.times[k : k + 1]
+            used = range(k, max(-1, k - self.order), -1)
+            history = [(self.times[j], logs[j] - logs[k]) for j in used]
+            log_a, advance = self.integrate(k, history)
+            logs.append(logs[k] + log_a)
+            correct = None
+            if k == 1 and self.order == 3:
+                both = [(self.times[1], logs[1]), (self.times[0], logs[0])]
+                _, correct = self.integrate(0, both)
+            time, scale = match_time(self.drift.path, self.drift.prior_path, t)
+            p, q = self.drift.prediction(t)
+            kappa = self.kappa(t)
+            steps.append(
+                Step(
+                    network_time=time.item(),
+                    network_scale=scale.item(),
+                    p=p.item(),
+                    q=q.item(),
+                    kappa=kappa.item(),
+                    g=self.factor(t)[0],
+                    advance=advance,
+                    correct=correct,
+                )
+            )
+        return steps
+
+    def kappa(self, t: Tensor) -> Tensor:
+        if self.w == 0:  # avoids 0 · ∞ where the path begins
+            return torch.zeros_like(t)
+        return guidance_strength(self.drift.path, self.schedule, self.w, t)
+
+    def factor(self, t: Tensor) -> Tensor:
+        return guidance_factor(self.drift.path, self.singular_values, self.sigma_y, t)
+
+    def integrate(self, k: int, history: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Weights]:
+        """Integrate over [t_k, t_{k+1}] with u, e and f known at the times of `history`.
+
+        Args:
+            history: (time, log A at that time relative to t_k), newest first.
+
+        Returns:
+            log A(t_{k+1}) relative to t_k, (D,), and the step's weights.
+        """
+        start, end = self.times[k], self.times[k + 1]
+        t, dt, cumulative = quadrature(self.drift.path, start, end)
+        absorbed = self.absorb == "conditional"
+        m, n = self.drift.unconditional(t)
+        p, q = self.drift.prediction(t)
+        guided = self.kappa(t)[:, None] * self.factor(t) * (1.0 if absorbed else 0.0)  # κ g (T, D)
+        growth = -m[:, None] + (p**2)[:, None] * guided
+        # λ is constant in t, so its integral is exact whatever the quadrature's variable.
+        log_a = self.lam * (t - start)[:, None] + cumulative[:-1] @ growth
+        log_end = self.lam * (end - start) + cumulative[-1] @ growth
+        # A relative to its value at the end of the step: dividing by A(t_{k+1}) is then done, and
+        # the exponentials stay in range.
+        weight = dt[:, None] * torch.exp(log_a - log_end)
+        times = torch.stack([time for time, _ in history])
+        basis = lagrange(times, t)[..., None]  # (J, T, 1)
+        e_drift = (self.kappa(t) * q)[:, None] if absorbed else torch.zeros_like(n)[:, None]
+        weights = Weights(
+            x=torch.exp(-log_end),
+            y=(weight * p[:, None] * guided).sum(0),
+            u=(basis * weight * (n[:, None] - (p * q)[:, None] * guided)).sum(1),
+            e=(basis * weight * e_drift).sum(1),
+            f=torch.stack([torch.exp(log - log_end) for _, log in history])
+            * adams(times, start, end)[:, None],
+        )
+        return log_end, weights
+
+
+def quadrature(path: Path, start: Tensor, end: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Gauss–Legendre on [start, end]: nodes t (T,), weights dt (T,), cumulative weights (T + 1, T).
+
+    cumulative[i] @ f(t) integrates f from the start to node i, and to the end for the last row.
+    The nodes are spread in log(a/s), in which every coefficient is smooth (in t, VP coefficients
+    grow like t^(-1/2) near the data); in t where log(a/s) is infinite at an end.
+    """
+    x, w, cumulative = legendre(NODES)
+    first, last = log_snr(path, torch.stack([start, end]))
+    if torch.isfinite(first) and torch.isfinite(last):
+        t = path.time_of(first + (last - first) * x)
+        rate = path.da(t) / path.a(t) - path.ds(t) / path.s(t)
+        jacobian = (last - first) / rate
+    else:
+        t = start + (end - start) * x
+        jacobian = (end - start).expand(NODES)
+    return t, w * jacobian, cumulative * jacobian
+
+
+@lru_cache
+def legendre(n: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Nodes and weights on [0, 1], and the (n + 1, n) matrix of integrals from 0 to each node and 1."""
+    nodes, weights = np.polynomial.legendre.leggauss(n)
+    # Interpolate in Legendre polynomials, and integrate those from −1.
+    to_series = np.linalg.inv(np.polynomial.legendre.legvander(nodes, n - 1))
+    integrals = np.stack(
+        [
+            np.polynomial.legendre.legval(np.append(nodes, 1.0), np.polynomial.legendre.legint(unit, lbnd=-1))
+            for unit in np.eye(n)
+        ],
+        axis=1,
+    )
+    matrix = 0.5 * integrals @ to_series
+    return torch.from_numpy((nodes + 1) / 2), torch.from_numpy(weights / 2), torch.from_numpy(matrix)
+
+
+def lagrange(times: Tensor, t: Tensor) -> Tensor:
+    """The Lagrange polynomials of the points `times` (J,) at t (T,): (J, T)."""
+    rows = []
+    for j, own in enumerate(times):
+        others = torch.cat([times[:j], times[j + 1 :]])
+        rows.append(((t[:, None] - others) / (own - others)).prod(1))
+    return torch.stack(rows)
+
+
+def adams(times: Tensor, start: Tensor, end: Tensor) -> Tensor:
+    """∫ of each Lagrange polynomial from start to end, (J,): the Adams–Bashforth weights."""
+    x, w, _ = legendre(NODES)
+    return lagrange(times, start + (end - start) * x) @ w * (end - start)

@@ -1,0 +1,48 @@
+"""Noise that belongs to a sample: a function of (run seed, sample key, stream) and nothing else.
+
+A counter-based generator keyed by these three makes a restoration independent of batch size, order,
+worker and interruption, and equal on every device: it is drawn on the CPU and copied.
+"""
+
+import hashlib
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+class KeyedNoise:
+    """Standard normal noise for a batch of samples.
+
+    Args:
+        seed: the run's seed.
+        keys: one key per sample of the batch.
+    """
+
+    def __init__(self, seed: int, keys: Sequence[str]):
+        self.seed, self.keys = seed, keys
+
+    def normal(self, stream: str, shape: tuple[int, ...]) -> Tensor:
+        """(len(keys), *shape) float32; different streams are independent."""
+        rows = [philox(self.seed, key, stream).standard_normal(shape, dtype=np.float32) for key in self.keys]
+        return torch.from_numpy(np.stack(rows))
+
+
+Noise = Tensor | KeyedNoise
+
+
+def philox(seed: int, key: str, stream: str) -> np.random.Generator:
+    """The generator of one stream of one sample. The parts are hashed with their lengths."""
+    parts = [str(seed).encode(), key.encode(), stream.encode()]
+    message = b"".join(len(part).to_bytes(8, "little") + part for part in parts)
+    digest = hashlib.blake2b(message, digest_size=16).digest()
+    return np.random.Generator(np.random.Philox(key=int.from_bytes(digest, "little")))
+
+
+def start_noise(noise: Noise, like: Tensor) -> Tensor:
+    """The noise of the starting point, with the shape, type and device of `like` (B, C, H, W)."""
+    drawn = noise if isinstance(noise, Tensor) else noise.normal("start", tuple(like.shape[1:]))
+    if drawn.shape != like.shape:
+        raise ValueError(f"noise has shape {tuple(drawn.shape)}, expected {tuple(like.shape)}")
+    return drawn.to(like)
