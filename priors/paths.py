@@ -4,6 +4,7 @@ Every function maps a float64 tensor of times to a float64 tensor of the same sh
 are evaluated on the CPU, once per job, so precision costs nothing.
 """
 
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
@@ -27,13 +28,13 @@ class Path(Protocol):
         ...
 
 
+@dataclass(frozen=True)
 class VariancePreserving:
     """Score-SDE's VP path (Song et al. 2021): β(t) = β_min + t (β_max − β_min), t = 0 data, 1 noise."""
 
     noise_time, data_time = 1.0, 0.0
-
-    def __init__(self, beta_min: float = 0.1, beta_max: float = 20.0):
-        self.beta_min, self.beta_max = beta_min, beta_max
+    beta_min: float = 0.1
+    beta_max: float = 20.0
 
     def beta(self, t: Tensor) -> Tensor:
         return self.beta_min + t * (self.beta_max - self.beta_min)
@@ -63,6 +64,7 @@ class VariancePreserving:
         return (2 * b / (self.beta_min + root)).clamp(0, 1)
 
 
+@dataclass(frozen=True)
 class RectifiedFlow:
     """The straight path of rectified flow and optimal transport: t = 0 noise, 1 data."""
 

@@ -16,6 +16,7 @@ rule of the same order, which for order 1 is Euler's.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
+from math import ceil, log2
 from typing import Literal
 
 import numpy as np
@@ -28,6 +29,8 @@ from samplers.guidance import Schedule, guidance_factor, guidance_strength, matc
 
 Absorb = Literal["conditional", "unconditional"]
 NODES = 32
+PANEL_GROWTH = 16.0
+"""log A may grow by this much over a panel of the quadrature before it is divided."""
 
 
 @dataclass(frozen=True)
@@ -123,6 +126,9 @@ class Coefficients:
             time, scale = match_time(self.drift.path, self.drift.prior_path, t)
             p, q = self.drift.prediction(t)
             kappa = self.kappa(t)
+            scalars = [p, q, kappa] if self.absorb == "unconditional" else [p, q]
+            if not torch.isfinite(torch.cat(scalars)).all():
+                raise ValueError(f"start: infinite coefficients at {t.item():g}, pure noise; start later")
             steps.append(
                 Step(
                     network_time=time.item(),
@@ -145,6 +151,22 @@ class Coefficients:
     def factor(self, t: Tensor) -> Tensor:
         return guidance_factor(self.drift.path, self.singular_values, self.sigma_y, t)
 
+    def guided(self, t: Tensor) -> Tensor:
+        """κ g at (T,) times for every singular value, as far as it is absorbed into A: (T, D)."""
+        absorbed = 1.0 if self.absorb == "conditional" else 0.0
+        return absorbed * self.kappa(t)[:, None] * self.factor(t)
+
+    def growth(self, t: Tensor) -> Tensor:
+        """−L, the rate of log A but for λ, (T, D)."""
+        (m, _), (p, _) = self.drift.unconditional(t), self.drift.prediction(t)
+        return -m[:, None] + (p**2)[:, None] * self.guided(t)
+
+    def panels(self, start: Tensor, end: Tensor) -> int:
+        """Panels of the quadrature over a step: more where A grows so fast that only its end counts."""
+        t, dt, _ = quadrature(self.drift.path, start, end)
+        growth = (self.lam * (end - start) + dt @ self.growth(t)).abs().max().item()
+        return 1 + max(0, ceil(log2(max(growth, 1.0) / PANEL_GROWTH)))
+
     def integrate(self, k: int, history: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Weights]:
         """Integrate over [t_k, t_{k+1}] with u, e and f known at the times of `history`.
 
@@ -155,12 +177,9 @@ class Coefficients:
             log A(t_{k+1}) relative to t_k, (D,), and the step's weights.
         """
         start, end = self.times[k], self.times[k + 1]
-        t, dt, cumulative = quadrature(self.drift.path, start, end)
-        absorbed = self.absorb == "conditional"
-        m, n = self.drift.unconditional(t)
-        p, q = self.drift.prediction(t)
-        guided = self.kappa(t)[:, None] * self.factor(t) * (1.0 if absorbed else 0.0)  # κ g (T, D)
-        growth = -m[:, None] + (p**2)[:, None] * guided
+        t, dt, cumulative = quadrature(self.drift.path, start, end, self.panels(start, end))
+        (_, n), (p, q) = self.drift.unconditional(t), self.drift.prediction(t)
+        guided, growth = self.guided(t), self.growth(t)
         # λ is constant in t, so its integral is exact whatever the quadrature's variable.
         log_a = self.lam * (t - start)[:, None] + cumulative[:-1] @ growth
         log_end = self.lam * (end - start) + cumulative[-1] @ growth
@@ -169,7 +188,7 @@ class Coefficients:
         weight = dt[:, None] * torch.exp(log_a - log_end)
         times = torch.stack([time for time, _ in history])
         basis = lagrange(times, t)[..., None]  # (J, T, 1)
-        e_drift = (self.kappa(t) * q)[:, None] if absorbed else torch.zeros_like(n)[:, None]
+        e_drift = (self.kappa(t) * q if self.absorb == "conditional" else torch.zeros_like(n))[:, None]
         weights = Weights(
             x=torch.exp(-log_end),
             y=(weight * p[:, None] * guided).sum(0),
@@ -181,23 +200,41 @@ class Coefficients:
         return log_end, weights
 
 
-def quadrature(path: Path, start: Tensor, end: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def quadrature(path: Path, start: Tensor, end: Tensor, panels: int = 1) -> tuple[Tensor, Tensor, Tensor]:
     """Gauss–Legendre on [start, end]: nodes t (T,), weights dt (T,), cumulative weights (T + 1, T).
 
     cumulative[i] @ f(t) integrates f from the start to node i, and to the end for the last row.
-    The nodes are spread in log(a/s), in which every coefficient is smooth (in t, VP coefficients
-    grow like t^(-1/2) near the data); in t where log(a/s) is infinite at an end.
+    The nodes are spread in log(a/s), in which every coefficient is smooth. Where that is infinite at
+    the start they are spread in t, and at the end in √(end − t), since VP coefficients grow like
+    t^(-1/2) towards the data.
     """
-    x, w, cumulative = legendre(NODES)
+    x, w, cumulative = composite(panels)
     first, last = log_snr(path, torch.stack([start, end]))
     if torch.isfinite(first) and torch.isfinite(last):
         t = path.time_of(first + (last - first) * x)
         rate = path.da(t) / path.a(t) - path.ds(t) / path.s(t)
         jacobian = (last - first) / rate
-    else:
+    elif torch.isfinite(last):
         t = start + (end - start) * x
-        jacobian = (end - start).expand(NODES)
+        jacobian = (end - start).expand_as(x)
+    else:
+        t = start + (end - start) * x * (2 - x)
+        jacobian = (end - start) * 2 * (1 - x)
     return t, w * jacobian, cumulative * jacobian
+
+
+@lru_cache
+def composite(panels: int) -> tuple[Tensor, Tensor, Tensor]:
+    """`legendre(NODES)` on each of the panels [0, ½], [½, ¾], … and the rest up to 1, joined to one rule."""
+    x, w, integrals = legendre(NODES)
+    edges = torch.cat([1 - 0.5 ** torch.arange(panels), torch.ones(1)]).double()
+    lengths = edges.diff()
+    weights = torch.outer(lengths, w).flatten()
+    cumulative = weights.expand(panels * NODES + 1, -1).tril(-1)
+    for i in range(panels):
+        own = slice(i * NODES, (i + 1) * NODES)
+        cumulative[own, own] = lengths[i] * integrals[:-1]
+    return (edges[:-1, None] + torch.outer(lengths, x)).flatten(), weights, cumulative
 
 
 @lru_cache

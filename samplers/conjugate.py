@@ -151,7 +151,7 @@ class Conjugate:
         sigma_y: float = 0.0,
         callback: Callback | None = None,
     ) -> Restoration:
-        """Restore a batch; see `samplers.base.Sampler`. A noise tensor sets the state's precision."""
+        """Restore a batch; see `samplers.base.Sampler`. The precision is the operator's."""
         pseudo_inverse = operator.pinv(y)
         z = start_noise(noise, pseudo_inverse)
         job = self.prepare(prior, operator, sigma_y, z)
@@ -166,7 +166,7 @@ class Conjugate:
             if k > 0:
                 x = operator.from_spectral(state)
             time = job.network_times[k].expand(len(x))
-            with torch.enable_grad():
+            with torch.set_grad_enabled(self.vjps > 0):
                 leaf = x.detach().requires_grad_(self.vjps > 0)
                 u = prior(step.network_scale * leaf, time)
             spectral_u = operator.to_spectral(u.detach())

@@ -17,12 +17,12 @@ def guidance_strength(path: Path, schedule: Schedule, w: float, t: Tensor) -> Te
     w r² a² (conjugate: C-ΠGDM and C-ΠGFM, 2405.17673).
     """
     a, s = path.a(t), path.s(t)
-    half_gamma = s * (path.ds(t) - path.da(t) * s / a)
+    half_gamma_a = s * (path.ds(t) * a - path.da(t) * s)  # ½γ² a, finite where a = 0
     if schedule == "constant":
-        return -half_gamma * w * (a**2 + s**2) / s**2
+        return -half_gamma_a * w * (a**2 + s**2) / (s**2 * a)
     if schedule == "pigdm":
-        return -half_gamma * w
-    return -half_gamma * w * a**2
+        return -half_gamma_a * w / a
+    return -half_gamma_a * w * a
 
 
 def guidance_factor(path: Path, singular_values: Tensor, sigma_y: float, t: Tensor) -> Tensor:
@@ -46,7 +46,7 @@ def match_time(path: Path, target: Path, t: Tensor) -> tuple[Tensor, Tensor]:
     Raises:
         ValueError: `target` does not reach that log-SNR.
     """
-    if path is target:
+    if path == target:
         return t, torch.ones_like(t)
     level = log_snr(path, t)
     time = target.time_of(level)

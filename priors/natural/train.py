@@ -69,8 +69,12 @@ def main(
     state_file, log_file = out / "state.pt", out / "log.jsonl"
     torch.manual_seed(seed)
     network = NaturalUNet().to(device)
-    averaging = torch.optim.swa_utils.get_ema_multi_avg_fn(ema)  # type: ignore[no-untyped-call]  # torch's
-    averaged = torch.optim.swa_utils.AveragedModel(network, multi_avg_fn=averaging)
+
+    def average(mean: Tensor, new: Tensor, n: Tensor | int) -> Tensor:
+        # A short memory at first: a constant decay of 0.9995 would remember the random start.
+        return torch.lerp(mean, new, 1 - min(ema, (1 + float(n)) / (10 + float(n))))
+
+    averaged = torch.optim.swa_utils.AveragedModel(network, avg_fn=average)
     optimiser = torch.optim.Adam(network.parameters(), lr=lr, betas=(0.9, 0.99), fused=True)
     start, seconds = 0, 0.0
     if state_file.exists():

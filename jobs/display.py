@@ -1,0 +1,82 @@
+"""Progress of a running job: images, rate, time left, failures, and how busy the devices are."""
+
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from pipeline.commit import Commit
+from pipeline.executors import Live
+
+PLAIN_SECONDS = 10  # between lines where there is no terminal
+
+
+class Display:
+    """Follows `Live` from a thread; `add` counts what is committed."""
+
+    def __init__(self, console: Console, total: int, already: int, failed: int, live: Live):
+        self.console, self.total, self.live = console, total, live
+        self.already = self.done = already
+        self.failed = failed
+        self.started = time.perf_counter()
+        self.notes_shown = 0
+
+    def add(self, commit: Commit) -> None:
+        self.done += commit.rows
+        self.failed += commit.failed
+
+    @property
+    def finished(self) -> int:
+        return min(self.done + self.live.in_hand, self.total)
+
+    def figures(self) -> str:
+        elapsed = time.perf_counter() - self.started
+        rate = (self.finished - self.already) / elapsed
+        busy = min(self.live.busy / (elapsed * max(self.live.workers, 1)), 1.0)
+        return f"{rate:.2f} images/s · {self.failed} failed · devices {busy:.0%} busy"
+
+    def show_notes(self) -> None:
+        for note in self.live.notes[self.notes_shown :]:
+            self.console.print(note, style="yellow", markup=False, highlight=False)
+        self.notes_shown = len(self.live.notes)
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        stop = threading.Event()
+        follow = self.follow_bar if self.console.is_terminal else self.follow_lines
+        thread = threading.Thread(target=follow, args=(stop,), daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            stop.set()
+            thread.join()
+            self.show_notes()
+
+    def follow_bar(self, stop: threading.Event) -> None:
+        columns = (
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[figures]}"),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+        )
+        with Progress(*columns, console=self.console) as progress:
+            task = progress.add_task("", total=self.total, completed=self.already, figures="starting")
+            while True:
+                last = stop.wait(0.25)
+                self.show_notes()
+                progress.update(task, completed=self.finished, figures=self.figures())
+                if last:
+                    return
+
+    def follow_lines(self, stop: threading.Event) -> None:
+        while not stop.wait(PLAIN_SECONDS):
+            self.show_notes()
+            elapsed = time.perf_counter() - self.started
+            fresh = self.finished - self.already
+            left = f"{elapsed * (self.total - self.finished) / fresh:.0f} s left" if fresh else "starting"
+            self.console.print(f"{self.finished}/{self.total} · {self.figures()} · {left}", highlight=False)

@@ -1,0 +1,26 @@
+"""How long a job would take: one batch of it, timed here."""
+
+import time
+
+import numpy as np
+
+from pipeline.job import Job
+from pipeline.restore import Stage
+
+
+def seconds_per_image(job: Job, device: str) -> float:
+    """Seconds to degrade, restore and score one image, after a warm-up.
+
+    On a CPU a single image is timed, since batches bring little there; on a GPU a whole batch.
+    """
+    import torch
+
+    torch.set_num_threads(job.compute.cpus_per_actor)
+    stage = Stage(job, device)
+    count = job.compute.batch_size if device == "cuda" else 1
+    keys = [str(i) for i in range(count)]
+    images = np.random.default_rng(0).integers(0, 256, (count, job.data.size, job.data.size, 3), np.uint8)
+    stage.run(keys, images)
+    started = time.perf_counter()
+    stage.run(keys, images)
+    return (time.perf_counter() - started) / count

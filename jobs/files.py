@@ -1,0 +1,93 @@
+"""Job files: find one, read it, apply overrides, check it."""
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from pipeline.job import Job, JobError
+
+FOLDER = Path(__file__).parent
+
+
+def ready_jobs() -> dict[str, Path]:
+    """The job files that ship with Kintsugi, by name."""
+    return {path.stem: path for path in sorted(FOLDER.glob("*.yaml"))}
+
+
+def describe(path: Path) -> str:
+    """The first comment line of a job file."""
+    first = path.read_text().splitlines()[0]
+    return first.lstrip("# ").strip()
+
+
+def load_job(name: str, overrides: list[str], limit: int | None = None) -> Job:
+    """The job in a file, or the ready job of that name, with `key.path=value` overrides applied.
+
+    Raises:
+        JobError: no such file, bad YAML, or a field that does not fit; the message names the field.
+    """
+    ready = ready_jobs()
+    path = Path(name)
+    if not path.is_file():
+        if name not in ready:
+            raise JobError(f"no job file {name!r}, and no ready job of that name: {', '.join(ready)}")
+        path = ready[name]
+    values = parse_yaml(path.read_text(), str(path))
+    if not isinstance(values, dict):
+        raise JobError(f"{path}: expected fields such as data: and degradation:, got {type(values).__name__}")
+    for override in overrides:
+        apply(values, override)
+    if limit is not None:
+        apply(values, f"data.limit={limit}")
+    return check(values, str(path))
+
+
+def check(values: dict[str, Any], source: str) -> Job:
+    try:
+        return Job.model_validate(absolute_mask(values))
+    except ValidationError as error:
+        problems = [problem(dict(e)) for e in error.errors()]
+        raise JobError(f"{source}:\n  " + "\n  ".join(problems)) from None
+
+
+def problem(error: dict[str, Any]) -> str:
+    """One validation error as "field: what is wrong"."""
+    field = ".".join(str(part) for part in error["loc"])
+    message = str(error["msg"]).removeprefix("Value error, ")
+    if error["type"] == "extra_forbidden":
+        message = "no such field; see `kintsugi run --help`"
+    elif error["type"] not in ("value_error", "missing"):
+        message += f" (got {error['input']!r})"
+    return f"{field}: {message}" if field else message
+
+
+def apply(values: dict[str, Any], override: str) -> None:
+    """Set one field: "sampler.w=8" sets values["sampler"]["w"] to 8; the value is YAML."""
+    path, equals, text = override.partition("=")
+    if not equals or not path:
+        raise JobError(f"--set {override!r}: expected key.path=value, for instance sampler.w=8")
+    *parents, last = path.split(".")
+    for parent in parents:
+        values = values.setdefault(parent, {})
+        if not isinstance(values, dict):
+            raise JobError(f"--set {override!r}: {parent!r} is a value, not a group of fields")
+    values[last] = parse_yaml(text, f"--set {override!r}")
+
+
+def parse_yaml(text: str, source: str) -> Any:
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise JobError(f"{source}: not valid YAML: {error}") from None
+
+
+def absolute_mask(values: dict[str, Any]) -> dict[str, Any]:
+    """Mask files are found from the directory of the command; workers may run in another one."""
+    operator = (values.get("degradation") or {}).get("operator")
+    if isinstance(operator, dict):
+        mask = operator.get("mask")
+        if isinstance(mask, str) and mask.endswith((".png", ".npz")):
+            operator["mask"] = str(Path(mask).expanduser().absolute())
+    return values
