@@ -38,11 +38,13 @@ def parameters(factory: Callable[..., Any]) -> list[Parameter]:
     ]
 
 
-def construct(kind: str, registry: Registry, spec: Mapping[str, Any], *context: Any) -> Any:
-    """Build the entry that `spec` names; `context` is passed to the factory before its parameters.
+def look_up(
+    kind: str, registry: Registry, spec: Mapping[str, Any]
+) -> tuple[Callable[..., Any], dict[str, Any]]:
+    """The factory that `spec` names, and the parameters it sets.
 
     Raises:
-        SpecError: no name, an unknown name, an unknown parameter, or a value that does not fit.
+        SpecError: no name, an unknown name or an unknown parameter.
     """
     values = dict(spec)
     name = values.pop("name", None)
@@ -56,6 +58,16 @@ def construct(kind: str, registry: Registry, spec: Mapping[str, Any], *context: 
         if field not in known:
             listed = ", ".join(known) or "none"
             raise SpecError(f"{kind}.{field}: {name!r} has no such parameter; it has: {listed}")
+    return factory, values
+
+
+def construct(kind: str, registry: Registry, spec: Mapping[str, Any], *context: Any) -> Any:
+    """Build the entry that `spec` names; `context` is passed to the factory before its parameters.
+
+    Raises:
+        SpecError: no name, an unknown name, an unknown parameter, or a value that does not fit.
+    """
+    factory, values = look_up(kind, registry, spec)
     checked = validate_call(config=ConfigDict(arbitrary_types_allowed=True))(factory)
     try:
         return checked(*context, **values)
@@ -68,4 +80,4 @@ def construct(kind: str, registry: Registry, spec: Mapping[str, Any], *context: 
     except SpecError:
         raise
     except ValueError as error:
-        raise SpecError(f"{kind} {name!r}: {error}") from error
+        raise SpecError(f"{kind} {spec['name']!r}: {error}") from error

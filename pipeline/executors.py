@@ -50,7 +50,9 @@ def in_process(job: Job, run: Path, units: Iterable[Unit], live: Live) -> Iterat
     worker = Worker(job, run, default_device(), on_batch=update)
     live.workers = 1
     for unit in units:
-        yield worker.process_unit(unit, attempt=1)
+        commit = worker.process_unit(unit, attempt=1)
+        live.in_hand = 0
+        yield commit
 
 
 def on_ray(job: Job, run: Path, units: Iterable[Unit], live: Live, address: str | None) -> Iterator[Commit]:
@@ -74,7 +76,7 @@ class Pool:
         import ray
 
         self.job, self.run, self.live, self.ray = job, run, live, ray
-        self.size = actor_size(job, ray.cluster_resources(), live)
+        self.size = actor_size(job, [node["Resources"] for node in ray.nodes() if node["Alive"]], live)
         self.actor_class = ray.remote(RayWorker).options(
             num_cpus=self.size.cpus,
             num_gpus=self.size.gpus,
@@ -102,6 +104,7 @@ class Pool:
                 except (self.ray.exceptions.RayActorError, self.ray.exceptions.RayTaskError) as error:
                     result = self.after_failure(actor, unit, error)
                 if isinstance(result, Commit):
+                    self.live.in_hand -= min(result.rows, self.live.in_hand)  # until the next poll
                     yield result
                 if actor in self.actors:
                     self.assign(actor, queue)
@@ -177,23 +180,35 @@ class ActorSize:
     gpus: float
 
 
-def actor_size(job: Job, resources: dict[str, float], live: Live) -> ActorSize:
-    """How many actors a cluster holds, and what each of them asks for."""
-    cpus, gpus = resources.get("CPU", 0.0), resources.get("GPU", 0.0)
+def actor_size(job: Job, nodes: list[dict[str, float]], live: Live) -> ActorSize:
+    """How many actors the nodes of a cluster hold, and what each of them asks for.
+
+    Args:
+        nodes: resources of each node, {"CPU": 96, "GPU": 8}.
+
+    Raises:
+        JobError: not one actor fits.
+    """
+    cpus, gpus = (sum(node.get(kind, 0.0) for node in nodes) for kind in ("CPU", "GPU"))
     wanted = job.compute.gpus_per_actor
     if wanted and not gpus:
         live.notes.append(f"no GPU in the cluster: running on {cpus:g} CPU cores")
         wanted = 0.0
     if wanted:
-        count = math.floor(gpus / wanted)
-        per_actor = min(float(job.compute.cpus_per_actor), cpus / max(count, 1))
-        lacking = f"compute.gpus_per_actor: {wanted:g} asked for, the cluster has {gpus:g}"
+        places = [(node.get("CPU", 0.0), math.floor(node.get("GPU", 0.0) / wanted)) for node in nodes]
+        count = sum(n for _, n in places)
+        # All the GPUs of a node are used, even if each actor then gets fewer cores than it asked for.
+        share = min((c / n for c, n in places if n), default=0.0)
     else:
-        per_actor = min(float(job.compute.cpus_per_actor), cpus)
-        count = math.floor(cpus / per_actor) if per_actor else 0
-        lacking = "the cluster has no CPU"
+        share = max((node.get("CPU", 0.0) for node in nodes), default=0.0)
+    per_actor = min(float(job.compute.cpus_per_actor), share if share < 1 else math.floor(share))
+    if not wanted:
+        count = sum(math.floor(node.get("CPU", 0.0) / per_actor) for node in nodes) if per_actor else 0
     if count == 0:
-        raise JobError(lacking)
+        raise JobError(
+            f"compute: no node holds an actor of {wanted:g} GPUs (gpus_per_actor); the cluster has "
+            f"{gpus:g} GPUs and {cpus:g} CPU cores on {len(nodes)} nodes"
+        )
     if job.compute.actors != "auto":
         count = min(count, job.compute.actors)
     return ActorSize(count, per_actor, wanted)

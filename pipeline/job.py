@@ -7,8 +7,9 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, PositiveInt, model_validator
 
 import operators
+import priors
 import samplers
-from operators.registry import SpecError
+from operators.registry import SpecError, look_up
 from pipeline import score
 
 Spec = dict[str, Any]
@@ -96,6 +97,7 @@ class Job(Model):
         except SpecError as error:
             raise ValueError(f"degradation.{error}") from error
         samplers.build(self.sampler)
+        look_up("prior", priors.REGISTRY, self.prior)  # loading it is for the workers
         score.check(self.metrics, self.data.size)
         return self
 

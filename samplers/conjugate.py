@@ -135,7 +135,7 @@ class Conjugate:
             like=target,
             start=(path.a(times[0]).item(), path.s(times[0]).item()),
             steps=steps,
-            network_times=torch.tensor([step.network_time for step in steps]).to(like),
+            network_times=torch.tensor([step.network_time for step in steps], dtype=torch.float64).to(like),
             index=index.to(like.device),
         )
         return self._prepared
@@ -168,7 +168,8 @@ class Conjugate:
             time = job.network_times[k].expand(len(x))
             with torch.set_grad_enabled(self.vjps > 0):
                 leaf = x.detach().requires_grad_(self.vjps > 0)
-                u = prior(step.network_scale * leaf, time)
+                seen = leaf if step.network_scale == 1 else step.network_scale * leaf
+                u = prior(seen, time)
             spectral_u = operator.to_spectral(u.detach())
             if self.w == 0:
                 residual, pulled = None, None

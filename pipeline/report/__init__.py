@@ -1,13 +1,15 @@
-"""The report of a run: report.html, report.md, metrics.json and rows.parquet in its report folder."""
+"""The report of a run: report.html, report.md, pictures.png, metrics.json and rows.parquet."""
 
 import base64
 import json
 import math
 from datetime import UTC, datetime
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
+from PIL import Image
 
 from pipeline.aggregate import MEASURES, Summary, gallery, summarise
 from pipeline.commit import publish
@@ -23,6 +25,7 @@ TITLES = {
     "residual": "residual RMS(H x̂ − y) ↓",
     "seconds": "sampler, s per image",
 }
+SHEET_ROWS, GAP = 4, 4  # of pictures.png
 PARTS = {
     "read": "waiting for images",
     "degrade": "degrading",
@@ -51,6 +54,9 @@ def write_report(run: Run) -> Path:
         lstrip_blocks=True,
     )
     pictures = gallery(run, GALLERY)
+    if pictures:
+        with publish(folder / "pictures.png") as temporary:
+            contact_sheet(pictures[:SHEET_ROWS]).save(temporary, format="PNG")
     for name in ("report.md", "report.html"):
         text = environment.get_template(f"{name}.jinja").render(
             m=metrics,
@@ -129,6 +135,23 @@ def title(job: Job) -> str:
         else "noiseless"
     )
     return " · ".join([line(job.degradation.operator), noise, line(job.sampler), line(job.prior)])
+
+
+def contact_sheet(rows: list[dict[str, Any]]) -> Image.Image:
+    """Measurement, restoration and truth side by side, a sample per row; measurements are not smoothed."""
+    images = [
+        [Image.open(BytesIO(row[name])).convert("RGB") for name in ("measurement", "restored", "truth")]
+        for row in rows
+    ]
+    width, height = images[0][-1].size
+    sheet = Image.new("RGB", (3 * (width + GAP) - GAP, len(rows) * (height + GAP) - GAP), "white")
+    for y, pictures in enumerate(images):
+        for x, picture in enumerate(pictures):
+            sheet.paste(
+                picture.resize((width, height), Image.Resampling.NEAREST),
+                (x * (width + GAP), y * (height + GAP)),
+            )
+    return sheet
 
 
 def finite(value: float) -> float | None:

@@ -1,0 +1,77 @@
+"""The share of a job's wall time that is spent inside the network: its forwards and VJPs.
+
+    python benchmarks/network_share.py --shards imagenet256-sample-0000.tar --limit 8
+
+Runs the job in this process and times the network by module hooks, the VJPs included.
+"""
+
+import tempfile
+import time
+from typing import Annotated, Any
+
+import typer
+
+from pipeline.executors import default_device
+from pipeline.job import Job
+from pipeline.run import open_or_plan
+from pipeline.worker import Worker
+
+
+class Stopwatch:
+    """Seconds between the start and end hooks of a module, forward and backward."""
+
+    def __init__(self, module: Any):
+        self.seconds = {"forward": 0.0, "vjp": 0.0}
+        self.started = 0.0
+        module.register_forward_pre_hook(lambda *_: self.start())
+        module.register_forward_hook(lambda *_: self.stop("forward"))
+        module.register_full_backward_pre_hook(lambda *_: self.start())
+        module.register_full_backward_hook(lambda *_: self.stop("vjp"))
+
+    def start(self) -> None:
+        self.started = time.perf_counter()
+
+    def stop(self, part: str) -> None:
+        self.seconds[part] += time.perf_counter() - self.started
+
+
+def main(
+    shards: Annotated[str, typer.Option()],
+    limit: int = 8,
+    batch_size: int = 1,
+    threads: int = 2,
+) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        job = Job.model_validate(
+            {
+                "data": {"shards": shards, "size": 256, "fit": "resize_crop", "limit": limit},
+                "degradation": {"operator": {"name": "bicubic", "factor": 4}},
+                "sampler": {"name": "conjugate", "steps": 5, "w": 15},
+                "compute": {"batch_size": batch_size, "unit_size": limit, "cpus_per_actor": threads},
+                "output": folder,
+            }
+        )
+        run = open_or_plan(job)
+        worker = Worker(job, run.folder, default_device())
+        (unit,) = run.units()
+        # The first execution loads libraries; the second is what a long job does all the time.
+        worker.process_unit(unit, 1)
+        watch = Stopwatch(worker.stage.prior.network)  # type: ignore[attr-defined]
+        started = time.perf_counter()
+        commit = worker.process_unit(unit, 1)
+        wall = time.perf_counter() - started
+        run_parts = commit.seconds
+    network = sum(watch.seconds.values())
+    print(f"{limit} images, batch {batch_size}: {wall:.2f} s wall")
+    print("| part | s | share |\n|---|---|---|")
+    parts = {f"network {k}": v for k, v in watch.seconds.items()}
+    parts["sampler without network"] = run_parts["sample"] - network
+    parts |= {k: v for k, v in run_parts.items() if k not in ("sample", "total")}
+    parts["commit and the rest"] = wall - network - sum(list(parts.values())[2:])
+    for name, seconds in parts.items():
+        print(f"| {name} | {seconds:.3f} | {seconds / wall:.1%} |")
+    print(f"\ninside the network: {network / wall:.1%} of the wall time")
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,92 @@
+"""Shards, jobs and one Ray cluster for the whole session."""
+
+import io
+import tarfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from skimage import data
+from skimage.transform import resize
+
+from pipeline.job import Job
+
+SIZE = 32
+
+
+@pytest.fixture(scope="session", autouse=True)
+def two_threads() -> None:
+    torch.set_num_threads(2)
+
+
+def picture(number: int, size: int = SIZE) -> np.ndarray:
+    """A crop of a photograph, (size, size, 3) uint8, different for each number."""
+    photograph = resize(data.astronaut(), (128, 128), anti_aliasing=True)
+    rng = np.random.default_rng(number)
+    top, left = rng.integers(0, 128 - size + 1, 2)
+    return (photograph[top : top + size, left : left + size] * 255).round().astype(np.uint8)
+
+
+def encode(array: np.ndarray, kind: str = "PNG", **options: Any) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(array).save(buffer, format=kind, **options)
+    return buffer.getvalue()
+
+
+def write_tar(path: Path, members: list[tuple[str, bytes]]) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, "w") as tar:
+        for name, content in members:
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            tar.addfile(info, io.BytesIO(content))
+    return path
+
+
+@pytest.fixture(scope="session")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Three shards of four images each, with labels."""
+    folder = tmp_path_factory.mktemp("shards")
+    return [
+        write_tar(
+            folder / f"set-{s:04d}.tar",
+            [
+                (f"image_{i:03d}.{suffix}", content)
+                for i in range(4 * s, 4 * s + 4)
+                for suffix, content in (("png", encode(picture(i))), ("cls", str(i).encode()))
+            ],
+        )
+        for s in range(3)
+    ]
+
+
+@pytest.fixture
+def make_job(shards: list[Path], tmp_path: Path) -> Callable[..., Job]:
+    """A job on small shards; keyword arguments replace whole fields."""
+
+    def make(**fields: Any) -> Job:
+        values: dict[str, Any] = {
+            "data": {"shards": [str(s) for s in shards], "size": SIZE},
+            "degradation": {"operator": {"name": "average_pool", "factor": 4}, "sigma": 0.02},
+            "sampler": {"name": "conjugate", "steps": 2, "w": 15},
+            "metrics": ["psnr", "ssim"],
+            "compute": {"batch_size": 2, "unit_size": 3, "cpus_per_actor": 1},
+            "output": str(tmp_path / "run"),
+        }
+        return Job.model_validate(values | fields)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def ray_cluster() -> Iterator[str]:
+    """One local Ray with two cores for all tests that need it; its address."""
+    import ray
+
+    context = ray.init(num_cpus=2, include_dashboard=True, dashboard_port=0, log_to_driver=False)
+    yield context.dashboard_url
+    ray.shutdown()

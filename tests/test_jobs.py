@@ -1,0 +1,236 @@
+"""The command line and job files: what a user types and what comes back."""
+
+import json
+import re
+from pathlib import Path
+
+import jsonschema
+import pytest
+import yaml
+from conftest import SIZE, encode, picture, write_tar
+from typer.testing import CliRunner
+
+from jobs.cli import app
+from jobs.files import load_job, ready_jobs
+from pipeline.job import JobError
+
+ROOT = Path(__file__).parent.parent
+runner = CliRunner()
+
+
+@pytest.fixture
+def job_file(make_job, tmp_path) -> Path:
+    path = tmp_path / "job.yaml"
+    path.write_text(yaml.safe_dump(make_job().model_dump(mode="json")))
+    return path
+
+
+def kintsugi(*arguments: str | Path, raises: type[Exception] | None = None):
+    result = runner.invoke(app, [str(a) for a in arguments], env={"COLUMNS": "200"})
+    if raises is None and result.exception and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return result
+
+
+@pytest.mark.parametrize("name", ready_jobs())
+def test_ready_jobs_are_valid(name):
+    job = load_job(name, [])
+    assert job.data.size == 256
+    assert job.output == f"runs/{name}"
+
+
+def test_ready_jobs_cover_both_sets_and_every_task_noiseless_and_noisy():
+    tasks = ("sr4", "inpaint-box", "inpaint-random", "inpaint-freeform", "deblur")
+    wanted = {
+        f"{data}-{t}{noise}" for data in ("imagenet", "ffhq") for t in tasks for noise in ("", "-noisy")
+    }
+    assert wanted | {"quickstart"} == set(ready_jobs())
+    for name in wanted:
+        assert (load_job(name, []).degradation.sigma_y == 0.1) == name.endswith("-noisy")
+
+
+def test_overrides():
+    job = load_job("quickstart", ["sampler.steps=7", "compute.batch_size=3", "data.shards=[a.tar, b.tar]"], 5)
+    assert (job.sampler["steps"], job.compute.batch_size) == (7, 3)
+    assert (job.data.shards, job.data.limit) == (["a.tar", "b.tar"], 5)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("data.sice=3", "data.sice: no such field"),
+        ("data.size=big", "data.size: .*valid integer"),
+        ("data.size=-8", "data.size: .*greater than 0"),
+        ("sampler.name=magic", "sampler.name: no sampler 'magic'; choose one of conjugate"),
+        ("sampler.step=3", "sampler.step: 'conjugate' has no such parameter; it has: steps"),
+        ("sampler.order=4", "sampler.order: .*less than or equal to 3"),
+        ("degradation.operator.factor=0", "degradation.operator.factor: .*greater than 0"),
+        ("degradation.operator.factor=7", "degradation.operator 'bicubic': factor: 7 does not divide"),
+        ("degradation.sigma_range=[0,2]", "degradation.sigma_range"),
+        ("degradation.sigma=-1", "degradation.sigma: .*greater than or equal to 0"),
+        ("prior.name=magic", "prior.name: no prior 'magic'; choose one of natural"),
+        ("prior.path=/nowhere", "prior.path: 'natural' has no such parameter; it has: none"),
+        ("metrics=[psnr, fid]", "no metric 'fid'; choose from ms_ssim, psnr, ssim"),
+        ("data.size=64", "ms_ssim needs images of at least 176 pixels"),
+        ("compute=3", "compute"),
+        ("nonsense", "expected key.path=value"),
+        ("seed: 3=", "not valid YAML|no such field"),
+        ("data.shards=[", "not valid YAML"),
+    ],
+)
+def test_a_bad_field_is_named(override, message):
+    with pytest.raises(JobError, match=message):
+        load_job("quickstart", [override])
+
+
+def test_yaml_tags_do_not_run(tmp_path):
+    (tmp_path / "evil.yaml").write_text("data: !!python/object/apply:os.system ['echo pwned']\n")
+    with pytest.raises(JobError, match="not valid YAML"):
+        load_job(str(tmp_path / "evil.yaml"), [])
+
+
+def test_run_status_report_and_resume(job_file, make_job):
+    folder = make_job().output
+    first = kintsugi("run", job_file, "--address", "none")
+    assert first.exit_code == 0, first.output
+    assert "12 restored, 0 failed" in first.output
+    assert "12 of 12 samples, 6 of 6 units, 0 failed · complete" in kintsugi("status", folder).output
+    again = kintsugi("run", job_file, "--address", "none")
+    assert "12 samples done before" in again.output
+    assert again.exit_code == 0
+    assert kintsugi("report", folder).exit_code == 0
+
+
+def test_exit_code_2_when_samples_failed(make_job, tmp_path):
+    shard = write_tar(tmp_path / "s.tar", [("a.png", encode(picture(0))), ("b.png", b"no")])
+    (tmp_path / "job.yaml").write_text(
+        yaml.safe_dump(make_job(data={"shards": str(shard), "size": SIZE}).model_dump(mode="json"))
+    )
+    assert kintsugi("run", tmp_path / "job.yaml", "--address", "none").exit_code == 2
+
+
+def test_exit_code_130_and_resumption_after_ctrl_c(job_file, make_job, monkeypatch):
+    from pipeline.worker import Worker
+
+    original = Worker.process_unit
+
+    def interrupted(self, unit, attempt):
+        if unit.first >= 4:
+            raise KeyboardInterrupt
+        return original(self, unit, attempt)
+
+    monkeypatch.setattr(Worker, "process_unit", interrupted)
+    result = kintsugi("run", job_file, "--address", "none")
+    assert result.exit_code == 130
+    assert "4 of 12 samples are committed" in result.output
+    monkeypatch.undo()
+    assert kintsugi("run", job_file, "--address", "none").exit_code == 0
+
+
+def test_errors_go_to_stderr_with_exit_code_1(tmp_path):
+    import subprocess
+    import sys
+
+    command = [sys.executable, "-m", "jobs.cli", "run", str(tmp_path / "nothing.yaml")]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert result.returncode == 1
+    assert "no job file" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_limit(job_file):
+    assert "5 restored" in kintsugi("run", job_file, "--address", "none", "--limit", "5").output
+
+
+def test_plan_says_what_would_be_done_and_leaves_nothing(job_file, make_job):
+    result = kintsugi("plan", job_file)
+    for text in ("shards", "12", "6 of at most 3 samples", "s per image"):
+        assert text in result.output
+    assert not Path(make_job().output).exists()
+
+
+@pytest.mark.parametrize("kind", ["samplers", "operators", "priors", "metrics", "jobs"])
+def test_list(kind):
+    import operators
+    import priors
+    import samplers
+    from pipeline import score
+
+    expected = {
+        "samplers": samplers.REGISTRY,
+        "operators": operators.REGISTRY,
+        "priors": priors.REGISTRY,
+        "metrics": score.REGISTRY,
+        "jobs": ready_jobs(),
+    }[kind]
+    output = kintsugi("list", kind).output
+    assert all(name in output for name in expected)
+
+
+@pytest.mark.parametrize("command", ["run", "plan", "status", "report", "list", "shard", "submit"])
+def test_every_command_has_help_with_an_example(command):
+    output = kintsugi(command, "--help").output
+    assert re.search(rf"Examples?:.*kintsugi {command} ", output, re.DOTALL)
+
+
+def test_shard_a_folder_and_restore_it(make_job, tmp_path):
+    folder = tmp_path / "photos"
+    (folder / "sub").mkdir(parents=True)
+    for i, name in enumerate(["b.png", "a.v2.png", "sub/a.png"]):
+        (folder / name).write_bytes(encode(picture(i, 48)))
+    (folder / "broken.jpg").write_bytes(b"no image")
+    (folder / "notes.txt").write_text("ignored")
+    result = kintsugi("shard", folder, tmp_path / "out", "--size", SIZE, "--per-shard", "2")
+    assert result.exit_code == 2
+    assert "left out broken.jpg" in result.output
+    assert "3 images in 2 shards" in result.output
+    job = make_job(data={"shards": f"{tmp_path}/out/photos-{{000000..000001}}.tar", "size": SIZE})
+    (tmp_path / "job.yaml").write_text(yaml.safe_dump(job.model_dump(mode="json")))
+    assert kintsugi("run", tmp_path / "job.yaml", "--address", "none").exit_code == 0
+    import pyarrow.parquet as pq
+
+    rows = pq.read_table(Path(job.output) / "report" / "rows.parquet")
+    assert rows["key"].to_pylist() == ["a_v2", "b", "sub/a"]
+
+
+def test_shard_refuses_two_files_with_one_key(tmp_path):
+    for name in ("a.png", "a.jpg"):
+        (tmp_path / name).write_bytes(encode(picture(0)))
+    with pytest.raises(JobError, match=r"a\.jpg and a\.png would get the same key 'a'"):
+        kintsugi("shard", tmp_path, tmp_path / "out")
+
+
+def test_quickstart_photographs_are_there(tmp_path):
+    from pipeline import builtin
+    from pipeline.shards import index
+
+    shard = builtin.scikit_image_shard(tmp_path, 64)
+    content = shard.read_bytes()
+    assert len(list(index(shard))) == len(builtin.PHOTOGRAPHS)
+    shard.unlink()
+    assert builtin.scikit_image_shard(tmp_path, 64).read_bytes() == content
+
+
+def test_submit_runs_the_job_on_a_cluster(make_job, tmp_path, ray_cluster):
+    (tmp_path / "job.yaml").write_text(yaml.safe_dump(make_job().model_dump(mode="json")))
+    result = kintsugi("submit", tmp_path / "job.yaml", "--address", f"http://{ray_cluster}")
+    assert result.exit_code == 0, result.output
+    assert "12 restored, 0 failed" in result.output
+    metrics = json.loads((Path(make_job().output) / "report" / "metrics.json").read_text())
+    assert metrics["samples"]["ok"] == 12
+
+
+def test_submit_needs_a_place(job_file):
+    with pytest.raises(JobError, match=r"either --cluster .* or --address"):
+        kintsugi("submit", job_file)
+
+
+def test_cluster_yaml_fits_rays_schema():
+    import ray.autoscaler
+
+    schema = json.loads((Path(ray.autoscaler.__file__).parent / "ray-schema.json").read_text())
+    cluster = yaml.safe_load((ROOT / "cluster.yaml").read_text())
+    jsonschema.validate(cluster, schema)
+    assert cluster["head_node_type"] in cluster["available_node_types"]
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate(cluster | {"max_worker": 3}, schema)

@@ -1,0 +1,152 @@
+"""Planning: which samples there are, where they lie, and which shards are not what they seem."""
+
+import io
+import tarfile
+from pathlib import Path
+
+import pytest
+from conftest import SIZE, encode, picture, write_tar
+
+from pipeline.job import Data, JobError
+from pipeline.plan import make_plan, read_keys, read_units
+from pipeline.shards import DamagedShard, expand, index
+
+
+def plan(paths: list[Path], target: Path, unit_size: int = 3, **data):
+    return make_plan(Data(shards="unused", size=SIZE, **data), paths, unit_size, target)
+
+
+def complete_and_damage(path: Path) -> tuple[list[str], str | None]:
+    keys: list[str] = []
+    try:
+        for sample in index(path):
+            keys.append(sample.key)
+    except DamagedShard as damage:
+        return keys, str(damage)
+    return keys, None
+
+
+def test_units_cover_every_sample_once_and_in_order(shards, tmp_path):
+    summary = plan(shards, tmp_path / "plan.parquet")
+    units = list(read_units(tmp_path / "plan.parquet"))
+    keys = [key for unit in units for key in read_keys(tmp_path / "plan.parquet", unit.unit)]
+    assert keys == [f"image_{i:03d}" for i in range(12)]
+    assert [unit.samples for unit in units] == [3, 1] * 3
+    assert [unit.first for unit in units] == [0, 3, 4, 7, 8, 11]
+    assert (summary.samples, summary.units, summary.shards) == (12, 6, 3)
+
+
+def test_a_units_bytes_hold_exactly_its_samples(shards, tmp_path):
+    plan(shards, tmp_path / "plan.parquet")
+    for unit in read_units(tmp_path / "plan.parquet"):
+        content = Path(unit.shard).read_bytes()[unit.offset : unit.end]
+        with tarfile.open(fileobj=io.BytesIO(content + bytes(1024))) as tar:
+            names = tar.getnames()
+        keys = read_keys(tmp_path / "plan.parquet", unit.unit)
+        assert names == [f"{key}.{suffix}" for key in keys for suffix in ("png", "cls")]
+
+
+def test_the_same_plan_twice_is_the_same_file(shards, tmp_path):
+    for name in ("a", "b"):
+        plan(shards, tmp_path / name)
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+
+
+@pytest.mark.parametrize("limit", [1, 3, 4, 5, 12, 100])
+def test_limit(shards, tmp_path, limit):
+    assert plan(shards, tmp_path / "plan.parquet", limit=limit).samples == min(limit, 12)
+
+
+def test_braces_and_globs(shards):
+    folder = shards[0].parent
+    assert expand(f"{folder}/set-{{0000..0002}}.tar") == shards
+    assert expand(f"{folder}/*.tar") == shards
+    assert expand([f"{folder}/set-000[01].tar", str(shards[2])]) == shards
+    with pytest.raises(JobError, match=r"no such file.*set-0003\.tar"):
+        expand(f"{folder}/set-{{0002..0003}}.tar")
+    with pytest.raises(JobError, match="no such file"):
+        expand(f"{folder}/nothing*.tar")
+    with pytest.raises(JobError, match="named twice"):
+        expand([str(shards[0]), str(shards[0])])
+
+
+def test_a_shard_cut_anywhere_is_noticed(shards, tmp_path):
+    """Every 100th byte: header, content, member boundary, padding. tarfile alone notices few of them."""
+    whole = shards[0].read_bytes()
+    with tarfile.open(shards[0]) as tar:
+        end = max(m.offset_data + -(-m.size // 512) * 512 for m in tar.getmembers())
+        boundaries = [m.offset for m in tar.getmembers()]
+    cut = tmp_path / "cut.tar"
+    for length in [*range(0, end, 100), *boundaries, end, end + 512]:
+        cut.write_bytes(whole[:length])
+        keys, damage = complete_and_damage(cut)
+        assert damage is not None, f"cut at {length}"
+        assert keys == [f"image_{i:03d}" for i in range(len(keys))]
+
+
+def test_damaged_shards_are_refused_or_salvaged(shards, tmp_path):
+    cut = tmp_path / "cut.tar"
+    with tarfile.open(shards[0]) as tar:
+        middle = tar.getmember("image_002.png").offset_data + 100
+    cut.write_bytes(shards[0].read_bytes()[:middle])
+    with pytest.raises(JobError, match=r"damaged.*salvage.*\n.*cut\.tar: cut"):
+        plan([cut, shards[1]], tmp_path / "plan.parquet")
+    assert not (tmp_path / "plan.parquet").exists()
+    summary = plan([cut, shards[1]], tmp_path / "plan.parquet", damaged="salvage")
+    assert list(summary.damaged) == [str(cut)]
+    assert summary.samples == 3 + 4, "the sample that is cut is planned: it ends as a failed row"
+
+
+def test_not_a_tar(tmp_path):
+    (tmp_path / "text.tar").write_text("hello " * 500)
+    assert complete_and_damage(tmp_path / "text.tar")[1].startswith("not an uncompressed tar")
+
+
+def test_an_overwritten_header_is_noticed(shards, tmp_path):
+    content = bytearray(shards[0].read_bytes())
+    with tarfile.open(shards[0]) as tar:
+        third = tar.getmembers()[2].offset
+    content[third : third + 100] = b"x" * 100
+    (tmp_path / "bad.tar").write_bytes(content)
+    keys, damage = complete_and_damage(tmp_path / "bad.tar")
+    assert keys == ["image_000"]
+    assert f"header at byte {third}" in damage
+
+
+def test_empty_shards_are_named_and_a_job_without_samples_is_refused(shards, tmp_path):
+    empty = write_tar(tmp_path / "empty.tar", [])
+    assert plan([empty, shards[0]], tmp_path / "plan.parquet").empty == [str(empty)]
+    with pytest.raises(JobError, match="no samples"):
+        plan([empty], tmp_path / "plan.parquet")
+
+
+@pytest.mark.parametrize("adjacent", [True, False])
+def test_duplicate_keys_are_refused_with_their_places(tmp_path, adjacent):
+    image = encode(picture(0))
+    names = ["a.png", "a.png", "b.png"] if adjacent else ["a.png", "b.png", "a.png"]
+    shard = write_tar(tmp_path / "twice.tar", [(name, image) for name in names])
+    with pytest.raises(JobError, match=r"more than once.*\n.*'a' in .*twice\.tar.*twice\.tar"):
+        plan([shard], tmp_path / "plan.parquet")
+
+
+def test_the_same_key_in_two_shards_is_refused(shards, tmp_path):
+    copy = tmp_path / "copy.tar"
+    copy.write_bytes(shards[0].read_bytes())
+    with pytest.raises(JobError, match="4 keys occur more than once"):
+        plan([shards[0], copy], tmp_path / "plan.parquet")
+
+
+def test_grouping_is_webdatasets(tmp_path):
+    """Folders belong to keys, the suffix starts at the first dot, metadata members are skipped."""
+    from webdataset import WebDataset
+
+    members = [
+        ("dir/x.png", b"1"),
+        ("dir/x.seg.png", b"2"),
+        ("__meta__/info.json", b"{}"),
+        ("y.json", b"{}"),
+        ("dir/y.png", b"3"),
+    ]
+    shard = write_tar(tmp_path / "group.tar", members)
+    expected = [sample["__key__"] for sample in WebDataset(str(shard), shardshuffle=False)]
+    assert complete_and_damage(shard) == (expected, None)

@@ -1,0 +1,316 @@
+"""Runs: every key one row, the same rows however the job was executed, resumption, refusal."""
+
+import hashlib
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+import yaml
+from conftest import SIZE, encode, picture, write_tar
+from PIL import Image
+
+from pipeline.aggregate import committed
+from pipeline.commit import ROWS, commit_file, read_commit
+from pipeline.executors import Live, actor_size, in_process, on_ray
+from pipeline.job import Job, JobError, config_hash
+from pipeline.restore import Stage
+from pipeline.run import Run, open_or_plan
+
+
+def execute(job: Job, executor: Callable[..., Any] = in_process, *extra: Any) -> Run:
+    run = open_or_plan(job)
+    for _ in executor(job, run.folder, run.outstanding(), Live(), *extra):
+        pass
+    return run
+
+
+def rows(run: Run) -> list[dict[str, Any]]:
+    return [row for table, _ in committed(run, ROWS.names) for row in table.to_pylist()]
+
+
+def digests(run: Run) -> dict[str, str]:
+    return {
+        f.name: hashlib.sha256(f.read_bytes()).hexdigest() for f in sorted((run.folder / "data").iterdir())
+    }
+
+
+@pytest.fixture
+def finished(make_job) -> Run:
+    return execute(make_job())
+
+
+def test_every_key_ends_as_exactly_one_row(finished):
+    found = rows(finished)
+    assert [row["key"] for row in found] == [f"image_{i:03d}" for i in range(12)]
+    assert {row["status"] for row in found} == {"ok"}
+    assert all(row["psnr"] > 15 and row["forwards"] == row["vjps"] == 2 for row in found)
+    assert [row["label"] for row in found] == list(range(12))
+
+
+def test_the_row_says_what_was_done(make_job):
+    """Pixels and residual of a row equal those of the stage called directly."""
+    job = make_job(compute={"batch_size": 1, "cpus_per_actor": 1})
+    row = rows(execute(job))[0]
+    (direct,) = Stage(job, "cpu").run(["image_000"], picture(0)[None])
+    restored = np.asarray(Image.open(io.BytesIO(row["restored"])))
+    np.testing.assert_array_equal(restored, direct.restored)
+    assert row["residual"] == direct.residual
+    mse = np.mean((restored / 255.0 - picture(0) / 255.0) ** 2)
+    assert row["psnr"] == pytest.approx(-10 * np.log10(mse), abs=0.02)  # the row's is not rounded to 8 bits
+
+
+def test_a_second_execution_writes_the_same_bytes(make_job, tmp_path):
+    first, second = (execute(make_job(output=str(tmp_path / name))) for name in ("a", "b"))
+    assert digests(first) == digests(second)
+
+
+def test_batch_size_changes_no_result(make_job, tmp_path):
+    alone, together = (
+        rows(
+            execute(
+                make_job(
+                    output=str(tmp_path / str(batch)),
+                    compute={"batch_size": batch, "unit_size": 4, "cpus_per_actor": 1},
+                )
+            )
+        )
+        for batch in (1, 4)
+    )
+    for one, many in zip(alone, together, strict=True):
+        assert one["psnr"] == pytest.approx(many["psnr"], abs=1e-3)
+
+
+def test_resuming_redoes_only_what_is_missing(make_job, finished):
+    before = digests(finished)
+    units = sorted((finished.folder / "commits").iterdir())
+    kept = units[0].stat().st_mtime_ns
+    units[1].unlink()  # no record: not done
+    units[2].write_text(units[2].read_text()[:50])  # a torn record is no record
+    victim = finished.folder / "data" / units[3].with_suffix(".parquet").name
+    victim.unlink()  # a record without its data is no record
+    again = open_or_plan(make_job())
+    assert [u.unit for u in again.outstanding()] == [p.stem for p in units[1:4]]
+    execute(make_job())
+    assert digests(finished) == before
+    assert units[0].stat().st_mtime_ns == kept
+    assert not list(open_or_plan(make_job()).outstanding())
+
+
+def test_a_data_file_that_was_changed_is_not_reported(finished):
+    file = next((finished.folder / "data").iterdir())
+    content = bytearray(file.read_bytes())
+    content[100] ^= 1
+    file.write_bytes(content)
+    with pytest.raises(JobError, match="not the file that was committed"):
+        rows(finished)
+
+
+def test_a_changed_job_is_refused_with_the_fields(make_job, finished):
+    changed = make_job(sampler={"name": "conjugate", "steps": 3, "w": 15}, seed=7)
+    with pytest.raises(JobError, match=r"seed: 0 → 7\n.*sampler.steps: 2 → 3"):
+        open_or_plan(changed)
+
+
+def test_actors_may_change_between_executions(make_job, finished):
+    more = make_job(compute={"batch_size": 2, "unit_size": 3, "cpus_per_actor": 1, "actors": 7})
+    assert open_or_plan(more).folder == finished.folder
+
+
+def test_a_shard_that_changed_is_refused(make_job, tmp_path):
+    shard = write_tar(tmp_path / "s.tar", [("a.png", encode(picture(0)))])
+    job = make_job(data={"shards": str(shard), "size": SIZE})
+    execute(job)
+    write_tar(shard, [("a.png", encode(picture(0))), ("b.png", encode(picture(1, 64)))])
+    with pytest.raises(JobError, match="changed since the plan"):
+        open_or_plan(job)
+
+
+def test_failed_samples_are_rows_and_the_rest_is_done(make_job, tmp_path):
+    contents = [encode(picture(0)), b"nonsense", encode(picture(2, 40)), encode(picture(3))]
+    shard = write_tar(tmp_path / "mixed.tar", [(f"{i}.png", c) for i, c in enumerate(contents)])
+    found = rows(execute(make_job(data={"shards": str(shard), "size": SIZE})))
+    assert [row["status"] for row in found] == ["ok", "failed", "failed", "ok"]
+    assert found[1]["error"].startswith("UnidentifiedImageError:")
+    assert "data.fit=resize_crop" in found[2]["error"]
+    assert found[1]["psnr"] is None
+
+
+def test_a_sample_that_breaks_the_sampler_fails_alone(make_job, monkeypatch):
+    """A batch that raises is done again one by one."""
+    original = Stage.run
+
+    def run(self, keys, images):
+        if "image_001" in keys:
+            raise RuntimeError("poison")
+        return original(self, keys, images)
+
+    monkeypatch.setattr(Stage, "run", run)
+    found = rows(execute(make_job()))
+    assert [row["key"] for row in found if row["status"] == "failed"] == ["image_001"]
+    assert next(r for r in found if r["status"] == "failed")["error"] == "RuntimeError: poison"
+
+
+def test_a_result_that_is_not_finite_is_a_failed_row(make_job):
+    job = make_job(sampler={"name": "conjugate", "steps": 2, "w": 0, "lam": 1e30})
+    found = rows(execute(job))
+    assert {row["status"] for row in found} == {"failed"}
+    assert found[0]["error"].startswith("NotFinite")
+
+
+def test_out_of_device_memory_halves_the_batch_and_remembers(make_job, monkeypatch):
+    original = Stage.run_batch
+
+    def run_batch(self, keys, images):
+        if len(keys) > 1:
+            raise torch.OutOfMemoryError("injected")
+        return original(self, keys, images)
+
+    monkeypatch.setattr(Stage, "run_batch", run_batch)
+    stage = Stage(make_job(compute={"batch_size": 4, "cpus_per_actor": 1}), "cpu")
+    results = stage.run([f"image_{i:03d}" for i in range(4)], np.stack([picture(i) for i in range(4)]))
+    assert [r.batch_size for r in results] == [1] * 4
+    assert stage.largest_batch == 1
+
+
+def test_identical_images_have_infinite_psnr(make_job, tmp_path):
+    shard = write_tar(tmp_path / "s.tar", [("a.png", encode(np.full((SIZE, SIZE, 3), 255, np.uint8)))])
+    job = make_job(
+        data={"shards": str(shard), "size": SIZE},
+        degradation={"operator": {"name": "denoise"}},
+        sampler={"name": "conjugate", "steps": 5, "w": 30},
+        metrics=["psnr"],
+    )
+    assert rows(execute(job))[0]["psnr"] > 40
+
+
+# ---- on Ray
+
+
+def test_one_and_two_ray_actors_and_no_ray_give_the_same_rows(make_job, tmp_path, ray_cluster):
+    runs = [execute(make_job(output=str(tmp_path / "none")))]
+    for actors in (1, 2):
+        job = make_job(
+            output=str(tmp_path / str(actors)),
+            compute={"batch_size": 2, "unit_size": 3, "cpus_per_actor": 1, "actors": actors},
+        )
+        runs.append(execute(job, on_ray, None))
+    assert digests(runs[0]) == digests(runs[1]) == digests(runs[2])
+
+
+def test_a_unit_that_kills_its_workers_is_given_up_and_the_rest_done(make_job, ray_cluster, monkeypatch):
+    from pipeline import executors
+
+    class Deadly(executors.RayWorker):
+        def process_unit(self, unit, attempt):
+            if unit.unit == "00001-0000000":
+                os._exit(1)  # no exception, no goodbye
+            return super().process_unit(unit, attempt)
+
+    monkeypatch.setattr(executors, "RayWorker", Deadly)
+    job = make_job(compute={"batch_size": 2, "unit_size": 3, "cpus_per_actor": 1, "attempts": 2, "actors": 1})
+    found = rows(execute(job, on_ray, None))
+    assert [row["key"] for row in found] == [f"image_{i:03d}" for i in range(12)]
+    assert [row["key"] for row in found if row["status"] == "failed"] == [
+        "image_004",
+        "image_005",
+        "image_006",
+    ]
+    assert "Actor" in found[4]["error"]
+
+
+def test_workers_that_cannot_start_end_the_job(make_job, ray_cluster, monkeypatch):
+    from pipeline import executors
+
+    class Broken(executors.RayWorker):
+        def __init__(self, job, run, device):
+            raise JobError("no weights at /nowhere")
+
+    monkeypatch.setattr(executors, "RayWorker", Broken)
+    with pytest.raises(JobError, match=r"cannot start.*no weights at /nowhere"):
+        execute(make_job(), on_ray, None)
+
+
+# ---- the driver killed
+
+
+def test_killed_at_random_and_run_again_the_result_is_the_same(make_job, tmp_path):
+    """kill -9 of the driver at random moments, then the same command: the bytes of an undisturbed run."""
+    undisturbed = execute(make_job(output=str(tmp_path / "calm")))
+    job_file = tmp_path / "job.yaml"
+    disturbed = make_job(output=str(tmp_path / "stormy"))
+    job_file.write_text(yaml.safe_dump(disturbed.model_dump(mode="json")))
+    command = [sys.executable, "-m", "jobs.cli", "run", str(job_file), "--address", "none"]
+    rng = np.random.default_rng(0)
+    killed = 0
+    folder = tmp_path / "stormy"
+    for _ in range(4):
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        target = len(list((folder / "data").glob("*"))) + 1 if folder.exists() else 1
+        deadline = time.time() + 60
+        while process.poll() is None and time.time() < deadline:
+            if folder.exists() and len(list((folder / "data").glob("*"))) >= target:
+                break
+            time.sleep(0.002)
+        time.sleep(rng.uniform(0, 0.1))
+        if process.poll() is None:
+            process.send_signal(signal.SIGKILL)
+            killed += 1
+        process.wait()
+    assert killed >= 2, "the kills must fall into the run"
+    assert subprocess.run(command, capture_output=True, timeout=120, check=False).returncode == 0
+    assert digests(Run.open(folder)) == digests(undisturbed)
+    assert not [f for f in (folder / "data").iterdir() if f.suffix != ".parquet"], "no temporary files stay"
+
+
+def test_a_commit_of_another_configuration_does_not_count(finished):
+    unit = next(finished.units()).unit
+    assert read_commit(finished.folder, unit, config_hash(finished.job)) is not None
+    assert read_commit(finished.folder, unit, "0" * 64) is None
+
+
+def test_commit_records_say_who_made_them(finished):
+    record = json.loads(commit_file(finished.folder, next(finished.units()).unit).read_text())
+    assert record["made_by"]["torch"] == torch.__version__.split("+")[0]
+    assert len(record["prior_sha256"]) == 64
+    assert record["seconds"]["sample"] > 0
+
+
+def test_rows_have_the_promised_columns(finished):
+    table = pq.read_table(next((finished.folder / "data").iterdir()))
+    promised = "key shard status error seed forwards vjps batch_size psnr ssim lpips residual"
+    assert set(promised.split()) <= set(table.column_names)
+
+
+@pytest.mark.parametrize(
+    ("nodes", "compute", "expected"),
+    [
+        ([{"CPU": 2}], {}, (1, 2, 0)),
+        ([{"CPU": 1}], {}, (1, 1, 0)),
+        ([{"CPU": 64}, {"CPU": 7}], {}, (35, 2, 0)),
+        ([{"CPU": 64}], {"actors": 3}, (3, 2, 0)),
+        ([{"CPU": 96, "GPU": 8}], {}, (8, 2, 1)),
+        ([{"CPU": 64}, {"CPU": 8, "GPU": 8}], {}, (8, 1, 1)),  # the head's cores do not help the GPU node
+        ([{"CPU": 4, "GPU": 8}], {}, (8, 0.5, 1)),
+        ([{"CPU": 16, "GPU": 2}, {"CPU": 16, "GPU": 1}], {"gpus_per_actor": 2}, (1, 2, 2)),
+        ([{"CPU": 16, "GPU": 2}], {"gpus_per_actor": 0.5, "cpus_per_actor": 8}, (4, 4, 0.5)),
+        ([{"CPU": 16, "GPU": 2}], {"gpus_per_actor": 0}, (8, 2, 0)),
+    ],
+)
+def test_actors_fill_the_cluster(make_job, nodes, compute, expected):
+    size = actor_size(make_job(compute=compute), nodes, Live())
+    assert (size.count, size.cpus, size.gpus) == expected
+
+
+def test_a_cluster_that_holds_no_actor_is_refused(make_job):
+    with pytest.raises(JobError, match=r"gpus_per_actor.*1 GPUs and 4 CPU"):
+        actor_size(make_job(compute={"gpus_per_actor": 2}), [{"CPU": 4, "GPU": 1}], Live())

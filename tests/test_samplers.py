@@ -1,0 +1,469 @@
+"""The samplers against reference trajectories, exact posteriors and their stated orders."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import operators
+import samplers
+from priors.analytic import LowRankMixture, StandardNormal
+from priors.paths import DDPM, RectifiedFlow, VariancePreserving
+
+D = torch.float64
+VP, FLOW, LABELS = VariancePreserving(), RectifiedFlow(), DDPM()
+GOLDEN = dict(np.load(Path(__file__).parent / "golden" / "conjugate.npz"))
+CASES = sorted({key.rsplit("|", 1)[0] for key in GOLDEN if "|" in key})
+SHAPE = (1, 8, 8)
+
+
+def draw(*shape, seed=0, dtype=D):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=D).to(dtype)
+
+
+def build(name="conjugate", **parameters):
+    return samplers.build({"name": name, **parameters})
+
+
+def bicubic(shape=SHAPE, dtype=D):
+    return operators.build({"name": "bicubic", "factor": 2}, shape, dtype=dtype)
+
+
+def mixture(path=VP, parametrization="eps", shape=SHAPE):
+    """Three modes, each with two directions of variation: smooth, and far from Gaussian."""
+    n = int(np.prod(shape))
+    factors = torch.linalg.qr(draw(3, n, 2, seed=1))[0].mT.reshape(3, 2, *shape)
+    weights = torch.tensor([0.5, 0.3, 0.2], dtype=D)
+    return LowRankMixture(0.6 * draw(3, *shape), 2 * factors, 0.3, weights, path, parametrization)
+
+
+def restore(sampler, prior=None, operator=None, y=None, noise=None, sigma_y=0.0, **options):
+    """A restoration of two images by default."""
+    operator = operator or bicubic()
+    y = operator.forward(0.6 * draw(2, *operator.image_shape)) if y is None else y
+    noise = draw(len(y), *operator.image_shape, seed=2) if noise is None else noise
+    return sampler(prior or mixture(), operator, y, noise, sigma_y=sigma_y, **options)
+
+
+def relative_error(image, reference):
+    return ((image - reference).norm() / reference.norm()).item()
+
+
+# Golden trajectories.
+
+
+class GoldenPrior:
+    """The network of golden/README.md."""
+
+    path, parametrization = VP, "eps"
+
+    def __call__(self, x, t):
+        return (
+            0.9 * x
+            + 0.05 * torch.sin(2 * torch.roll(x, 1, dims=-1))
+            + 0.03 * torch.cos(3 * torch.roll(x, 2, dims=-2))
+        )
+
+
+def golden(case, field):
+    return torch.from_numpy(GOLDEN[f"{case}|{field}"])
+
+
+def golden_sampler(case):
+    method, _, w, lam, steps, start, _ = case.split("|")
+    spec = {"w": float(w[1:]), "lam": float(lam[3:]), "steps": int(steps[3:]), "start": 1 - float(start[5:])}
+    if method == "pgdm":
+        spec |= {"absorb": "unconditional", "schedule": "pigdm"}
+    return build(**spec, end=0.001)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_golden_trajectories(case):
+    mask = torch.from_numpy(GOLDEN["mask"])
+    spec = {"name": "inpaint", "mask": mask} if "|mask|" in case else {"name": "bicubic"}
+    operator = operators.build(spec, (3, 32, 32), dtype=D)
+    y = operator.forward(torch.from_numpy(GOLDEN["x_true"]).double())
+    torch.testing.assert_close(y.flatten(1).float(), golden(case, "y"), rtol=0, atol=1e-5)
+    trajectory = []
+    restored = restore(
+        golden_sampler(case),
+        GoldenPrior(),
+        operator,
+        y,
+        torch.from_numpy(GOLDEN["noise"]).double(),
+        callback=lambda k, x, x0: trajectory.append((k, x, x0)),
+    )
+    assert [k for k, _, _ in trajectory] == list(range(restored.forwards))
+    tolerance = 2e-3 if case.startswith("cpgdm") else 1e-4
+    assert relative_error(trajectory[0][1], golden(case, "init")) < 1e-5
+    assert relative_error(trajectory[-1][2], golden(case, "x0hat")) < tolerance
+    assert relative_error(restored.image, golden(case, "final")) < tolerance
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if case.startswith("cpgdm")])
+def test_golden_coefficients(case):
+    """phi_* accumulate A(t_{k+1}) times our weights; their P part adds to the identity part in the range."""
+    sampler = golden_sampler(case)
+    job = sampler.coefficients(GoldenPrior(), torch.tensor([0.0, 1.0], dtype=D), 0.0)
+    b = VP.integrated_beta(job.times)[:, None]
+    a = torch.exp(sampler.lam * job.times[:, None] + b / 2 - sampler.w * b / 2 * torch.tensor([0.0, 1.0]))
+    weights = [step.advance for step in job.steps]
+    ours = {
+        "phi_y": torch.stack([w.y[1] for w in weights]) * a[1:, 1],
+        "phi_s": torch.stack([w.u[0] for w in weights]) * a[1:],
+        "phi_j": torch.stack([w.e[0] for w in weights]) * a[1:],
+    }
+    for name, increments in ours.items():
+        reference = golden(case, name)
+        if reference.ndim == 2:
+            reference = torch.stack([reference[:, 0], reference.sum(1)], dim=1)
+        total = increments.cumsum(0)
+        expected = reference[1:] - reference[0]
+        assert (total - expected).abs().max() < 2e-5 * expected.abs().max(), name
+
+
+# No guidance: DDIM.
+
+
+@pytest.mark.parametrize("path", [VP, LABELS], ids=["vp", "ddpm"])
+@pytest.mark.parametrize("end", [None, 0.0])
+@pytest.mark.parametrize(
+    "sampler", [{"name": "ddim"}, {"w": 0.0}, {"w": 0.0, "absorb": "unconditional"}], ids=str
+)
+def test_without_guidance_it_is_textbook_ddim(path, end, sampler):
+    prior, operator = mixture(path), bicubic()
+    y, z = operator.forward(draw(2, *SHAPE)), draw(2, *SHAPE, seed=2)
+    sampler = build(**sampler, steps=6, end=end)
+    times = sampler.coefficients(prior, torch.ones(1, dtype=D), 0.0).times
+    alpha_bar = path.a(times) ** 2
+    x = alpha_bar[0].sqrt() * operator.pinv(y) + (1 - alpha_bar[0]).sqrt() * z
+    for k in range(6):
+        eps = prior(x, times[k].expand(2))
+        x0 = (x - (1 - alpha_bar[k]).sqrt() * eps) / alpha_bar[k].sqrt()
+        x = alpha_bar[k + 1].sqrt() * x0 + (1 - alpha_bar[k + 1]).sqrt() * eps
+    restored = restore(sampler, prior, operator, y, z)
+    torch.testing.assert_close(restored.image, x, rtol=1e-9, atol=1e-9)
+    assert (restored.forwards, restored.vjps) == (6, 0)
+
+
+def test_without_guidance_the_noise_level_of_the_measurement_is_irrelevant():
+    assert torch.equal(restore(build("ddim"), sigma_y=0.3).image, restore(build("ddim")).image)
+
+
+# Convergence.
+
+
+@pytest.fixture(scope="module", params=[(0.0, 0.0), (0.0, -0.5), (0.1, 0.0), (0.1, -0.5)], ids=str)
+def limit(request):
+    """(σ_y, λ, the limit of a finely resolved guided trajectory)."""
+    sigma_y, lam = request.param
+    sampler = build(steps=512, order=3, lam=lam, w=3.0, start=0.6, end=0.05)
+    return sigma_y, lam, restore(sampler, sigma_y=sigma_y).image
+
+
+@pytest.mark.parametrize("order", [1, 2, 3])
+@pytest.mark.parametrize("absorb", ["conditional", "unconditional"])
+def test_both_integrators_converge_to_one_trajectory_at_their_order(limit, absorb, order):
+    sigma_y, lam, expected = limit
+    errors = [
+        relative_error(
+            restore(
+                build(steps=steps, order=order, absorb=absorb, lam=lam, w=3.0, start=0.6, end=0.05),
+                sigma_y=sigma_y,
+            ).image,
+            expected,
+        )
+        for steps in (32, 64)
+    ]
+    assert errors[1] < {1: 2e-2, 2: 2e-3, 3: 2e-4}[order]
+    assert order - 0.25 < np.log2(errors[0] / errors[1]) < order + 0.5
+
+
+def test_without_the_jacobian_both_integrators_still_agree():
+    limits = [
+        restore(build(steps=200, order=3, absorb=absorb, jacobian=False, w=3.0, end=0.05)).image
+        for absorb in ("conditional", "unconditional")
+    ]
+    assert relative_error(*limits) < 1e-5
+    assert relative_error(limits[0], restore(build(steps=200, order=3, w=3.0, end=0.05)).image) > 1e-2
+
+
+# The exact posterior of a Gaussian.
+
+POSTERIOR = {
+    "vp-eps-conditional": (VP, "eps", {"steps": 200, "order": 3}, 1.5e-2, 1e-3),
+    "vp-eps-conditional-euler": (VP, "eps", {"steps": 400}, 6e-2, 2e-2),
+    "vp-eps-unconditional": (VP, "eps", {"steps": 200, "order": 3, "absorb": "unconditional"}, 6e-3, 5e-4),
+    "vp-x0-conditional": (VP, "x0", {"steps": 200, "order": 3, "grid": "logsnr"}, 6e-3, 5e-4),
+    "ddpm-eps-conditional": (LABELS, "eps", {"steps": 200, "order": 3}, 1.5e-2, 1e-3),
+    "flow-v-conditional": (FLOW, "v", {"steps": 200, "order": 3}, 2e-3, 3e-3),
+}
+
+
+@pytest.mark.parametrize("sigma_y", [0.0, 0.1])
+@pytest.mark.parametrize(
+    "degradation",
+    [{"name": "bicubic", "factor": 2}, {"name": "gaussian_blur", "sigma": 1.0, "taps": 9}],
+    ids=str,
+)
+@pytest.mark.parametrize("setting", POSTERIOR)
+def test_samples_from_pure_noise_have_the_exact_gaussian_posterior(setting, degradation, sigma_y):
+    """x₀ ~ N(0, I), w = 1, constant schedule: the result is affine in the start noise.
+
+    The unit vectors give its matrix. The mean is pushed through from the posterior's own at the start:
+    on VP that is not quite pure noise (a = 0.0066), so that the warm start a H⁺y would show.
+    """
+    path, parametrization, parameters, mean_tolerance, covariance_tolerance = POSTERIOR[setting]
+    shape, n = (1, 6, 8), 48
+    identity = torch.eye(n, dtype=D)
+    operator = operators.build(degradation, shape, dtype=D)
+    h = operator.forward(identity.view(n, *shape)).flatten(1).T
+    y = operator.forward(draw(1, *shape)) + sigma_y * draw(1, *operator.measurement_shape, seed=1)
+    inverse = torch.linalg.pinv(h, rtol=1e-9)
+    if sigma_y == 0:
+        covariance, mean = identity - inverse @ h, inverse @ y.flatten()
+    else:
+        covariance = torch.linalg.inv(identity + h.T @ h / sigma_y**2)
+        mean = covariance @ h.T @ y.flatten() / sigma_y**2
+
+    sampler = build(w=1.0, schedule="constant", start=path.noise_time, **parameters)
+    prior = StandardNormal(path, parametrization)
+    times = sampler.coefficients(prior, torch.ones(1, dtype=D), sigma_y).times
+    a, s = path.a(times), path.s(times)
+    start = a[0] / s[0] * (mean - inverse @ y.flatten())
+    noise = torch.cat([start[None], start + identity]).view(-1, *shape)
+    outputs = restore(sampler, prior, operator, y.expand(n + 1, -1, -1, -1), noise, sigma_y).image.flatten(1)
+    matrix = (outputs[1:] - outputs[0]).T
+    errors = (
+        relative_error(outputs[0], a[-1] * mean),
+        torch.linalg.matrix_norm(
+            matrix @ matrix.T - (a[-1] ** 2 * covariance + s[-1] ** 2 * identity), 2
+        ).item(),
+    )
+    assert errors[0] < mean_tolerance
+    assert errors[1] < covariance_tolerance
+
+
+# Paths and parametrisations.
+
+LEVELS = torch.tensor([-0.5, 1.0], dtype=D)
+"""log(a/s) where the trajectories of this section begin and end."""
+
+
+def rescaled(path, parametrization, steps, sampler_path="prior"):
+    """x / a at the end: what a trajectory is whatever path it was followed on."""
+    own = {"prior": path, "vp": VP, "flow": FLOW}[sampler_path]
+    start, end = own.time_of(LEVELS).tolist()
+    sampler = build(steps=steps, order=3, w=2.0, schedule="pigdm", start=start, end=end, path=sampler_path)
+    return restore(sampler, mixture(path, parametrization)).image / own.a(torch.tensor(end, dtype=D))
+
+
+@pytest.fixture(scope="module")
+def on_diffusion():
+    return rescaled(VP, "eps", steps=200)
+
+
+@pytest.mark.parametrize(
+    ("path", "parametrization", "sampler_path"),
+    [
+        (VP, "v", "prior"),
+        (VP, "x0", "prior"),
+        (LABELS, "eps", "prior"),
+        (LABELS, "v", "prior"),
+        (LABELS, "x0", "prior"),
+        (FLOW, "eps", "prior"),
+        (FLOW, "v", "prior"),
+        (FLOW, "x0", "prior"),
+        (VP, "eps", "flow"),
+        (LABELS, "eps", "flow"),
+        (FLOW, "v", "vp"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else type(value).__name__,
+)
+def test_the_limit_depends_on_the_distribution_alone(on_diffusion, path, parametrization, sampler_path):
+    """Not on the path, nor on what the network predicts (schedules in r² alone, such as pigdm)."""
+    error = relative_error(rescaled(path, parametrization, 64, sampler_path), on_diffusion)
+    print(path, parametrization, sampler_path, error)
+    assert error < 1e-3
+
+
+@pytest.mark.parametrize("path", [VP, LABELS], ids=["vp", "ddpm"])
+def test_an_eps_network_of_a_diffusion_serves_the_flow_exactly(path):
+    native = restore(build(w=5.0), mixture(FLOW, "eps")).image
+    moved = restore(build(w=5.0, path="flow"), mixture(path, "eps")).image
+    torch.testing.assert_close(moved, native, rtol=1e-12, atol=1e-12)
+
+
+def test_default_times_are_the_same_noise_levels_on_every_path():
+    expected = VP.a(torch.tensor([0.4, 0.001], dtype=D)) / VP.s(torch.tensor([0.4, 0.001], dtype=D))
+    for path in (VP, LABELS, FLOW):
+        times = build().coefficients(mixture(path), torch.ones(1, dtype=D), 0.0).times[[0, -1]]
+        torch.testing.assert_close(path.a(times) / path.s(times), expected, rtol=1e-9, atol=0)
+
+
+def test_presets_are_settings_of_the_one_integrator():
+    plain = build(absorb="unconditional", schedule="pigdm", w=3.0, steps=4)
+    assert torch.equal(restore(build("pigdm", w=3.0, steps=4)).image, restore(plain).image)
+
+
+# What holds for every job.
+
+
+class Counting:
+    """A prior that counts its evaluations and the vector-Jacobian products through it, per sample."""
+
+    def __init__(self, prior):
+        self.prior, self.path, self.parametrization = prior, prior.path, prior.parametrization
+        self.forwards = self.vjps = 0
+        self.recorded = []
+
+    def __call__(self, x, t):
+        assert t.shape == (len(x),)
+        self.forwards += len(x)
+        self.recorded.append(torch.is_grad_enabled())
+        u = self.prior(x, t)
+        if u.requires_grad:
+            u.register_hook(self.count_vjp)
+        return u
+
+    def count_vjp(self, cotangent):
+        self.vjps += len(cotangent)
+
+
+@pytest.mark.parametrize("steps", [1, 5])
+@pytest.mark.parametrize("order", [1, 3])
+@pytest.mark.parametrize(
+    ("parameters", "vjps_per_step"),
+    [({}, 1), ({"absorb": "unconditional"}, 1), ({"jacobian": False}, 0), ({"w": 0.0}, 0)],
+    ids=str,
+)
+def test_evaluations_are_counted_honestly(parameters, vjps_per_step, order, steps):
+    prior = Counting(mixture())
+    restored = restore(build(steps=steps, order=order, **parameters), prior)
+    assert (restored.forwards, restored.vjps) == (steps, steps * vjps_per_step)
+    assert (prior.forwards, prior.vjps) == (2 * restored.forwards, 2 * restored.vjps)
+    assert prior.recorded == [vjps_per_step > 0] * steps
+    assert not restored.image.requires_grad
+
+
+@pytest.mark.parametrize(
+    "spec", [{"name": name} for name in samplers.REGISTRY] + [{"name": "conjugate", "order": 3}], ids=str
+)
+@pytest.mark.parametrize("sigma_y", [0.0, 0.1])
+def test_a_restoration_does_not_depend_on_its_batch(spec, sigma_y):
+    operator, sampler, keys = bicubic(), samplers.build(spec), ["a", "b", "c"]
+    y = operator.forward(draw(3, *SHAPE))
+    together = restore(sampler, None, operator, y, KeyedNoise(0, keys), sigma_y).image
+    for i in range(3):
+        alone = restore(sampler, None, operator, y[i : i + 1], KeyedNoise(0, keys[i : i + 1]), sigma_y).image
+        torch.testing.assert_close(alone[0], together[i], rtol=1e-10, atol=1e-10)
+    swapped = restore(sampler, None, operator, y.flip(0), KeyedNoise(0, keys[::-1]), sigma_y).image
+    torch.testing.assert_close(swapped.flip(0), together, rtol=1e-10, atol=1e-10)
+
+
+def test_a_sampler_can_be_used_for_one_job_after_another():
+    sampler = build()
+    half = operators.build({"name": "inpaint", "mask": "half"}, SHAPE, dtype=D)
+    jobs = [
+        {},
+        {"sigma_y": 0.1},
+        {"operator": half},
+        {"prior": mixture(FLOW, "v")},
+        {"operator": bicubic(dtype=torch.float32), "y": draw(2, 1, 4, 4, dtype=torch.float32)},
+        {},
+    ]
+    for job in jobs:
+        assert torch.equal(restore(sampler, **job).image, restore(build(), **job).image)
+
+
+def test_single_precision_agrees_with_double():
+    for name in samplers.REGISTRY:
+        single, double = (
+            restore(
+                build(name), operator=bicubic(dtype=dtype), y=draw(2, 1, 4, 4, dtype=torch.float32).to(dtype)
+            )
+            for dtype in (torch.float32, D)
+        )
+        assert single.image.dtype == torch.float32
+        assert relative_error(single.image.double(), double.image) < 1e-4
+
+
+REQUIRED = {"inpaint": {"mask": "random"}}
+
+
+@pytest.mark.parametrize("sigma_y", [0.0, 0.01, 0.1, 0.5])
+@pytest.mark.parametrize("name", operators.REGISTRY)
+def test_the_conjugate_sampler_is_stable_at_every_guidance_strength(name, sigma_y):
+    """Where the released implementation diverges (mean |x| of 6e19)."""
+    shape = (3, 16, 16)
+    operator = operators.build({"name": name, **REQUIRED.get(name, {})}, shape)
+    y = operator.forward(draw(2, *shape).float().clamp(-1, 1))
+    y = y + sigma_y * draw(*y.shape, seed=1).float()
+    for w in (1.0, 5.0, 15.0, 30.0):
+        image = restore(build(w=w), GoldenPrior(), operator, y, sigma_y=sigma_y).image
+        assert torch.isfinite(image).all()
+        assert image.abs().mean() < 2
+
+
+# Errors.
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ({}, r"sampler\.name: missing"),
+        ({"name": "ddpm"}, r"sampler\.name: .*conjugate"),
+        ({"name": "conjugate", "stepz": 5}, r"sampler\.stepz: .*steps"),
+        ({"name": "ddim", "w": 1.0}, r"sampler\.w"),
+        ({"name": "conjugate", "steps": 0}, r"sampler\.steps"),
+        ({"name": "conjugate", "steps": 2.5}, r"sampler\.steps"),
+        ({"name": "conjugate", "w": -1.0}, r"sampler\.w"),
+        ({"name": "conjugate", "order": 4}, r"sampler\.order"),
+        ({"name": "conjugate", "grid": "log"}, r"sampler\.grid"),
+        ({"name": "conjugate", "absorb": "all"}, r"sampler\.absorb"),
+        ({"name": "conjugate", "schedule": "linear"}, r"sampler\.schedule"),
+        ({"name": "conjugate", "path": "ve"}, r"sampler\.path"),
+        ({"name": "conjugate", "start": "early"}, r"sampler\.start"),
+    ],
+    ids=str,
+)
+def test_a_spec_that_does_not_fit_is_refused_by_field(spec, message):
+    with pytest.raises(SpecError, match=message):
+        samplers.build(spec)
+
+
+@pytest.mark.parametrize(
+    ("parameters", "path", "message"),
+    [
+        ({"start": 1.2}, VP, "start: 1.2"),
+        ({"start": -0.1}, VP, "start: -0.1"),
+        ({"end": -0.001}, VP, "end: -0.001"),
+        ({"start": 1000}, LABELS, "start: 1000"),
+        ({"start": 0.001, "end": 0.4}, VP, "start, end: 0.001 to 0.4"),
+        ({"start": 0.4, "end": 0.4}, VP, "start, end"),
+        ({"start": 0.9, "end": 0.1}, FLOW, "start, end: 0.9 to 0.1"),
+        ({"start": 1e-5, "path": "flow"}, VP, "start, end: .* does not reach"),
+        ({"end": 0.0, "grid": "karras"}, VP, "grid"),
+    ],
+    ids=str,
+)
+def test_times_that_lead_nowhere_are_refused_by_name(parameters, path, message):
+    with pytest.raises(ValueError, match=message):
+        restore(build(**parameters), mixture(path))
+
+
+def test_noise_of_another_shape_is_refused():
+    with pytest.raises(ValueError, match="noise"):
+        restore(build(), noise=draw(1, *SHAPE))
+
+
+def test_importing_operators_and_samplers_imports_neither_ray_nor_diffusers():
+    code = (
+        "import sys, operators, samplers, priors; print({'ray', 'diffusers', 'pyarrow'} & set(sys.modules))"
+    )
+    root = Path(__file__).parent.parent
+    result = subprocess.run(
+        [sys.executable, "-c", code], cwd=root, capture_output=True, text=True, timeout=60, check=True
+    )
+    assert result.stdout.strip() == "set()"
