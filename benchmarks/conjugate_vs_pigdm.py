@@ -43,11 +43,11 @@ def trial(
     )
     run = open_or_plan(job)
     live = Live()
-    display = Display(Console(stderr=True), run.summary.samples, 0, 0, live)
-    outstanding = list(run.outstanding())
-    if outstanding:
+    before = run.progress()
+    display = Display(Console(stderr=True), run.summary.samples, before, live)
+    if before.units < run.summary.units:
         with display.running():
-            for commit in on_ray(job, run.folder, outstanding, live, None):
+            for commit in on_ray(job, run.folder, run.outstanding(), live, None):
                 display.add(commit)
     write_report(run)
     rows = pq.read_table(run.folder / "report" / "rows.parquet").sort_by("key")

@@ -4,11 +4,12 @@ import logging
 import sys
 import tempfile
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console
 from rich.table import Table
+from typer.exceptions import TyperException
 
 from pipeline.job import JobError
 
@@ -72,22 +73,20 @@ def run(
             loaded, lambda unit: status.update(f"reading shards: {unit.first + unit.samples} samples")
         )
     show_shard_warnings(this.summary.damaged, this.summary.empty)
-    done = [commit for _, commit in this.commits() if commit is not None]
-    already, failed = sum(c.rows for c in done), sum(c.failed for c in done)
-    left = this.summary.units - len(done)
+    before = this.progress()
     console.print(
         f"{this.folder}: {this.summary.samples} samples in {this.summary.units} units"
-        + (f", {already} samples done before" if done else ""),
+        + (f", {before.rows} samples done before" if before.rows else ""),
         highlight=False,
     )
-    live = Live()
-    if left:
+    if before.units < this.summary.units:
+        live = Live()
         units = this.outstanding()
         if address == "none":
             commits = in_process(loaded, this.folder, units, live)
         else:
             commits = on_ray(loaded, this.folder, units, live, address)
-        display = Display(console, this.summary.samples, already, failed, live)
+        display = Display(console, this.summary.samples, before, live)
         try:
             with display.running():
                 for commit in commits:
@@ -98,25 +97,38 @@ def run(
                 "the same command continues"
             )
             raise typer.Exit(EXIT_INTERRUPTED) from None
-    finish(write_report(this))
+        except OSError as error:
+            raise JobError(f"output: {error}; the same command continues when this is mended") from error
+        finally:
+            commits.close()
+        this.clear_temporaries()
+    metrics = finish(write_report(this))
+    missing = metrics["samples"]["planned"] - metrics["samples"]["done"]
+    if missing:
+        raise JobError(f"{missing} samples have no valid commit record; run the same command again")
+    if metrics["samples"]["failed"]:
+        raise typer.Exit(EXIT_SOME_FAILED)
 
 
-def finish(report: Path) -> None:
-    """Say what came out, and set the exit code."""
+def finish(report: Path) -> dict[str, Any]:
+    """Say what came out."""
     import json
 
-    metrics = json.loads((report.parent / "metrics.json").read_text())
+    metrics: dict[str, Any] = json.loads((report.parent / "metrics.json").read_text())
     samples = metrics["samples"]
     table = Table(title=metrics["title"], title_justify="left")
     for column in ("measure", "mean", "95 % interval", "n"):
         table.add_column(column, justify="left" if column == "measure" else "right")
     for name, value in metrics["metrics"].items():
-        low, high = (f"{v:.3f}" if v is not None else "–" for v in (value["low"], value["high"]))
-        table.add_row(name, f"{value['mean']:.3f}", f"{low} … {high}", str(value["n"]))
+        mean, low, high = (number(value[part]) for part in ("mean", "low", "high"))
+        table.add_row(name, mean, f"{low} … {high}", str(value["n"]))
     console.print(table)
     console.print(f"{samples['ok']} restored, {samples['failed']} failed · {report}", highlight=False)
-    if samples["failed"]:
-        raise typer.Exit(EXIT_SOME_FAILED)
+    return metrics
+
+
+def number(value: float | None) -> str:
+    return "–" if value is None else f"{value:.3f}"
 
 
 def show_shard_warnings(damaged: dict[str, str], empty: list[str]) -> None:
@@ -150,7 +162,7 @@ def plan(
     show_shard_warnings(summary.damaged, summary.empty)
     compute = loaded.compute
     table = Table(show_header=False)
-    table.add_row("shards", str(summary.shards))
+    table.add_row("shards", str(len(summary.shards)))
     table.add_row("samples", str(summary.samples))
     table.add_row("units", f"{summary.units} of at most {compute.unit_size} samples")
     table.add_row("batch", f"{compute.batch_size} images, {compute.precision}")
@@ -176,11 +188,10 @@ def status(run: RunArgument) -> None:
     from pipeline.run import Run
 
     this = Run.open(run)
-    done = [commit for _, commit in this.commits() if commit is not None]
-    rows, failed = sum(c.rows for c in done), sum(c.failed for c in done)
+    done = this.progress()
     console.print(
-        f"{rows} of {this.summary.samples} samples, {len(done)} of {this.summary.units} units, "
-        f"{failed} failed" + ("" if len(done) < this.summary.units else " · complete"),
+        f"{done.rows} of {this.summary.samples} samples, {done.units} of {this.summary.units} units, "
+        f"{done.failed} failed" + (" · complete" if done.units == this.summary.units else ""),
         highlight=False,
     )
 
@@ -301,13 +312,20 @@ def main() -> None:
     """The `kintsugi` command: clear errors instead of tracebacks for what a user can mend."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     try:
-        app()
+        # Not standalone: typer would exit with 2 for a wrong option, which here means failed samples.
+        sys.exit(app(standalone_mode=False))
     except JobError as error:
-        errors.print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
-        sys.exit(EXIT_CANNOT_RUN)
-    except KeyboardInterrupt:
+        fail(str(error))
+    except TyperException as error:
+        fail(error.format_message())
+    except (KeyboardInterrupt, typer.Abort):
         errors.print("interrupted; the same command continues")
         sys.exit(EXIT_INTERRUPTED)
+
+
+def fail(message: str) -> NoReturn:
+    errors.print(f"error: {message}", style="red", markup=False, highlight=False, soft_wrap=True)
+    sys.exit(EXIT_CANNOT_RUN)
 
 
 if __name__ == "__main__":

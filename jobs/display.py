@@ -5,11 +5,12 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from rich import progress as bars
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from pipeline.commit import Commit
 from pipeline.executors import Live
+from pipeline.run import Progress
 
 PLAIN_SECONDS = 10  # between lines where there is no terminal
 
@@ -17,11 +18,10 @@ PLAIN_SECONDS = 10  # between lines where there is no terminal
 class Display:
     """Follows `Live` from a thread; `add` counts what is committed."""
 
-    def __init__(self, console: Console, total: int, already: int, failed: int, live: Live):
+    def __init__(self, console: Console, total: int, before: Progress, live: Live):
         self.console, self.total, self.live = console, total, live
-        self.already = self.done = already
-        self.failed = failed
-        self.started = time.perf_counter()
+        self.already = self.done = before.rows
+        self.failed = before.failed
         self.notes_shown = 0
 
     def add(self, commit: Commit) -> None:
@@ -33,7 +33,9 @@ class Display:
         return min(self.done + self.live.in_hand, self.total)
 
     def figures(self) -> str:
-        elapsed = time.perf_counter() - self.started
+        if self.live.started is None:
+            return "starting workers"
+        elapsed = time.perf_counter() - self.live.started
         rate = (self.finished - self.already) / elapsed
         busy = min(self.live.busy / (elapsed * max(self.live.workers, 1)), 1.0)
         return f"{rate:.2f} images/s · {self.failed} failed · devices {busy:.0%} busy"
@@ -58,13 +60,13 @@ class Display:
 
     def follow_bar(self, stop: threading.Event) -> None:
         columns = (
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[figures]}"),
-            TextColumn("left"),
-            TimeRemainingColumn(),
+            bars.BarColumn(),
+            bars.MofNCompleteColumn(),
+            bars.TextColumn("{task.fields[figures]}"),
+            bars.TextColumn("left"),
+            bars.TimeRemainingColumn(),
         )
-        with Progress(*columns, console=self.console) as progress:
+        with bars.Progress(*columns, console=self.console) as progress:
             task = progress.add_task("", total=self.total, completed=self.already, figures="starting")
             while True:
                 last = stop.wait(0.25)
@@ -76,7 +78,8 @@ class Display:
     def follow_lines(self, stop: threading.Event) -> None:
         while not stop.wait(PLAIN_SECONDS):
             self.show_notes()
-            elapsed = time.perf_counter() - self.started
-            fresh = self.finished - self.already
-            left = f"{elapsed * (self.total - self.finished) / fresh:.0f} s left" if fresh else "starting"
-            self.console.print(f"{self.finished}/{self.total} · {self.figures()} · {left}", highlight=False)
+            line = f"{self.finished}/{self.total} · {self.figures()}"
+            if (fresh := self.finished - self.already) and self.live.started is not None:
+                each = (time.perf_counter() - self.live.started) / fresh
+                line += f" · {each * (self.total - self.finished):.0f} s left"
+            self.console.print(line, highlight=False)

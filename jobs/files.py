@@ -85,7 +85,8 @@ def parse_yaml(text: str, source: str) -> Any:
 
 def absolute_mask(values: dict[str, Any]) -> dict[str, Any]:
     """Mask files are found from the directory of the command; workers may run in another one."""
-    operator = (values.get("degradation") or {}).get("operator")
+    degradation = values.get("degradation")
+    operator = degradation.get("operator") if isinstance(degradation, dict) else None
     if isinstance(operator, dict):
         mask = operator.get("mask")
         if isinstance(mask, str) and mask.endswith((".png", ".npz")):

@@ -1,6 +1,6 @@
 """Turn a spec, `{"name": ..., parameters...}`, into an object by way of a registry of factories.
 
-Operators, samplers, priors and metrics share this: a registry is a dict from a name to a factory,
+Operators, samplers and priors share this: a registry is a dict from a name to a factory,
 the factory's signature is the list of parameters, and its type annotations are their checks.
 """
 
@@ -79,5 +79,5 @@ def construct(kind: str, registry: Registry, spec: Mapping[str, Any], *context: 
         raise SpecError("; ".join(problems)) from error
     except SpecError:
         raise
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         raise SpecError(f"{kind} {spec['name']!r}: {error}") from error

@@ -10,7 +10,7 @@ CUBIC_A = -0.5
 
 
 def bicubic(image_shape: tuple[int, int, int], *, factor: PositiveInt = 4) -> Separable:
-    """Antialiased bicubic downsampling: 4·factor taps, a = −0.5, reflected borders.
+    """Antialiased bicubic downsampling: a = −0.5, 4·factor taps, reflected borders.
 
     Source: Keys 1981 for the kernel; the super-resolution operator of DDRM (2201.11793) and ΠGDM.
     """
@@ -28,9 +28,13 @@ def average_pool(image_shape: tuple[int, int, int], *, factor: PositiveInt = 4) 
 
 
 def cubic_taps(factor: int) -> Tensor:
-    """The 4·factor normalised taps of the cubic kernel stretched by `factor`."""
-    offsets = (torch.arange(4 * factor, dtype=torch.float64) + 0.5) / factor - 2
-    x = offsets.abs()
+    """The normalised taps of the cubic kernel stretched by `factor`, centred on the block.
+
+    4·factor taps between pixels for even factors; for odd ones, whose blocks have a central pixel,
+    4·factor − 1 taps on pixels.
+    """
+    count = 4 * factor - factor % 2
+    x = ((torch.arange(count, dtype=torch.float64) - (count - 1) / 2) / factor).abs()
     inner = (CUBIC_A + 2) * x**3 - (CUBIC_A + 3) * x**2 + 1
     outer = CUBIC_A * (x**3 - 5 * x**2 + 8 * x - 4)
     taps = torch.where(x <= 1, inner, outer)

@@ -9,6 +9,7 @@ record), so a worker thought dead that wakes up and writes again writes the same
 import hashlib
 import json
 import os
+import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -51,7 +52,8 @@ class Commit:
 
     Attributes:
         data_bytes, data_sha256: of data/UNIT.parquet.
-        seconds: wall-clock time by part (read: waiting for images; degrade, sample, score, encode, total).
+        seconds: wall-clock time by part: read and encode (waiting for them), degrade, sample, score,
+            write, total.
         sample_seconds: the sampler's time for each row, in order; 0 for failed rows.
         made_by: versions, device and host.
     """
@@ -96,17 +98,32 @@ def commit_file(run: Path, unit: str) -> Path:
     return run / "commits" / f"{unit}.json"
 
 
-def commit(run: Path, unit: str, rows: list[dict[str, Any]], **record: Any) -> Commit:
-    """Write a unit's rows, then its record. The other arguments are the remaining fields of `Commit`."""
+def commit(
+    run: Path,
+    unit: str,
+    rows: list[dict[str, Any]],
+    started: float,
+    seconds: dict[str, float],
+    **record: Any,
+) -> Commit:
+    """Write a unit's rows, then its record.
+
+    Args:
+        started: when work on the unit began, by time.perf_counter.
+        seconds: by part, to which the writing and the total are added; record: the other fields.
+    """
+    mark = time.perf_counter()
     with publish(data_file(run, unit)) as temporary:
         pq.write_table(pa.Table.from_pylist(rows, ROWS), temporary, compression="zstd")
         content = temporary.read_bytes()
+    now = time.perf_counter()
     done = Commit(
         unit=unit,
         rows=len(rows),
         failed=sum(row["status"] == "failed" for row in rows),
         data_bytes=len(content),
         data_sha256=hashlib.sha256(content).hexdigest(),
+        seconds={**seconds, "write": now - mark, "total": now - started},
         **record,
     )
     with publish(commit_file(run, unit)) as temporary:

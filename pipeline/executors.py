@@ -2,8 +2,9 @@
 
 import logging
 import math
+import time
 from collections import Counter, deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,6 +28,7 @@ class Live:
     Attributes:
         in_hand: samples finished in units that are not committed yet.
         busy: seconds that the workers have spent in samplers; busy_retired: those that are gone.
+        started: when the first worker was ready, by time.perf_counter.
         notes: what the user should know.
     """
 
@@ -34,6 +36,7 @@ class Live:
     busy: float = 0.0
     busy_retired: float = 0.0
     workers: int = 0
+    started: float | None = None
     notes: list[str] = field(default_factory=list)
 
 
@@ -41,42 +44,52 @@ def default_device() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def in_process(job: Job, run: Path, units: Iterable[Unit], live: Live) -> Iterator[Commit]:
+def in_process(job: Job, run: Path, units: Iterable[Unit], live: Live) -> Generator[Commit, None, None]:
     """Run the units one after another in this process."""
 
     def update() -> None:
         live.in_hand, live.busy = worker.in_hand, worker.busy
 
     worker = Worker(job, run, default_device(), on_batch=update)
-    live.workers = 1
+    live.workers, live.started = 1, time.perf_counter()
     for unit in units:
         commit = worker.process_unit(unit, attempt=1)
         live.in_hand = 0
         yield commit
 
 
-def on_ray(job: Job, run: Path, units: Iterable[Unit], live: Live, address: str | None) -> Iterator[Commit]:
+def on_ray(
+    job: Job, run: Path, units: Iterable[Unit], live: Live, address: str | None
+) -> Generator[Commit, None, None]:
     """Run the units on Ray actors, each of which takes the next unit when it is free.
 
     Raises:
         JobError: no cluster at the address, or the actors cannot start.
     """
     with connected(address):
-        yield from Pool(job, run, live).work(units)
+        pool = Pool(job, run, units, live)
+        try:
+            yield from pool.work()
+        finally:
+            pool.close()
 
 
 class Pool:
-    """The driver's side: actors, the queue of units, and what to do when an actor dies.
+    """The driver's side: actors, the queue of units, and what to do when one of them fails.
 
-    A dead actor is replaced and its unit tried again; after `compute.attempts` deaths the unit is
-    committed as failed rows and the job goes on.
+    An actor that dies, or whose unit raises (a broken GPU fails everything after it), is replaced and
+    the unit tried again; after `compute.attempts` failures the unit is committed as failed rows and
+    the job goes on. Actors for which the cluster has no room yet wait for it and start when it has.
     """
 
-    def __init__(self, job: Job, run: Path, live: Live):
+    def __init__(self, job: Job, run: Path, units: Iterable[Unit], live: Live):
         import ray
 
         self.job, self.run, self.live, self.ray = job, run, live, ray
-        self.size = actor_size(job, [node["Resources"] for node in ray.nodes() if node["Alive"]], live)
+        self.queue = deque(units)
+        self.attempts: Counter[str] = Counter()
+        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        self.size = actor_size(job, nodes, live)
         self.actor_class = ray.remote(RayWorker).options(
             num_cpus=self.size.cpus,
             num_gpus=self.size.gpus,
@@ -84,80 +97,110 @@ class Pool:
             max_task_retries=0,
             max_concurrency=2,  # process_unit, and state beside it
         )
-        self.actors: dict[Any, tuple[int, float]] = {}  # each with its latest (in hand, busy)
-        self.waiting: dict[Any, tuple[Any, Unit | None]] = {}  # by reference; no unit: starting up
-        self.again: deque[Unit] = deque()
-        self.attempts: Counter[str] = Counter()
+        self.starting: dict[Any, Any] = {}  # reference → actor
+        self.working: dict[Any, tuple[Any, Unit]] = {}  # reference → (actor, its unit)
+        self.states: dict[Any, tuple[int, float]] = {}  # actor → (samples in hand, seconds busy)
+        self.asked: dict[Any, Any] = {}  # reference to a state → actor
+        self.last_asked = 0.0
         self.failed_starts = 0
 
-    def work(self, units: Iterable[Unit]) -> Iterator[Commit]:
-        queue = iter(units)
-        for _ in range(self.size.count):
+    def work(self) -> Iterator[Commit]:
+        for _ in range(min(self.size.count, len(self.queue))):
             self.hire()
-        while self.waiting:
-            ready, _ = self.ray.wait(list(self.waiting), timeout=POLL_SECONDS)
+        while self.queue or self.working:
+            references = [*self.starting, *self.working, *self.asked]
+            ready, _ = self.ray.wait(references, timeout=POLL_SECONDS)
             for reference in ready:
-                actor, unit = self.waiting.pop(reference)
-                try:
-                    result = self.ray.get(reference)
-                    self.failed_starts = 0
-                except (self.ray.exceptions.RayActorError, self.ray.exceptions.RayTaskError) as error:
-                    result = self.after_failure(actor, unit, error)
-                if isinstance(result, Commit):
-                    self.live.in_hand -= min(result.rows, self.live.in_hand)  # until the next poll
-                    yield result
-                if actor in self.actors:
-                    self.assign(actor, queue)
-            self.poll()
+                if reference in self.asked:
+                    self.note_state(reference)
+                elif (commit := self.settle(reference)) is not None:
+                    self.live.in_hand = max(0, self.live.in_hand - commit.rows)  # until the next state
+                    yield commit
+            self.ask_states()
+
+    def close(self) -> None:
+        for actor in (*self.starting.values(), *self.states):
+            self.ray.kill(actor)
 
     def hire(self) -> None:
         device = "cuda" if self.size.gpus else "cpu"
         actor = self.actor_class.remote(self.job.model_dump(), str(self.run), device)
-        self.actors[actor] = (0, 0.0)
-        self.waiting[actor.state.remote()] = (actor, None)
+        self.starting[actor.state.remote()] = actor
 
-    def assign(self, actor: Any, queue: Iterator[Unit]) -> None:
+    def assign(self, actor: Any) -> None:
         """Give a free actor the next unit, or let it go."""
-        unit = self.again.popleft() if self.again else next(queue, None)
-        if unit is None:
-            self.live.busy_retired += self.actors.pop(actor)[1]
-            self.ray.kill(actor)
+        if self.queue:
+            unit = self.queue.popleft()
+            self.working[actor.process_unit.remote(unit, self.attempts[unit.unit] + 1)] = (actor, unit)
         else:
-            attempt = self.attempts[unit.unit] + 1
-            self.waiting[actor.process_unit.remote(unit, attempt)] = (actor, unit)
+            self.dismiss(actor)
 
-    def after_failure(self, actor: Any, unit: Unit | None, error: Exception) -> Commit | None:
-        """Replace the actor if it died; queue its unit again, or give the unit up."""
-        why = reason(error)
-        if isinstance(error, self.ray.exceptions.RayActorError):
-            self.live.busy_retired += self.actors.pop(actor)[1]
+    def dismiss(self, actor: Any) -> None:
+        self.live.busy_retired += self.states.pop(actor, (0, 0.0))[1]
+        self.ray.kill(actor)
+
+    def settle(self, reference: Any) -> Commit | None:
+        """What came of a start or a unit: the next unit for its actor, or another actor for its unit."""
+        unit: Unit | None = None
+        if reference in self.starting:
+            actor = self.starting.pop(reference)
+        else:
+            actor, unit = self.working.pop(reference)
+        try:
+            result = self.ray.get(reference)
+        except self.ray.exceptions.RayError as error:
+            self.dismiss(actor)
             if unit is None:
-                self.failed_starts += 1
-                if self.failed_starts >= START_ATTEMPTS:
-                    raise JobError(f"the workers cannot start: {why}") from error
-            self.hire()
-        if unit is None:
-            return None
-        self.attempts[unit.unit] += 1
-        self.live.notes.append(f"unit {unit.unit}, attempt {self.attempts[unit.unit]}: {why}")
-        if self.attempts[unit.unit] < self.job.compute.attempts:
-            self.again.append(unit)
-            return None
-        return give_up(self.job, self.run, unit, self.attempts[unit.unit], why)
+                self.after_failed_start(error)
+                return None
+            return self.after_failed_unit(unit, reason(error))
+        self.states.setdefault(actor, (0, 0.0))
+        if self.live.started is None:
+            self.live.started = time.perf_counter()
+        self.assign(actor)
+        return result if unit is not None else None
 
-    def poll(self) -> None:
-        """Read the state of the actors that answer at once, for the display."""
-        asked = {actor.state.remote(): actor for actor in self.actors}
-        if asked:
-            answered, _ = self.ray.wait(list(asked), num_returns=len(asked), timeout=POLL_SECONDS)
-            for reference in answered:
-                try:
-                    self.actors[asked[reference]] = self.ray.get(reference)
-                except self.ray.exceptions.RayError:
-                    continue  # `work` learns of it from the unit's reference
-        self.live.workers = len(self.actors)
-        self.live.in_hand = sum(in_hand for in_hand, _ in self.actors.values())
-        self.live.busy = self.live.busy_retired + sum(busy for _, busy in self.actors.values())
+    def after_failed_start(self, error: Exception) -> None:
+        self.failed_starts += 1
+        if self.failed_starts >= START_ATTEMPTS and not self.states:
+            raise JobError(f"the workers cannot start: {reason(error)}") from error
+        if self.failed_starts < START_ATTEMPTS:
+            self.hire()
+        else:  # the others go on without it
+            self.live.notes.append(f"one worker less: {reason(error)}")
+
+    def after_failed_unit(self, unit: Unit, why: str) -> Commit | None:
+        self.attempts[unit.unit] += 1
+        attempt = self.attempts[unit.unit]
+        self.live.notes.append(f"unit {unit.unit}, attempt {attempt}: {why}")
+        given_up = attempt >= self.job.compute.attempts
+        if not given_up:
+            self.queue.append(unit)
+        if self.queue:
+            self.hire()
+        return give_up(self.job, self.run, unit, attempt, why) if given_up else None
+
+    def ask_states(self) -> None:
+        """Twice a second, have one question for its state under way to every actor, for the display."""
+        if time.monotonic() - self.last_asked < POLL_SECONDS:
+            return
+        self.last_asked = time.monotonic()
+        waiting = set(self.asked.values())
+        for actor in self.states:
+            if actor not in waiting:
+                self.asked[actor.state.remote()] = actor
+        self.live.workers = len(self.states)
+
+    def note_state(self, reference: Any) -> None:
+        actor = self.asked.pop(reference)
+        try:
+            state = self.ray.get(reference)
+        except self.ray.exceptions.RayError:
+            return  # `settle` learns of it from the unit's reference
+        if actor in self.states:
+            self.states[actor] = state
+        self.live.in_hand = sum(in_hand for in_hand, _ in self.states.values())
+        self.live.busy = self.live.busy_retired + sum(busy for _, busy in self.states.values())
 
 
 class RayWorker:

@@ -4,18 +4,26 @@ import hashlib
 import json
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, PositiveInt, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeFloat,
+    PositiveInt,
+    field_validator,
+    model_validator,
+)
 
 import operators
 import priors
 import samplers
-from operators.registry import SpecError, look_up
+from operators.registry import SpecError
 from pipeline import score
 
 Spec = dict[str, Any]
 
 OPERATIONAL = ("output", "compute.actors", "compute.gpus_per_actor", "compute.attempts")
-"""Fields that may change between a run and its continuation: they cannot change a result."""
+"""Fields that may change between a run and its continuation."""
 
 
 class JobError(Exception):
@@ -23,7 +31,7 @@ class JobError(Exception):
 
 
 class Model(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class Data(Model):
@@ -69,7 +77,14 @@ class Compute(Model):
     precision: Literal["float32", "bf16", "fp16"] = Field(
         default="float32", description="Of the network; the sampler's state is float32 always."
     )
-    attempts: PositiveInt = Field(default=3, description="Before a unit that kills its worker is given up.")
+    attempts: PositiveInt = Field(default=3, description="Before a unit that fails as a whole is given up.")
+
+    @field_validator("gpus_per_actor")
+    @classmethod
+    def whole_or_shared(cls, value: float) -> float:
+        if value > 1 and not value.is_integer():
+            raise ValueError(f"more than one GPU must be a whole number, got {value:g}")
+        return value
 
 
 class Job(Model):
@@ -97,7 +112,7 @@ class Job(Model):
         except SpecError as error:
             raise ValueError(f"degradation.{error}") from error
         samplers.build(self.sampler)
-        look_up("prior", priors.REGISTRY, self.prior)  # loading it is for the workers
+        priors.check(self.prior, shape)
         score.check(self.metrics, self.data.size)
         return self
 
@@ -118,8 +133,13 @@ def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def deciding(job: Job) -> dict[str, Any]:
-    """The fields on which results depend, flat."""
-    return {k: v for k, v in flatten(job.model_dump(mode="json")).items() if k not in OPERATIONAL}
+    """The fields on which results depend, flat; 15.0 is written 15, and None, the default, left out."""
+
+    def plain(value: Any) -> Any:
+        return int(value) if isinstance(value, float) and value.is_integer() else value
+
+    fields = flatten(job.model_dump(mode="json"))
+    return {k: plain(v) for k, v in fields.items() if k not in OPERATIONAL and v is not None}
 
 
 def config_hash(job: Job) -> str:

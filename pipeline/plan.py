@@ -56,9 +56,9 @@ class Unit:
 
 @dataclass(frozen=True)
 class PlanSummary:
-    """What a plan holds. `damaged` and `empty` name shards; `damaged` says what is wrong with each."""
+    """What a plan holds: its shards, of which `damaged` says what is wrong, and `empty` hold nothing."""
 
-    shards: int
+    shards: list[str]
     units: int
     samples: int
     damaged: dict[str, str]
@@ -91,7 +91,7 @@ def make_plan(
                     hashes.extend(key_hash(key) for key in keys)
                     units, samples = units + 1, samples + len(keys)
                     on_unit(unit)
-            summary = PlanSummary(len(paths), units, samples, damaged, empty)
+            summary = PlanSummary([str(path) for path in paths], units, samples, damaged, empty)
             writer.add_key_value_metadata({SUMMARY: json.dumps(asdict(summary))})
         if damaged and data.damaged == "refuse":
             listed = "\n  ".join(f"{shard}: {what}" for shard, what in damaged.items())
@@ -124,7 +124,7 @@ def divide(
                 offset=batch[0].offset,
                 end=batch[-1].end,
             )
-            yield unit, [sample.key for sample in batch]
+            yield unit, [checked_key(path, sample.key) for sample in batch]
             start, first = start + len(batch), first + len(batch)
         if start == 0 and first != limit and str(path) not in damaged:
             empty.append(str(path))
@@ -135,6 +135,16 @@ def readable(path: Path, damaged: dict[str, str]) -> Iterator[Sample]:
         yield from index(path)
     except DamagedShard as damage:
         damaged[str(path)] = str(damage)
+    except OSError as error:
+        raise JobError(f"data.shards: {path} cannot be read: {error}") from error
+
+
+def checked_key(path: Path, key: str) -> str:
+    try:
+        key.encode()
+    except UnicodeEncodeError:
+        raise JobError(f"data.shards: {path}: the member name {key!r} is not UTF-8") from None
+    return key
 
 
 def key_hash(key: str) -> int:

@@ -1,5 +1,6 @@
 """Read a unit: its bytes of the shard through webdataset, decoded in background threads."""
 
+import tarfile
 import threading
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -10,7 +11,7 @@ from queue import Full, Queue
 from typing import Any, Literal
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 
 from pipeline.plan import Unit
 
@@ -94,22 +95,21 @@ def members_in_order(unit: Unit, keys: list[str]) -> Iterator[tuple[str, dict[st
     errors: list[Exception] = []
 
     def note(error: Exception) -> bool:
+        if isinstance(error, OSError) and not isinstance(error, tarfile.TarError):
+            raise error  # the storage, not the shard: the unit is tried again
         errors.append(error)
         return False
 
     expected = iter(keys)
-    try:
-        with Path(unit.shard).open("rb") as file:
-            stream = Window(file, unit.offset, unit.end)
-            members = tar_file_expander([{"url": unit.shard, "stream": stream}], handler=note)
-            for sample in group_by_keys(members, handler=note):
-                for key in expected:
-                    if key == sample["__key__"]:
-                        yield key, sample
-                        break
-                    yield key, missing(errors)
-    except OSError as error:
-        errors.append(error)
+    with Path(unit.shard).open("rb") as file:
+        stream = Window(file, unit.offset, unit.end)
+        members = tar_file_expander([{"url": unit.shard, "stream": stream}], handler=note)
+        for sample in group_by_keys(members, handler=note):
+            for key in expected:
+                if key == sample["__key__"]:
+                    yield key, sample
+                    break
+                yield key, missing(errors)
     for key in expected:
         yield key, missing(errors)
 
@@ -129,6 +129,9 @@ class Window(RawIOBase):
 
     def readable(self) -> bool:
         return True
+
+    def __repr__(self) -> str:  # stands in webdataset's error texts, and so in rows
+        return "shard"
 
     def read(self, n: int = -1) -> bytes:
         data: bytes = self.file.read(self.left if n < 0 else min(n, self.left))
@@ -161,11 +164,12 @@ def decode(
 
 def read_label(members: dict[str, Any]) -> int | None:
     text = members.get("cls", b"").strip()
-    return int(text) if text.isdigit() else None
+    return int(text) if text.isdigit() and len(text) < 19 else None  # int64
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """8-bit RGB from any mode: grey is repeated, palettes are looked up, alpha is blended over white."""
+    """8-bit RGB from any mode, upright: grey is repeated, palettes are looked up, alpha is over white."""
+    image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I;16") or image.mode == "I":
         values = np.asarray(image).astype(np.float64) / 257  # 65535 → 255
         return Image.fromarray(np.rint(values.clip(0, 255)).astype(np.uint8)).convert("RGB")

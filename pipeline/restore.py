@@ -50,7 +50,7 @@ class Stage:
         seconds: time spent by part (degrade, sample, score) since the start.
 
     Raises:
-        JobError: the prior cannot be loaded or does not fit the images.
+        JobError: the prior cannot be loaded, or the sampler does not fit it.
     """
 
     def __init__(self, job: Job, device: str | torch.device):
@@ -62,12 +62,14 @@ class Stage:
         except (SpecError, OSError) as error:
             raise JobError(f"prior: {error}") from error
         self.prior_sha256: str | None = getattr(self.prior, "sha256", None)
-        multiple = getattr(self.prior, "multiple", 1)
-        if job.data.size % multiple:
-            raise JobError(f"data.size: {job.data.size} is not divisible by {multiple}, as the prior needs")
         precision = PRECISIONS[job.compute.precision]
         if precision is not None:
             self.prior = Autocast(self.prior, precision)
+        try:
+            like = torch.empty(0, device=self.device)
+            self.sampler.prepare(self.prior, self.operator, job.degradation.sigma_y, like)
+        except ValueError as error:
+            raise JobError(f"sampler.{error}") from error
         self.largest_batch = job.compute.batch_size
         self.seconds = dict.fromkeys(("degrade", "sample", "score"), 0.0)
 
@@ -82,12 +84,14 @@ class Stage:
             part = slice(len(results), len(results) + self.largest_batch)
             try:
                 results += self.run_batch(keys[part], images[part])
+                continue
             except torch.OutOfMemoryError:
                 if self.largest_batch == 1:
                     raise
-                self.largest_batch = (self.largest_batch + 1) // 2
-                torch.cuda.empty_cache()
-                logger.warning("out of device memory: batch size is now %d", self.largest_batch)
+            # Outside the handler, whose traceback keeps the tensors of the failed batch alive.
+            self.largest_batch = (self.largest_batch + 1) // 2
+            torch.cuda.empty_cache()
+            logger.warning("out of device memory: batch size is now %d", self.largest_batch)
         return results
 
     def run_batch(self, keys: Sequence[str], images: np.ndarray) -> list[Restored]:

@@ -14,6 +14,15 @@ from pipeline.shards import expand
 
 
 @dataclass(frozen=True)
+class Progress:
+    """Committed units, and their rows, of which some failed."""
+
+    units: int
+    rows: int
+    failed: int
+
+
+@dataclass(frozen=True)
 class Run:
     """An existing run directory.
 
@@ -32,6 +41,8 @@ class Run:
             return Run(folder, job, read_summary(folder / "plan.parquet"))
         except FileNotFoundError as error:
             raise JobError(f"{folder} is not a run directory: {error.filename} is missing") from error
+        except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError) as error:
+            raise JobError(f"{folder} cannot be read as a run directory: {error}") from error
 
     @property
     def config_hash(self) -> str:
@@ -46,6 +57,19 @@ class Run:
         for unit in self.units():
             yield unit, read_commit(self.folder, unit.unit, hashed)
 
+    def progress(self) -> Progress:
+        """How much is committed; memory does not grow with the run."""
+        units = rows = failed = 0
+        for _, commit in self.commits():
+            if commit is not None:
+                units, rows, failed = units + 1, rows + commit.rows, failed + commit.failed
+        return Progress(units, rows, failed)
+
+    def clear_temporaries(self) -> None:
+        """Remove what killed writers left behind."""
+        for temporary in self.folder.glob("*/.*.tmp"):
+            temporary.unlink(missing_ok=True)
+
     def outstanding(self) -> Iterator[Unit]:
         return (unit for unit, commit in self.commits() if commit is None)
 
@@ -57,7 +81,7 @@ def open_or_plan(job: Job, on_unit: Callable[[Unit], None] = lambda unit: None) 
         JobError: the directory holds a run of another job, its shards have changed, or the plan
             cannot be made.
     """
-    folder = Path(job.output)
+    folder = Path(job.output).expanduser().absolute()  # workers may run in another directory
     if (folder / "job.yaml").exists():
         run = Run.open(folder)
         if changed := differences(run.job, job):
@@ -65,23 +89,45 @@ def open_or_plan(job: Job, on_unit: Callable[[Unit], None] = lambda unit: None) 
             raise JobError(
                 f"{folder} holds a run of another job; choose another output, delete it, or undo:\n{listed}"
             )
+        now = [str(path) for path in shard_paths(job, folder)]
+        if now != run.summary.shards:
+            fresh = sorted(set(now) ^ set(run.summary.shards))
+            raise JobError(
+                f"{folder} was planned with other shards; choose another output, or restore them:\n  "
+                + "\n  ".join(fresh[:10])
+            )
         if gone := changed_shards(folder / "plan.parquet"):
             raise JobError("shards have changed since the plan was made:\n  " + "\n  ".join(gone))
-        return run
+        return Run(folder, job, run.summary)
+    check_writable(folder)
+    summary = plan(job, folder, on_unit)
+    with publish(folder / "job.yaml") as temporary:
+        temporary.write_text(yaml.safe_dump(job.model_dump(mode="json"), sort_keys=False))
+    return Run(folder, job, summary)
+
+
+def check_writable(folder: Path) -> None:
+    """Find out before any work that results cannot be written.
+
+    Raises:
+        JobError: the folder cannot be made or written to.
+    """
     try:
-        summary = plan(job, folder, on_unit)
-        with publish(folder / "job.yaml") as temporary:
-            temporary.write_text(yaml.safe_dump(job.model_dump(mode="json"), sort_keys=False))
+        with publish(folder / ".writable") as probe:
+            probe.touch()
+        (folder / ".writable").unlink()
     except OSError as error:
         raise JobError(f"output: cannot write to {folder}: {error}") from error
-    return Run(folder, job, summary)
+
+
+def shard_paths(job: Job, folder: Path) -> list[Path]:
+    """The shards of a job; built-in ones are made in the folder if they are not there."""
+    if job.data.shards == builtin.SCIKIT_IMAGE:
+        return [builtin.scikit_image_shard(folder / "shards", job.data.size)]
+    return expand(job.data.shards)
 
 
 def plan(job: Job, folder: Path, on_unit: Callable[[Unit], None]) -> PlanSummary:
     """Make the plan of a job in a folder."""
-    shards = job.data.shards
-    if shards == builtin.SCIKIT_IMAGE:
-        paths = [builtin.scikit_image_shard(folder / "shards", job.data.size)]
-    else:
-        paths = expand(shards)
-    return make_plan(job.data, paths, job.compute.unit_size, folder / "plan.parquet", on_unit)
+    target = folder / "plan.parquet"
+    return make_plan(job.data, shard_paths(job, folder), job.compute.unit_size, target, on_unit)

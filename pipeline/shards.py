@@ -42,7 +42,11 @@ def expand(patterns: str | list[str]) -> list[Path]:
 
     paths: list[Path] = []
     for pattern in [patterns] if isinstance(patterns, str) else patterns:
-        for name in braceexpand(str(Path(pattern).expanduser())):
+        try:
+            names = list(braceexpand(str(Path(pattern).expanduser())))
+        except ValueError as error:
+            raise JobError(f"data.shards: {pattern!r}: {error}") from error
+        for name in names:
             found = sorted(glob.glob(name)) if glob.has_magic(name) else [name]
             missing = [f for f in found if not Path(f).is_file()]
             if missing or not found:

@@ -4,6 +4,7 @@ import platform
 import socket
 import time
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from importlib.metadata import version
 from io import BytesIO
 from pathlib import Path
@@ -19,6 +20,7 @@ from pipeline.plan import Unit, read_keys
 from pipeline.read import Decoded, read_unit
 from pipeline.restore import Restored, Stage
 
+BROKEN_DEVICE = torch.AcceleratorError
 GALLERY = 16  # the first samples of a job keep all their pictures, for the report
 LIBRARIES = ("kintsugi", "torch", "numpy", "torchmetrics", "diffusers", "webdataset", "pyarrow", "pillow")
 
@@ -37,6 +39,8 @@ class Worker:
     def __init__(self, job: Job, run: Path, device: str, on_batch: Callable[[], None] = lambda: None):
         # The number of threads decides the order of sums: it belongs to the job, not to the machine.
         torch.set_num_threads(job.compute.cpus_per_actor)
+        torch.backends.cudnn.deterministic = True
+        torch.backends.cudnn.allow_tf32 = job.compute.precision != "float32"
         self.job, self.run = job, run
         self.config_hash = config_hash(job)
         self.stage = Stage(job, device)
@@ -53,36 +57,37 @@ class Worker:
         started = time.perf_counter()
         before = dict(self.stage.seconds)
         reading = encoding = 0.0
-        rows: list[dict[str, Any]] = []
-        sample_seconds: list[float] = []
         data = self.job.data
         keys = read_keys(self.run / "plan.parquet", unit.unit)
         batches = read_unit(unit, keys, data.size, data.fit, self.job.compute.batch_size)
-        while True:
+        written: list[Future[list[dict[str, Any]]]] = []
+        sample_seconds: list[float] = []
+        with ThreadPoolExecutor(1) as writer:  # pictures are encoded while the next batch is restored
+            while True:
+                mark = time.perf_counter()
+                batch = next(batches, None)
+                reading += time.perf_counter() - mark
+                if batch is None:
+                    break
+                results = self.restore(batch)
+                written.append(writer.submit(self.rows, unit, batch, results))
+                sample_seconds += [r.seconds if isinstance(r, Restored) else 0.0 for r in results]
+                self.in_hand += len(batch)
+                self.on_batch()
             mark = time.perf_counter()
-            batch = next(batches, None)
-            reading += time.perf_counter() - mark
-            if batch is None:
-                break
-            results = self.restore(batch)
-            mark = time.perf_counter()
-            for sample, result in zip(batch, results, strict=True):
-                rows.append(self.row(unit, sample, result))
-                sample_seconds.append(result.seconds if isinstance(result, Restored) else 0.0)
-            encoding += time.perf_counter() - mark
-            self.in_hand = len(rows)
-            self.on_batch()
+            rows = [row for future in written for row in future.result()]
+            encoding = time.perf_counter() - mark
         spent = {part: total - before[part] for part, total in self.stage.seconds.items()}
-        total = time.perf_counter() - started
         self.in_hand = 0
         return commit(
             self.run,
             unit.unit,
             rows,
+            started,
             config_hash=self.config_hash,
             prior_sha256=self.stage.prior_sha256,
             attempt=attempt,
-            seconds={"read": reading, **spent, "encode": encoding, "total": total},
+            seconds={"read": reading, **spent, "encode": encoding},
             sample_seconds=sample_seconds,
             made_by=self.made_by,
         )
@@ -90,17 +95,22 @@ class Worker:
     def restore(self, batch: list[Decoded]) -> list[Restored | str]:
         """A result or an error for each sample of a batch.
 
-        A batch that raises is done again one by one, so that a bad sample fails alone.
+        A batch that raises is done again one by one, so that a bad sample fails alone; but after an
+        error of the device every sample would fail, so that ends the worker's attempt at the unit.
         """
         good = [sample for sample in batch if sample.image is not None]
         outcomes: dict[str, Restored | str] = {s.key: s.error or "" for s in batch if s.image is None}
         if good:
             try:
                 outcomes |= self.run_stage(good)
+            except BROKEN_DEVICE:
+                raise
             except Exception:
                 for sample in good:
                     try:
                         outcomes |= self.run_stage([sample])
+                    except BROKEN_DEVICE:
+                        raise
                     except Exception as error:
                         outcomes[sample.key] = f"{type(error).__name__}: {error}"
         return [outcomes[sample.key] for sample in batch]
@@ -109,6 +119,9 @@ class Worker:
         keys = [sample.key for sample in samples]
         images = np.stack([sample.image for sample in samples if sample.image is not None])
         return dict(zip(keys, self.stage.run(keys, images), strict=True))
+
+    def rows(self, unit: Unit, batch: list[Decoded], results: list[Restored | str]) -> list[dict[str, Any]]:
+        return [self.row(unit, sample, result) for sample, result in zip(batch, results, strict=True)]
 
     def row(self, unit: Unit, sample: Decoded, result: Restored | str) -> dict[str, Any]:
         row = failed_row(unit, sample.key, sample.index, self.job.seed, "") | {
@@ -156,6 +169,7 @@ def give_up(job: Job, run: Path, unit: Unit, attempt: int, error: str) -> Commit
         run,
         unit.unit,
         rows,
+        time.perf_counter(),
         config_hash=config_hash(job),
         prior_sha256=None,
         attempt=attempt,

@@ -7,7 +7,7 @@ restored = sampler(prior, operator, y, noise, sigma_y=0.0).image
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, NonNegativeFloat, PositiveInt
+from pydantic import Field, FiniteFloat, PositiveInt
 
 from operators.registry import Registry, SpecError, construct
 from priors.paths import Path, RectifiedFlow, VariancePreserving
@@ -20,6 +20,7 @@ from samplers.noise import KeyedNoise
 
 __all__ = ["REGISTRY", "KeyedNoise", "Restoration", "Sampler", "SpecError", "build"]
 
+Strength = Annotated[FiniteFloat, Field(ge=0)]
 Order = Annotated[int, Field(ge=1, le=3)]
 PathName = Literal["prior", "vp", "flow"]
 PATHS: dict[PathName, Path | None] = {"prior": None, "vp": VariancePreserving(), "flow": RectifiedFlow()}
@@ -28,10 +29,10 @@ PATHS: dict[PathName, Path | None] = {"prior": None, "vp": VariancePreserving(),
 def conjugate(
     *,
     steps: PositiveInt = 5,
-    w: NonNegativeFloat = 15.0,
-    lam: float = 0.0,
-    start: float | None = None,
-    end: float | None = None,
+    w: Strength = 15.0,
+    lam: FiniteFloat = 0.0,
+    start: FiniteFloat | None = None,
+    end: FiniteFloat | None = None,
     absorb: Absorb = "conditional",
     schedule: Schedule = "conjugate",
     order: Order = 1,
@@ -42,7 +43,8 @@ def conjugate(
     """C-ΠGDM on diffusion paths, C-ΠGFM on flows (Pandey et al., NeurIPS 2024, 2405.17673).
 
     start and end are native times of the path (VP: 0.4 and 0.001 unless given; other paths: the
-    times of the same noise levels). path: the prior's own, or another one by matching the log-SNR.
+    times of the same noise levels). lam is per unit of the path's whole span of time. path: the
+    prior's own, or another one by matching the log-SNR.
     """
     return Conjugate(
         steps=steps,
@@ -62,9 +64,9 @@ def conjugate(
 def pigdm(
     *,
     steps: PositiveInt = 5,
-    w: NonNegativeFloat = 4.0,
-    start: float | None = None,
-    end: float | None = None,
+    w: Strength = 4.0,
+    start: FiniteFloat | None = None,
+    end: FiniteFloat | None = None,
     grid: Grid = "uniform",
     jacobian: bool = True,
     path: PathName = "prior",
@@ -86,8 +88,8 @@ def pigdm(
 def ddim(
     *,
     steps: PositiveInt = 5,
-    start: float | None = None,
-    end: float | None = None,
+    start: FiniteFloat | None = None,
+    end: FiniteFloat | None = None,
     grid: Grid = "uniform",
     path: PathName = "prior",
 ) -> Conjugate:

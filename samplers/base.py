@@ -31,6 +31,16 @@ class Restoration:
 class Sampler(Protocol):
     """Restores measurements y = H x₀ + σ_y n."""
 
+    def prepare(self, prior: Prior, operator: Operator, sigma_y: float, like: Tensor) -> object:
+        """Compute and keep what depends on the job alone, for states of the type and device of `like`.
+
+        Calling the sampler does it too; a job does it first, to find settings that do not fit.
+
+        Raises:
+            ValueError: the settings do not fit the prior; the message begins with the field.
+        """
+        ...
+
     def __call__(
         self,
         prior: Prior,

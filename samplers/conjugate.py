@@ -35,6 +35,7 @@ class Prepared:
     sigma_y: float
     like: tuple[torch.device, torch.dtype]
     start: tuple[float, float]
+    lam: float
     steps: list[Step]
     network_times: Tensor
     index: Tensor
@@ -89,11 +90,16 @@ class Conjugate:
                 raise ValueError(f"{name}: {time} is outside the path's times, {low} to {high}")
         if (end - start) * (path.data_time - path.noise_time) <= 0:
             raise ValueError(f"start, end: {start} to {end} does not lead from noise to data")
+        diverges = prior.parametrization == "x0" or (
+            self.schedule == "constant" and self.absorb == "conditional"
+        )
+        if diverges and path.s(torch.tensor(end, dtype=torch.float64)) == 0:
+            raise ValueError(f"end: the coefficients diverge at clean data ({end}); stop before it")
         return Coefficients(
             drift=Drift(path, prior.path, prior.parametrization),
             schedule=self.schedule,
             w=self.w,
-            lam=self.lam,
+            lam=self.lam / abs(path.noise_time - path.data_time),
             absorb=self.absorb,
             order=self.order,
             sigma_y=sigma_y,
@@ -134,6 +140,7 @@ class Conjugate:
             sigma_y=sigma_y,
             like=target,
             start=(path.a(times[0]).item(), path.s(times[0]).item()),
+            lam=coefficients.lam,
             steps=steps,
             network_times=torch.tensor([step.network_time for step in steps], dtype=torch.float64).to(like),
             index=index.to(like.device),
@@ -182,7 +189,9 @@ class Conjugate:
                     pulled = operator.to_spectral(gradient)
             if callback is not None:
                 callback(k, x, step.p * x + step.q * u.detach())
-            history.appendleft(Evaluation(spectral_u, pulled, self.outside(step, state, residual, pulled)))
+            history.appendleft(
+                Evaluation(spectral_u, pulled, self.outside(job, step, state, residual, pulled))
+            )
             if step.correct is not None:
                 state = combine(job, step.correct, previous, known, history)
             previous = state
@@ -190,10 +199,10 @@ class Conjugate:
         return Restoration(operator.from_spectral(state), forwards=self.steps, vjps=self.vjps)
 
     def outside(
-        self, step: Step, state: Tensor, residual: Tensor | None, pulled: Tensor | None
+        self, job: Prepared, step: Step, state: Tensor, residual: Tensor | None, pulled: Tensor | None
     ) -> Tensor | None:
         """The drift terms that are not absorbed into A: λ x, and the guidance if unconditional."""
-        total = self.lam * state if self.lam != 0 else None
+        total = job.lam * state if job.lam != 0 else None
         if self.absorb == "unconditional" and residual is not None:
             guidance = step.kappa * step.p * residual
             if pulled is not None:

@@ -138,6 +138,16 @@ def test_without_guidance_the_eps_coefficient_is_the_increment_of_s_over_a(path,
         assert_close(step.advance.x, (a[k + 1] / a[k]).expand(4), 1e-12)
 
 
+def test_lambda_is_per_unit_of_the_whole_span():
+    """The same λ means the same on labels 0 to 999 as on times 0 to 1."""
+    for path, span in ((VP, 1), (LABELS, 999), (FLOW, 1)):
+        prior = StandardNormal(path)
+        plain, damped = (coefficients(prior=prior, w=0.0, lam=lam, steps=3) for lam in (0.0, -0.6))
+        for k, (one, other) in enumerate(zip(plain.steps, damped.steps, strict=True)):
+            elapsed = (plain.times[k + 1] - plain.times[k]) / span
+            assert_close(torch.log(one.advance.x / other.advance.x), (-0.6 * elapsed).expand(4))
+
+
 @pytest.mark.parametrize("w", [1.0, 4.0, 15.0])
 def test_noiseless_measurement_coefficient(w):
     """From 0 to t it is exp(−w b / 2) − 1 on VP with λ = 0, and A = exp(b / 2 − w b / 2) there."""
@@ -275,6 +285,8 @@ def test_coefficients_are_finite_at_the_ends_of_a_flow_and_refused_where_they_ca
         _ = coefficients(prior=flow, start=0.0, absorb="unconditional", schedule="pigdm").steps
     with pytest.raises(ValueError, match="start: infinite coefficients"):
         _ = coefficients(prior=StandardNormal(FLOW, "eps"), start=0.0).steps
+    with pytest.raises(ValueError, match="end: the coefficients diverge"):
+        coefficients(prior=StandardNormal(FLOW, "x0"), end=1.0)
 
 
 # Grids.

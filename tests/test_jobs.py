@@ -71,6 +71,11 @@ def test_overrides():
         ("prior.name=magic", "prior.name: no prior 'magic'; choose one of natural"),
         ("prior.path=/nowhere", "prior.path: 'natural' has no such parameter; it has: none"),
         ("metrics=[psnr, fid]", "no metric 'fid'; choose from ms_ssim, psnr, ssim"),
+        ("degradation=3", "degradation: "),
+        ("degradation.operator.mask=/nowhere/mask.png", "no such parameter"),
+        ("compute.gpus_per_actor=1.5", "compute.gpus_per_actor: more than one GPU must be a whole number"),
+        ("sampler.lam=.nan", "sampler.lam: .*finite"),
+        ("data.size=180", "prior: 'natural' needs image sides divisible by 8"),
         ("data.size=64", "ms_ssim needs images of at least 176 pixels"),
         ("compute=3", "compute"),
         ("nonsense", "expected key.path=value"),
@@ -81,6 +86,14 @@ def test_overrides():
 def test_a_bad_field_is_named(override, message):
     with pytest.raises(JobError, match=message):
         load_job("quickstart", [override])
+
+
+def test_a_missing_mask_file_is_named():
+    with pytest.raises(JobError, match=r"No such file.*/nowhere/mask\.png"):
+        load_job(
+            "imagenet-inpaint-box",
+            ["degradation.operator.mask=/nowhere/mask.png", "degradation.operator.known=white"],
+        )
 
 
 def test_yaml_tags_do_not_run(tmp_path):
@@ -136,6 +149,10 @@ def test_errors_go_to_stderr_with_exit_code_1(tmp_path):
     assert result.returncode == 1
     assert "no job file" in result.stderr
     assert "Traceback" not in result.stderr
+    command = [sys.executable, "-m", "jobs.cli", "run", "quickstart", "--limit", "0"]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert result.returncode == 1, "2 means failed samples"
+    assert "limit" in result.stderr
 
 
 def test_limit(job_file):
@@ -218,6 +235,16 @@ def test_submit_runs_the_job_on_a_cluster(make_job, tmp_path, ray_cluster):
     assert "12 restored, 0 failed" in result.output
     metrics = json.loads((Path(make_job().output) / "report" / "metrics.json").read_text())
     assert metrics["samples"]["ok"] == 12
+
+
+def test_submit_refuses_paths_that_the_cluster_cannot_find():
+    with pytest.raises(JobError, match="output: 'runs/quickstart' must be absolute"):
+        kintsugi("submit", "quickstart", "--address", "http://127.0.0.1:1")
+
+
+def test_submit_says_when_the_cluster_is_not_up(job_file, tmp_path):
+    with pytest.raises(JobError, match="no way to the head"):
+        kintsugi("submit", job_file, "--cluster", tmp_path / "nothing.yaml")
 
 
 def test_submit_needs_a_place(job_file):

@@ -33,7 +33,7 @@ def test_units_cover_every_sample_once_and_in_order(shards, tmp_path):
     assert keys == [f"image_{i:03d}" for i in range(12)]
     assert [unit.samples for unit in units] == [3, 1] * 3
     assert [unit.first for unit in units] == [0, 3, 4, 7, 8, 11]
-    assert (summary.samples, summary.units, summary.shards) == (12, 6, 3)
+    assert (summary.samples, summary.units, summary.shards) == (12, 6, [str(s) for s in shards])
 
 
 def test_a_units_bytes_hold_exactly_its_samples(shards, tmp_path):
@@ -66,6 +66,8 @@ def test_braces_and_globs(shards):
         expand(f"{folder}/set-{{0002..0003}}.tar")
     with pytest.raises(JobError, match="no such file"):
         expand(f"{folder}/nothing*.tar")
+    with pytest.raises(JobError, match=r"data\.shards: 'x-\{0\.\.'"):
+        expand("x-{0..")
     with pytest.raises(JobError, match="named twice"):
         expand([str(shards[0]), str(shards[0])])
 
@@ -134,6 +136,12 @@ def test_the_same_key_in_two_shards_is_refused(shards, tmp_path):
     copy.write_bytes(shards[0].read_bytes())
     with pytest.raises(JobError, match="4 keys occur more than once"):
         plan([shards[0], copy], tmp_path / "plan.parquet")
+
+
+def test_a_name_that_is_not_utf8_is_refused(tmp_path):
+    shard = write_tar(tmp_path / "s.tar", [("ok.png", b""), ("b\udcff.png", b"")])
+    with pytest.raises(JobError, match="not UTF-8"):
+        plan([shard], tmp_path / "plan.parquet")
 
 
 def test_grouping_is_webdatasets(tmp_path):

@@ -116,7 +116,8 @@ def covariance_of(factors, tau):
 def mixture(path, parametrization, tau=0.3):
     means = draw(3, *SHAPE)
     directions = torch.linalg.qr(draw(3, SIZE, 2, seed=1))[0].mT
-    factors = (directions * torch.tensor([[1.5], [0.7]], dtype=D)).reshape(3, 2, *SHAPE)
+    lengths = torch.tensor([[1.5, 0.7], [1.0, 0.2], [0.3, 0.1]], dtype=D)
+    factors = (directions * lengths[..., None]).reshape(3, 2, *SHAPE)
     weights = torch.tensor([0.5, 0.3, 0.2], dtype=D)
     return LowRankMixture(means, factors, tau, weights, path, parametrization)
 
@@ -186,6 +187,7 @@ def test_natural_spectrum_falls_as_the_square_of_the_frequency():
     power = natural_spectrum(32, 32)
     assert abs(power.mean() - 1) < 1e-12
     np.testing.assert_allclose(power[0, 2] / power[0, 8], 16, rtol=1e-12)
+    np.testing.assert_allclose(power[0, 0] / power[0, 1], 4, rtol=1e-12)  # that of half a cycle
     flipped = power.flip(0, 1).roll((1, 1), (0, 1))
     torch.testing.assert_close(flipped, power)
 
@@ -245,6 +247,13 @@ def test_natural_prior_is_deterministic_and_does_not_mix_the_batch(natural):
     for i in range(3):
         alone = natural(x[i : i + 1], t[i : i + 1])
         torch.testing.assert_close(alone[0], together[i], rtol=1e-5, atol=1e-5)
+
+
+def test_sizes_that_the_natural_prior_does_not_take_are_found_without_loading_it(natural):
+    assert priors.SIZE_MULTIPLES["natural"] == natural.multiple
+    priors.check({"name": "natural"}, (3, 24, 40))
+    with pytest.raises(priors.SpecError, match=r"divisible by 8"):
+        priors.check({"name": "natural"}, (3, 24, 36))
 
 
 def test_natural_prior_names_its_weights(natural):

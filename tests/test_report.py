@@ -12,9 +12,9 @@ from scipy import stats
 from skimage.metrics import structural_similarity
 
 from pipeline import score
-from pipeline.aggregate import Mean
+from pipeline.aggregate import Mean, Summary
 from pipeline.executors import Live, in_process
-from pipeline.report import write_report
+from pipeline.report import describe, write_report
 from pipeline.run import open_or_plan
 
 
@@ -44,13 +44,19 @@ def test_infinite_values_are_counted_and_left_out_of_the_mean():
     assert math.isnan(Mean(n=1, mean=3.0).interval()[0])
 
 
+def test_a_mean_of_nothing_but_infinite_values_is_not_a_number(make_job):
+    run = open_or_plan(make_job())
+    summary = Summary(planned=1, units=1, means={"psnr": Mean(infinite=1)})
+    assert describe(run, summary)["metrics"]["psnr"]["mean"] is None
+
+
 def test_metrics_agree_with_their_definitions_and_scikit_image():
     rng = np.random.default_rng(0)
     truth = torch.from_numpy(picture(3, 100)).permute(2, 0, 1)[None].float() / 127.5 - 1
     restored = truth + 0.1 * torch.from_numpy(rng.standard_normal(truth.shape, np.float32))
     values = score.score(["psnr", "ssim"], restored, truth)
     a, b = (((x.double() + 1) / 2).clamp(0, 1)[0].permute(1, 2, 0).numpy() for x in (restored, truth))
-    assert values["psnr"][0] == pytest.approx(-10 * np.log10(((a - b) ** 2).mean()), rel=1e-9)
+    assert values["psnr"][0] == pytest.approx(-10 * np.log10(((a - b) ** 2).mean()), rel=1e-7)
     expected = structural_similarity(
         a, b, channel_axis=-1, data_range=1.0, gaussian_weights=True, sigma=1.5, use_sample_covariance=False
     )

@@ -117,8 +117,30 @@ def test_a_data_file_that_was_changed_is_not_reported(finished):
 
 def test_a_changed_job_is_refused_with_the_fields(make_job, finished):
     changed = make_job(sampler={"name": "conjugate", "steps": 3, "w": 15}, seed=7)
-    with pytest.raises(JobError, match=r"seed: 0 → 7\n.*sampler.steps: 2 → 3"):
+    with pytest.raises(JobError, match=r"sampler.steps: 2 → 3\n  seed: 0 → 7"):
         open_or_plan(changed)
+
+
+def test_the_same_job_written_otherwise_is_the_same_job(make_job, finished):
+    same = make_job(sampler={"name": "conjugate", "steps": 2, "w": 15.0, "start": None})
+    assert config_hash(same) == config_hash(finished.job)
+    assert not list(open_or_plan(same).outstanding())
+
+
+def test_shards_that_joined_a_glob_are_not_ignored(make_job, tmp_path):
+    for name in ("a", "b"):
+        shard = write_tar(tmp_path / f"{name}.tar", [(f"{name}.png", encode(picture(0)))])
+        if name == "a":
+            job = make_job(data={"shards": f"{tmp_path}/*.tar", "size": SIZE})
+            execute(job)
+    with pytest.raises(JobError, match=rf"planned with other shards.*\n  {shard}"):
+        open_or_plan(job)
+
+
+def test_an_output_that_cannot_be_written_is_refused_at_once(make_job, tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(JobError, match="output: cannot write"):
+        open_or_plan(make_job(output=str(tmp_path / "file" / "run")))
 
 
 def test_actors_may_change_between_executions(make_job, finished):
@@ -243,6 +265,30 @@ def test_workers_that_cannot_start_end_the_job(make_job, ray_cluster, monkeypatc
 # ---- the driver killed
 
 
+def test_storage_that_fails_is_not_a_failed_row(make_job, tmp_path):
+    """A shard that cannot be opened fails the attempt; nothing is committed."""
+    shard = write_tar(tmp_path / "s.tar", [("a.png", encode(picture(0)))])
+    job = make_job(data={"shards": str(shard), "size": SIZE})
+    run = open_or_plan(job)
+    units = list(run.outstanding())
+    shard.rename(tmp_path / "away.tar")
+    with pytest.raises(FileNotFoundError):
+        list(in_process(job, run.folder, units, Live()))
+    assert run.progress().units == 0
+
+
+@pytest.mark.parametrize(
+    ("sampler", "message"),
+    [
+        ({"name": "conjugate", "start": 5}, "sampler.start: 5.0 is outside"),
+        ({"name": "conjugate", "start": 0.1, "end": 0.2}, "sampler.start, end: .* not lead from noise"),
+    ],
+)
+def test_sampler_settings_that_do_not_fit_are_found_before_any_sample(make_job, sampler, message):
+    with pytest.raises(JobError, match=message):
+        Stage(make_job(sampler=sampler), "cpu")
+
+
 def test_killed_at_random_and_run_again_the_result_is_the_same(make_job, tmp_path):
     """kill -9 of the driver at random moments, then the same command: the bytes of an undisturbed run."""
     undisturbed = execute(make_job(output=str(tmp_path / "calm")))
@@ -314,3 +360,19 @@ def test_actors_fill_the_cluster(make_job, nodes, compute, expected):
 def test_a_cluster_that_holds_no_actor_is_refused(make_job):
     with pytest.raises(JobError, match=r"gpus_per_actor.*1 GPUs and 4 CPU"):
         actor_size(make_job(compute={"gpus_per_actor": 2}), [{"CPU": 4, "GPU": 1}], Live())
+
+
+def test_actors_without_room_do_not_hold_the_job_up(make_job, ray_cluster):
+    """Another job has one of the two cores: the actor that waits for it is not waited for."""
+    import ray
+
+    @ray.remote(num_cpus=1)
+    class Other:
+        def here(self):
+            return True
+
+    other = Other.remote()
+    ray.get(other.here.remote())
+    run = execute(make_job(), on_ray, None)
+    ray.kill(other)
+    assert run.progress().units == run.summary.units

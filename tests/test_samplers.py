@@ -237,14 +237,9 @@ def test_samples_from_pure_noise_have_the_exact_gaussian_posterior(setting, degr
     noise = torch.cat([start[None], start + identity]).view(-1, *shape)
     outputs = restore(sampler, prior, operator, y.expand(n + 1, -1, -1, -1), noise, sigma_y).image.flatten(1)
     matrix = (outputs[1:] - outputs[0]).T
-    errors = (
-        relative_error(outputs[0], a[-1] * mean),
-        torch.linalg.matrix_norm(
-            matrix @ matrix.T - (a[-1] ** 2 * covariance + s[-1] ** 2 * identity), 2
-        ).item(),
-    )
-    assert errors[0] < mean_tolerance
-    assert errors[1] < covariance_tolerance
+    difference = matrix @ matrix.T - (a[-1] ** 2 * covariance + s[-1] ** 2 * identity)
+    assert relative_error(outputs[0], a[-1] * mean) < mean_tolerance
+    assert torch.linalg.matrix_norm(difference, 2) < covariance_tolerance
 
 
 # Paths and parametrisations.
@@ -285,8 +280,7 @@ def on_diffusion():
 )
 def test_the_limit_depends_on_the_distribution_alone(on_diffusion, path, parametrization, sampler_path):
     """Not on the path, nor on what the network predicts (schedules in r² alone, such as pigdm)."""
-    error = relative_error(rescaled(path, parametrization, 48, sampler_path), on_diffusion)
-    assert error < 2e-3
+    assert relative_error(rescaled(path, parametrization, 48, sampler_path), on_diffusion) < 2e-3
 
 
 @pytest.mark.parametrize("path", [VP, LABELS], ids=["vp", "ddpm"])
@@ -364,18 +358,14 @@ def test_a_restoration_does_not_depend_on_its_batch(spec, sigma_y):
 
 
 def test_a_sampler_can_be_used_for_one_job_after_another():
-    sampler = build()
-    half = operators.build({"name": "inpaint", "mask": "half"}, SHAPE, dtype=D)
-    jobs = [
-        {},
-        {"sigma_y": 0.1},
-        {"operator": half},
-        {"prior": mixture(FLOW, "v")},
-        {"operator": bicubic(dtype=torch.float32), "y": draw(2, 1, 4, 4, dtype=torch.float32)},
-        {},
-    ]
-    for job in jobs:
-        assert torch.equal(restore(sampler, **job).image, restore(build(), **job).image)
+    """It keeps the coefficients of the last one; here each differs from the one before in one thing."""
+    sampler = build(schedule="pigdm")
+    first = {"prior": mixture(), "operator": bicubic(), "sigma_y": 0.1}
+    noiseless = first | {"sigma_y": 0.0}
+    half = noiseless | {"operator": operators.build({"name": "inpaint", "mask": "half"}, SHAPE, dtype=D)}
+    flow = half | {"prior": mixture(FLOW, "v")}
+    for job in (first, noiseless, half, flow, flow, first):
+        assert torch.equal(restore(sampler, **job).image, restore(build(schedule="pigdm"), **job).image)
 
 
 def test_single_precision_agrees_with_double():
@@ -417,6 +407,8 @@ def test_the_conjugate_sampler_is_stable_at_every_guidance_strength(name, sigma_
         ({"name": "conjugate", "steps": 0}, r"sampler\.steps"),
         ({"name": "conjugate", "steps": 2.5}, r"sampler\.steps"),
         ({"name": "conjugate", "w": -1.0}, r"sampler\.w"),
+        ({"name": "conjugate", "w": float("inf")}, r"sampler\.w"),
+        ({"name": "conjugate", "lam": float("nan")}, r"sampler\.lam"),
         ({"name": "conjugate", "order": 4}, r"sampler\.order"),
         ({"name": "conjugate", "grid": "log"}, r"sampler\.grid"),
         ({"name": "conjugate", "absorb": "all"}, r"sampler\.absorb"),
@@ -443,6 +435,7 @@ def test_a_spec_that_does_not_fit_is_refused_by_field(spec, message):
         ({"start": 0.9, "end": 0.1}, FLOW, "start, end: 0.9 to 0.1"),
         ({"start": 1e-5, "path": "flow"}, VP, "start, end: .* does not reach"),
         ({"end": 0.0, "grid": "karras"}, VP, "grid"),
+        ({"end": 0.0, "schedule": "constant"}, VP, "end: .* diverge"),
     ],
     ids=str,
 )

@@ -31,7 +31,8 @@ PARTS = {
     "degrade": "degrading",
     "sample": "sampling (network)",
     "score": "scoring",
-    "encode": "encoding pictures",
+    "encode": "waiting for pictures to be encoded",
+    "write": "writing",
 }
 
 
@@ -77,7 +78,7 @@ def describe(run: Run, summary: Summary) -> dict[str, Any]:
     total = summary.seconds.get("total", 0.0)
     parts = {label: summary.seconds.get(part, 0.0) for part, label in PARTS.items()}
     if total:
-        parts["writing and the rest"] = max(total - sum(parts.values()), 0.0)
+        parts["the rest"] = max(total - sum(parts.values()), 0.0)
     return {
         "title": title(run.job),
         "samples": {
@@ -89,7 +90,7 @@ def describe(run: Run, summary: Summary) -> dict[str, Any]:
         "units": {"planned": summary.units, "done": summary.units_done},
         "metrics": {
             name: {
-                "mean": finite(mean.mean),
+                "mean": mean.mean if mean.n else None,
                 "low": finite(mean.interval()[0]),
                 "high": finite(mean.interval()[1]),
                 "deviation": finite(mean.deviation),
@@ -110,7 +111,11 @@ def describe(run: Run, summary: Summary) -> dict[str, Any]:
             "by_kind": dict(summary.errors.most_common()),
             "first": [dict(zip(("key", "shard", "error"), f, strict=True)) for f in summary.failures],
         },
-        "shards": {"damaged": run.summary.damaged, "empty": run.summary.empty, "read": run.summary.shards},
+        "shards": {
+            "read": len(run.summary.shards),
+            "damaged": run.summary.damaged,
+            "empty": run.summary.empty,
+        },
         "convention": (
             f"noise of standard deviation {degradation.sigma:g} on {degradation.sigma_range}, "
             f"{degradation.sigma_y:g} on [-1, 1]"

@@ -1,6 +1,6 @@
 """Train the embedded prior: `python -m priors.natural.train --help`.
 
-Resumable: the state (weights, EMA, optimiser, step, random state) is saved every `--save-every`
+Resumable: the state (weights, EMA, optimiser, step) is saved every `--save-every`
 steps, and the same command continues from it. Changing `--steps` on resumption moves the end of
 the cosine decay.
 """
