@@ -9,6 +9,7 @@ record), so a worker thought dead that wakes up and writes again writes the same
 import hashlib
 import json
 import os
+import re
 import time
 import uuid
 from collections.abc import Iterator
@@ -69,6 +70,11 @@ class Commit:
     seconds: dict[str, float]
     sample_seconds: list[float]
     made_by: dict[str, str]
+
+
+def error_text(error: Exception) -> str:
+    """An exception for the `error` column, without addresses in memory: rows must not differ."""
+    return f"{type(error).__name__}: {re.sub(r' at 0x[0-9a-f]+', '', str(error))}"
 
 
 @contextmanager

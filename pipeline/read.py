@@ -13,6 +13,7 @@ from typing import Any, Literal
 import numpy as np
 from PIL import Image, ImageOps
 
+from pipeline.commit import error_text
 from pipeline.plan import Unit
 
 IMAGE_SUFFIXES = ("png", "jpg", "jpeg", "webp", "bmp", "tif", "tiff", "ppm")
@@ -159,7 +160,7 @@ def decode(
             image = to_size(to_rgb(opened), size, fit)
         return Decoded(key, index, np.asarray(image), label=label, source=source)
     except Exception as error:  # one bad sample is one failed row
-        return Decoded(key, index, error=f"{type(error).__name__}: {error}", label=label, source=source)
+        return Decoded(key, index, error=error_text(error), label=label, source=source)
 
 
 def read_label(members: dict[str, Any]) -> int | None:

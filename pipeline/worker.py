@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from pipeline.commit import PICTURES, ROWS, Commit, commit
+from pipeline.commit import PICTURES, ROWS, Commit, commit, error_text
 from pipeline.job import Job, config_hash
 from pipeline.plan import Unit, read_keys
 from pipeline.read import Decoded, read_unit
@@ -112,7 +112,7 @@ class Worker:
                     except BROKEN_DEVICE:
                         raise
                     except Exception as error:
-                        outcomes[sample.key] = f"{type(error).__name__}: {error}"
+                        outcomes[sample.key] = error_text(error)
         return [outcomes[sample.key] for sample in batch]
 
     def run_stage(self, samples: list[Decoded]) -> dict[str, Restored]:

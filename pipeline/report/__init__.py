@@ -119,6 +119,8 @@ def describe(run: Run, summary: Summary) -> dict[str, Any]:
         "convention": (
             f"noise of standard deviation {degradation.sigma:g} on {degradation.sigma_range}, "
             f"{degradation.sigma_y:g} on [-1, 1]"
+            if degradation.sigma
+            else "no noise"
         ),
         "provenance": {name: sorted(values) for name, values in sorted(summary.made_by.items())},
         "config_hash": run.config_hash,
