@@ -101,6 +101,7 @@ def open_or_plan(job: Job, on_unit: Callable[[Unit], None] = lambda unit: None) 
         return Run(folder, job, run.summary)
     check_writable(folder)
     summary = plan(job, folder, on_unit)
+    job = job.model_copy(update={"output": str(folder)})  # so that job.yaml works from anywhere
     with publish(folder / "job.yaml") as temporary:
         temporary.write_text(yaml.safe_dump(job.model_dump(mode="json"), sort_keys=False))
     return Run(folder, job, summary)
