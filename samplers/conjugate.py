@@ -119,7 +119,7 @@ class Conjugate:
         ):
             return last
         spectrum = operator.singular_values.detach().to("cpu", torch.float64)
-        if sigma_y == 0 or self.w == 0:
+        if sigma_y == 0:
             # Without noise only the range of Hᵀ matters; two coefficients instead of thousands.
             spectrum = (spectrum > 0).double()
         distinct, index = torch.unique(spectrum, return_inverse=True)
@@ -163,10 +163,11 @@ class Conjugate:
         z = start_noise(noise, pseudo_inverse)
         job = self.prepare(prior, operator, sigma_y, z)
         a, s = job.start
-        x = a * pseudo_inverse + s * z
-
         known = operator.to_spectral(pseudo_inverse)  # Vᵀ H⁺y
-        state = operator.to_spectral(x)  # Vᵀ x
+        # x = a G H⁺y + s z. Without noise G H⁺y is H⁺y; with it, directions in which H⁺ amplifies the
+        # measurement noise beyond what the start's own noise hides are left to the prior.
+        state = a * job.spread(job.steps[0].g) * known + s * operator.to_spectral(z)
+        x = operator.from_spectral(state)
         previous = state
         history: deque[Evaluation] = deque(maxlen=self.order)
         for k, step in enumerate(job.steps):

@@ -150,8 +150,23 @@ def test_without_guidance_it_is_textbook_ddim(path, end, sampler):
     assert (restored.forwards, restored.vjps) == (6, 0)
 
 
-def test_without_guidance_the_noise_level_of_the_measurement_is_irrelevant():
-    assert torch.equal(restore(build("ddim"), sigma_y=0.3).image, restore(build("ddim")).image)
+def damped_pinv(operator, y, sigma_y, a, s):
+    """G H⁺y at the noise level of a and s: the image that a start is made of."""
+    r2 = s**2 / (a**2 + s**2)
+
+    def damping(singular_values):
+        signal = singular_values**2 * r2
+        return torch.where(singular_values > 0, signal / (signal + sigma_y**2), 0)
+
+    return operator.spectral_map(damping, operator.pinv(y))
+
+
+def test_without_guidance_the_noise_level_of_the_measurement_enters_by_the_start_alone():
+    operator, t = bicubic(), torch.tensor(0.4, dtype=D)
+    y = operator.forward(0.6 * draw(2, *SHAPE))
+    noisy = restore(build("ddim"), operator=operator, y=y, sigma_y=0.3).image
+    damped = operator.forward(damped_pinv(operator, y, 0.3, VP.a(t), VP.s(t)))
+    torch.testing.assert_close(noisy, restore(build("ddim"), operator=operator, y=damped).image)
 
 
 # Convergence.
@@ -211,7 +226,7 @@ def test_samples_from_pure_noise_have_the_exact_gaussian_posterior(setting, degr
     """x₀ ~ N(0, I), w = 1, constant schedule: the result is affine in the start noise.
 
     The unit vectors give its matrix. The mean is pushed through from the posterior's own at the start:
-    on VP that is not quite pure noise (a = 0.0066), so that the warm start a H⁺y would show.
+    on VP that is not quite pure noise (a = 0.0066), so that the warm start a G H⁺y would show.
     """
     path, parametrization, parameters, mean_tolerance, covariance_tolerance = POSTERIOR[setting]
     shape, n = (1, 6, 8), 48
@@ -233,7 +248,7 @@ def test_samples_from_pure_noise_have_the_exact_gaussian_posterior(setting, degr
     prior = StandardNormal(path, parametrization)
     times = sampler.coefficients(prior, torch.ones(1, dtype=D), sigma_y).times
     a, s = path.a(times), path.s(times)
-    start = a[0] / s[0] * (mean - inverse @ y.flatten())
+    start = a[0] / s[0] * (mean - damped_pinv(operator, y, sigma_y, a[0], s[0]).flatten())
     noise = torch.cat([start[None], start + identity]).view(-1, *shape)
     outputs = restore(sampler, prior, operator, y.expand(n + 1, -1, -1, -1), noise, sigma_y).image.flatten(1)
     matrix = (outputs[1:] - outputs[0]).T
@@ -456,3 +471,24 @@ def test_importing_operators_and_samplers_imports_neither_ray_nor_diffusers():
         [sys.executable, "-c", code], cwd=root, capture_output=True, text=True, timeout=60, check=True
     )
     assert result.stdout.strip() == "set()"
+
+
+@pytest.mark.parametrize("sigma_y", [0.0, 0.1])
+def test_the_start_leaves_drowned_directions_to_the_prior(sigma_y):
+    """x = a G H⁺y + s z: without noise H⁺y itself; with it, what H⁺ amplified is damped by g."""
+    operator = operators.build({"name": "gaussian_blur", "sigma": 2.0, "taps": 9}, (1, 16, 16), dtype=D)
+    y = operator.forward(0.6 * draw(2, 1, 16, 16)) + sigma_y * draw(2, 1, 16, 16, seed=5)
+    z, seen = draw(2, 1, 16, 16, seed=2), []
+    restore(
+        build(steps=1, w=5),
+        StandardNormal(),
+        operator,
+        y,
+        z,
+        sigma_y,
+        callback=lambda k, x, x0_hat: seen.append(x),
+    )
+    t = torch.tensor(0.4, dtype=D)
+    a, s = VP.a(t), VP.s(t)
+    expected = a * damped_pinv(operator, y, sigma_y, a, s) + s * z
+    torch.testing.assert_close(seen[0], expected)
