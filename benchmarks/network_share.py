@@ -56,7 +56,7 @@ def main(
         (unit,) = run.units()
         # The first execution loads libraries; the second is what a long job does all the time.
         worker.process_unit(unit, 1)
-        watch = Stopwatch(worker.stage.prior.network)  # type: ignore[attr-defined]
+        watch = Stopwatch(worker.stage.prior.network)
         started = time.perf_counter()
         commit = worker.process_unit(unit, 1)
         wall = time.perf_counter() - started

@@ -114,6 +114,8 @@ def finish(report: Path) -> dict[str, Any]:
     """Say what came out."""
     import json
 
+    from pipeline.report import number
+
     metrics: dict[str, Any] = json.loads((report.parent / "metrics.json").read_text())
     samples = metrics["samples"]
     table = Table(title=metrics["title"], title_justify="left")
@@ -125,10 +127,6 @@ def finish(report: Path) -> dict[str, Any]:
     console.print(table)
     console.print(f"{samples['ok']} restored, {samples['failed']} failed · {report}", highlight=False)
     return metrics
-
-
-def number(value: float | None) -> str:
-    return "–" if value is None else f"{value:.3f}"
 
 
 def show_shard_warnings(damaged: dict[str, str], empty: list[str]) -> None:

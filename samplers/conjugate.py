@@ -167,12 +167,10 @@ class Conjugate:
         # x = a G H⁺y + s z. Without noise G H⁺y is H⁺y; with it, directions in which H⁺ amplifies the
         # measurement noise beyond what the start's own noise hides are left to the prior.
         state = a * job.spread(job.steps[0].g) * known + s * operator.to_spectral(z)
-        x = operator.from_spectral(state)
         previous = state
         history: deque[Evaluation] = deque(maxlen=self.order)
         for k, step in enumerate(job.steps):
-            if k > 0:
-                x = operator.from_spectral(state)
+            x = operator.from_spectral(state)
             time = job.network_times[k].expand(len(x))
             with torch.set_grad_enabled(self.vjps > 0):
                 leaf = x.detach().requires_grad_(self.vjps > 0)
