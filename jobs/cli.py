@@ -244,10 +244,15 @@ def list_(
             table.add_column(column)
         for name, factory in registries[kind].items():
             settings = [p.name if p.required else f"{p.name}={p.default}" for p in parameters(factory)]
-            table.add_row(name, "\n".join(settings), inspect.getdoc(factory))
+            table.add_row(name, "\n".join(settings), reflow(inspect.getdoc(factory) or ""))
     else:
         raise JobError(f"list: no {kind!r}; choose from {', '.join(registries)}, jobs")
     console.print(table, markup=False)
+
+
+def reflow(text: str) -> str:
+    """Paragraphs without the line breaks of the source."""
+    return "\n\n".join(" ".join(paragraph.split()) for paragraph in text.split("\n\n"))
 
 
 @app.command()

@@ -1,4 +1,4 @@
-"""Degradation operators: y = H x, each with H, Hᵀ, H⁺ and V f(S) Vᵀ.
+"""Degradation operators: y = H(x); each linear one with H, Hᵀ, H⁺ and V f(S) Vᵀ.
 
     operator = operators.build({"name": "bicubic", "factor": 4}, (3, 256, 256))
     y = operator.forward(x)
@@ -7,24 +7,62 @@ Images are (B, C, H, W) in [-1, 1].
 """
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from pydantic import Field
 
-from operators.base import Operator, Separable
-from operators.blur import gaussian_blur
+from operators.base import Linear, Nonlinear, Operator, Separable
+from operators.blur import anisotropic_blur, gaussian_blur, gaussian_blur_rediff, uniform_blur
+from operators.channels import colorize
+from operators.compose import chain
+from operators.hadamard import compressed_sensing
+from operators.jpeg import jpeg
+from operators.motion import motion_blur
+from operators.nonlinear import hdr, phase_retrieval, quantize
 from operators.pointwise import Mask, denoise, inpaint
 from operators.registry import Registry, SpecError, construct
-from operators.resize import average_pool, bicubic
+from operators.resize import average_pool, bicubic, resize
 
-__all__ = ["REGISTRY", "Mask", "Operator", "Separable", "SpecError", "build"]
+__all__ = ["REGISTRY", "Linear", "Mask", "Nonlinear", "Operator", "Separable", "SpecError", "build"]
+
+
+def compose(
+    image_shape: tuple[int, int, int],
+    *,
+    operators: Annotated[list[dict[str, Any]], Field(min_length=1)],
+) -> Operator:
+    """Several operators, from first to last, each a spec of its own.
+
+    The whole keeps an exact decomposition, of each operator as it is, its threshold applied. With a
+    non-linear operator among them the whole is non-linear.
+    """
+    built: list[Operator] = []
+    shape = image_shape
+    for position, spec in enumerate(operators):
+        built.append(construct(f"operator.operators.{position}", REGISTRY, spec, shape))
+        shape = built[-1].measurement_shape
+    return chain(built, [spec["name"] for spec in operators])
+
 
 REGISTRY: Registry = {
+    "anisotropic_blur": anisotropic_blur,
     "average_pool": average_pool,
     "bicubic": bicubic,
+    "colorize": colorize,
+    "compose": compose,
+    "compressed_sensing": compressed_sensing,
     "denoise": denoise,
     "gaussian_blur": gaussian_blur,
+    "gaussian_blur_rediff": gaussian_blur_rediff,
+    "hdr": hdr,
     "inpaint": inpaint,
+    "jpeg": jpeg,
+    "motion_blur": motion_blur,
+    "phase_retrieval": phase_retrieval,
+    "quantize": quantize,
+    "resize": resize,
+    "uniform_blur": uniform_blur,
 }
 
 

@@ -1,25 +1,31 @@
-"""What a linear operator is here: y = H x with the singular value decomposition H = U S Vᵀ.
+"""What an operator is here: y = H(x), and for a linear one its singular value decomposition H = U S Vᵀ.
 
-The samplers work in the coordinates Vᵀx, where everything they do is a multiplication; so an
-operator says how to go there and back, and what its singular values are.
+The samplers work in the coordinates c = Vᵀx, where everything they do to the measured part of an
+image is a multiplication. V need not be square: its columns are orthonormal and span at least what H
+measures, and a direction outside them is one that H does not see.
 """
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
 
 class Operator(nn.Module, ABC):
-    """A linear operator on images x (B, C, H, W) with values in [-1, 1].
+    """A degradation of images x (B, C, H, W) with values in [-1, 1].
 
     Attributes:
         image_shape: (C, H, W) of the images.
         measurement_shape: (C, h, w) of the measurements y.
-        singular_values: S, non-negative, broadcastable against `to_spectral(x)`; 0 on the null space.
+        singular_values: S, non-negative, broadcastable against `to_spectral(x)`.
+        linear: whether H is a matrix; if not, the spectral form is that of the identity.
+        pixels: whether measurements are images with values in [-1, 1].
     """
 
+    linear: ClassVar[bool]
+    pixels: bool = True
     singular_values: Tensor
 
     def __init__(
@@ -35,34 +41,132 @@ class Operator(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, x: Tensor) -> Tensor:
-        """y = H x, (B, C, H, W) → (B, *measurement_shape)."""
+        """y = H(x), (B, C, H, W) → (B, *measurement_shape)."""
+
+    @abstractmethod
+    def pinv(self, y: Tensor) -> Tensor:
+        """H⁺ y, the pseudo-inverse or its surrogate, (B, *measurement_shape) → (B, C, H, W)."""
+
+    @abstractmethod
+    def vjp(self, x: Tensor, v: Tensor) -> Tensor:
+        """(∂H/∂x)ᵀ v at x: the gradient of ⟨H(x), v⟩, (B, C, H, W)."""
+
+    @abstractmethod
+    def impose(self, x: Tensor, y: Tensor) -> Tensor:
+        """The image that agrees with y where y says something, and with x elsewhere."""
+
+    @abstractmethod
+    def to_spectral(self, x: Tensor) -> Tensor:
+        """c = Vᵀ x."""
+
+    @abstractmethod
+    def from_spectral(self, c: Tensor) -> Tensor:
+        """V c, (B, C, H, W)."""
+
+    def spectral_map(self, f: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+        """f(S) in the directions of V and f(0) in all others, applied to x (B, C, H, W)."""
+        elsewhere = f(torch.zeros_like(self.singular_values[(0,) * self.singular_values.ndim]))
+        inside = f(self.singular_values) - elsewhere
+        return elsewhere * x + self.from_spectral(inside * self.to_spectral(x))
+
+    def project(self, x: Tensor) -> Tensor:
+        """H⁺H x: the part of x that the measurement determines."""
+        return self.pinv(self.forward(x))
+
+
+class Linear(Operator):
+    """y = H x."""
+
+    linear = True
 
     @abstractmethod
     def adjoint(self, y: Tensor) -> Tensor:
         """Hᵀ y, (B, *measurement_shape) → (B, C, H, W)."""
 
-    @abstractmethod
-    def pinv(self, y: Tensor) -> Tensor:
-        """H⁺ y, the Moore–Penrose pseudo-inverse, (B, *measurement_shape) → (B, C, H, W)."""
+    def vjp(self, x: Tensor, v: Tensor) -> Tensor:
+        return self.adjoint(v)
 
-    @abstractmethod
+    def impose(self, x: Tensor, y: Tensor) -> Tensor:
+        """x + H⁺(y − H x) = H⁺y + (1 − H⁺H) x."""
+        return x + self.pinv(y - self.forward(x))
+
+
+class Nonlinear(Operator):
+    """y = H(x) with a surrogate pseudo-inverse H⁺, as ΠGDM (Song et al., ICLR 2023) uses it.
+
+    Attributes:
+        lipschitz: a bound on ‖∂H/∂x‖.
+    """
+
+    linear = False
+    lipschitz: float = 1.0
+
+    def __init__(self, image_shape: tuple[int, int, int], measurement_shape: tuple[int, int, int]):
+        super().__init__(image_shape, measurement_shape, torch.ones((), dtype=torch.float64))
+
+    def vjp(self, x: Tensor, v: Tensor) -> Tensor:
+        with torch.enable_grad():
+            leaf = x.detach().requires_grad_()
+            (gradient,) = torch.autograd.grad(self.forward(leaf), leaf, v)
+        return gradient
+
+    def impose(self, x: Tensor, y: Tensor) -> Tensor:
+        """x + H⁺(y) − H⁺(H(x))."""
+        return x + self.pinv(y) - self.pinv(self.forward(x))
+
     def to_spectral(self, x: Tensor) -> Tensor:
-        """Vᵀ x: an orthogonal change of coordinates, in which HᵀH is diag(singular_values²)."""
+        return x
 
-    @abstractmethod
     def from_spectral(self, c: Tensor) -> Tensor:
-        """V c, the inverse of `to_spectral`."""
-
-    def spectral_map(self, f: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-        """V f(S) Vᵀ x, with f from singular values to multipliers; f(0) acts on the null space."""
-        return self.from_spectral(f(self.singular_values) * self.to_spectral(x))
-
-    def project(self, x: Tensor) -> Tensor:
-        """H⁺H x: the part of x that the measurement determines."""
-        return self.spectral_map(lambda s: (s > 0).to(s.dtype), x)
+        return c
 
 
-class Separable(Operator):
+class Factored(Linear):
+    """y = U_h (S ⊙ (V_hᵀ x V_w)) U_wᵀ for every image and channel: singular vectors are outer products.
+
+    Args:
+        rows: U_h (h, r), V_h (H, r); columns: U_w (w, q), V_w (W, q), each with orthonormal columns.
+        singular_values: S, (r, q) or (C, r, q).
+    """
+
+    rows_left: Tensor
+    rows_right: Tensor
+    columns_left: Tensor
+    columns_right: Tensor
+
+    def __init__(
+        self,
+        channels: int,
+        rows: tuple[Tensor, Tensor],
+        columns: tuple[Tensor, Tensor],
+        singular_values: Tensor,
+    ):
+        (h, height), (w, width) = ((u.shape[0], v.shape[0]) for u, v in (rows, columns))
+        super().__init__((channels, height, width), (channels, h, w), singular_values)
+        for axis, (u, v) in (("rows", rows), ("columns", columns)):
+            self.register_buffer(f"{axis}_left", u)
+            self.register_buffer(f"{axis}_right", v)
+
+    # Through the coordinates, not through the two matrices: a blur's rank is a third of its size.
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.rows_left @ (self.singular_values * self.to_spectral(x)) @ self.columns_left.T
+
+    def adjoint(self, y: Tensor) -> Tensor:
+        return self.from_spectral(self.singular_values * (self.rows_left.T @ y @ self.columns_left))
+
+    def pinv(self, y: Tensor) -> Tensor:
+        inverse = reciprocal(self.singular_values)
+        return self.from_spectral(inverse * (self.rows_left.T @ y @ self.columns_left))
+
+    def to_spectral(self, x: Tensor) -> Tensor:
+        return self.rows_right.T @ x @ self.columns_right
+
+    def from_spectral(self, c: Tensor) -> Tensor:
+        return self.rows_right @ c @ self.columns_right.T
+
+
+class Separable(Factored):
     """y = R_h x R_wᵀ for every image and channel: one matrix for the rows, one for the columns.
 
     Resizing and separable blurs are of this kind. The decomposition is that of the two small
@@ -74,50 +178,31 @@ class Separable(Operator):
             that H⁺ does not amplify what the measurement hardly contains. H is then exactly U S Vᵀ.
     """
 
-    rows_forward: Tensor
-    rows_pinv: Tensor
-    rows_vectors: Tensor
-    columns_forward: Tensor
-    columns_pinv: Tensor
-    columns_vectors: Tensor
-
     def __init__(self, channels: int, rows: Tensor, columns: Tensor, *, threshold: float = 0.0):
-        row_factors, column_factors = (truncated_svd(matrix, threshold) for matrix in (rows, columns))
-        super().__init__(
-            (channels, rows.shape[1], columns.shape[1]),
-            (channels, rows.shape[0], columns.shape[0]),
-            torch.outer(row_factors[1], column_factors[1]),
-        )
-        for axis, (u, s, v) in (("rows", row_factors), ("columns", column_factors)):
-            # Only as many left vectors as measurements; the right ones span the null space as well.
-            k = u.shape[1]
-            inverse = torch.where(s > 0, 1 / s, 0)
-            self.register_buffer(f"{axis}_forward", (u * s[:k]) @ v[:, :k].T)
-            self.register_buffer(f"{axis}_pinv", (v[:, :k] * inverse[:k]) @ u.T)
-            self.register_buffer(f"{axis}_vectors", v)
+        (u_h, s_h, v_h), (u_w, s_w, v_w) = (truncated_svd(matrix, threshold) for matrix in (rows, columns))
+        super().__init__(channels, (u_h, v_h), (u_w, v_w), torch.outer(s_h, s_w))
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.rows_forward @ x @ self.columns_forward.T
-
-    def adjoint(self, y: Tensor) -> Tensor:
-        return self.rows_forward.T @ y @ self.columns_forward
-
-    def pinv(self, y: Tensor) -> Tensor:
-        return self.rows_pinv @ y @ self.columns_pinv.T
-
-    def to_spectral(self, x: Tensor) -> Tensor:
-        return self.rows_vectors.T @ x @ self.columns_vectors
-
-    def from_spectral(self, c: Tensor) -> Tensor:
-        return self.rows_vectors @ c @ self.columns_vectors.T
+    def matrices(self) -> tuple[Tensor, Tensor]:
+        """R_h and R_w without what the threshold removed, up to a factor between the two."""
+        s = self.singular_values
+        rows = self.rows_left * s[:, 0] @ self.rows_right.T
+        return rows, self.columns_left * (s[0] / s[0, 0]) @ self.columns_right.T
 
 
-def truncated_svd(matrix: Tensor, threshold: float) -> tuple[Tensor, Tensor, Tensor]:
-    """U (m, k), S (n,), V (n, n) of an (m, n) matrix, k = min(m, n): S padded with zeros to n."""
-    u, s, vt = torch.linalg.svd(matrix, full_matrices=True)
-    k = s.shape[0]
-    # Rounding leaves 1e-16 where the rank is smaller than k; that is zero.
-    floor = max(threshold, s.max().item() * 1e-12)
-    padded = torch.zeros(matrix.shape[1], dtype=s.dtype)
-    padded[:k] = torch.where(s >= floor, s, 0)
-    return u[:, :k], padded, vt.T
+def truncated_svd(matrix: Tensor, threshold: float = 0.0) -> tuple[Tensor, Tensor, Tensor]:
+    """U (m, r), S (r,), V (n, r) of an (m, n) matrix: the part with singular values of at least `threshold`.
+
+    Raises:
+        ValueError: nothing is left.
+    """
+    u, s, vt = torch.linalg.svd(matrix, full_matrices=False)
+    # Rounding leaves 1e-16 where the rank is smaller than min(m, n); that is zero.
+    kept = s >= max(threshold, s.max().item() * 1e-12)
+    if not kept.any():
+        raise ValueError(f"threshold: {threshold} is above every singular value, nothing would be measured")
+    return u[:, kept], s[kept], vt.T[:, kept]
+
+
+def reciprocal(values: Tensor) -> Tensor:
+    """1 / values, and 0 for 0."""
+    return torch.where(values == 0, 0, 1 / values)

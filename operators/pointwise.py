@@ -7,12 +7,12 @@ from pydantic import Field, NonNegativeInt
 from torch import Tensor
 
 from operators import masks
-from operators.base import Operator
+from operators.base import Linear
 
 Share = Annotated[float, Field(ge=0, le=1)]
 
 
-class Mask(Operator):
+class Mask(Linear):
     """y = m ⊙ x with m (C, H, W) of zeros and ones: its own adjoint, pseudo-inverse and projection."""
 
     def __init__(self, known: Tensor):

@@ -68,12 +68,19 @@ def construct(kind: str, registry: Registry, spec: Mapping[str, Any], *context: 
         SpecError: no name, an unknown name, an unknown parameter, or a value that does not fit.
     """
     factory, values = look_up(kind, registry, spec)
-    checked = validate_call(config=ConfigDict(arbitrary_types_allowed=True))(factory)
+    # A class checks its own fields.
+    checked = (
+        factory
+        if isinstance(factory, type)
+        else validate_call(config=ConfigDict(arbitrary_types_allowed=True))(factory)
+    )
     try:
         return checked(*context, **values)
     except ValidationError as error:
         problems = [
-            f"{kind}.{'.'.join(str(part) for part in e['loc'])}: {e['msg']} (got {e['input']!r})"
+            f"{'.'.join([kind, *map(str, e['loc'])])}: {e['msg']} (got {e['input']!r})"
+            if e["loc"]
+            else f"{kind} {spec['name']!r}: {e['ctx']['error']}"
             for e in error.errors()
         ]
         raise SpecError("; ".join(problems)) from error

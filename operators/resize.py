@@ -1,12 +1,19 @@
-"""Downsampling operators: antialiased bicubic, and averaging over blocks."""
+"""Downsampling operators: one matrix for the rows and one for the columns."""
+
+from collections.abc import Callable
+from math import ceil
+from typing import Annotated, Literal
 
 import torch
-from pydantic import PositiveInt
+from pydantic import Field, PositiveInt
 from torch import Tensor
 
 from operators.base import Separable
 
-CUBIC_A = -0.5
+Kernel = Literal["cubic", "box", "linear", "lanczos3"]
+
+THRESHOLD = 3e-2
+"""On the singular values of one axis, as DDRM's super-resolution operator has it."""
 
 
 def bicubic(image_shape: tuple[int, int, int], *, factor: PositiveInt = 4) -> Separable:
@@ -14,42 +21,81 @@ def bicubic(image_shape: tuple[int, int, int], *, factor: PositiveInt = 4) -> Se
 
     Source: Keys 1981 for the kernel; the super-resolution operator of DDRM (2201.11793) and ΠGDM.
     """
-    channels, height, width = image_shape
-    rows, columns = (decimation(n, cubic_taps(factor), factor) for n in (height, width))
-    return Separable(channels, rows, columns, threshold=3e-2)
+    check_divides(factor, image_shape)
+    return resize(image_shape, factor=factor)
 
 
 def average_pool(image_shape: tuple[int, int, int], *, factor: PositiveInt = 4) -> Separable:
     """Mean over factor × factor blocks. Source: DDRM (2201.11793), DDNM (2212.00490)."""
-    channels, height, width = image_shape
-    taps = torch.full((factor,), 1 / factor, dtype=torch.float64)
-    rows, columns = (decimation(n, taps, factor) for n in (height, width))
-    return Separable(channels, rows, columns)
+    check_divides(factor, image_shape)
+    return resize(image_shape, factor=factor, kernel="box")
 
 
-def cubic_taps(factor: int) -> Tensor:
-    """The normalised taps of the cubic kernel stretched by `factor`, centred on the block.
+def resize(
+    image_shape: tuple[int, int, int],
+    *,
+    factor: Annotated[float, Field(ge=1)] = 4.0,
+    kernel: Kernel = "cubic",
+) -> Separable:
+    """Antialiased downsampling by any factor: sides become round(side / factor), borders are reflected.
 
-    4·factor taps between pixels for even factors; for odd ones, whose blocks have a central pixel,
-    4·factor − 1 taps on pixels.
+    cubic has a = −0.5 (Keys 1981); box averages, linear is the triangle, lanczos3 has three lobes.
     """
-    count = 4 * factor - factor % 2
-    x = ((torch.arange(count, dtype=torch.float64) - (count - 1) / 2) / factor).abs()
-    inner = (CUBIC_A + 2) * x**3 - (CUBIC_A + 3) * x**2 + 1
-    outer = CUBIC_A * (x**3 - 5 * x**2 + 8 * x - 4)
-    taps = torch.where(x <= 1, inner, outer)
-    return taps / taps.sum()
+    channels, height, width = image_shape
+    if factor > 2 * min(height, width):
+        raise ValueError(f"factor: {factor} leaves nothing of images of {height}×{width}")
+    rows, columns = (resize_matrix(n, round(n / factor), kernel) for n in (height, width))
+    return Separable(channels, rows, columns, threshold=THRESHOLD)
 
 
-def decimation(n: int, taps: Tensor, factor: int) -> Tensor:
-    """The (n / factor, n) matrix that filters with `taps` around each block, borders reflected."""
-    if n % factor:
-        raise ValueError(f"factor: {factor} does not divide the image side {n}")
-    k = len(taps)
-    first = factor * torch.arange(n // factor) - (k - factor) // 2
-    positions = reflect(first[:, None] + torch.arange(k), n)
-    matrix = torch.zeros(n // factor, n, dtype=torch.float64)
-    return matrix.scatter_add_(1, positions, taps.expand(n // factor, k).contiguous())
+def check_divides(factor: int, image_shape: tuple[int, int, int]) -> None:
+    for side in image_shape[1:]:
+        if side % factor:
+            raise ValueError(f"factor: {factor} does not divide the image side {side}")
+
+
+def resize_matrix(n: int, m: int, kernel: Kernel) -> Tensor:
+    """The (m, n) matrix that resizes n samples to m ≤ n: output i is centred at (i + ½) n/m − ½.
+
+    The kernel is stretched by n/m against aliasing, rows sum to 1, and positions beyond the border
+    are reflected.
+    """
+    support, function = KERNELS[kernel]
+    reach = ceil(support * n / m)
+    outputs = torch.arange(m)[:, None]
+    positions = (2 * outputs + 1) * n // (2 * m) + torch.arange(-reach - 1, reach + 1)
+    # In whole numbers, so that a box counts a sample on its edge the same on both sides.
+    distances = ((2 * positions + 1) * m - (2 * outputs + 1) * n).abs().double() / (2 * n)
+    weights = function(distances)
+    weights /= weights.sum(1, keepdim=True)
+    matrix = torch.zeros(m, n, dtype=torch.float64)
+    return matrix.scatter_add_(1, reflect(positions, n), weights)
+
+
+def cubic(x: Tensor) -> Tensor:
+    near, far = 1.5 * x**3 - 2.5 * x**2 + 1, -0.5 * x**3 + 2.5 * x**2 - 4 * x + 2
+    return torch.where(x < 1, near, torch.where(x < 2, far, 0))
+
+
+def box(x: Tensor) -> Tensor:
+    return ((x < 0.5).double() + (x <= 0.5).double()) / 2
+
+
+def linear(x: Tensor) -> Tensor:
+    return (1 - x).clamp_min(0)
+
+
+def lanczos3(x: Tensor) -> Tensor:
+    return torch.where(x < 3, torch.sinc(x) * torch.sinc(x / 3), 0)
+
+
+KERNELS: dict[Kernel, tuple[float, Callable[[Tensor], Tensor]]] = {
+    "cubic": (2, cubic),
+    "box": (0.5, box),
+    "linear": (1, linear),
+    "lanczos3": (3, lanczos3),
+}
+"""How far each kernel reaches, and its values at distances x ≥ 0, in samples of the result."""
 
 
 def reflect(positions: Tensor, n: int) -> Tensor:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -9,6 +10,7 @@ from pydantic import (
     ConfigDict,
     Field,
     NonNegativeFloat,
+    PositiveFloat,
     PositiveInt,
     field_validator,
     model_validator,
@@ -59,11 +61,32 @@ class Degradation(Model):
     sigma_range: Literal["[0,1]", "[-1,1]"] = Field(
         default="[0,1]", description="The range of pixel values that sigma refers to."
     )
+    poisson: PositiveFloat | None = Field(
+        default=None,
+        description="Photons that a white pixel receives: Poisson noise, before the Gaussian is added.",
+    )
+
+    @property
+    def gaussian(self) -> float:
+        """The standard deviation of the Gaussian noise on the [-1, 1] scale, on which all is computed."""
+        return 2 * self.sigma if self.sigma_range == "[0,1]" else self.sigma
 
     @property
     def sigma_y(self) -> float:
-        """The standard deviation on the [-1, 1] scale, on which everything is computed."""
-        return 2 * self.sigma if self.sigma_range == "[0,1]" else self.sigma
+        """What the sampler is told of the noise, on the [-1, 1] scale.
+
+        Poisson noise counts with its standard deviation at mid-grey: √(½ / photons) on [0, 1].
+        """
+        shot = 0.0 if self.poisson is None else 2 * (0.5 / self.poisson) ** 0.5
+        return math.hypot(self.gaussian, shot)
+
+    @property
+    def noise(self) -> str:
+        """The noise in words, with its scale."""
+        parts = [] if self.poisson is None else [f"Poisson, {self.poisson:g} photons at white"]
+        if self.sigma:
+            parts.append(f"σ={self.sigma:g} on {self.sigma_range}")
+        return " and ".join(parts) or "noiseless"
 
 
 class Compute(Model):
@@ -108,9 +131,12 @@ class Job(Model):
         """Build what is cheap to build, so that a bad spec is found before anything runs."""
         shape = (3, self.data.size, self.data.size)
         try:
-            operators.build(self.degradation.operator, shape)
+            operator = operators.build(self.degradation.operator, shape)
         except SpecError as error:
             raise ValueError(f"degradation.{error}") from error
+        if self.degradation.poisson is not None and not operator.pixels:
+            name = self.degradation.operator["name"]
+            raise ValueError(f"degradation.poisson: the measurement of {name!r} is no image of photon counts")
         samplers.build(self.sampler)
         priors.check(self.prior, shape)
         score.check(self.metrics, self.data.size)

@@ -15,7 +15,7 @@ import priors
 import samplers
 from operators import SpecError
 from pipeline import score
-from pipeline.job import Job, JobError
+from pipeline.job import Degradation, Job, JobError
 from priors.base import Autocast
 from samplers import KeyedNoise
 
@@ -28,7 +28,8 @@ PRECISIONS = {"float32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 class Restored:
     """One restored sample.
 
-    Pictures are (H, W, 3) uint8; `measurement` has the measurement's size. `seconds` is the sampler's
+    Pictures are (H, W, 3) uint8; `measurement` has the measurement's size and channels, or is its
+    pseudo-inverse where it is no image. `seconds` is the sampler's
     time for the batch divided by its size.
     """
 
@@ -99,9 +100,7 @@ class Stage:
         noise = KeyedNoise(self.job.seed, keys)
         with self.timed("degrade"), torch.no_grad():
             truth = torch.from_numpy(images).to(self.device).permute(0, 3, 1, 2).float() / 127.5 - 1
-            y = self.operator.forward(truth)
-            if sigma_y > 0:
-                y = y + sigma_y * noise.normal("measurement", tuple(y.shape[1:])).to(y)
+            y = measure(self.operator.forward(truth), self.job.degradation, noise)
         before = self.seconds["sample"]
         with self.timed("sample"):
             outcome = self.sampler(self.prior, self.operator, y, noise, sigma_y=sigma_y)
@@ -111,7 +110,8 @@ class Stage:
             finite = image.isfinite().flatten(1).all(1).tolist()
             metrics = score.score(self.job.metrics, image, truth)
             residuals = score.residual(self.operator.forward(image), y)
-            pictures = zip(to_uint8(image), to_uint8(y), strict=True)
+            seen = y if self.operator.pixels else self.operator.pinv(y)
+            pictures = zip(to_uint8(image), to_uint8(seen), strict=True)
         return [
             Restored(
                 metrics={name: values[i] for name, values in metrics.items()},
@@ -134,6 +134,16 @@ class Stage:
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)  # once per part of a batch, not per step
         self.seconds[part] += time.perf_counter() - started
+
+
+def measure(y: Tensor, degradation: Degradation, noise: KeyedNoise) -> Tensor:
+    """The measurement (B, …): y on the [-1, 1] scale with the job's noise, keyed by sample."""
+    if (photons := degradation.poisson) is not None:
+        rates = photons * ((y + 1) / 2).clamp_min(0)
+        y = noise.poisson("photons", rates) / photons * 2 - 1
+    if degradation.gaussian > 0:
+        y = y + degradation.gaussian * noise.normal("measurement", tuple(y.shape[1:])).to(y)
+    return y
 
 
 def to_uint8(x: Tensor) -> np.ndarray:

@@ -5,60 +5,25 @@ restored = sampler(prior, operator, y, noise, sigma_y=0.0).image
 """
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Any
 
-from pydantic import Field, FiniteFloat, PositiveInt
+from pydantic import FiniteFloat, PositiveInt
 
 from operators.registry import Registry, SpecError, construct
-from priors.paths import Path, RectifiedFlow, VariancePreserving
-from samplers.base import Restoration, Sampler
-from samplers.coefficients import Absorb
-from samplers.conjugate import Conjugate
+from samplers.base import Restoration, Sampler, Strength
+from samplers.conjugate import Conjugate, PathName
+from samplers.daps import DAPS
+from samplers.ddnm import DDNM
+from samplers.ddrm import DDRM
+from samplers.diffpir import DiffPIR
+from samplers.dps import DPS, MCG
 from samplers.grids import Grid
-from samplers.guidance import Schedule
 from samplers.noise import KeyedNoise
+from samplers.pigdm import DiscretePiGDM
+from samplers.problem import Init
+from samplers.reddiff import REDdiff
 
 __all__ = ["REGISTRY", "KeyedNoise", "Restoration", "Sampler", "SpecError", "build"]
-
-Strength = Annotated[FiniteFloat, Field(ge=0)]
-Order = Annotated[int, Field(ge=1, le=3)]
-PathName = Literal["prior", "vp", "flow"]
-PATHS: dict[PathName, Path | None] = {"prior": None, "vp": VariancePreserving(), "flow": RectifiedFlow()}
-
-
-def conjugate(
-    *,
-    steps: PositiveInt = 5,
-    w: Strength = 15.0,
-    lam: FiniteFloat = 0.0,
-    start: FiniteFloat | None = None,
-    end: FiniteFloat | None = None,
-    absorb: Absorb = "conditional",
-    schedule: Schedule = "conjugate",
-    order: Order = 1,
-    grid: Grid = "uniform",
-    jacobian: bool = True,
-    path: PathName = "prior",
-) -> Conjugate:
-    """C-ΠGDM on diffusion paths, C-ΠGFM on flows (Pandey et al., NeurIPS 2024, 2405.17673).
-
-    start and end are native times of the path (VP: 0.4 and 0.001 unless given; other paths: the
-    times of the same noise levels). lam is per unit of the path's whole span of time. path: the
-    prior's own, or another one by matching the log-SNR.
-    """
-    return Conjugate(
-        steps=steps,
-        w=w,
-        lam=lam,
-        start=start,
-        end=end,
-        absorb=absorb,
-        schedule=schedule,
-        order=order,
-        grid=grid,
-        jacobian=jacobian,
-        path=PATHS[path],
-    )
 
 
 def pigdm(
@@ -70,9 +35,15 @@ def pigdm(
     grid: Grid = "uniform",
     jacobian: bool = True,
     path: PathName = "prior",
+    init: Init = "pinv",
+    project: bool = False,
+    churn: Strength = 0.0,
 ) -> Conjugate:
-    """ΠGDM (Song et al., ICLR 2023) as released with 2405.17673: guidance as an Euler term."""
-    return conjugate(
+    """ΠGDM (Song et al., ICLR 2023) as released with 2405.17673, ΠGFM on flows: guidance as an Euler term.
+
+    `conjugate` with absorb: unconditional and schedule: pigdm.
+    """
+    return Conjugate(
         steps=steps,
         w=w,
         start=start,
@@ -82,6 +53,9 @@ def pigdm(
         grid=grid,
         jacobian=jacobian,
         path=path,
+        init=init,
+        project=project,
+        churn=churn,
     )
 
 
@@ -92,12 +66,39 @@ def ddim(
     end: FiniteFloat | None = None,
     grid: Grid = "uniform",
     path: PathName = "prior",
+    init: Init = "pinv",
+    project: bool = False,
 ) -> Conjugate:
-    """DDIM (Song et al., ICLR 2021): no guidance; the measurement enters by the warm start alone."""
-    return conjugate(steps=steps, w=0.0, start=start, end=end, absorb="unconditional", grid=grid, path=path)
+    """DDIM (Song et al., ICLR 2021): no guidance; the measurement enters by the warm start alone.
+
+    `conjugate` with w: 0.
+    """
+    return Conjugate(
+        steps=steps,
+        w=0.0,
+        start=start,
+        end=end,
+        absorb="unconditional",
+        grid=grid,
+        path=path,
+        init=init,
+        project=project,
+    )
 
 
-REGISTRY: Registry = {"conjugate": conjugate, "ddim": ddim, "pigdm": pigdm}
+REGISTRY: Registry = {
+    "conjugate": Conjugate,
+    "daps": DAPS,
+    "ddim": ddim,
+    "ddnm": DDNM,
+    "ddrm": DDRM,
+    "diffpir": DiffPIR,
+    "dps": DPS,
+    "mcg": MCG,
+    "pigdm": pigdm,
+    "pigdm_discrete": DiscretePiGDM,
+    "reddiff": REDdiff,
+}
 
 
 def build(spec: Mapping[str, Any]) -> Sampler:

@@ -2,13 +2,17 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Annotated, Generic, Protocol, TypeVar
 
+from pydantic import Field
 from torch import Tensor
 
 from operators import Operator
 from priors.base import Prior
 from samplers.noise import Noise
+
+Share = Annotated[float, Field(ge=0, le=1)]
+Strength = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 Callback = Callable[[int, Tensor, Tensor], None]
 """Called after every network evaluation with (step, x, x̂₀)."""
@@ -26,6 +30,21 @@ class Restoration:
     image: Tensor
     forwards: int
     vjps: int
+
+
+T = TypeVar("T")
+
+
+class Remembers(Generic[T]):
+    """Keeps what was computed for the last job. Not safe to share between threads."""
+
+    _last: tuple[tuple[object, ...], T] | None = None
+
+    def remembered(self, job: tuple[object, ...], compute: Callable[[], T]) -> T:
+        """What `compute` gave for this job, computed anew if the last one was another."""
+        if self._last is None or self._last[0] != job:
+            self._last = (job, compute())
+        return self._last[1]
 
 
 class Sampler(Protocol):

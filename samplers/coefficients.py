@@ -16,7 +16,7 @@ rule of the same order, which for order 1 is Euler's.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
-from math import ceil, log2
+from math import ceil, log1p, log2
 from typing import Literal
 
 import numpy as np
@@ -74,6 +74,7 @@ class Step:
     """One step: where the network is evaluated, what it means there, and how x moves on.
 
     Attributes:
+        raised: before the step, x ← raised[0] · x + raised[1] · z: noise added by churn.
         network_time, network_scale: the prior sees (network_scale · x, network_time).
         p, q, kappa: scalars at the start of the step; g: (D,) guidance factor.
         advance: from this step's x to the next.
@@ -81,6 +82,7 @@ class Step:
             present where a start-up step of low order would limit the order of the whole.
     """
 
+    raised: tuple[float, float] | None
     network_time: float
     network_scale: float
     p: float
@@ -108,15 +110,39 @@ class Coefficients:
     sigma_y: float
     times: Tensor
     singular_values: Tensor
+    churn: float = 0.0
+
+    @cached_property
+    def starts(self) -> Tensor:
+        """(steps,) where each step begins: `times`, or with churn a noisier time.
+
+        Karras et al. 2022 (2206.00364, algorithm 2): s/a grows by 1 + min(churn / steps, √2 − 1).
+        """
+        times = self.times[:-1]
+        if self.churn == 0:
+            return times
+        path = self.drift.path
+        raised = path.time_of(log_snr(path, times) - log1p(min(self.churn / len(times), 2**0.5 - 1)))
+        # The first state is a warm start at the stated time; churn is for the steps after it.
+        return torch.cat([times[:1], raised[1:]])
+
+    def raised(self, k: int) -> tuple[float, float] | None:
+        """The scale of x and the standard deviation of the noise that lead to where step k begins."""
+        before, after = self.times[k], self.starts[k]
+        if before == after:
+            return None
+        path = self.drift.path
+        scale = path.a(after) / path.a(before)
+        return scale.item(), torch.sqrt(path.s(after) ** 2 - (scale * path.s(before)) ** 2).item()
 
     @cached_property
     def steps(self) -> list[Step]:
         steps: list[Step] = []
         logs = [torch.zeros_like(self.singular_values)]  # log A at the grid times, from the start
         for k in range(len(self.times) - 1):
-            t = self.times[k : k + 1]
+            t = self.starts[k : k + 1]
             used = range(k, max(-1, k - self.order), -1)
-            history = [(self.times[j], logs[j] - logs[k]) for j in used]
+            history = [(self.starts[j], logs[j] - logs[k]) for j in used]
             log_a, advance = self.integrate(k, history)
             logs.append(logs[k] + log_a)
             correct = None
@@ -131,6 +157,7 @@ class Coefficients:
                 raise ValueError(f"start: infinite coefficients at {t.item():g}, pure noise; start later")
             steps.append(
                 Step(
+                    raised=self.raised(k),
                     network_time=time.item(),
                     network_scale=scale.item(),
                     p=p.item(),
@@ -176,7 +203,7 @@ class Coefficients:
         Returns:
             log A(t_{k+1}) relative to t_k, (D,), and the step's weights.
         """
-        start, end = self.times[k], self.times[k + 1]
+        start, end = self.starts[k], self.times[k + 1]
         t, dt, cumulative = quadrature(self.drift.path, start, end, self.panels(start, end))
         (_, n), (p, q) = self.drift.unconditional(t), self.drift.prediction(t)
         guided, growth = self.guided(t), self.growth(t)

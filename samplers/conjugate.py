@@ -5,35 +5,39 @@ One integrator for diffusion and flow, noiseless and noisy operators, and its ow
 """
 
 from collections import deque
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from typing import Annotated, Literal
 
+import pydantic.dataclasses
 import torch
+from pydantic import Field, FiniteFloat, PositiveInt
 from torch import Tensor
 
 from operators import Operator
 from priors.base import Prior
-from priors.paths import Path, VariancePreserving, log_snr
-from samplers.base import Callback, Restoration
+from priors.paths import Path, RectifiedFlow, VariancePreserving, log_snr
+from samplers.base import Callback, Remembers, Restoration, Strength
 from samplers.coefficients import Absorb, Coefficients, Drift, Step, Weights
 from samplers.grids import Grid, time_grid
 from samplers.guidance import Schedule
-from samplers.noise import Noise, start_noise
+from samplers.noise import Noise
+from samplers.problem import Init, Problem, check_project
 
+PathName = Literal["prior", "vp", "flow"]
+PATHS: dict[PathName, Path | None] = {"prior": None, "vp": VariancePreserving(), "flow": RectifiedFlow()}
 # The released configurations start VP at 0.4 and end at 0.001; other paths use the same noise levels.
 DEFAULT_SPAN = log_snr(VariancePreserving(), torch.tensor([0.4, 0.001], dtype=torch.float64))
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """Coefficients on the device, for one prior, operator and noise level.
+    """Coefficients on the device, for a job.
 
-    `index` maps each spectral coordinate to its distinct singular value.
+    Weights hold a value per distinct singular value, that of the directions which the operator does
+    not see first; `index` maps each spectral coordinate to its own.
     """
 
-    prior: Prior
-    operator: Operator
-    sigma_y: float
-    like: tuple[torch.device, torch.dtype]
     start: tuple[float, float]
     lam: float
     steps: list[Step]
@@ -45,33 +49,43 @@ class Prepared:
         return values[self.index]
 
 
-class Conjugate:
-    """Restores by integrating the guided probability-flow ODE; see `samplers.REGISTRY` for presets.
+@dataclass(frozen=True)
+class Split:
+    """An image, and its spectral coordinates Vᵀ image."""
 
-    Not safe to share between threads: it keeps the coefficients of the last job.
+    image: Tensor
+    coordinates: Tensor
+
+
+@pydantic.dataclasses.dataclass(kw_only=True)
+class Conjugate(Remembers[Prepared]):
+    """C-ΠGDM on diffusion paths, C-ΠGFM on flows (Pandey et al., NeurIPS 2024, 2405.17673).
+
+    start and end are native times of the path (VP: 0.4 and 0.001 unless given; other paths: the times
+    of the same noise levels). lam is per unit of the path's whole span of time. path: the prior's own, or
+    another one by matching the log-SNR. init: start from H⁺y or from the linear MMSE estimate. project:
+    impose a noiseless measurement on the result. churn: noise added before each step but the first, as
+    S_churn of Karras et al. 2022 (order 1).
     """
 
-    def __init__(
-        self,
-        *,
-        steps: int,
-        w: float,
-        lam: float,
-        start: float | None,
-        end: float | None,
-        absorb: Absorb,
-        schedule: Schedule,
-        order: int,
-        grid: Grid,
-        jacobian: bool,
-        path: Path | None = None,
-    ):
-        self.steps, self.w, self.lam = steps, w, lam
-        self.start, self.end = start, end
-        self.absorb, self.schedule = absorb, schedule
-        self.order, self.grid, self.jacobian = order, grid, jacobian
-        self.path = path
-        self._prepared: Prepared | None = None
+    steps: PositiveInt = 5
+    w: Strength = 15.0
+    lam: FiniteFloat = 0.0
+    start: FiniteFloat | None = None
+    end: FiniteFloat | None = None
+    absorb: Absorb = "conditional"
+    schedule: Schedule = "conjugate"
+    order: Annotated[int, Field(ge=1, le=3)] = 1
+    grid: Grid = "uniform"
+    jacobian: bool = True
+    path: PathName = "prior"
+    init: Init = "pinv"
+    project: bool = False
+    churn: Strength = 0.0
+
+    def __post_init__(self) -> None:
+        if self.churn > 0 and self.order > 1:
+            raise ValueError("churn: fresh noise between steps leaves nothing to extrapolate; use order: 1")
 
     @property
     def vjps(self) -> int:
@@ -80,7 +94,7 @@ class Conjugate:
 
     def coefficients(self, prior: Prior, singular_values: Tensor, sigma_y: float) -> Coefficients:
         """The coefficients for distinct singular values (D,), float64, on the CPU."""
-        path = self.path or prior.path
+        path = PATHS[self.path] or prior.path
         default_start, default_end = path.time_of(DEFAULT_SPAN).tolist()
         start = default_start if self.start is None else self.start
         end = default_end if self.end is None else self.end
@@ -105,24 +119,24 @@ class Conjugate:
             sigma_y=sigma_y,
             times=time_grid(path, self.grid, start, end, self.steps),
             singular_values=singular_values,
+            churn=self.churn,
         )
 
     def prepare(self, prior: Prior, operator: Operator, sigma_y: float, like: Tensor) -> Prepared:
-        """Coefficients for a job, computed at the first batch and kept."""
-        last = self._prepared
-        target = (like.device, like.dtype)
-        if (
-            last is not None
-            and last.prior is prior
-            and last.operator is operator
-            and (last.sigma_y, last.like) == (sigma_y, target)
-        ):
-            return last
+        """Coefficients for a job; see `samplers.base.Sampler`."""
+        check_project(self.project, sigma_y)
+        if self.order > 1 and not operator.linear:
+            raise ValueError("order: what a non-linear measurement says changes with x; use order: 1")
+        job = (prior, operator, sigma_y, like.device, like.dtype)
+        return self.remembered(job, lambda: self.compute(prior, operator, sigma_y, like))
+
+    def compute(self, prior: Prior, operator: Operator, sigma_y: float, like: Tensor) -> Prepared:
         spectrum = operator.singular_values.detach().to("cpu", torch.float64)
         if sigma_y == 0:
             # Without noise only the range of Hᵀ matters; two coefficients instead of thousands.
             spectrum = (spectrum > 0).double()
-        distinct, index = torch.unique(spectrum, return_inverse=True)
+        unseen = torch.zeros(1, dtype=spectrum.dtype)
+        distinct, index = torch.unique(torch.cat([unseen, spectrum.flatten()]), return_inverse=True)
         coefficients = self.coefficients(prior, distinct, sigma_y)
         path, times = coefficients.drift.path, coefficients.times
         steps = [
@@ -134,18 +148,13 @@ class Conjugate:
             )
             for step in coefficients.steps
         ]
-        self._prepared = Prepared(
-            prior=prior,
-            operator=operator,
-            sigma_y=sigma_y,
-            like=target,
+        return Prepared(
             start=(path.a(times[0]).item(), path.s(times[0]).item()),
             lam=coefficients.lam,
             steps=steps,
             network_times=torch.tensor([step.network_time for step in steps], dtype=torch.float64).to(like),
-            index=index.to(like.device),
+            index=index[1:].view(spectrum.shape).to(like.device),
         )
-        return self._prepared
 
     @torch.no_grad()
     def __call__(
@@ -159,77 +168,93 @@ class Conjugate:
         callback: Callback | None = None,
     ) -> Restoration:
         """Restore a batch; see `samplers.base.Sampler`. The precision is the operator's."""
-        pseudo_inverse = operator.pinv(y)
-        z = start_noise(noise, pseudo_inverse)
-        job = self.prepare(prior, operator, sigma_y, z)
-        a, s = job.start
-        known = operator.to_spectral(pseudo_inverse)  # Vᵀ H⁺y
-        # x = a G H⁺y + s z. Without noise G H⁺y is H⁺y; with it, directions in which H⁺ amplifies the
-        # measurement noise beyond what the start's own noise hides are left to the prior.
-        state = a * job.spread(job.steps[0].g) * known + s * operator.to_spectral(z)
+        problem = Problem(operator, y, noise, sigma_y)
+        job = self.prepare(prior, operator, sigma_y, problem.pinv)
+        image = problem.start(self.init, *job.start)
+        state = Split(image, operator.to_spectral(image))
         previous = state
         history: deque[Evaluation] = deque(maxlen=self.order)
         for k, step in enumerate(job.steps):
-            x = operator.from_spectral(state)
-            time = job.network_times[k].expand(len(x))
+            if step.raised is not None:
+                scale, deviation = step.raised
+                image = scale * state.image + deviation * problem.draw()
+                state = Split(image, operator.to_spectral(image))
+            x, time = state.image, job.network_times[k].expand(len(y))
             with torch.set_grad_enabled(self.vjps > 0):
                 leaf = x.detach().requires_grad_(self.vjps > 0)
                 seen = leaf if step.network_scale == 1 else step.network_scale * leaf
-                u = prior(seen, time)
-            spectral_u = operator.to_spectral(u.detach())
-            if self.w == 0:
-                residual, pulled = None, None
-            else:
-                prediction = step.p * state + step.q * spectral_u
-                residual = job.spread(step.g) * (known - prediction)
-                pulled = None
-                if self.jacobian:
-                    (gradient,) = torch.autograd.grad(u, leaf, operator.from_spectral(residual))
-                    pulled = operator.to_spectral(gradient)
+                output = prior(seen, time)
+            u = Split(output.detach(), operator.to_spectral(output.detach()))
             if callback is not None:
-                callback(k, x, step.p * x + step.q * u.detach())
-            history.appendleft(
-                Evaluation(spectral_u, pulled, self.outside(job, step, state, residual, pulled))
-            )
+                callback(k, x, step.p * x + step.q * u.image)
+            residual, pulled = None, None
+            if self.w != 0:
+                if not operator.linear:
+                    # There V is the identity: what y says of this prediction, frozen over the step.
+                    problem.known = operator.impose(step.p * x + step.q * u.image, y)
+                prediction = step.p * state.coordinates + step.q * u.coordinates
+                inside = job.spread(step.g) * (problem.known - prediction)
+                residual = Split(operator.from_spectral(inside), inside)
+                if self.jacobian:
+                    (gradient,) = torch.autograd.grad(output, leaf, residual.image)
+                    pulled = Split(gradient, operator.to_spectral(gradient))
+            history.appendleft(Evaluation(u, pulled, self.outside(job, step, state, residual, pulled)))
             if step.correct is not None:
-                state = combine(job, step.correct, previous, known, history)
+                state = combine(job, step.correct, previous, problem, history)
             previous = state
-            state = combine(job, step.advance, state, known, history)
-        return Restoration(operator.from_spectral(state), forwards=self.steps, vjps=self.vjps)
+            state = combine(job, step.advance, state, problem, history)
+        image = operator.impose(state.image, y) if self.project else state.image
+        return Restoration(image, forwards=self.steps, vjps=self.vjps)
 
     def outside(
-        self, job: Prepared, step: Step, state: Tensor, residual: Tensor | None, pulled: Tensor | None
-    ) -> Tensor | None:
+        self, job: Prepared, step: Step, state: Split, residual: Split | None, pulled: Split | None
+    ) -> Split | None:
         """The drift terms that are not absorbed into A: λ x, and the guidance if unconditional."""
-        total = job.lam * state if job.lam != 0 else None
+        terms = [] if job.lam == 0 else [(job.lam, state)]
         if self.absorb == "unconditional" and residual is not None:
-            guidance = step.kappa * step.p * residual
+            terms.append((step.kappa * step.p, residual))
             if pulled is not None:
-                guidance += step.kappa * step.q * pulled
-            total = guidance if total is None else total + guidance
-        return total
+                terms.append((step.kappa * step.q, pulled))
+        if not terms:
+            return None
+        return Split(
+            sum_of((scale, split.image) for scale, split in terms),
+            sum_of((scale, split.coordinates) for scale, split in terms),
+        )
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What one step leaves for the next ones, in spectral coordinates; None where a term is absent."""
+    """What one step leaves for the next ones; None where a term is absent."""
 
-    u: Tensor
-    e: Tensor | None
-    f: Tensor | None
+    u: Split
+    e: Split | None
+    f: Split | None
 
 
 def combine(
-    job: Prepared, weights: Weights, state: Tensor, known: Tensor, history: deque[Evaluation]
-) -> Tensor:
-    """Apply the weights of one step."""
-    total = job.spread(weights.x) * state + job.spread(weights.y) * known
-    for j, (evaluation, *_) in enumerate(zip(history, weights.u, strict=False)):
-        total.addcmul_(job.spread(weights.u[j]), evaluation.u)
-        if evaluation.e is not None:
-            total.addcmul_(job.spread(weights.e[j]), evaluation.e)
-        if evaluation.f is not None:
-            total.addcmul_(job.spread(weights.f[j]), evaluation.f)
+    job: Prepared, weights: Weights, state: Split, problem: Problem, history: deque[Evaluation]
+) -> Split:
+    """Apply the weights of one step: their values for S = 0 in image space, the rest in coordinates."""
+    terms = [(weights.x, state)]
+    for j, evaluation in enumerate(history):
+        present = ((weights.u, evaluation.u), (weights.e, evaluation.e), (weights.f, evaluation.f))
+        # An interpolating step uses fewer evaluations than there are.
+        terms += [(w[j], split) for w, split in present if split is not None and j < len(w)]
+    # H⁺y is orthogonal to the directions that H does not see.
+    inside = job.spread(weights.y) * problem.known
+    seen = sum_of(((job.spread(w), split.coordinates) for w, split in terms), inside)
+    unseen = sum_of((w[0], split.image) for w, split in terms)
+    shadow = sum_of((w[0], split.coordinates) for w, split in terms)
+    return Split(unseen + problem.operator.from_spectral(seen - shadow), seen)
+
+
+def sum_of(terms: Iterable[tuple[Tensor | float, Tensor]], start: Tensor | None = None) -> Tensor:
+    """Σ scale · tensor."""
+    total = start
+    for scale, tensor in terms:
+        total = scale * tensor if total is None else total + scale * tensor
+    assert total is not None
     return total
 
 

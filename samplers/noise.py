@@ -13,7 +13,7 @@ from torch import Tensor
 
 
 class KeyedNoise:
-    """Standard normal noise for a batch of samples.
+    """Random numbers for a batch of samples.
 
     Args:
         seed: the run's seed.
@@ -28,6 +28,15 @@ class KeyedNoise:
         rows = [philox(self.seed, key, stream).standard_normal(shape, dtype=np.float32) for key in self.keys]
         return torch.from_numpy(np.stack(rows))
 
+    def poisson(self, stream: str, rates: Tensor) -> Tensor:
+        """Poisson counts with the given non-negative rates (len(keys), …), of their type and device."""
+        expected = rates.double().cpu().numpy()
+        rows = [
+            philox(self.seed, key, stream).poisson(rate)
+            for key, rate in zip(self.keys, expected, strict=True)
+        ]
+        return torch.from_numpy(np.stack(rows)).to(rates)
+
 
 Noise = Tensor | KeyedNoise
 
@@ -38,11 +47,3 @@ def philox(seed: int, key: str, stream: str) -> np.random.Generator:
     message = b"".join(len(part).to_bytes(8, "little") + part for part in parts)
     digest = hashlib.blake2b(message, digest_size=16).digest()
     return np.random.Generator(np.random.Philox(key=int.from_bytes(digest, "little")))
-
-
-def start_noise(noise: Noise, like: Tensor) -> Tensor:
-    """The noise of the starting point, with the shape, type and device of `like` (B, C, H, W)."""
-    drawn = noise if isinstance(noise, Tensor) else noise.normal("start", tuple(like.shape[1:]))
-    if drawn.shape != like.shape:
-        raise ValueError(f"noise has shape {tuple(drawn.shape)}, expected {tuple(like.shape)}")
-    return drawn.to(like)

@@ -1,10 +1,8 @@
 """Keyed noise depends on (seed, key, stream) and on nothing else."""
 
-import pytest
 import torch
 
 from samplers import KeyedNoise
-from samplers.noise import start_noise
 
 SHAPE = (3, 4, 5)
 
@@ -60,9 +58,17 @@ def test_the_first_numbers_are_pinned():
     torch.testing.assert_close(drawn[0], expected, rtol=0, atol=1e-6)
 
 
-def test_start_noise_has_the_type_of_the_state_and_its_shape_is_checked():
-    state = torch.zeros(2, *SHAPE, dtype=torch.float64)
-    noise = KeyedNoise(0, ["a", "b"])
-    assert torch.equal(start_noise(noise, state), noise.normal("start", SHAPE).double())
-    with pytest.raises(ValueError, match="noise has shape"):
-        start_noise(torch.zeros(1, *SHAPE), state)
+def test_poisson_counts_have_their_rate_as_mean_and_variance():
+    rates = torch.full((2, 50_000), 3.0)
+    counts = KeyedNoise(0, ["a", "b"]).poisson("photons", rates)
+    assert counts.dtype == rates.dtype
+    assert torch.equal(counts, counts.round())
+    assert (counts.mean(1) - 3).abs().max() < 0.05
+    assert (counts.var(1) - 3).abs().max() < 0.1
+    assert (KeyedNoise(0, ["a"]).poisson("photons", torch.zeros(1, 9)) == 0).all()
+
+
+def test_poisson_counts_belong_to_their_sample():
+    rates = torch.rand(3, 40, generator=torch.Generator().manual_seed(0)) * 10
+    counts = KeyedNoise(0, ["a", "b", "c"]).poisson("photons", rates)
+    assert torch.equal(KeyedNoise(0, ["c", "b"]).poisson("photons", rates[[2, 1]]), counts[[2, 1]])

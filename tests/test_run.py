@@ -19,12 +19,14 @@ import yaml
 from conftest import SIZE, encode, picture, write_tar
 from PIL import Image
 
+import samplers
 from pipeline.aggregate import committed
 from pipeline.commit import ROWS, commit_file, read_commit
 from pipeline.executors import Live, actor_size, in_process, on_ray
-from pipeline.job import Job, JobError, config_hash
-from pipeline.restore import Stage
+from pipeline.job import Degradation, Job, JobError, config_hash
+from pipeline.restore import Stage, measure
 from pipeline.run import Run, open_or_plan
+from samplers import KeyedNoise
 
 
 def execute(job: Job, executor: Callable[..., Any] = in_process, *extra: Any) -> Run:
@@ -282,11 +284,59 @@ def test_storage_that_fails_is_not_a_failed_row(make_job, tmp_path):
     [
         ({"name": "conjugate", "start": 5}, "sampler.start: 5.0 is outside"),
         ({"name": "conjugate", "start": 0.1, "end": 0.2}, "sampler.start, end: .* not lead from noise"),
+        ({"name": "ddnm", "project": True}, "sampler.project: .*noise"),
     ],
 )
 def test_sampler_settings_that_do_not_fit_are_found_before_any_sample(make_job, sampler, message):
     with pytest.raises(JobError, match=message):
         Stage(make_job(sampler=sampler), "cpu")
+
+
+@pytest.mark.parametrize("name", samplers.REGISTRY)
+def test_a_job_runs_with_every_sampler(make_job, name):
+    sampler = {"name": name, "steps": 2, "start": 0.4} | ({"ode_steps": 1} if name == "daps" else {})
+    data = make_job().data.model_dump() | {"limit": 2}
+    found = rows(execute(make_job(data=data, sampler=sampler)))
+    assert [(row["status"], row["forwards"]) for row in found] == [("ok", 2)] * 2
+
+
+@pytest.mark.parametrize(
+    ("operator", "size", "mode"),
+    [
+        ({"name": "average_pool", "factor": 4}, (8, 8), "RGB"),
+        ({"name": "colorize"}, (32, 32), "L"),
+        ({"name": "compressed_sensing"}, (32, 32), "RGB"),
+        ({"name": "phase_retrieval"}, (32, 32), "RGB"),
+    ],
+)
+def test_the_picture_of_a_measurement_is_the_measurement_or_its_pseudo_inverse(
+    make_job, operator, size, mode
+):
+    data = make_job().data.model_dump() | {"limit": 1}
+    run = execute(make_job(data=data, degradation={"operator": operator}))
+    (row,) = [row for table, _ in committed(run, ["measurement"]) for row in table.to_pylist()]
+    measurement = Image.open(io.BytesIO(row["measurement"]))
+    assert (measurement.size, measurement.mode) == (size, mode)
+
+
+def test_poisson_noise_has_the_stated_number_of_photons():
+    """At white the variance is 1/photons on [0, 1], at black there is none; mid-grey sets σ_y."""
+    degradation = Degradation(operator={"name": "denoise"}, poisson=100.0)
+    levels = torch.tensor([-1.0, 0.0, 1.0]).view(1, 3, 1, 1).expand(1, 3, 200, 200)
+    y = measure(levels, degradation, KeyedNoise(0, ["a"]))
+    deviation = y[0].flatten(1).std(1)
+    torch.testing.assert_close(deviation, 2 * torch.tensor([0.0, 0.005, 0.01]) ** 0.5, rtol=0.02, atol=0)
+    torch.testing.assert_close(y.mean((0, 2, 3)), levels[0, :, 0, 0], rtol=0, atol=3e-3)
+    assert degradation.sigma_y == pytest.approx(deviation[1].item(), rel=0.02)
+    assert Degradation(operator={}, poisson=100.0, sigma=0.1).sigma_y == pytest.approx(0.06**0.5)
+
+
+def test_poisson_noise_makes_rows_that_can_be_repeated(make_job, tmp_path):
+    degradation = {"operator": {"name": "average_pool"}, "poisson": 50.0}
+    jobs = [make_job(degradation=degradation, output=str(tmp_path / name)) for name in "ab"]
+    one, other = (execute(job) for job in jobs)
+    assert digests(one) == digests(other)
+    assert {row["status"] for row in rows(one)} == {"ok"}
 
 
 def test_killed_at_random_and_run_again_the_result_is_the_same(make_job, tmp_path):

@@ -117,9 +117,8 @@ def describe(run: Run, summary: Summary) -> dict[str, Any]:
             "empty": run.summary.empty,
         },
         "convention": (
-            f"noise of standard deviation {degradation.sigma:g} on {degradation.sigma_range}, "
-            f"{degradation.sigma_y:g} on [-1, 1]"
-            if degradation.sigma
+            f"{degradation.noise}; standard deviation {degradation.sigma_y:g} on [-1, 1] for the sampler"
+            if degradation.sigma_y
             else "no noise"
         ),
         "provenance": {name: sorted(values) for name, values in sorted(summary.made_by.items())},
@@ -136,12 +135,8 @@ def title(job: Job) -> str:
         settings = [f"{k}={v}" for k, v in spec.items() if k != "name"]
         return " ".join([str(spec["name"]), *settings])
 
-    noise = (
-        f"σ={job.degradation.sigma:g} on {job.degradation.sigma_range}"
-        if job.degradation.sigma
-        else "noiseless"
-    )
-    return " · ".join([line(job.degradation.operator), noise, line(job.sampler), line(job.prior)])
+    parts = [line(job.degradation.operator), job.degradation.noise, line(job.sampler), line(job.prior)]
+    return " · ".join(parts)
 
 
 def contact_sheet(rows: list[dict[str, Any]]) -> Image.Image:

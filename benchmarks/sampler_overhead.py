@@ -1,0 +1,65 @@
+"""What a sampler costs beside its network: time per step less the network's forwards and VJPs.
+
+    python benchmarks/sampler_overhead.py
+
+Every sampler of the registry, 10 steps at 256² on the embedded prior, noise instead of images. The
+network is timed by module hooks; each figure is the median of several runs.
+"""
+
+import time
+from statistics import median
+from typing import Any
+
+import torch
+import typer
+import yaml
+from network_share import Stopwatch
+
+import operators
+import priors
+import samplers
+from samplers import KeyedNoise
+
+
+def main(
+    operator: str = "{name: bicubic, factor: 4}",
+    sigma_y: float = 0.0,
+    batch: int = 1,
+    size: int = 256,
+    steps: int = 10,
+    repeats: int = 5,
+    device: str = "cpu",
+    threads: int = 2,
+    only: str | None = None,
+) -> None:
+    torch.set_num_threads(threads)
+    prior: Any = priors.load({"name": "natural"}, device=device)
+    degrade = operators.build(yaml.safe_load(operator), (3, size, size), device=device)
+    noise = KeyedNoise(0, [str(i) for i in range(batch)])
+    y = degrade.forward(0.5 * torch.randn(batch, 3, size, size, device=device))
+    watch = Stopwatch(prior.network, device)
+    print(f"{operator}, σ_y {sigma_y:g}, batch {batch} of 3×{size}×{size}, {device}\n")
+    print("| sampler | forwards | VJPs | ms per step | outside the network, ms per step | share |")
+    print("|---|---|---|---|---|---|")
+    for name in samplers.REGISTRY if only is None else [only]:
+        sampler = samplers.build({"name": name, "steps": steps, "start": 0.4})
+        totals, outside = [], []
+        for repeat in range(repeats + 1):
+            watch.reset()
+            started = time.perf_counter()
+            outcome = sampler(prior, degrade, y, noise, sigma_y=sigma_y)
+            watch.wait()
+            total = time.perf_counter() - started
+            if repeat > 0:  # the first run computes coefficients and loads libraries
+                totals.append(total)
+                outside.append(total - sum(watch.seconds.values()))
+        total, rest = median(totals), median(outside)
+        print(
+            f"| {name} | {outcome.forwards} | {outcome.vjps} | {1e3 * total / steps:.1f} | "
+            f"{1e3 * rest / steps:.2f} | {rest / total:.1%} |",
+            flush=True,
+        )
+
+
+if __name__ == "__main__":
+    typer.run(main)

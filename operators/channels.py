@@ -1,0 +1,59 @@
+"""Operators that mix channels."""
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from operators.base import Linear, truncated_svd
+
+LUMA = (0.299, 0.587, 0.114)
+"""BT.601: the weights of red, green and blue in the luminance."""
+
+
+class Channels(Linear):
+    """y = M x in every pixel, M (m, C) float64: its decomposition is that of M."""
+
+    left: Tensor
+    right: Tensor
+
+    def __init__(self, matrix: Tensor, height: int, width: int):
+        u, s, v = truncated_svd(matrix)
+        m, channels = matrix.shape
+        super().__init__((channels, height, width), (m, height, width), s[:, None, None])
+        self.register_buffer("left", u)
+        self.register_buffer("right", v)
+
+    @property
+    def matrix(self) -> Tensor:
+        return self.left * self.singular_values.flatten() @ self.right.T
+
+    def forward(self, x: Tensor) -> Tensor:
+        return mix(self.matrix, x)
+
+    def adjoint(self, y: Tensor) -> Tensor:
+        return mix(self.matrix.T, y)
+
+    def pinv(self, y: Tensor) -> Tensor:
+        return mix(self.right / self.singular_values.flatten() @ self.left.T, y)
+
+    def to_spectral(self, x: Tensor) -> Tensor:
+        return mix(self.right.T, x)
+
+    def from_spectral(self, c: Tensor) -> Tensor:
+        return mix(self.right, c)
+
+
+def mix(matrix: Tensor, x: Tensor) -> Tensor:
+    """matrix (m, C) times the channels of x (B, C, H, W)."""
+    return (matrix @ x.flatten(2)).view(len(x), len(matrix), *x.shape[2:])
+
+
+def colorize(image_shape: tuple[int, int, int], *, weights: Literal["mean", "luma"] = "mean") -> Channels:
+    """The mean of the channels, (B, 1, H, W), as in DDRM (2201.11793) and DDNM, or their BT.601 luma."""
+    channels, height, width = image_shape
+    if weights == "mean":
+        return Channels(torch.full((1, channels), 1 / channels, dtype=torch.float64), height, width)
+    if channels != 3:
+        raise ValueError(f"weights: luma is for images of 3 channels, these have {channels}")
+    return Channels(torch.tensor([LUMA], dtype=torch.float64), height, width)

@@ -1,0 +1,97 @@
+"""Convolutions: along one axis as a matrix, in two dimensions by the Fourier transform."""
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from operators.base import Linear, reciprocal
+from operators.resize import reflect
+
+Boundary = Literal["reflect", "zero", "circular"]
+
+
+def convolution_matrix(n: int, kernel: Tensor, boundary: Boundary) -> Tensor:
+    """The (n, n) matrix of a centred convolution with a symmetric kernel of odd length."""
+    k = len(kernel)
+    positions = torch.arange(n)[:, None] + torch.arange(k) - k // 2
+    weights = kernel.expand(n, k).contiguous()
+    if boundary == "zero":
+        weights = torch.where((positions >= 0) & (positions < n), weights, 0)
+    folded = reflect(positions, n) if boundary == "reflect" else positions.remainder(n)
+    return torch.zeros(n, n, dtype=kernel.dtype).scatter_add_(1, folded, weights)
+
+
+class Convolution(Linear):
+    """y = k ∗ x with circular boundary, the same kernel for every channel: H = F* diag(k̂) F.
+
+    k is real, so |k̂| is even and the real Hartley transform, Re F − Im F, serves as Vᵀ: it is its own
+    inverse, and S = |k̂|.
+
+    Args:
+        kernel: k (H, W) float64, its centre at [0, 0].
+        threshold: values of |k̂| below it are set to zero, in every method alike.
+    """
+
+    parts: Tensor
+
+    def __init__(self, channels: int, kernel: Tensor, *, threshold: float = 0.0):
+        transfer = torch.fft.fft2(kernel)
+        size = transfer.abs()
+        # |k̂| at −u, so that rounding cannot keep one of a conjugate pair and drop the other.
+        size = torch.maximum(size, size.flip(0, 1).roll((1, 1), (0, 1)))
+        kept = size >= max(threshold, size.max().item() * 1e-12)
+        if not kept.any():
+            raise ValueError(f"threshold: {threshold} is above every singular value, nothing is measured")
+        height, width = kernel.shape
+        shape = (channels, height, width)
+        super().__init__(shape, shape, torch.where(kept, size, 0))
+        half = torch.where(kept, transfer, 0)[:, : width // 2 + 1]
+        # As pairs of reals: a module changes the precision of complex buffers to that of real ones.
+        self.register_buffer("parts", torch.view_as_real(half).contiguous())
+
+    @property
+    def transfer(self) -> Tensor:
+        """k̂ for the frequencies of `rfft2`, (H, W // 2 + 1) complex."""
+        return torch.view_as_complex(self.parts)
+
+    @property
+    def kernel(self) -> Tensor:
+        return torch.fft.irfft2(self.transfer, s=self.image_shape[1:])
+
+    def forward(self, x: Tensor) -> Tensor:
+        return multiply(self.transfer, x)
+
+    def adjoint(self, y: Tensor) -> Tensor:
+        return multiply(self.transfer.conj(), y)
+
+    def pinv(self, y: Tensor) -> Tensor:
+        return multiply(reciprocal(self.transfer), y)
+
+    def to_spectral(self, x: Tensor) -> Tensor:
+        frequencies = torch.fft.fft2(x, norm="ortho")
+        return frequencies.real - frequencies.imag
+
+    def from_spectral(self, c: Tensor) -> Tensor:
+        return self.to_spectral(c)
+
+
+def multiply(transfer: Tensor, x: Tensor) -> Tensor:
+    return torch.fft.irfft2(transfer * torch.fft.rfft2(x), s=x.shape[-2:])
+
+
+def convolution(
+    image_shape: tuple[int, int, int], kernel: Tensor, boundary: Boundary, threshold: float
+) -> Convolution:
+    """The convolution with any kernel, its centre in the middle; one larger than the image wraps around."""
+    if boundary != "circular":
+        raise ValueError(
+            f"boundary: {boundary!r} has no decomposition for a kernel that is not separable; use circular"
+        )
+    channels, height, width = image_shape
+    rows, columns = (
+        (torch.arange(k) - k // 2).remainder(n) for k, n in zip(kernel.shape, (height, width), strict=True)
+    )
+    wrapped = torch.zeros(height, width, dtype=kernel.dtype)
+    wrapped.index_put_((rows[:, None], columns), kernel, accumulate=True)
+    return Convolution(channels, wrapped, threshold=threshold)

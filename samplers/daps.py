@@ -1,0 +1,95 @@
+"""DAPS: samples of x₀ given y at every level, noise levels decoupled by renoising in full."""
+
+from itertools import pairwise
+
+import torch
+from pydantic import PositiveFloat, PositiveInt
+from pydantic.dataclasses import dataclass
+from torch import Tensor
+
+from operators import Nonlinear
+from samplers.descent import PATH, Denoiser, Descent, Level, noise_in, renoise
+from samplers.grids import Grid, time_grid
+from samplers.problem import Problem
+
+
+@dataclass(kw_only=True)
+class DAPS(Descent):
+    """Decoupled annealing posterior sampling (Zhang et al., CVPR 2025, 2407.01521, algorithm 1).
+
+    At each of steps / ode_steps levels: x̂₀ by `ode_steps` Euler steps of the probability-flow ODE; then
+    x₀ by `langevin_steps` of Langevin dynamics from x̂₀ towards N(x̂₀, σ²) given y, with the true gradient;
+    then noise of the next level. For a linear operator the Langevin steps are one draw from their law.
+
+    lr: Langevin's step, decreasing to a hundredth of itself; never beyond the stable one. beta_y: least
+    standard deviation ascribed to y. The last x₀ is without noise. No vector-Jacobian products.
+    """
+
+    steps: PositiveInt = 1000
+    grid: Grid = "karras"
+    ode_steps: PositiveInt = 5
+    langevin_steps: PositiveInt = 100
+    lr: PositiveFloat = 1e-4
+    beta_y: PositiveFloat = 0.01
+
+    def __post_init__(self) -> None:
+        if self.steps % self.ode_steps:
+            raise ValueError(f"ode_steps: {self.ode_steps} does not divide the {self.steps} steps")
+
+    def times(self) -> Tensor:
+        """Each level's time followed by the times of its ODE's further steps, (steps,)."""
+        outer = time_grid(PATH, self.grid, self.start, self.end, self.steps // self.ode_steps)[:-1]
+        inner = [time_grid(PATH, self.grid, t.item(), self.end, self.ode_steps)[:-1] for t in outer]
+        return torch.cat(inner)
+
+    def descend(self, problem: Problem, denoise: Denoiser, levels: list[Level]) -> Tensor:
+        x = self.begin(problem, levels[0])
+        clean = levels[-1]
+        for first in range(0, self.steps, self.ode_steps):
+            prediction = x
+            for now, later in pairwise([*levels[first : first + self.ode_steps], clean]):
+                prediction = self.step(problem, denoise, prediction, now, later)
+            now, later = levels[first], levels[first + self.ode_steps]
+            lr = self.lr * (1 - 0.99 * first / self.steps)
+            x = self.langevin(problem, prediction, now.sigma**2, lr, noise=later is not clean)
+            if later is not clean:
+                x = later.a * x + later.s * problem.draw()
+        return x
+
+    def step(self, problem: Problem, denoise: Denoiser, x: Tensor, now: Level, later: Level) -> Tensor:
+        """One Euler step of the ODE."""
+        prediction = denoise(x, now)
+        return renoise(problem, prediction, noise_in(x, prediction, now), later, 0.0)
+
+    def langevin(
+        self, problem: Problem, prediction: Tensor, variance: float, lr: float, noise: bool
+    ) -> Tensor:
+        """x₀ after Langevin dynamics from the prediction towards N(prediction, variance) given y."""
+        operator, y_variance = problem.operator, max(problem.sigma_y, self.beta_y) ** 2
+        if isinstance(operator, Nonlinear):
+            rate = min(lr, 1 / (1 / variance + operator.lipschitz**2 / y_variance))
+            x = prediction
+            for _ in range(self.langevin_steps):
+                misfit = operator.forward(x) - problem.y
+                x = x - rate * ((x - prediction) / variance + operator.vjp(x, misfit) / y_variance)
+                if noise:
+                    x = x + (2 * rate) ** 0.5 * problem.draw()
+            return x
+        # Per direction x ← x − rate · curvature (x − mean) + √(2 rate) z: a Gaussian after any number.
+        squared = operator.singular_values**2
+        curvature = 1 / variance + squared / y_variance
+        rates = (1 / curvature).clamp_max(lr)
+        kept = (1 - rates * curvature) ** self.langevin_steps
+        pull = squared / y_variance / curvature * (problem.known - operator.to_spectral(prediction))
+        x = prediction + operator.from_spectral((1 - kept) * pull)
+        if not noise:
+            return x
+        free = min(lr, variance)
+        unseen = spread(torch.as_tensor(free), torch.as_tensor(1 - free / variance), self.langevin_steps)
+        z, inside = problem.draw(), spread(rates, 1 - rates * curvature, self.langevin_steps)
+        return x + unseen * z + operator.from_spectral((inside - unseen) * operator.to_spectral(z))
+
+
+def spread(rate: Tensor, factor: Tensor, steps: int) -> Tensor:
+    """The standard deviation of Σⱼ factorʲ √(2 rate) zⱼ over `steps` terms."""
+    return (2 * rate * (1 - factor ** (2 * steps)) / (1 - factor**2)).sqrt()

@@ -1,0 +1,45 @@
+"""DDRM: a diffusion in the spectral coordinates of the operator, a variance for each direction."""
+
+import torch
+from pydantic import PositiveInt
+from pydantic.dataclasses import dataclass
+from torch import Tensor
+
+from samplers.base import Share
+from samplers.descent import Denoiser, Descent, Level, noise_in
+from samplers.problem import Problem
+
+
+@dataclass(kw_only=True)
+class DDRM(Descent):
+    """Denoising diffusion restoration models (Kawar et al., NeurIPS 2022, 2201.11793, equations 7 and 8).
+
+    eta: share of fresh noise where y is silent or noisier than the level; eta_b: weight of y elsewhere.
+    No vector-Jacobian products.
+    """
+
+    steps: PositiveInt = 20
+    eta: Share = 0.85
+    eta_b: Share = 1.0
+
+    def step(self, problem: Problem, denoise: Denoiser, x: Tensor, now: Level, later: Level) -> Tensor:
+        prediction, operator = denoise(x, now), problem.operator
+        # In the paper's scaling, x/a with noise σ = s/a.
+        sigma, kept = later.sigma, (1 - self.eta**2) ** 0.5
+        free = prediction + sigma * kept * noise_in(x, prediction, now)
+        z = problem.draw() if sigma > 0 else torch.zeros_like(x)
+        free = free + sigma * self.eta * z
+        own, drawn, known = (
+            operator.to_spectral(prediction),
+            operator.to_spectral(z),
+            problem.known_given(prediction),
+        )
+        values = operator.singular_values
+        noise = problem.sigma_y / values  # infinite where y is silent, NaN if it is also noiseless
+        blurred = own + sigma * kept * (known - own) / noise + sigma * self.eta * drawn
+        spread = (sigma**2 - noise**2 * self.eta_b**2).clamp_min(0).sqrt()
+        sharp = torch.lerp(own, known, self.eta_b) + spread * drawn
+        current = operator.to_spectral(free)
+        measured = torch.where(noise > sigma, blurred, sharp)
+        change = torch.where(values > 0, measured - current, 0)
+        return later.a * (free + operator.from_spectral(change))

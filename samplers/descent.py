@@ -1,0 +1,175 @@
+"""What the published diffusion samplers share: a descent through the noise levels of the VP path.
+
+A method is a subclass with a `step`: from the state at one level to the state at the next.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Annotated
+
+import pydantic.dataclasses
+import torch
+from pydantic import Field, PositiveInt
+from torch import Tensor
+
+from operators import Operator
+from priors.base import Prior
+from priors.paths import VariancePreserving
+from samplers.base import Callback, Remembers, Restoration
+from samplers.coefficients import Drift
+from samplers.grids import Grid, time_grid
+from samplers.guidance import match_time
+from samplers.noise import Noise
+from samplers.problem import Init, Problem, check_project
+
+PATH = VariancePreserving()
+
+
+@dataclass(frozen=True)
+class Level:
+    """A noise level: x = a x₀ + s z. The prior sees (scale · x, time), and x̂₀ = p x + q u."""
+
+    a: float
+    s: float
+    p: float
+    q: float
+    scale: float
+    time: Tensor
+
+    @property
+    def sigma(self) -> float:
+        """s/a, the noise level of x/a."""
+        return self.s / self.a
+
+
+class Denoiser:
+    """A prior as x ↦ x̂₀ = E[x₀ | x], on the VP path whatever its own; counts what it is asked for."""
+
+    def __init__(self, prior: Prior, callback: Callback | None):
+        self.prior, self.callback = prior, callback
+        self.forwards = self.vjps = 0
+
+    def __call__(self, x: Tensor, level: Level) -> Tensor:
+        """x̂₀ (B, C, H, W)."""
+        u = self.prior(x if level.scale == 1 else level.scale * x, level.time.expand(len(x)))
+        prediction = level.p * x + level.q * u
+        if self.callback is not None:
+            self.callback(self.forwards, x.detach(), prediction.detach())
+        self.forwards += 1
+        return prediction
+
+    def with_pullback(self, x: Tensor, level: Level) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+        """x̂₀, and v ↦ (∂x̂₀/∂x)ᵀ v, to be called at most once."""
+        with torch.enable_grad():
+            leaf = x.detach().requires_grad_()
+            prediction = self(leaf, level)
+
+        def pullback(v: Tensor) -> Tensor:
+            self.vjps += 1
+            (gradient,) = torch.autograd.grad(prediction, leaf, v)
+            return gradient
+
+        return prediction.detach(), pullback
+
+
+@pydantic.dataclasses.dataclass(kw_only=True)
+class Descent(Remembers[list[Level]], ABC):
+    """Samplers that evaluate the network once per level, from noisy to clean.
+
+    Args:
+        steps: network evaluations.
+        start: VP time of the first: 1 is pure noise, less a warm start.
+        end: VP time at which the grid of times ends; the last step goes to clean data.
+        init: what a warm start starts from: H⁺y, or the linear MMSE estimate.
+        project: impose the measurement on the result; noiseless measurements only.
+    """
+
+    steps: PositiveInt = 100
+    start: Annotated[float, Field(gt=0, le=1)] = 1.0
+    end: Annotated[float, Field(gt=0, lt=1)] = 0.001
+    grid: Grid = "uniform"
+    init: Init = "pinv"
+    project: bool = False
+
+    @abstractmethod
+    def step(self, problem: Problem, denoise: Denoiser, x: Tensor, now: Level, later: Level) -> Tensor:
+        """From the state x at level `now` to the state at level `later`."""
+
+    def times(self) -> Tensor:
+        """VP times of the network's evaluations, (steps,)."""
+        return time_grid(PATH, self.grid, self.start, self.end, self.steps)[:-1]
+
+    def prepare(self, prior: Prior, operator: Operator, sigma_y: float, like: Tensor) -> list[Level]:
+        """The levels for a job; see `samplers.base.Sampler`."""
+        check_project(self.project, sigma_y)
+        if self.end >= self.start:
+            raise ValueError(f"start, end: {self.start} to {self.end} does not lead from noise to data")
+        job = (prior, like.device, like.dtype)
+        return self.remembered(job, lambda: noise_levels(prior, self.times(), like))
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        prior: Prior,
+        operator: Operator,
+        y: Tensor,
+        noise: Noise,
+        *,
+        sigma_y: float = 0.0,
+        callback: Callback | None = None,
+    ) -> Restoration:
+        """Restore a batch; see `samplers.base.Sampler`."""
+        problem, denoise = Problem(operator, y, noise, sigma_y), Denoiser(prior, callback)
+        levels = self.prepare(prior, operator, sigma_y, problem.pinv)
+        image = self.descend(problem, denoise, levels)
+        if self.project:
+            image = operator.impose(image, y)
+        return Restoration(image, forwards=denoise.forwards, vjps=denoise.vjps)
+
+    def descend(self, problem: Problem, denoise: Denoiser, levels: list[Level]) -> Tensor:
+        x = self.begin(problem, levels[0])
+        for now, later in pairwise(levels):
+            x = self.step(problem, denoise, x, now, later)
+        return x
+
+    def begin(self, problem: Problem, level: Level) -> Tensor:
+        """The state at the first level."""
+        return problem.start(self.init, level.a, level.s)
+
+
+def noise_levels(prior: Prior, times: Tensor, like: Tensor) -> list[Level]:
+    """The levels at VP times (T,), and clean data after them."""
+    network_times, scales = match_time(PATH, prior.path, times)
+    p, q = Drift(PATH, prior.path, prior.parametrization).prediction(times)
+    if not torch.isfinite(torch.cat([p, q])).all():
+        raise ValueError(f"start: infinite coefficients at {times[0].item():g}, pure noise; start later")
+    on_device = network_times.to(like)
+    rows = torch.stack([PATH.a(times), PATH.s(times), p, q, scales], dim=1).tolist()
+    noisy = [
+        Level(a=a, s=s, p=p, q=q, scale=scale, time=time)
+        for (a, s, p, q, scale), time in zip(rows, on_device, strict=True)
+    ]
+    return [*noisy, Level(a=1.0, s=0.0, p=1.0, q=0.0, scale=1.0, time=on_device[-1])]
+
+
+def noise_in(x: Tensor, prediction: Tensor, level: Level) -> Tensor:
+    """ẑ = (x − a x̂₀) / s, the noise that a prediction leaves of the state."""
+    return (x - level.a * prediction) / level.s
+
+
+def renoise(problem: Problem, prediction: Tensor, kept: Tensor, later: Level, fresh: float) -> Tensor:
+    """a' x̂₀ + s' (√(1 − η²) ẑ + η z): the state at the next level with a share η of fresh noise.
+
+    DDIM (Song et al., ICLR 2021, 2010.02502, equation 12).
+    """
+    if later.s == 0:
+        return prediction
+    x = later.a * prediction + later.s * (1 - fresh**2) ** 0.5 * kept
+    return x + later.s * fresh * problem.draw() if fresh > 0 else x
+
+
+def ancestral(now: Level, later: Level, eta: float) -> float:
+    """The share of fresh noise of DDIM's η: at η = 1 that of DDPM's posterior q(x' | x, x₀)."""
+    return eta * (1 - min(1.0, (later.sigma / now.sigma) ** 2)) ** 0.5

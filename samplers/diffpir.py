@@ -1,0 +1,27 @@
+"""DiffPIR: half-quadratic splitting with the diffusion prior as the denoiser."""
+
+from pydantic import PositiveFloat
+from pydantic.dataclasses import dataclass
+from torch import Tensor
+
+from samplers.base import Share
+from samplers.descent import Denoiser, Descent, Level, noise_in, renoise
+from samplers.problem import Problem
+
+
+@dataclass(kw_only=True)
+class DiffPIR(Descent):
+    """Diffusion plug-and-play image restoration (Zhu et al., CVPRW 2023, 2305.08995, algorithm 1).
+
+    The prediction is moved to argmin ‖y − Hx‖² + λ σ_y² (a/s)² ‖x − x̂₀‖², in closed form; then the
+    state is renoised with a share ζ of fresh variance. No vector-Jacobian products.
+    """
+
+    lam: PositiveFloat = 8.0
+    zeta: Share = 0.3
+
+    def step(self, problem: Problem, denoise: Denoiser, x: Tensor, now: Level, later: Level) -> Tensor:
+        prediction, operator = denoise(x, now), problem.operator
+        residual = problem.known_given(prediction) - operator.to_spectral(prediction)
+        consistent = prediction + operator.from_spectral(problem.factor(now.sigma**2 / self.lam) * residual)
+        return renoise(problem, consistent, noise_in(x, consistent, now), later, self.zeta**0.5)

@@ -1,0 +1,50 @@
+"""DPS and MCG: an unconditional step, then a gradient step on the misfit of the prediction."""
+
+from pydantic import PositiveInt
+from pydantic.dataclasses import dataclass
+from torch import Tensor
+
+from samplers.base import Share, Strength
+from samplers.descent import Denoiser, Descent, Level, ancestral, noise_in, renoise
+from samplers.problem import Problem
+
+
+@dataclass(kw_only=True)
+class DPS(Descent):
+    """Diffusion posterior sampling (Chung et al., ICLR 2023, 2209.14687, algorithm 1).
+
+    x' = ancestral step − ζ ∇ₓ ‖y − H(x̂₀(x))‖, a norm per sample. The true gradient, also of a
+    non-linear operator. eta: DDIM's share of fresh noise, 1 as published.
+    """
+
+    steps: PositiveInt = 1000
+    zeta: Strength = 1.0
+    eta: Share = 1.0
+
+    def step(self, problem: Problem, denoise: Denoiser, x: Tensor, now: Level, later: Level) -> Tensor:
+        prediction, pullback = denoise.with_pullback(x, now)
+        misfit = problem.operator.forward(prediction) - problem.y
+        length = misfit.flatten(1).norm(dim=1).clamp_min(1e-12).view(-1, 1, 1, 1)
+        gradient = pullback(problem.operator.vjp(prediction, misfit / length))
+        moved = renoise(
+            problem, prediction, noise_in(x, prediction, now), later, ancestral(now, later, self.eta)
+        )
+        return moved - self.zeta * gradient
+
+
+@dataclass(kw_only=True)
+class MCG(DPS):
+    """Manifold constrained gradient (Chung et al., NeurIPS 2022, 2206.00941, algorithm 1).
+
+    The step of DPS; then what the measurement determines is replaced by the measurement with the noise
+    of the next level.
+    """
+
+    def step(self, problem: Problem, denoise: Denoiser, x: Tensor, now: Level, later: Level) -> Tensor:
+        moved = super().step(problem, denoise, x, now, later)
+        operator = problem.operator
+        measured = later.a * problem.known_given(moved / later.a)
+        if later.s > 0:
+            measured = measured + later.s * operator.to_spectral(problem.draw())
+        change = (operator.singular_values > 0) * (measured - operator.to_spectral(moved))
+        return moved + operator.from_spectral(change)

@@ -1,0 +1,29 @@
+"""The discrete ΠGDM with η; the one integrated as an ODE is a setting of `samplers.conjugate`."""
+
+from pydantic.dataclasses import dataclass
+from torch import Tensor
+
+from samplers.base import Share, Strength
+from samplers.descent import Denoiser, Descent, Level, ancestral, noise_in, renoise
+from samplers.problem import Problem
+
+
+@dataclass(kw_only=True)
+class DiscretePiGDM(Descent):
+    """ΠGDM by DDIM steps with noise η (Song et al., ICLR 2023, algorithm 1).
+
+    x' = a' x̂₀ + DDIM's noise + w a (∂x̂₀/∂x)ᵀ G (H⁺y − x̂₀) with r² = s². w = 1 as published.
+    """
+
+    w: Strength = 1.0
+    eta: Share = 1.0
+
+    def step(self, problem: Problem, denoise: Denoiser, x: Tensor, now: Level, later: Level) -> Tensor:
+        prediction, pullback = denoise.with_pullback(x, now)
+        operator = problem.operator
+        residual = problem.known_given(prediction) - operator.to_spectral(prediction)
+        guidance = pullback(operator.from_spectral(problem.factor(now.s**2) * residual))
+        moved = renoise(
+            problem, prediction, noise_in(x, prediction, now), later, ancestral(now, later, self.eta)
+        )
+        return moved + self.w * now.a * guidance

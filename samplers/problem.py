@@ -1,0 +1,91 @@
+"""One batch to restore: the measurement, what is known of the image from it, and the sample's noise."""
+
+from functools import cached_property
+from typing import Literal
+
+from torch import Tensor
+
+from operators import Operator
+from samplers.lmmse import linear_mmse
+from samplers.noise import KeyedNoise, Noise
+
+Init = Literal["pinv", "lmmse"]
+
+
+class Problem:
+    """y = H(x₀) + σ_y n for a batch, and where its noise comes from.
+
+    Args:
+        y: (B, *operator.measurement_shape). noise: see `samplers.base.Sampler`.
+        sigma_y: standard deviation of the measurement noise on the [-1, 1] scale.
+    """
+
+    def __init__(self, operator: Operator, y: Tensor, noise: Noise, sigma_y: float):
+        self.operator, self.y, self.noise, self.sigma_y = operator, y, noise, sigma_y
+        self.pinv = operator.pinv(y)
+        self._draws = 0
+
+    @cached_property
+    def known(self) -> Tensor:
+        """Vᵀ H⁺y: what the measurement says, in spectral coordinates."""
+        return self.operator.to_spectral(self.pinv)
+
+    def known_given(self, prediction: Tensor) -> Tensor:
+        """`known`; for a non-linear operator x̂₀ + H⁺(y) − H⁺(H(x̂₀)), what y makes of a prediction."""
+        if self.operator.linear:
+            return self.known
+        return self.operator.to_spectral(self.operator.impose(prediction, self.y))
+
+    def factor(self, variance: float) -> Tensor:
+        """g = S² r² / (S² r² + σ_y²): the trust in y beside a prediction of variance r², per direction."""
+        squared = self.operator.singular_values**2
+        if self.sigma_y == 0:
+            return (squared > 0).to(squared)
+        return squared * variance / (squared * variance + self.sigma_y**2)
+
+    def estimate(self, init: Init, variance: float) -> Tensor:
+        """The image that a warm start starts from, (B, C, H, W).
+
+        "lmmse": the linear MMSE estimate. "pinv": H⁺y, less the directions in which it amplifies the
+        measurement noise beyond `variance`; those are left to the prior.
+        """
+        if init == "lmmse":
+            return linear_mmse(self.operator, self.known, self.sigma_y)
+        if self.sigma_y == 0:
+            return self.pinv
+        return self.operator.from_spectral(self.factor(variance) * self.known)
+
+    def start(self, init: Init, a: float, s: float) -> Tensor:
+        """The state x = a m + s z that a warm start begins with, m the estimate, (B, C, H, W)."""
+        mean = self.estimate(init, s**2 / (a**2 + s**2))
+        if isinstance(self.noise, Tensor):
+            z = self.noise
+        else:
+            z = self.noise.normal("start", self.operator.image_shape)
+        if z.shape != mean.shape:
+            raise ValueError(f"noise has shape {tuple(z.shape)}, expected {tuple(mean.shape)}")
+        return a * mean + s * z.to(mean)
+
+    def draw(self) -> Tensor:
+        """Fresh standard normal noise, (B, C, H, W): another stream at every call.
+
+        Raises:
+            ValueError: the problem came with a tensor, which is the noise of the start only.
+        """
+        if not isinstance(self.noise, KeyedNoise):
+            raise ValueError("noise: this sampler draws noise in its steps; pass a KeyedNoise, not a tensor")
+        self._draws += 1
+        return self.noise.normal(f"step-{self._draws}", self.operator.image_shape).to(self.pinv)
+
+
+def check_project(project: bool, sigma_y: float) -> None:
+    """Refuse to impose a noisy measurement on a result.
+
+    Raises:
+        ValueError: `project` with measurement noise.
+    """
+    if project and sigma_y > 0:
+        raise ValueError(
+            f"project: imposing a measurement with noise (σ = {sigma_y:g} on [-1, 1]) would put "
+            "the noise into the image; use project: false"
+        )
