@@ -79,17 +79,22 @@ class DAPS(Descent):
         squared = operator.singular_values**2
         curvature = 1 / variance + squared / y_variance
         rates = (1 / curvature).clamp_max(lr)
-        kept = (1 - rates * curvature) ** self.langevin_steps
+        shrink = rates * curvature
+        kept = (1 - shrink) ** self.langevin_steps
         pull = squared / y_variance / curvature * (problem.known - operator.to_spectral(prediction))
         x = prediction + operator.from_spectral((1 - kept) * pull)
         if not noise:
             return x
-        free = min(lr, variance)
-        unseen = spread(torch.as_tensor(free), torch.as_tensor(1 - free / variance), self.langevin_steps)
-        z, inside = problem.draw(), spread(rates, 1 - rates * curvature, self.langevin_steps)
+        free = torch.tensor(min(lr, variance), dtype=torch.float64)
+        unseen = spread(free, free / variance, self.langevin_steps).to(rates)
+        z, inside = problem.draw(), spread(rates, shrink, self.langevin_steps)
         return x + unseen * z + operator.from_spectral((inside - unseen) * operator.to_spectral(z))
 
 
-def spread(rate: Tensor, factor: Tensor, steps: int) -> Tensor:
-    """The standard deviation of Σⱼ factorʲ √(2 rate) zⱼ over `steps` terms."""
-    return (2 * rate * (1 - factor ** (2 * steps)) / (1 - factor**2)).sqrt()
+def spread(rate: Tensor, shrink: Tensor, steps: int) -> Tensor:
+    """The standard deviation of Σⱼ (1 − shrink)ʲ √(2 rate) zⱼ over `steps` terms.
+
+    `shrink` is at most 1 and may be far below the rounding of 1, as it is at pure noise.
+    """
+    decayed = -torch.expm1(2 * steps * torch.log1p(-shrink))
+    return (2 * rate * decayed / (shrink * (2 - shrink))).sqrt()
