@@ -18,12 +18,12 @@ machine should have nothing else to do.
 import json
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from glob import glob
 from io import BytesIO
 from pathlib import Path
 from time import perf_counter
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 import numpy as np
 import torch
@@ -40,7 +40,9 @@ from pipeline.read import resize_crop, to_rgb
 from pipeline.restore import PRECISIONS
 from pipeline.score import score
 from priors.base import Autocast, Prior
-from samplers import KeyedNoise
+from samplers import KeyedNoise, Restoration, Sampler
+from samplers.noise import Noise
+from samplers.problem import Init, Problem
 
 Spec = dict[str, Any]
 
@@ -54,6 +56,7 @@ SIGMAS = {"noiseless": 0.0, "σ 0.05": 0.1}
 """Standard deviation of the noise on the [-1, 1] scale; the names give it on [0, 1]."""
 BUDGETS = (5, 10, 20)
 WARM: Spec = {"start": 0.4, "init": "pinv"}
+STARTING: dict[str, Init] = {"H⁺y": "pinv", "linear MMSE": "lmmse"}
 STARTS: list[Spec] = [{"init": "pinv"}, {"init": "lmmse"}]
 SHARES = (0.0, 0.3, 0.6, 0.85, 1.0)
 
@@ -68,6 +71,14 @@ class Entry:
     first: float = 0.0
     choices: bool = True
     """Whether the start and the projection are tuned."""
+    noisy: tuple[str, tuple[float, ...], float] | None = None
+    """Another strength, with its grid and where to begin, for noisy measurements."""
+
+    def for_noise(self, sigma_y: float) -> "Entry":
+        if self.noisy is None or sigma_y == 0:
+            return self
+        strength, grid, first = self.noisy
+        return replace(self, strength=strength, grid=grid, first=first)
 
 
 PUBLISHED = "C-ΠGDM as published"
@@ -80,16 +91,18 @@ ENTRIES: dict[str, Entry] = {
     "MCG": Entry({"name": "mcg"}, "zeta", (0, 0.3, 1, 2, 4, 8), 0.3),
     "DDRM": Entry({"name": "ddrm"}, "eta", SHARES, 0.85),
     "DDNM": Entry({"name": "ddnm"}, "eta", SHARES, 0.85),
-    "DiffPIR": Entry({"name": "diffpir"}, "zeta", SHARES, 0.3),
+    "DiffPIR": Entry(
+        {"name": "diffpir"}, "zeta", SHARES, 0.3, noisy=("lam", (0.03, 0.1, 0.3, 1, 3, 8, 20), 3)
+    ),
     "RED-diff": Entry({"name": "reddiff"}, "lr", (0.003, 0.01, 0.03, 0.1, 0.3), 0.03),
     "DAPS": Entry({"name": "daps", "ode_steps": 1}, "lr", (1e-6, 1e-5, 1e-4, 1e-3, 1e-2), 1e-4),
     "DDIM": Entry({"name": "ddim"}),
 }
 USUAL: dict[str, Spec] = {
     "DPS, 1000": {"name": "dps", "steps": 1000},
-    "DAPS, 200": {"name": "daps", "steps": 200},
+    "DAPS, 100": {"name": "daps", "steps": 100, "ode_steps": 2},
 }
-"""From pure noise, settings as published, on the first four images."""
+"""From pure noise, settings as published (DAPS-100: 50 levels of 2 steps), on the first four images."""
 FEW = 4
 
 
@@ -144,8 +157,8 @@ class Trials:
                 continue
             self.done[trial["id"]] = trial
         if content and not content.endswith("\n") and not only_look:
-            with path.open("a") as file:
-                file.write("\n")
+            with path.open("ab", buffering=0) as file:
+                file.write(b"\n")
 
     def get(self, identity: Spec, run: Callable[[], Spec]) -> Any:
         """The trial with this identity; run it first if it is not there."""
@@ -154,8 +167,9 @@ class Trials:
             if self.only_look:
                 raise Missing
             trial = {"id": key, **identity, **run()}
-            with self.path.open("a") as file:
-                file.write(json.dumps(trial) + "\n")
+            # One write: several processes may append.
+            with self.path.open("ab", buffering=0) as file:
+                file.write(f"{json.dumps(trial)}\n".encode())
             self.done[key] = trial
             typer.echo(
                 f"{identity['task']}, {identity['noise']}, {identity['set']}: {identity['sampler']} → "
@@ -206,7 +220,8 @@ class Benchmark:
     def run(self, task: str, noise: str, spec: Spec, images: Images) -> Spec:
         size = images.pixels.shape[-1]
         operator = operators.build(TASKS[task], (3, size, size), device=images.pixels.device)
-        sampler, sigma_y = samplers.build(spec), SIGMAS[noise]
+        sampler = no_sampler(spec["init"]) if spec["name"] == "start" else samplers.build(spec)
+        sigma_y = SIGMAS[noise]
         restored, seconds = [], 0.0
         for first in range(0, len(images.keys), self.batch):
             part = slice(first, first + self.batch)
@@ -216,9 +231,12 @@ class Benchmark:
                 y = y + sigma_y * keyed.normal("measurement", tuple(y.shape[1:])).to(y)
             started = perf_counter()
             outcome = sampler(self.prior, operator, y, keyed, sigma_y=sigma_y)
-            restored.append(outcome.image.clamp(-1, 1).nan_to_num(0).cpu())
+            restored.append(outcome.image.cpu())
             seconds += perf_counter() - started
         image, truth = torch.cat(restored), images.pixels.cpu()
+        if not image.isfinite().all():
+            raise FloatingPointError(f"{task}, {noise}: {spec} gave a result that is not finite")
+        image = image.clamp(-1, 1)
         return {
             **score(["psnr", "ssim"], image, truth),
             "swd": sliced_wasserstein(image, truth),
@@ -254,6 +272,7 @@ class Benchmark:
 
     def tuned(self, task: str, noise: str, entry: Entry) -> Iterator[Spec]:
         """The tuned settings at each budget."""
+        entry = entry.for_noise(SIGMAS[noise])
         spec, first = {**entry.spec, **WARM}, entry.first
         for budget in BUDGETS:
             spec = self.climb(task, noise, entry, {**spec, "steps": budget}, first)
@@ -266,7 +285,10 @@ class Benchmark:
             yield spec
 
     def cell(self, task: str, noise: str) -> Iterator[Row]:
-        """Every sampler at every budget on one task and noise level, then the candidates for presets."""
+        """The starts; every sampler at every budget; the candidates for presets."""
+        for name, init in STARTING.items():
+            spec = {"name": "start", "init": init}
+            yield Row(name, self.trial(task, noise, spec, self.evaluation, "evaluation"))
         for name, entry in ENTRIES.items():
             for spec in self.tuned(task, noise, entry):
                 yield Row(name, self.trial(task, noise, spec, self.evaluation, "evaluation"))
@@ -291,15 +313,37 @@ class Benchmark:
 CELLS = [(task, noise) for noise in SIGMAS for task in TASKS]
 
 
+def no_sampler(init: Init) -> Sampler:
+    """The start alone, as if it were a sampler."""
+
+    def estimate(
+        prior: Prior, operator: operators.Operator, y: torch.Tensor, noise: Noise, *, sigma_y: float
+    ) -> Restoration:
+        problem = Problem(operator, y, noise, sigma_y)
+        return Restoration(problem.estimate(init, variance=1.0), forwards=0, vjps=0)
+
+    return cast(Sampler, estimate)
+
+
 def interval(values: np.ndarray, digits: int) -> str:
     """Mean and the half-width of its 95 % confidence interval."""
     half = float(stdtrit(len(values) - 1, 0.975)) * values.std(ddof=1) / math.sqrt(len(values))
     return f"{values.mean():.{digits}f} ± {half:.{digits}f}"
 
 
-def settings(sampler: Spec) -> str:
-    hidden = ("name", "steps") if sampler.get("start") == WARM["start"] else ("name",)
-    return ", ".join(f"{k} {v}" for k, v in sampler.items() if k not in hidden)
+def settings(row: Row) -> str:
+    """The sampler's settings; a strength at the end of its grid is marked, as more might be better."""
+    sampler = row.trial["sampler"]
+    hidden = ("name", "steps", "start") if sampler.get("start") == WARM["start"] else ("name", "steps")
+    edges = {}
+    if (entry := ENTRIES.get(row.name)) is not None:
+        entry = entry.for_noise(SIGMAS[row.trial["noise"]])
+        edges = {entry.strength: (entry.grid[0], entry.grid[-1])} if entry.grid else {}
+    return ", ".join(
+        f"{k} {v}{' (end of the grid)' if v in edges.get(k, ()) and v not in (0, 1) else ''}"
+        for k, v in sampler.items()
+        if k not in hidden
+    )
 
 
 def upto(rows: Iterator[Row]) -> list[Row]:
@@ -337,7 +381,7 @@ def table(rows: list[Row], seconds: dict[tuple[str, int], float]) -> Iterator[st
             f"{1000 * row.trial['swd']:.0f}",
             f"{row.trial['fine']:.2f}",
             "" if time is None else f"{time:.2f}",
-            settings(row.trial["sampler"]),
+            settings(row),
         ]
         yield "| " + " | ".join(cells) + " |"
 
@@ -356,7 +400,7 @@ def winners(rows: list[Row]) -> Iterator[str]:
 
 def fastest(rows: list[Row]) -> Row:
     """At 5 evaluations or fewer: the smallest sum of the ranks in PSNR and in SWD."""
-    few = [row for row in rows if row.evaluations <= BUDGETS[0]]
+    few = [row for row in rows if 0 < row.evaluations <= BUDGETS[0]]
     by_psnr = sorted(few, key=lambda row: -row.values("psnr").mean())
     by_swd = sorted(few, key=lambda row: row.trial["swd"])
     return min(few, key=lambda row: by_psnr.index(row) + by_swd.index(row))
@@ -372,13 +416,13 @@ def write_tables(benchmark: Benchmark) -> Iterator[str]:
     yield "| task | evaluations | PSNR | SSIM | SWD |\n|---|---|---|---|---|"
     for (task, noise), rows in cells.items():
         yield from (f"| {task}, {noise} | {line} |" for line in winners(rows) if rows)
-    yield "\nAt 5 evaluations or fewer, the smallest sum of ranks in PSNR and SWD:\n"
+    yield "\nAt 5 evaluations or fewer, the smallest sum of ranks in PSNR and SWD, on these same images:\n"
     yield "| task | setting | PSNR | SSIM | SWD | forwards + VJPs |\n|---|---|---|---|---|---|"
     for (task, noise), rows in cells.items():
         if rows:
             best = fastest(rows)
             yield (
-                f"| {task}, {noise} | {best.name}: {settings(best.trial['sampler'])} | "
+                f"| {task}, {noise} | {best.name}: {settings(best)} | "
                 f"{best.values('psnr').mean():.2f} | {best.values('ssim').mean():.3f} | "
                 f"{1000 * best.trial['swd']:.0f} | {best.trial['forwards']} + {best.trial['vjps']} |"
             )

@@ -248,6 +248,9 @@ def list_(
     else:
         raise JobError(f"list: no {kind!r}; choose from {', '.join(registries)}, jobs")
     console.print(table, markup=False)
+    if kind == "samplers":
+        *_, shared = (samplers.__doc__ or "").split("\n\n")
+        console.print(reflow(shared), markup=False, highlight=False)
 
 
 def reflow(text: str) -> str:

@@ -35,11 +35,13 @@ def compose(
     """Several operators, from first to last, each a spec of its own.
 
     The whole keeps an exact decomposition, of each operator as it is, its threshold applied. With a
-    non-linear operator among them the whole is non-linear.
+    non-linear operator among them the whole is non-linear. Source: H₂ H₁ and, over channels, M ⊗ K.
     """
     built: list[Operator] = []
     shape = image_shape
     for position, spec in enumerate(operators):
+        if spec.get("name") == "compose":
+            raise ValueError("operators: a composition within a composition; write one list")
         built.append(construct(f"operator.operators.{position}", REGISTRY, spec, shape))
         shape = built[-1].measurement_shape
     return chain(built, [spec["name"] for spec in operators])

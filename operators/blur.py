@@ -1,20 +1,23 @@
 """Blurs with a stated kernel and boundary."""
 
 import math
+from typing import Annotated
 
 import torch
-from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
+from pydantic import Field, FiniteFloat, NonNegativeFloat, PositiveFloat
 from torch import Tensor
 
 from operators.base import Factored, Linear, Separable
 from operators.convolution import Boundary, convolution, convolution_matrix
+
+Taps = Annotated[int, Field(ge=1, le=1023)]
 
 
 def gaussian_blur(
     image_shape: tuple[int, int, int],
     *,
     sigma: PositiveFloat = 3.0,
-    taps: PositiveInt = 61,
+    taps: Taps = 61,
     boundary: Boundary = "reflect",
     threshold: NonNegativeFloat = 3e-2,
 ) -> Separable:
@@ -30,7 +33,7 @@ def gaussian_blur(
 def uniform_blur(
     image_shape: tuple[int, int, int],
     *,
-    taps: PositiveInt = 9,
+    taps: Taps = 9,
     boundary: Boundary = "reflect",
     threshold: NonNegativeFloat = 3e-2,
 ) -> Separable:
@@ -43,8 +46,8 @@ def anisotropic_blur(
     image_shape: tuple[int, int, int],
     *,
     sigmas: tuple[PositiveFloat, PositiveFloat] = (20.0, 1.0),
-    angle: float = 0.0,
-    taps: PositiveInt = 9,
+    angle: FiniteFloat = 0.0,
+    taps: Taps = 9,
     boundary: Boundary | None = None,
     threshold: NonNegativeFloat = 3e-2,
 ) -> Linear:

@@ -36,7 +36,7 @@ class Hadamard(Linear):
         return (self.rows @ x @ self.columns).flatten(-2)[..., None, self.kept]
 
     def adjoint(self, y: Tensor) -> Tensor:
-        coefficients = y.new_zeros(len(y), *self.image_shape)
+        coefficients = y.new_zeros(*y.shape[:2], *self.image_shape[1:])  # of any number of channels
         coefficients.flatten(-2)[..., self.kept] = y[..., 0, :]
         return self.rows @ coefficients @ self.columns
 

@@ -1,5 +1,7 @@
 """Inpainting masks, boolean (H, W), true = known pixel. All are functions of their seed alone."""
 
+from zipfile import BadZipFile
+
 import numpy as np
 import torch
 from PIL import Image, ImageDraw
@@ -64,9 +66,12 @@ def from_file(path: str, height: int, width: int, known: str) -> Tensor:
     A mask of another size with the same proportions is resized by nearest neighbour.
     """
     if path.endswith(".npz"):
-        with np.load(path, allow_pickle=False) as arrays:
-            name = "m" if "m" in arrays else arrays.files[0]
-            array = arrays[name]
+        try:
+            with np.load(path, allow_pickle=False) as arrays:
+                name = "m" if "m" in arrays else arrays.files[0]
+                array = arrays[name]
+        except (BadZipFile, IndexError) as error:
+            raise ValueError(f"mask: {path} holds no array: {error}") from error
         white = torch.from_numpy(array != 0)
     else:
         with Image.open(path) as image:

@@ -4,10 +4,10 @@ from typing import Annotated
 
 import numpy as np
 import torch
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt
+from pydantic import Field, NonNegativeFloat, NonNegativeInt
 from torch import Tensor
 
-from operators.blur import offsets
+from operators.blur import Taps, offsets
 from operators.convolution import Boundary, Convolution, convolution
 
 STEPS = 2000
@@ -17,7 +17,7 @@ STEPS = 2000
 def motion_blur(
     image_shape: tuple[int, int, int],
     *,
-    taps: PositiveInt = 61,
+    taps: Taps = 61,
     intensity: Annotated[float, Field(ge=0, le=1)] = 0.5,
     seed: NonNegativeInt = 0,
     boundary: Boundary = "circular",

@@ -3,7 +3,7 @@
 from typing import Annotated
 
 import torch
-from pydantic import Field, NonNegativeFloat, PositiveFloat
+from pydantic import Field
 from torch import Tensor
 from torch.nn.functional import pad
 
@@ -42,7 +42,9 @@ class HDR(Nonlinear):
 
 
 class PhaseRetrieval(Nonlinear):
-    """y = |F z|, F the orthonormal Fourier transform, z the image in [0, 1] within a border of zeros.
+    """y = 2 |F z|, F the orthonormal Fourier transform, z the image in [0, 1] within a border of zeros.
+
+    The factor keeps the scale of images in [-1, 1], on which noise is stated.
 
     Args:
         border: rows of zeros above and below, columns left and right. y is that much larger than x, and
@@ -50,7 +52,6 @@ class PhaseRetrieval(Nonlinear):
     """
 
     pixels = False
-    lipschitz = 0.5  # [-1, 1] to [0, 1]
 
     def __init__(self, image_shape: tuple[int, int, int], border: tuple[int, int]):
         channels, height, width = image_shape
@@ -59,13 +60,13 @@ class PhaseRetrieval(Nonlinear):
 
     def transform(self, x: Tensor) -> Tensor:
         above, left = self.border
-        return torch.fft.fft2(pad((x + 1) / 2, (left, left, above, above)), norm="ortho")
+        return torch.fft.fft2(pad(x + 1, (left, left, above, above)), norm="ortho")
 
     def inverse(self, frequencies: Tensor) -> Tensor:
         above, left = self.border
         _, height, width = self.image_shape
         image = torch.fft.ifft2(frequencies, norm="ortho").real
-        return 2 * image[..., above : above + height, left : left + width] - 1
+        return image[..., above : above + height, left : left + width] - 1
 
     def forward(self, x: Tensor) -> Tensor:
         return self.transform(x).abs()
@@ -79,17 +80,17 @@ class PhaseRetrieval(Nonlinear):
 
 
 def quantize(image_shape: tuple[int, int, int], *, bits: Annotated[int, Field(ge=1, le=8)] = 2) -> Quantize:
-    """Quantisation to 2^bits levels over [-1, 1], the ends among them."""
+    """Quantisation to 2^bits levels over [-1, 1], the ends among them. Setting: ΠGDM (Song et al. 2023)."""
     return Quantize(image_shape, 2**bits)
 
 
-def hdr(image_shape: tuple[int, int, int], *, factor: PositiveFloat = 2.0) -> HDR:
+def hdr(image_shape: tuple[int, int, int], *, factor: Annotated[float, Field(gt=0, le=1e3)] = 2.0) -> HDR:
     """High dynamic range: values multiplied by `factor` are clipped. Setting: RED-diff, DAPS (2407.01521)."""
     return HDR(image_shape, factor)
 
 
 def phase_retrieval(
-    image_shape: tuple[int, int, int], *, oversample: NonNegativeFloat = 2.0
+    image_shape: tuple[int, int, int], *, oversample: Annotated[float, Field(ge=0, le=16)] = 2.0
 ) -> PhaseRetrieval:
     """Magnitudes of the oversampled Fourier transform. Setting: DPS (2209.14687).
 

@@ -39,7 +39,8 @@ def resize(
 ) -> Separable:
     """Antialiased downsampling by any factor: sides become round(side / factor), borders are reflected.
 
-    cubic has a = −0.5 (Keys 1981); box averages, linear is the triangle, lanczos3 has three lobes.
+    cubic has a = −0.5 (Keys 1981); box averages, linear is the triangle, lanczos3 has three lobes (Duchon
+    1979).
     """
     channels, height, width = image_shape
     if factor > 2 * min(height, width):

@@ -1,7 +1,13 @@
-"""Samplers: restore y = H x₀ + σ_y n with a prior.
+"""Samplers: restore y = H(x₀) + σ_y n with a prior.
 
-sampler = samplers.build({"name": "conjugate", "steps": 5, "w": 15})
-restored = sampler(prior, operator, y, noise, sigma_y=0.0).image
+    sampler = samplers.build({"name": "conjugate", "steps": 5, "w": 15})
+    restored = sampler(prior, operator, y, noise, sigma_y=0.0).image
+
+Parameters that several share: `steps`, network evaluations. `start`, where the sampler begins, in VP
+time: 1 is pure noise, 0.4 a warm start (conjugate, pigdm and ddim: in the native time of their path).
+`end`, where the grid of times ends. `grid`: uniform in time, in log-SNR, or Karras's. `init`: the warm
+start is made of H⁺y (pinv) or of the linear MMSE estimate (lmmse). `project`: impose a noiseless
+measurement on the result.
 """
 
 from collections.abc import Mapping

@@ -38,13 +38,21 @@ T = TypeVar("T")
 class Remembers(Generic[T]):
     """Keeps what was computed for the last job. Not safe to share between threads."""
 
-    _last: tuple[tuple[object, ...], T] | None = None
+    _last: tuple[tuple[object, ...], tuple[object, ...], T] | None = None
 
-    def remembered(self, job: tuple[object, ...], compute: Callable[[], T]) -> T:
-        """What `compute` gave for this job, computed anew if the last one was another."""
-        if self._last is None or self._last[0] != job:
-            self._last = (job, compute())
-        return self._last[1]
+    def remembered(
+        self, parts: tuple[object, ...], settings: tuple[object, ...], compute: Callable[[], T]
+    ) -> T:
+        """What `compute` gave for these very parts and equal settings; computed anew for others."""
+        last = self._last
+        if (
+            last is None
+            or any(a is not b for a, b in zip(last[0], parts, strict=True))
+            or last[1] != settings
+        ):
+            last = (parts, settings, compute())
+            object.__setattr__(self, "_last", last)  # samplers are frozen
+        return last[2]
 
 
 class Sampler(Protocol):

@@ -57,7 +57,7 @@ class Split:
     coordinates: Tensor
 
 
-@pydantic.dataclasses.dataclass(kw_only=True)
+@pydantic.dataclasses.dataclass(kw_only=True, frozen=True)
 class Conjugate(Remembers[Prepared]):
     """C-ΠGDM on diffusion paths, C-ΠGFM on flows (Pandey et al., NeurIPS 2024, 2405.17673).
 
@@ -127,8 +127,10 @@ class Conjugate(Remembers[Prepared]):
         check_project(self.project, sigma_y)
         if self.order > 1 and not operator.linear:
             raise ValueError("order: what a non-linear measurement says changes with x; use order: 1")
-        job = (prior, operator, sigma_y, like.device, like.dtype)
-        return self.remembered(job, lambda: self.compute(prior, operator, sigma_y, like))
+        settings = (sigma_y, like.device, like.dtype)
+        return self.remembered(
+            (prior, operator), settings, lambda: self.compute(prior, operator, sigma_y, like)
+        )
 
     def compute(self, prior: Prior, operator: Operator, sigma_y: float, like: Tensor) -> Prepared:
         spectrum = operator.singular_values.detach().to("cpu", torch.float64)
@@ -153,7 +155,8 @@ class Conjugate(Remembers[Prepared]):
             lam=coefficients.lam,
             steps=steps,
             network_times=torch.tensor([step.network_time for step in steps], dtype=torch.float64).to(like),
-            index=index[1:].view(spectrum.shape).to(like.device),
+            # At least one-dimensional: an index of no dimension is read on the host.
+            index=index[1:].view(spectrum.shape or (1,)).to(like.device),
         )
 
     @torch.no_grad()
@@ -170,7 +173,7 @@ class Conjugate(Remembers[Prepared]):
         """Restore a batch; see `samplers.base.Sampler`. The precision is the operator's."""
         problem = Problem(operator, y, noise, sigma_y)
         job = self.prepare(prior, operator, sigma_y, problem.pinv)
-        image = problem.start(self.init, *job.start)
+        image, known = problem.start(self.init, *job.start), problem.known
         state = Split(image, operator.to_spectral(image))
         previous = state
         history: deque[Evaluation] = deque(maxlen=self.order)
@@ -189,20 +192,19 @@ class Conjugate(Remembers[Prepared]):
                 callback(k, x, step.p * x + step.q * u.image)
             residual, pulled = None, None
             if self.w != 0:
-                if not operator.linear:
-                    # There V is the identity: what y says of this prediction, frozen over the step.
-                    problem.known = operator.impose(step.p * x + step.q * u.image, y)
+                # Of a non-linear measurement: what it says of this prediction, frozen over the step.
+                known = problem.known_given(step.p * x + step.q * u.image)
                 prediction = step.p * state.coordinates + step.q * u.coordinates
-                inside = job.spread(step.g) * (problem.known - prediction)
+                inside = job.spread(step.g) * (known - prediction)
                 residual = Split(operator.from_spectral(inside), inside)
                 if self.jacobian:
                     (gradient,) = torch.autograd.grad(output, leaf, residual.image)
                     pulled = Split(gradient, operator.to_spectral(gradient))
             history.appendleft(Evaluation(u, pulled, self.outside(job, step, state, residual, pulled)))
             if step.correct is not None:
-                state = combine(job, step.correct, previous, problem, history)
+                state = combine(job, step.correct, operator, previous, known, history)
             previous = state
-            state = combine(job, step.advance, state, problem, history)
+            state = combine(job, step.advance, operator, state, known, history)
         image = operator.impose(state.image, y) if self.project else state.image
         return Restoration(image, forwards=self.steps, vjps=self.vjps)
 
@@ -233,7 +235,12 @@ class Evaluation:
 
 
 def combine(
-    job: Prepared, weights: Weights, state: Split, problem: Problem, history: deque[Evaluation]
+    job: Prepared,
+    weights: Weights,
+    operator: Operator,
+    state: Split,
+    known: Tensor,
+    history: deque[Evaluation],
 ) -> Split:
     """Apply the weights of one step: their values for S = 0 in image space, the rest in coordinates."""
     terms = [(weights.x, state)]
@@ -242,11 +249,11 @@ def combine(
         # An interpolating step uses fewer evaluations than there are.
         terms += [(w[j], split) for w, split in present if split is not None and j < len(w)]
     # H⁺y is orthogonal to the directions that H does not see.
-    inside = job.spread(weights.y) * problem.known
+    inside = job.spread(weights.y) * known
     seen = sum_of(((job.spread(w), split.coordinates) for w, split in terms), inside)
     unseen = sum_of((w[0], split.image) for w, split in terms)
     shadow = sum_of((w[0], split.coordinates) for w, split in terms)
-    return Split(unseen + problem.operator.from_spectral(seen - shadow), seen)
+    return Split(unseen + operator.from_spectral(seen - shadow), seen)
 
 
 def sum_of(terms: Iterable[tuple[Tensor | float, Tensor]], start: Tensor | None = None) -> Tensor:

@@ -13,7 +13,7 @@ from samplers.grids import Grid, time_grid
 from samplers.problem import Problem
 
 
-@dataclass(kw_only=True)
+@dataclass(kw_only=True, frozen=True)
 class DAPS(Descent):
     """Decoupled annealing posterior sampling (Zhang et al., CVPR 2025, 2407.01521, algorithm 1).
 
@@ -21,8 +21,9 @@ class DAPS(Descent):
     x₀ by `langevin_steps` of Langevin dynamics from x̂₀ towards N(x̂₀, σ²) given y, with the true gradient;
     then noise of the next level. For a linear operator the Langevin steps are one draw from their law.
 
-    lr: Langevin's step, decreasing to a hundredth of itself; never beyond the stable one. beta_y: least
-    standard deviation ascribed to y. The last x₀ is without noise. No vector-Jacobian products.
+    lr: Langevin's step, decreasing to a hundredth of itself; never beyond the stable one. It is that for
+    y of standard deviation beta_y; a noisier y gets a step larger by the ratio of the variances, so that
+    as many steps go as far. The last x₀ is without noise. No vector-Jacobian products.
     """
 
     steps: PositiveInt = 1000
@@ -66,6 +67,7 @@ class DAPS(Descent):
     ) -> Tensor:
         """x₀ after Langevin dynamics from the prediction towards N(prediction, variance) given y."""
         operator, y_variance = problem.operator, max(problem.sigma_y, self.beta_y) ** 2
+        lr *= y_variance / self.beta_y**2
         if isinstance(operator, Nonlinear):
             rate = min(lr, 1 / (1 / variance + operator.lipschitz**2 / y_variance))
             x = prediction
@@ -86,7 +88,7 @@ class DAPS(Descent):
         if not noise:
             return x
         free = torch.tensor(min(lr, variance), dtype=torch.float64)
-        unseen = spread(free, free / variance, self.langevin_steps).to(rates)
+        unseen = spread(free, free / variance, self.langevin_steps).item()
         z, inside = problem.draw(), spread(rates, shrink, self.langevin_steps)
         return x + unseen * z + operator.from_spectral((inside - unseen) * operator.to_spectral(z))
 

@@ -10,7 +10,7 @@ from samplers.descent import Denoiser, Descent, Level, noise_in
 from samplers.problem import Problem
 
 
-@dataclass(kw_only=True)
+@dataclass(kw_only=True, frozen=True)
 class DDRM(Descent):
     """Denoising diffusion restoration models (Kawar et al., NeurIPS 2022, 2201.11793, equations 7 and 8).
 
@@ -23,23 +23,24 @@ class DDRM(Descent):
     eta_b: Share = 1.0
 
     def step(self, problem: Problem, denoise: Denoiser, x: Tensor, now: Level, later: Level) -> Tensor:
-        prediction, operator = denoise(x, now), problem.operator
-        # In the paper's scaling, x/a with noise σ = s/a.
-        sigma, kept = later.sigma, (1 - self.eta**2) ** 0.5
-        free = prediction + sigma * kept * noise_in(x, prediction, now)
-        z = problem.draw() if sigma > 0 else torch.zeros_like(x)
-        free = free + sigma * self.eta * z
-        own, drawn, known = (
-            operator.to_spectral(prediction),
-            operator.to_spectral(z),
-            problem.known_given(prediction),
-        )
-        values = operator.singular_values
-        noise = problem.sigma_y / values  # infinite where y is silent, NaN if it is also noiseless
-        blurred = own + sigma * kept * (known - own) / noise + sigma * self.eta * drawn
-        spread = (sigma**2 - noise**2 * self.eta_b**2).clamp_min(0).sqrt()
-        sharp = torch.lerp(own, known, self.eta_b) + spread * drawn
-        current = operator.to_spectral(free)
-        measured = torch.where(noise > sigma, blurred, sharp)
-        change = torch.where(values > 0, measured - current, 0)
-        return later.a * (free + operator.from_spectral(change))
+        return spectral_step(problem, denoise, x, now, later, self.eta, self.eta_b)
+
+
+def spectral_step(
+    problem: Problem, denoise: Denoiser, x: Tensor, now: Level, later: Level, eta: float, eta_b: float
+) -> Tensor:
+    """The state at level `later`: in each direction as noisy as the level, with what y says of it."""
+    prediction, operator = denoise(x, now), problem.operator
+    # In the paper's scaling, x/a with noise σ = s/a.
+    sigma, kept = later.sigma, (1 - eta**2) ** 0.5
+    z = problem.draw() if sigma > 0 else torch.zeros_like(x)
+    free = prediction + sigma * kept * noise_in(x, prediction, now) + sigma * eta * z
+    own, drawn = operator.to_spectral(prediction), operator.to_spectral(z)
+    known, values = problem.known_given(prediction), operator.singular_values
+    noise = problem.sigma_y / values  # infinite where y is silent, NaN if it is also noiseless
+    blurred = own + sigma * kept * (known - own) / noise + sigma * eta * drawn
+    spread = (sigma**2 - noise**2 * eta_b**2).clamp_min(0).sqrt()
+    sharp = torch.lerp(own, known, eta_b) + spread * drawn
+    measured = torch.where(noise > sigma, blurred, sharp)
+    change = torch.where(values > 0, measured - operator.to_spectral(free), 0)
+    return later.a * (free + operator.from_spectral(change))

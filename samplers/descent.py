@@ -74,7 +74,7 @@ class Denoiser:
         return prediction.detach(), pullback
 
 
-@pydantic.dataclasses.dataclass(kw_only=True)
+@pydantic.dataclasses.dataclass(kw_only=True, frozen=True)
 class Descent(Remembers[list[Level]], ABC):
     """Samplers that evaluate the network once per level, from noisy to clean.
 
@@ -106,8 +106,8 @@ class Descent(Remembers[list[Level]], ABC):
         check_project(self.project, sigma_y)
         if self.end >= self.start:
             raise ValueError(f"start, end: {self.start} to {self.end} does not lead from noise to data")
-        job = (prior, like.device, like.dtype)
-        return self.remembered(job, lambda: noise_levels(prior, self.times(), like))
+        settings = (like.device, like.dtype)
+        return self.remembered((prior,), settings, lambda: noise_levels(prior, self.times(), like))
 
     @torch.no_grad()
     def __call__(

@@ -9,12 +9,13 @@ from samplers.descent import Denoiser, Descent, Level, noise_in, renoise
 from samplers.problem import Problem
 
 
-@dataclass(kw_only=True)
+@dataclass(kw_only=True, frozen=True)
 class DiffPIR(Descent):
     """Diffusion plug-and-play image restoration (Zhu et al., CVPRW 2023, 2305.08995, algorithm 1).
 
     The prediction is moved to argmin ‖y − Hx‖² + λ σ_y² (a/s)² ‖x − x̂₀‖², in closed form; then the
-    state is renoised with a share ζ of fresh variance. No vector-Jacobian products.
+    state is renoised with a share ζ of fresh variance. Without noise λ has no effect: what is measured is
+    replaced. No vector-Jacobian products.
     """
 
     lam: PositiveFloat = 8.0

@@ -9,7 +9,7 @@ from samplers.descent import Denoiser, Descent, Level, ancestral, noise_in, reno
 from samplers.problem import Problem
 
 
-@dataclass(kw_only=True)
+@dataclass(kw_only=True, frozen=True)
 class DPS(Descent):
     """Diffusion posterior sampling (Chung et al., ICLR 2023, 2209.14687, algorithm 1).
 
@@ -32,7 +32,7 @@ class DPS(Descent):
         return moved - self.zeta * gradient
 
 
-@dataclass(kw_only=True)
+@dataclass(kw_only=True, frozen=True)
 class MCG(DPS):
     """Manifold constrained gradient (Chung et al., NeurIPS 2022, 2206.00941, algorithm 1).
 

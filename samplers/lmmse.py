@@ -30,8 +30,8 @@ def linear_mmse(operator: Operator, known: Tensor, sigma_y: float) -> Tensor:
     Returns:
         (B, C, H, W).
     """
-    squared = operator.singular_values**2
-    precision = torch.where(squared > 0, squared / (sigma_y**2 + TRUST**2 * squared), 0)
+    values = operator.singular_values
+    precision = torch.where(values > 0, 1 / ((sigma_y / values) ** 2 + TRUST**2), 0)
     _, height, width = operator.image_shape
     rows, columns = (cosines(n).to(known) for n in (height, width))
     prior_precision = (1 / spectrum(height, width)).to(known)

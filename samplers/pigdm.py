@@ -8,7 +8,7 @@ from samplers.descent import Denoiser, Descent, Level, ancestral, noise_in, reno
 from samplers.problem import Problem
 
 
-@dataclass(kw_only=True)
+@dataclass(kw_only=True, frozen=True)
 class DiscretePiGDM(Descent):
     """ΠGDM by DDIM steps with noise η (Song et al., ICLR 2023, algorithm 1).
 

@@ -38,9 +38,10 @@ class Problem:
 
     def factor(self, variance: float) -> Tensor:
         """g = S² r² / (S² r² + σ_y²): the trust in y beside a prediction of variance r², per direction."""
-        squared = self.operator.singular_values**2
+        values = self.operator.singular_values
         if self.sigma_y == 0:
-            return (squared > 0).to(squared)
+            return (values > 0).to(values)
+        squared = values**2
         return squared * variance / (squared * variance + self.sigma_y**2)
 
     def estimate(self, init: Init, variance: float) -> Tensor:

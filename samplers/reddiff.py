@@ -17,7 +17,7 @@ POWERS: dict[Weighting, float] = {"linear": 1.0, "sqrt": 0.5, "square": 2.0, "co
 Momentum = Annotated[float, Field(ge=0, lt=1)]
 
 
-@dataclass(kw_only=True)
+@dataclass(kw_only=True, frozen=True)
 class REDdiff(Descent):
     """Regularisation by denoising diffusion (Mardani et al., ICLR 2024, 2305.04391, algorithm 1).
 

@@ -174,6 +174,7 @@ def test_list(kind):
     import operators
     import priors
     import samplers
+    from operators.registry import parameters
     from pipeline import score
 
     expected = {
@@ -185,6 +186,10 @@ def test_list(kind):
     }[kind]
     output = kintsugi("list", kind).output
     assert all(name in output for name in expected)
+    if kind in ("samplers", "operators"):
+        for factory in expected.values():
+            assert all(p.name in output for p in parameters(factory))
+            assert re.search(r"Source|Setting|\d{4}\.\d{4,5}|[12]\d{3}", factory.__doc__), factory
 
 
 @pytest.mark.parametrize("command", ["run", "plan", "status", "report", "list", "shard", "submit"])

@@ -46,6 +46,7 @@ EXAMPLES = {
         composed(COLORIZE, SMALL_MOTION, COLORIZE),
         composed(RANDOM, COLORIZE),
         composed(COLORIZE, {"name": "compressed_sensing", "block": 4}),
+        composed({"name": "compressed_sensing", "block": 4}, COLORIZE),
         composed({"name": "bicubic", "factor": 2}, {"name": "jpeg"}),
         composed({"name": "hdr"}, {"name": "quantize"}),
     ],

@@ -329,7 +329,7 @@ def test_composition_applies_one_operator_after_the_other(specs):
     torch.testing.assert_close(composed.forward(x), y, rtol=0, atol=1e-12)
 
 
-def test_a_composition_measures_pixels_if_its_last_operator_does():
+def test_a_composition_measures_pixels_if_all_its_operators_do():
     sensed = [{"name": "colorize"}, {"name": "compressed_sensing"}]
     assert not build("compose", operators=sensed).pixels
     assert not build("compose", operators=[*sensed, {"name": "quantize"}]).pixels
