@@ -44,9 +44,14 @@ def test_ready_jobs_cover_both_sets_and_every_task_noiseless_and_noisy():
     wanted = {
         f"{data}-{t}{noise}" for data in ("imagenet", "ffhq") for t in tasks for noise in ("", "-noisy")
     }
-    assert wanted | {"quickstart"} == set(ready_jobs())
-    for name in wanted:
+    fast = {f"fast-{t}{noise}" for t in tasks if t != "inpaint-freeform" for noise in ("", "-noisy")}
+    assert wanted | fast | {"quickstart"} == set(ready_jobs())
+    for name in wanted | fast:
         assert (load_job(name, []).degradation.sigma_y == 0.1) == name.endswith("-noisy")
+    for name in fast:
+        job = load_job(name, [])
+        assert job.degradation == load_job(name.replace("fast", "imagenet"), []).degradation
+        assert job.sampler["steps"] <= 5
 
 
 def test_overrides():
