@@ -29,15 +29,16 @@ import numpy as np
 import torch
 import typer
 import webdataset as wds
+from conjugate_vs_pigdm import interval
 from PIL import Image
-from scipy.special import stdtrit
 
 import operators
 import priors
 import samplers
+from pipeline.job import Degradation
 from pipeline.perception import fine_energy, sliced_wasserstein
 from pipeline.read import resize_crop, to_rgb
-from pipeline.restore import PRECISIONS
+from pipeline.restore import PRECISIONS, measure
 from pipeline.score import score
 from priors.base import Autocast, Prior
 from samplers import KeyedNoise, Restoration, Sampler
@@ -57,7 +58,6 @@ SIGMAS = {"noiseless": 0.0, "σ 0.05": 0.1}
 BUDGETS = (5, 10, 20)
 WARM: Spec = {"start": 0.4, "init": "pinv"}
 STARTING: dict[str, Init] = {"H⁺y": "pinv", "linear MMSE": "lmmse"}
-STARTS: list[Spec] = [{"init": "pinv"}, {"init": "lmmse"}]
 SHARES = (0.0, 0.3, 0.6, 0.85, 1.0)
 
 
@@ -101,8 +101,9 @@ ENTRIES: dict[str, Entry] = {
 USUAL: dict[str, Spec] = {
     "DPS, 1000": {"name": "dps", "steps": 1000},
     "DAPS, 100": {"name": "daps", "steps": 100, "ode_steps": 2},
+    "DAPS, 1000": {"name": "daps", "steps": 1000},
 }
-"""From pure noise, settings as published (DAPS-100: 50 levels of 2 steps), on the first four images."""
+"""From pure noise, as published (DAPS: 50 levels of 2 steps, 200 of 5), on the first four images."""
 FEW = 4
 
 
@@ -222,13 +223,12 @@ class Benchmark:
         operator = operators.build(TASKS[task], (3, size, size), device=images.pixels.device)
         sampler = no_sampler(spec["init"]) if spec["name"] == "start" else samplers.build(spec)
         sigma_y = SIGMAS[noise]
+        degradation = Degradation(operator=TASKS[task], sigma=sigma_y, sigma_range="[-1,1]")
         restored, seconds = [], 0.0
         for first in range(0, len(images.keys), self.batch):
             part = slice(first, first + self.batch)
             keyed = KeyedNoise(0, images.keys[part])
-            y = operator.forward(images.pixels[part])
-            if sigma_y > 0:
-                y = y + sigma_y * keyed.normal("measurement", tuple(y.shape[1:])).to(y)
+            y = measure(operator.forward(images.pixels[part]), degradation, keyed)
             started = perf_counter()
             outcome = sampler(self.prior, operator, y, keyed, sigma_y=sigma_y)
             restored.append(outcome.image.cpu())
@@ -253,7 +253,7 @@ class Benchmark:
         """`spec` with the strength at a maximum along its grid, reached by steps to a neighbour."""
         if not entry.strength:
             return spec
-        position, best, direction = entry.grid.index(first), -math.inf, 0
+        position = entry.grid.index(first)
         scores: dict[int, float] = {}
 
         def at(i: int) -> float:
@@ -277,7 +277,7 @@ class Benchmark:
         for budget in BUDGETS:
             spec = self.climb(task, noise, entry, {**spec, "steps": budget}, first)
             if budget == BUDGETS[0] and entry.choices:
-                variants = [{**spec, **start} for start in STARTS]
+                variants = [{**spec, "init": init} for init in STARTING.values()]
                 if SIGMAS[noise] == 0:
                     variants += [{**variant, "project": True} for variant in variants]
                 spec = max(variants, key=lambda variant: self.tuning_score(task, noise, variant))
@@ -323,12 +323,6 @@ def no_sampler(init: Init) -> Sampler:
         return Restoration(problem.estimate(init, variance=1.0), forwards=0, vjps=0)
 
     return cast(Sampler, estimate)
-
-
-def interval(values: np.ndarray, digits: int) -> str:
-    """Mean and the half-width of its 95 % confidence interval."""
-    half = float(stdtrit(len(values) - 1, 0.975)) * values.std(ddof=1) / math.sqrt(len(values))
-    return f"{values.mean():.{digits}f} ± {half:.{digits}f}"
 
 
 def settings(row: Row) -> str:
@@ -391,8 +385,8 @@ def winners(rows: list[Row]) -> Iterator[str]:
     for budget in BUDGETS:
         entries = [row for row in rows if row.evaluations == budget and row.name in ENTRIES]
         cells = []
-        for measure, sign in (("psnr", 1), ("ssim", 1), ("swd", -1)):
-            ranked = sorted(entries, key=lambda row: -sign * row.values(measure).mean())
+        for axis, sign in (("psnr", 1), ("ssim", 1), ("swd", -1)):
+            ranked = sorted(entries, key=lambda row: -sign * row.values(axis).mean())
             place = 1 + [row.name for row in ranked].index(PUBLISHED) if ranked else 0
             cells.append(f"{ranked[0].name} ({place} of {len(ranked)})" if ranked else "")
         yield f"{budget} | " + " | ".join(cells)

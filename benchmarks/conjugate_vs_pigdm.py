@@ -54,10 +54,10 @@ def trial(
     return {name: rows[name].to_numpy() for name in ("key", "psnr", "ssim", "seconds")}
 
 
-def interval(values: np.ndarray) -> str:
+def interval(values: np.ndarray, digits: int = 3) -> str:
     """Mean and the half-width of its 95 % confidence interval."""
     half = float(stdtrit(len(values) - 1, 0.975)) * values.std(ddof=1) / math.sqrt(len(values))
-    return f"{values.mean():.3f} ± {half:.3f}"
+    return f"{values.mean():.{digits}f} ± {half:.{digits}f}"
 
 
 def main(

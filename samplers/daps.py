@@ -44,23 +44,21 @@ class DAPS(Descent):
         return torch.cat(inner)
 
     def descend(self, problem: Problem, denoise: Denoiser, levels: list[Level]) -> Tensor:
-        x = self.begin(problem, levels[0])
-        clean = levels[-1]
-        for first in range(0, self.steps, self.ode_steps):
+        first, clean = levels[0], levels[-1]
+        x = problem.start(self.init, first.a, first.s)
+        for k in range(0, self.steps, self.ode_steps):
+            now, later = levels[k], levels[k + self.ode_steps]
             prediction = x
-            for now, later in pairwise([*levels[first : first + self.ode_steps], clean]):
-                prediction = self.step(problem, denoise, prediction, now, later)
-            now, later = levels[first], levels[first + self.ode_steps]
-            lr = self.lr * (1 - 0.99 * first / self.steps)
+            # The ODE to clean data, by Euler steps, which are DDIM's without noise.
+            for level, following in pairwise([*levels[k : k + self.ode_steps], clean]):
+                predicted = denoise(prediction, level)
+                kept = noise_in(prediction, predicted, level)
+                prediction = renoise(problem, predicted, kept, following, 0.0)
+            lr = self.lr * (1 - 0.99 * k / self.steps)
             x = self.langevin(problem, prediction, now.sigma**2, lr, noise=later is not clean)
             if later is not clean:
                 x = later.a * x + later.s * problem.draw()
         return x
-
-    def step(self, problem: Problem, denoise: Denoiser, x: Tensor, now: Level, later: Level) -> Tensor:
-        """One Euler step of the ODE."""
-        prediction = denoise(x, now)
-        return renoise(problem, prediction, noise_in(x, prediction, now), later, 0.0)
 
     def langevin(
         self, problem: Problem, prediction: Tensor, variance: float, lr: float, noise: bool

@@ -5,12 +5,12 @@ from torch import Tensor
 
 from samplers.base import Share
 from samplers.ddrm import spectral_step
-from samplers.descent import Denoiser, Descent, Level, noise_in, renoise
+from samplers.descent import Denoiser, Level, Stepwise, noise_in, renoise
 from samplers.problem import Problem
 
 
 @dataclass(kw_only=True, frozen=True)
-class DDNM(Descent):
+class DDNM(Stepwise):
     """Denoising diffusion null-space model (Wang et al., ICLR 2023, 2212.00490, algorithm 1; DDNM+: §3.3).
 
     With measurement noise it is DDNM+: a direction takes y where the noise of the next level hides that

@@ -6,12 +6,12 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor
 
 from samplers.base import Share
-from samplers.descent import Denoiser, Descent, Level, noise_in
+from samplers.descent import Denoiser, Level, Stepwise, noise_in
 from samplers.problem import Problem
 
 
 @dataclass(kw_only=True, frozen=True)
-class DDRM(Descent):
+class DDRM(Stepwise):
     """Denoising diffusion restoration models (Kawar et al., NeurIPS 2022, 2201.11793, equations 7 and 8).
 
     eta: share of fresh noise where y is silent or noisier than the level; eta_b: weight of y elsewhere.

@@ -1,6 +1,7 @@
 """What the published diffusion samplers share: a descent through the noise levels of the VP path.
 
-A method is a subclass with a `step`: from the state at one level to the state at the next.
+Most are a `Stepwise` with a `step`, from the state at one level to the state at the next; the others
+say in `descend` how they use the levels.
 """
 
 from abc import ABC, abstractmethod
@@ -76,7 +77,7 @@ class Denoiser:
 
 @pydantic.dataclasses.dataclass(kw_only=True, frozen=True)
 class Descent(Remembers[list[Level]], ABC):
-    """Samplers that evaluate the network once per level, from noisy to clean.
+    """Samplers that evaluate the network at noise levels of the VP path, from noisy to clean.
 
     Args:
         steps: network evaluations.
@@ -94,8 +95,8 @@ class Descent(Remembers[list[Level]], ABC):
     project: bool = False
 
     @abstractmethod
-    def step(self, problem: Problem, denoise: Denoiser, x: Tensor, now: Level, later: Level) -> Tensor:
-        """From the state x at level `now` to the state at level `later`."""
+    def descend(self, problem: Problem, denoise: Denoiser, levels: list[Level]) -> Tensor:
+        """The restored image; the last of the levels is clean data."""
 
     def times(self) -> Tensor:
         """VP times of the network's evaluations, (steps,)."""
@@ -128,15 +129,19 @@ class Descent(Remembers[list[Level]], ABC):
             image = operator.impose(image, y)
         return Restoration(image, forwards=denoise.forwards, vjps=denoise.vjps)
 
+
+class Stepwise(Descent):
+    """Samplers that go from one level to the next."""
+
     def descend(self, problem: Problem, denoise: Denoiser, levels: list[Level]) -> Tensor:
-        x = self.begin(problem, levels[0])
+        x = problem.start(self.init, levels[0].a, levels[0].s)
         for now, later in pairwise(levels):
             x = self.step(problem, denoise, x, now, later)
         return x
 
-    def begin(self, problem: Problem, level: Level) -> Tensor:
-        """The state at the first level."""
-        return problem.start(self.init, level.a, level.s)
+    @abstractmethod
+    def step(self, problem: Problem, denoise: Denoiser, x: Tensor, now: Level, later: Level) -> Tensor:
+        """From the state x at level `now` to the state at level `later`."""
 
 
 def noise_levels(prior: Prior, times: Tensor, like: Tensor) -> list[Level]:

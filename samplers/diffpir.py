@@ -5,12 +5,12 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor
 
 from samplers.base import Share
-from samplers.descent import Denoiser, Descent, Level, noise_in, renoise
+from samplers.descent import Denoiser, Level, Stepwise, noise_in, renoise
 from samplers.problem import Problem
 
 
 @dataclass(kw_only=True, frozen=True)
-class DiffPIR(Descent):
+class DiffPIR(Stepwise):
     """Diffusion plug-and-play image restoration (Zhu et al., CVPRW 2023, 2305.08995, algorithm 1).
 
     The prediction is moved to argmin ‖y − Hx‖² + λ σ_y² (a/s)² ‖x − x̂₀‖², in closed form; then the

@@ -5,12 +5,12 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor
 
 from samplers.base import Share, Strength
-from samplers.descent import Denoiser, Descent, Level, ancestral, noise_in, renoise
+from samplers.descent import Denoiser, Level, Stepwise, ancestral, noise_in, renoise
 from samplers.problem import Problem
 
 
 @dataclass(kw_only=True, frozen=True)
-class DPS(Descent):
+class DPS(Stepwise):
     """Diffusion posterior sampling (Chung et al., ICLR 2023, 2209.14687, algorithm 1).
 
     x' = ancestral step − ζ ∇ₓ ‖y − H(x̂₀(x))‖, a norm per sample. The true gradient, also of a

@@ -4,12 +4,12 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor
 
 from samplers.base import Share, Strength
-from samplers.descent import Denoiser, Descent, Level, ancestral, noise_in, renoise
+from samplers.descent import Denoiser, Level, Stepwise, ancestral, noise_in, renoise
 from samplers.problem import Problem
 
 
 @dataclass(kw_only=True, frozen=True)
-class DiscretePiGDM(Descent):
+class DiscretePiGDM(Stepwise):
     """ΠGDM by DDIM steps with noise η (Song et al., ICLR 2023, algorithm 1).
 
     x' = a' x̂₀ + DDIM's noise + w a (∂x̂₀/∂x)ᵀ G (H⁺y − x̂₀) with r² = s². w = 1 as published.

@@ -1,6 +1,5 @@
 """RED-diff: variational inference, an optimiser on the image with the prior as a regulariser."""
 
-from itertools import pairwise
 from typing import Annotated, Literal
 
 import torch
@@ -32,23 +31,19 @@ class REDdiff(Descent):
     betas: tuple[Momentum, Momentum] = (0.9, 0.99)
     weighting: Weighting = "linear"
 
-    def begin(self, problem: Problem, level: Level) -> Tensor:
-        return problem.estimate(self.init, 1.0)
-
     def descend(self, problem: Problem, denoise: Denoiser, levels: list[Level]) -> Tensor:
         # Adam works on each pixel by itself, so a sample's result does not depend on its batch.
-        image = self.begin(problem, levels[0]).clone()
+        image = problem.estimate(self.init, 1.0).clone()
         optimiser = torch.optim.Adam([image], lr=self.lr, betas=self.betas)
-        for now, later in pairwise(levels):
-            image.grad = self.step(problem, denoise, image, now, later)
+        for level in levels[:-1]:
+            image.grad = self.gradient(problem, denoise, image, level)
             optimiser.step()
         return image
 
-    def step(self, problem: Problem, denoise: Denoiser, x: Tensor, now: Level, later: Level) -> Tensor:
-        """The gradient at the image x."""
+    def gradient(self, problem: Problem, denoise: Denoiser, image: Tensor, level: Level) -> Tensor:
         z = problem.draw()
-        noisy = now.a * x + now.s * z
-        estimate = noise_in(noisy, denoise(noisy, now), now)
-        misfit = problem.operator.forward(x) - problem.y
-        strength = self.lam * now.sigma ** POWERS[self.weighting]
-        return problem.operator.vjp(x, misfit) + strength * (estimate - z)
+        noisy = level.a * image + level.s * z
+        estimate = noise_in(noisy, denoise(noisy, level), level)
+        misfit = problem.operator.forward(image) - problem.y
+        strength = self.lam * level.sigma ** POWERS[self.weighting]
+        return problem.operator.vjp(image, misfit) + strength * (estimate - z)
