@@ -40,7 +40,8 @@ from pipeline.perception import fine_energy, sliced_wasserstein
 from pipeline.read import resize_crop, to_rgb
 from pipeline.restore import PRECISIONS, measure
 from pipeline.score import score
-from priors.base import Autocast, Prior
+from priors import speed
+from priors.base import Prior
 from samplers import KeyedNoise, Restoration, Sampler
 from samplers.noise import Noise
 from samplers.problem import Init, Problem
@@ -459,7 +460,7 @@ def main(
     prior: Any = priors.load({"name": "natural"}, device=device)
     sha256 = prior.sha256
     if (dtype := PRECISIONS[precision]) is not None:
-        prior = Autocast(prior, dtype)
+        speed.half_precision(prior, dtype)
     benchmark = Benchmark(
         prior,
         sha256,

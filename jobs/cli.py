@@ -68,7 +68,7 @@ def run(
     from pipeline.run import open_or_plan
 
     loaded = load_job(job, sets or [], limit)
-    with console.status("reading shards") as status:
+    with console.status("reading the prior and the shards") as status:
         this = open_or_plan(
             loaded, lambda unit: status.update(f"reading shards: {unit.first + unit.samples} samples")
         )
@@ -155,6 +155,8 @@ def plan(
     from pipeline.executors import default_device
 
     loaded = load_job(job, sets or [], limit)
+    with console.status("reading the prior"):
+        prior = runs.examine_prior(loaded)
     with console.status("reading shards"), tempfile.TemporaryDirectory() as folder:
         summary = runs.plan(loaded, Path(folder), lambda unit: None)
     show_shard_warnings(summary.damaged, summary.empty)
@@ -163,6 +165,7 @@ def plan(
     table.add_row("shards", str(len(summary.shards)))
     table.add_row("samples", str(summary.samples))
     table.add_row("units", f"{summary.units} of at most {compute.unit_size} samples")
+    table.add_row("prior", f"{prior.title}\nSHA-256 {prior.sha256}")
     table.add_row("batch", f"{compute.batch_size} images, {compute.precision}")
     table.add_row("output", loaded.output)
     if timing:

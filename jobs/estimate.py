@@ -17,10 +17,10 @@ def seconds_per_image(job: Job, device: str) -> float:
 
     torch.set_num_threads(job.compute.cpus_per_actor)
     stage = Stage(job, device)
-    count = job.compute.batch_size if device == "cuda" else 1
+    count = stage.batch_size if device == "cuda" else 1
     keys = [str(i) for i in range(count)]
     images = np.random.default_rng(0).integers(0, 256, (count, job.data.size, job.data.size, 3), np.uint8)
-    stage.run(keys, images)
+    stage.run(keys, images, [0] * count)
     started = time.perf_counter()
-    stage.run(keys, images)
+    stage.run(keys, images, [0] * count)
     return (time.perf_counter() - started) / count

@@ -46,7 +46,7 @@ def load_job(name: str, overrides: list[str], limit: int | None = None) -> Job:
 
 def check(values: dict[str, Any], source: str) -> Job:
     try:
-        return Job.model_validate(absolute_mask(values))
+        return Job.model_validate(absolute_files(values))
     except ValidationError as error:
         problems = [problem(dict(e)) for e in error.errors()]
         raise JobError(f"{source}:\n  " + "\n  ".join(problems)) from None
@@ -83,12 +83,16 @@ def parse_yaml(text: str, source: str) -> Any:
         raise JobError(f"{source}: not valid YAML: {error}") from None
 
 
-def absolute_mask(values: dict[str, Any]) -> dict[str, Any]:
-    """Mask files are found from the directory of the command; workers may run in another one."""
-    degradation = values.get("degradation")
+def absolute_files(values: dict[str, Any]) -> dict[str, Any]:
+    """Files that specs name are found from the directory of the command; workers may run in another one."""
+    degradation, prior = values.get("degradation"), values.get("prior")
     operator = degradation.get("operator") if isinstance(degradation, dict) else None
     if isinstance(operator, dict):
         mask = operator.get("mask")
         if isinstance(mask, str) and mask.endswith((".png", ".npz")):
             operator["mask"] = str(Path(mask).expanduser().absolute())
+    if isinstance(prior, dict) and isinstance(path := prior.get("path"), str):
+        file = Path(path).expanduser().absolute()
+        if file.exists() or prior.get("name") != "diffusers":  # which may also be named by a hub id
+            prior["path"] = str(file)
     return values

@@ -13,7 +13,7 @@ import re
 import time
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -78,15 +78,22 @@ def error_text(error: Exception) -> str:
 
 
 @contextmanager
-def publish(target: Path) -> Iterator[Path]:
-    """A temporary path that becomes `target` at the end of the block, atomically and durably."""
+def publish(target: Path, *, first: bool = False) -> Iterator[Path]:
+    """A temporary path that becomes `target` at the end of the block, atomically and durably.
+
+    first: unless somebody else's has become it in the meantime.
+    """
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.parent / f".{target.name}.{uuid.uuid4().hex}.tmp"
     try:
         yield temporary
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
-        os.replace(temporary, target)
+        if first:
+            with suppress(FileExistsError):
+                os.link(temporary, target)
+        else:
+            os.replace(temporary, target)
         folder = os.open(target.parent, os.O_RDONLY)
         try:
             os.fsync(folder)

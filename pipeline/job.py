@@ -24,8 +24,8 @@ from pipeline import score
 
 Spec = dict[str, Any]
 
-OPERATIONAL = ("output", "compute.actors", "compute.gpus_per_actor", "compute.attempts")
-"""Fields that may change between a run and its continuation."""
+OPERATIONAL = ("output", "prior.path", "compute.actors", "compute.gpus_per_actor", "compute.attempts")
+"""Fields that may change between a run and its continuation; of the prior, the checksum must not."""
 
 
 class JobError(Exception):
@@ -95,10 +95,19 @@ class Compute(Model):
         default=1, description="Ignored, with a message, where the cluster has no GPU."
     )
     cpus_per_actor: PositiveInt = Field(default=2, description="Also the number of compute threads.")
-    batch_size: PositiveInt = 16
+    batch_size: PositiveInt | Literal["auto"] = Field(
+        default=16,
+        description="auto: the largest that fits into the GPU's memory, found once and kept in the run "
+        "directory; 16 on a CPU.",
+    )
     unit_size: PositiveInt = Field(default=256, description="Samples per unit of work, committed as one.")
     precision: Literal["float32", "bf16", "fp16"] = Field(
         default="float32", description="Of the network; the sampler's state is float32 always."
+    )
+    compile: Literal["off", "default", "reduce-overhead", "max-autotune"] = Field(
+        default="off",
+        description="torch.compile's mode for the network; reduce-overhead uses CUDA graphs. Falls back "
+        "with a message.",
     )
     attempts: PositiveInt = Field(default=3, description="Before a unit that fails as a whole is given up.")
 
@@ -138,7 +147,7 @@ class Job(Model):
             name = self.degradation.operator["name"]
             raise ValueError(f"degradation.poisson: the measurement of {name!r} is no image of photon counts")
         samplers.build(self.sampler)
-        priors.check(self.prior, shape)
+        priors.check(self.prior)
         score.check(self.metrics, self.data.size)
         return self
 

@@ -1,9 +1,10 @@
 """The stage: degrade a batch of images, restore it, score it. Knows nothing of shards and rows."""
 
+import itertools
 import logging
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,11 +17,13 @@ import samplers
 from operators import SpecError
 from pipeline import score
 from pipeline.job import Degradation, Job, JobError
-from priors.base import Autocast
+from priors import speed
+from priors.base import ClassConditional
 from samplers import KeyedNoise
 
 logger = logging.getLogger(__name__)
 
+BATCH_ON_CPU = 16  # `auto` where memory does not tell: larger batches are no faster there
 PRECISIONS = {"float32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -49,6 +52,7 @@ class Stage:
 
     Attributes:
         seconds: time spent by part (degrade, sample, score) since the start.
+        batch_size: samples restored at once; halved when device memory runs out.
 
     Raises:
         JobError: the prior cannot be loaded, or the sampler does not fit it.
@@ -61,41 +65,110 @@ class Stage:
         try:
             self.prior = priors.load(job.prior, device=device)
         except (SpecError, OSError) as error:
-            raise JobError(f"prior: {error}") from error
-        self.prior_sha256: str | None = getattr(self.prior, "sha256", None)
+            raise JobError(str(error)) from error
+        self.prior_sha256 = self.prior.sha256
         precision = PRECISIONS[job.compute.precision]
         if precision is not None:
-            self.prior = Autocast(self.prior, precision)
+            speed.half_precision(self.prior, precision)
+        if self.device.type == "cuda":
+            speed.channels_last(self.prior)
         try:
             like = torch.empty(0, device=self.device)
             self.sampler.prepare(self.prior, self.operator, job.degradation.sigma_y, like)
         except ValueError as error:
             raise JobError(f"sampler.{error}") from error
-        self.largest_batch = job.compute.batch_size
+        self.batch_size = BATCH_ON_CPU if job.compute.batch_size == "auto" else job.compute.batch_size
         self.seconds = dict.fromkeys(("degrade", "sample", "score"), 0.0)
 
-    def run(self, keys: Sequence[str], images: np.ndarray) -> list[Restored]:
-        """Restore images (B, H, W, 3) uint8. Too little device memory halves the batch, and stays so.
+    def compile(self) -> None:
+        """Compile the network for whole batches, if the job asks for it."""
+        if self.job.compute.compile != "off":
+            like = torch.empty(self.batch_size, *self.job.image_shape, device=self.device)
+            speed.compiled(self.prior, self.job.compute.compile, like)
+
+    def largest_batch(self, limit: int) -> int:
+        """The largest batch up to `limit` that fits into device memory, to an eighth."""
+        fits, fails = 0, limit + 1
+        while fails - fits > max(1, fits // 8):
+            # Doubling until something fails, then halving the interval.
+            count = min(max(1, 2 * fits), limit) if fails > limit else (fits + fails) // 2
+            try:
+                self.first_step(count)
+                fits = count
+            except torch.OutOfMemoryError:
+                fails = count
+            self.release_memory()
+            if fails == 1:
+                return 1  # `run` will recompute activations, or say that nothing fits
+        return fits
+
+    def first_step(self, count: int) -> None:
+        """One step of the sampler on a batch and the evaluation after it: the memory of a whole run."""
+
+        class EnoughError(Exception):
+            pass
+
+        def stop(step: int, x: Tensor, prediction: Tensor) -> None:
+            if next(evaluations) == 1:
+                raise EnoughError
+
+        evaluations = itertools.count()
+        truth = torch.zeros(count, *self.job.image_shape, device=self.device)
+        noise = KeyedNoise(0, [str(i) for i in range(count)])
+        y = self.operator.forward(truth)
+        with suppress(EnoughError):
+            self.label([0] * count)
+            sigma_y = self.job.degradation.sigma_y
+            self.sampler(self.prior, self.operator, y, noise, sigma_y=sigma_y, callback=stop)
+
+    def release_memory(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    def run(
+        self, keys: Sequence[str], images: np.ndarray, labels: Sequence[int | None] | None = None
+    ) -> list[Restored]:
+        """Restore images (B, H, W, 3) uint8.
+
+        Too little device memory halves the batch, and stays so; when a single image does not fit,
+        activations are computed twice instead of being kept.
 
         Raises:
             Exception: what the operator, prior or sampler raised.
         """
+        labels = labels or [None] * len(keys)
         results: list[Restored] = []
         while len(results) < len(keys):
-            part = slice(len(results), len(results) + self.largest_batch)
+            part = slice(len(results), len(results) + self.batch_size)
             try:
-                results += self.run_batch(keys[part], images[part])
+                results += self.run_batch(keys[part], images[part], labels[part])
                 continue
             except torch.OutOfMemoryError:
-                if self.largest_batch == 1:
+                if self.batch_size == 1 and not speed.checkpointed(self.prior):
                     raise
             # Outside the handler, whose traceback keeps the tensors of the failed batch alive.
-            self.largest_batch = (self.largest_batch + 1) // 2
-            torch.cuda.empty_cache()
-            logger.warning("out of device memory: batch size is now %d", self.largest_batch)
+            self.release_memory()
+            self.batch_size = (self.batch_size + 1) // 2
+            logger.warning("out of device memory: batch size is now %d", self.batch_size)
         return results
 
-    def run_batch(self, keys: Sequence[str], images: np.ndarray) -> list[Restored]:
+    def label(self, labels: Sequence[int | None]) -> None:
+        """Tell a class-conditional prior the classes of the next batch.
+
+        Raises:
+            ValueError: a sample without a label.
+        """
+        prior = self.prior
+        if not isinstance(prior, ClassConditional) or prior.classes is None or prior.label is not None:
+            return
+        if None in labels:
+            raise ValueError("the prior is class-conditional and the sample has no .cls; set prior.label")
+        prior.labels = torch.tensor(labels, device=self.device)
+
+    def run_batch(
+        self, keys: Sequence[str], images: np.ndarray, labels: Sequence[int | None]
+    ) -> list[Restored]:
+        self.label(labels)
         sigma_y = self.job.degradation.sigma_y
         noise = KeyedNoise(self.job.seed, keys)
         with self.timed("degrade"), torch.no_grad():

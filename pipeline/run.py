@@ -1,16 +1,22 @@
 """A run: a directory that holds a job, its plan, what is done of it, and its report."""
 
+import json
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import yaml
 
+import priors
+from operators import SpecError
 from pipeline import builtin
 from pipeline.commit import Commit, publish, read_commit
 from pipeline.job import Job, JobError, config_hash, differences
 from pipeline.plan import PlanSummary, Unit, changed_shards, make_plan, read_summary, read_units
 from pipeline.shards import expand
+from priors import Examined
+
+PRIOR = "prior.json"
 
 
 @dataclass(frozen=True)
@@ -32,13 +38,15 @@ class Run:
 
     folder: Path
     job: Job
+    prior: Examined
     summary: PlanSummary
 
     @staticmethod
     def open(folder: Path) -> "Run":
         try:
             job = Job.model_validate(yaml.safe_load((folder / "job.yaml").read_text()))
-            return Run(folder, job, read_summary(folder / "plan.parquet"))
+            prior = Examined(**json.loads((folder / PRIOR).read_text()))
+            return Run(folder, job, prior, read_summary(folder / "plan.parquet"))
         except FileNotFoundError as error:
             raise JobError(f"{folder} is not a run directory: {error.filename} is missing") from error
         except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError) as error:
@@ -67,7 +75,7 @@ class Run:
 
     def clear_temporaries(self) -> None:
         """Remove what killed writers left behind."""
-        for temporary in self.folder.glob("*/.*.tmp"):
+        for temporary in self.folder.glob("**/.*.tmp"):
             temporary.unlink(missing_ok=True)
 
     def outstanding(self) -> Iterator[Unit]:
@@ -82,12 +90,19 @@ def open_or_plan(job: Job, on_unit: Callable[[Unit], None] = lambda unit: None) 
             cannot be made.
     """
     folder = Path(job.output).expanduser().absolute()  # workers may run in another directory
+    prior = examine_prior(job)
     if (folder / "job.yaml").exists():
         run = Run.open(folder)
         if changed := differences(run.job, job):
             listed = "\n".join(f"  {field}: {before!r} → {now!r}" for field, before, now in changed)
             raise JobError(
                 f"{folder} holds a run of another job; choose another output, delete it, or undo:\n{listed}"
+            )
+        if run.prior.sha256 != prior.sha256:
+            raise JobError(
+                f"{folder} was begun with another prior; choose another output, or restore it:\n"
+                f"  {run.prior.title}, SHA-256 {run.prior.sha256}\n"
+                f"  now {prior.title}, SHA-256 {prior.sha256}"
             )
         now = [str(path) for path in shard_paths(job, folder)]
         if now != run.summary.shards:
@@ -98,13 +113,27 @@ def open_or_plan(job: Job, on_unit: Callable[[Unit], None] = lambda unit: None) 
             )
         if gone := changed_shards(folder / "plan.parquet"):
             raise JobError("shards have changed since the plan was made:\n  " + "\n  ".join(gone))
-        return Run(folder, job, run.summary)
+        return Run(folder, job, prior, run.summary)
     check_writable(folder)
     summary = plan(job, folder, on_unit)
     job = job.model_copy(update={"output": str(folder)})  # so that job.yaml works from anywhere
+    with publish(folder / PRIOR) as temporary:
+        temporary.write_text(json.dumps(asdict(prior), indent=2) + "\n")
     with publish(folder / "job.yaml") as temporary:
         temporary.write_text(yaml.safe_dump(job.model_dump(mode="json"), sort_keys=False))
-    return Run(folder, job, summary)
+    return Run(folder, job, prior, summary)
+
+
+def examine_prior(job: Job) -> Examined:
+    """What the job's prior is, found before any work starts.
+
+    Raises:
+        JobError: it cannot be used; the message names the field and what is wrong.
+    """
+    try:
+        return priors.examine(job.prior, job.image_shape)
+    except (SpecError, OSError) as error:
+        raise JobError(str(error)) from error
 
 
 def check_writable(folder: Path) -> None:

@@ -1,5 +1,6 @@
 """One worker: takes a unit from its shard to its commit. Both executors run this and nothing else."""
 
+import json
 import platform
 import socket
 import time
@@ -14,11 +15,11 @@ import numpy as np
 import torch
 from PIL import Image
 
-from pipeline.commit import PICTURES, ROWS, Commit, commit, error_text
+from pipeline.commit import PICTURES, ROWS, Commit, commit, error_text, publish
 from pipeline.job import Job, config_hash
 from pipeline.plan import Unit, read_keys
 from pipeline.read import Decoded, read_unit
-from pipeline.restore import Restored, Stage
+from pipeline.restore import BATCH_ON_CPU, Restored, Stage
 
 BROKEN_DEVICE = torch.AcceleratorError
 GALLERY = 16  # the first samples of a job keep all their pictures, for the report
@@ -44,6 +45,11 @@ class Worker:
         self.job, self.run = job, run
         self.config_hash = config_hash(job)
         self.stage = Stage(job, device)
+        if job.compute.batch_size == "auto":
+            self.stage.batch_size = remembered_batch_size(run, self.stage, job.compute.unit_size)
+        # Fixed, also when memory runs out later: batch k is always the same samples.
+        self.batch_size = self.stage.batch_size
+        self.stage.compile()
         self.made_by = provenance(self.stage.device)
         self.in_hand = 0
         self.on_batch = on_batch
@@ -59,7 +65,7 @@ class Worker:
         reading = encoding = 0.0
         data = self.job.data
         keys = read_keys(self.run / "plan.parquet", unit.unit)
-        batches = read_unit(unit, keys, data.size, data.fit, self.job.compute.batch_size)
+        batches = read_unit(unit, keys, data.size, data.fit, self.batch_size)
         written: list[Future[list[dict[str, Any]]]] = []
         sample_seconds: list[float] = []
         with ThreadPoolExecutor(1) as writer:  # pictures are encoded while the next batch is restored
@@ -118,7 +124,8 @@ class Worker:
     def run_stage(self, samples: list[Decoded]) -> dict[str, Restored]:
         keys = [sample.key for sample in samples]
         images = np.stack([sample.image for sample in samples if sample.image is not None])
-        return dict(zip(keys, self.stage.run(keys, images), strict=True))
+        labels = [sample.label for sample in samples]
+        return dict(zip(keys, self.stage.run(keys, images, labels), strict=True))
 
     def rows(self, unit: Unit, batch: list[Decoded], results: list[Restored | str]) -> list[dict[str, Any]]:
         return [self.row(unit, sample, result) for sample, result in zip(batch, results, strict=True)]
@@ -146,6 +153,18 @@ class Worker:
             | {"status": "ok", "error": None, "residual": result.residual}
             | {name: png(pictures[name]) for name in kept}
         )
+
+
+def remembered_batch_size(run: Path, stage: Stage, limit: int) -> int:
+    """The batch size of a run that leaves it open: found by its first worker, the same for all."""
+    file = run / "batch_size.json"
+    if not file.exists():
+        found = stage.largest_batch(limit) if stage.device.type == "cuda" else min(limit, BATCH_ON_CPU)
+        with publish(file, first=True) as temporary:
+            found_on = provenance(stage.device)["device"]
+            temporary.write_text(json.dumps({"batch_size": found, "device": found_on}))
+    size: int = json.loads(file.read_text())["batch_size"]
+    return size
 
 
 def failed_row(unit: Unit, key: str, index: int, seed: int, error: str) -> dict[str, Any]:

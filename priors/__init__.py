@@ -5,38 +5,79 @@ u = prior(x, t)
 """
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from operators.registry import Registry, SpecError, construct, look_up
-from priors.base import Prior
+from priors import adm, diffusers_model, rectified_flow
+from priors.base import NetworkPrior, Prior
+from priors.checkpoint import Described
+from priors.natural import describe as describe_natural
 from priors.natural import natural
+from priors.published import PUBLISHED
 
-__all__ = ["REGISTRY", "Prior", "SpecError", "check", "load"]
+__all__ = ["REGISTRY", "Examined", "Prior", "SpecError", "check", "examine", "load"]
 
-REGISTRY: Registry = {"natural": natural}
-SIZE_MULTIPLES = {"natural": 8}
-"""What the sides of images must be divisible by, for the priors that need it."""
+REGISTRY: Registry = {
+    "natural": natural,
+    "adm": adm.adm,
+    "rectified_flow": rectified_flow.rectified_flow,
+    "diffusers": diffusers_model.diffusers_model,
+}
+DESCRIBE: Registry = {
+    "natural": describe_natural,
+    "adm": adm.describe,
+    "rectified_flow": rectified_flow.describe,
+    "diffusers": diffusers_model.describe,
+}
 
 
-def check(spec: Mapping[str, Any], image_shape: tuple[int, int, int]) -> None:
-    """Find what is wrong with a spec without loading anything.
+@dataclass(frozen=True)
+class Examined:
+    """What a prior was found to be, before it is loaded.
+
+    Attributes:
+        title: what it is, in words: the published file where its checksum is known.
+    """
+
+    sha256: str
+    title: str
+
+
+def check(spec: Mapping[str, Any]) -> None:
+    """Find what is wrong with a spec without opening any file.
 
     Raises:
-        SpecError: an unknown name or parameter, or images of a shape that the prior does not take.
+        SpecError: an unknown name or parameter.
     """
     look_up("prior", REGISTRY, spec)
-    multiple = SIZE_MULTIPLES.get(spec["name"], 1)
-    if any(side % multiple for side in image_shape[1:]):
-        raise SpecError(f"prior: {spec['name']!r} needs image sides divisible by {multiple} (data.size)")
 
 
-def load(spec: Mapping[str, Any], *, device: str | torch.device = "cpu") -> Prior:
+def examine(spec: Mapping[str, Any], image_shape: tuple[int, int, int]) -> Examined:
+    """Find what is wrong with a spec and its files without loading any weights.
+
+    Raises:
+        SpecError: as for `load`, or images of a shape that the prior does not take.
+    """
+    check(spec)
+    found: Described = construct("prior", DESCRIBE, spec)
+    if any(side % found.multiple for side in image_shape[1:]):
+        raise SpecError(
+            f"prior: {spec['name']!r} needs image sides divisible by {found.multiple} (data.size)"
+        )
+    sha256 = found.sha256()
+    published = PUBLISHED.get(sha256)
+    title = f"{published.name}; licence: {published.licence}" if published else spec["name"]
+    return Examined(sha256, f"{title}, {found.parameters / 1e6:.1f} M parameters")
+
+
+def load(spec: Mapping[str, Any], *, device: str | torch.device = "cpu") -> NetworkPrior:
     """The prior that `spec` describes, on `device`, in evaluation mode with frozen weights.
 
     Raises:
         SpecError: the spec does not fit; the message names the field.
     """
-    prior: Prior = construct("prior", REGISTRY, spec, device)
+    prior: NetworkPrior = construct("prior", REGISTRY, spec, device)
     return prior

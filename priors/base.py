@@ -1,9 +1,9 @@
 """What a prior is: a network output u(x, t), the path it was trained on, and what u predicts."""
 
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from priors.paths import Path
 
@@ -24,6 +24,33 @@ class Prior(Protocol):
         ...
 
 
+class NetworkPrior(Prior, Protocol):
+    """What `priors.load` returns: a prior with a network from a file.
+
+    Attributes:
+        network: what the prior calls as `self.network(x, t, ...)`; see `priors.speed`.
+        sha256: checksum of the file.
+    """
+
+    network: nn.Module
+    sha256: str
+
+
+@runtime_checkable
+class ClassConditional(Protocol):
+    """A prior that may need the class of every image.
+
+    Attributes:
+        classes: number of classes, None where the network has none.
+        label: the class of all images, where one was given.
+        labels: otherwise the classes (B,) int64 of the images of the next calls.
+    """
+
+    classes: int | None
+    label: int | None
+    labels: Tensor | None
+
+
 def data_prediction(path: Path, parametrization: Parametrization, t: Tensor) -> tuple[Tensor, Tensor]:
     """p and q at t such that the prediction of the clean image is x̂₀ = p x + q u."""
     a, s = path.a(t), path.s(t)
@@ -34,15 +61,3 @@ def data_prediction(path: Path, parametrization: Parametrization, t: Tensor) -> 
         wronskian = a * ds - da * s
         return ds / wronskian, -s / wronskian
     return torch.zeros_like(a), torch.ones_like(a)
-
-
-class Autocast:
-    """A prior whose network runs in half precision while the state outside stays in float32."""
-
-    def __init__(self, prior: Prior, dtype: torch.dtype):
-        self.prior, self.dtype = prior, dtype
-        self.path, self.parametrization = prior.path, prior.parametrization
-
-    def __call__(self, x: Tensor, t: Tensor) -> Tensor:
-        with torch.autocast(x.device.type, self.dtype):
-            return self.prior(x, t).to(x.dtype)

@@ -7,10 +7,12 @@ loading takes the memory of the weights and no more.
 
 import hashlib
 import pickle
+import re
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +20,7 @@ from torch import Tensor, nn
 from operators.registry import SpecError
 
 State = dict[str, Tensor]
+Shape = tuple[int, ...]
 N = TypeVar("N", bound=nn.Module)
 
 
@@ -25,10 +28,58 @@ class CheckpointError(SpecError):
     """A checkpoint that cannot be used; the message names the file and the key, shape or cause."""
 
 
+class Entry(NamedTuple):
+    """A parameter: its name in the file, its name in the network, and its shape in the file."""
+
+    file: str
+    network: str
+    shape: Shape
+
+
+def affine(file: str, network: str, *shape: int) -> Iterator[Entry]:
+    """The weight, of the given shape, and the bias of a convolution, linear map or normalisation."""
+    yield Entry(f"{file}.weight", f"{network}.weight", shape)
+    yield Entry(f"{file}.bias", f"{network}.bias", shape[:1])
+
+
+def modules(state: Mapping[str, Tensor]) -> set[str]:
+    """The names of the modules that have parameters, and of those around them."""
+    return {
+        ".".join(parts[:depth])
+        for parts in (key.split(".") for key in state)
+        for depth in range(1, len(parts))
+    }
+
+
+def in_file(entries: Iterable[Entry]) -> State:
+    """The state dict of a file with these parameters, without memory for them."""
+    return {entry.file: torch.empty(entry.shape, device="meta") for entry in entries}
+
+
 def sha256(path: Path) -> str:
     """Checksum of a file, hexadecimal; reads it in pieces."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@dataclass(frozen=True)
+class Described:
+    """What a prior with weights in files is, before they are loaded.
+
+    Attributes:
+        multiple: what the sides of images must be divisible by.
+        parameters: how many the network has.
+        files: its weights.
+    """
+
+    multiple: int
+    parameters: int
+    files: tuple[Path, ...]
+
+    def sha256(self) -> str:
+        """Checksum of the file; of several files, of their checksums in order."""
+        sums = [sha256(file) for file in self.files]
+        return sums[0] if len(sums) == 1 else hashlib.sha256("".join(sums).encode()).hexdigest()
 
 
 def read(path: Path, device: str = "cpu") -> Any:
@@ -47,18 +98,40 @@ def read(path: Path, device: str = "cpu") -> Any:
             from safetensors import safe_open
 
             with safe_open(path, framework="pt") as file:
-                if device == "meta":
-                    return {key: torch.empty(file.get_slice(key).get_shape(), device="meta") for key in file.keys()}  # noqa: SIM118
-                return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+                return {key: file.get_tensor(key).to(device) for key in file.keys()}  # noqa: SIM118
         # Files older than the zip format of torch 1.6 cannot be mapped.
         return torch.load(path, map_location=device, mmap=zipfile.is_zipfile(path), weights_only=True)
     except pickle.UnpicklingError as error:
-        raise CheckpointError(
-            f"path: {str(path)!r} holds more than tensors, or is damaged, and is not opened "
-            f"({str(error).splitlines()[0]})"
-        ) from error
+        # torch's own message advises to switch its protection off.
+        if code := re.search(r"GLOBAL (\S+)", str(error)):
+            problem = f"refers to {code[1]!r}, and only tensors are read, never code"
+        else:
+            problem = f"is damaged or no checkpoint: it begins with {beginning(path)!r}"
+        raise CheckpointError(f"path: {str(path)!r} {problem}") from error
     except Exception as error:  # whatever the readers make of damaged bytes
-        raise CheckpointError(f"path: {str(path)!r} cannot be read as a checkpoint ({error})") from error
+        cause = str(error).partition(". ")[0] or type(error).__name__
+        raise CheckpointError(f"path: {str(path)!r} cannot be read as a checkpoint: {cause}") from error
+
+
+def beginning(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return file.read(16)
+
+
+def tensors(content: Any, path: Path) -> State:
+    """The content of a file that has to be a state dict.
+
+    Raises:
+        CheckpointError: it holds something else.
+    """
+    if not isinstance(content, Mapping) or not content:
+        raise CheckpointError(f"path: {str(path)!r} holds no state dict but {type(content).__name__!r}")
+    for key, value in content.items():
+        if not isinstance(value, Tensor):
+            raise CheckpointError(
+                f"path: {str(path)!r} holds no plain state dict: {key!r} is {type(value).__name__!r}"
+            )
+    return {str(key): value.detach() for key, value in content.items()}
 
 
 def empty(make: Callable[[], N]) -> N:
@@ -70,23 +143,32 @@ def empty(make: Callable[[], N]) -> N:
 def adopt(network: nn.Module, state: Mapping[str, Tensor], path: Path) -> None:
     """Make the tensors of `state` the frozen parameters of an `empty` network, in evaluation mode.
 
+    Networks run in float32: weights that the file keeps in another floating type are converted, and
+    only those are copied.
+
     Raises:
-        CheckpointError: keys or shapes differ; the message names the first of them.
+        CheckpointError: keys, types or shapes differ, or a value is not finite; the message names the first.
     """
-    expected = network.state_dict()
-    if problem := difference(expected, state):
+    if problem := difference(network.state_dict(), state):
         raise CheckpointError(f"path: {str(path)!r} does not fit the network: {problem}")
-    network.load_state_dict(dict(state), assign=True)
+    weights = {key: tensor.float() for key, tensor in state.items()}
+    for key, tensor in weights.items():
+        # The extremes of a tensor with NaN are NaN; finding them takes no memory, unlike isfinite.
+        if not torch.stack(tensor.aminmax()).isfinite().all():
+            raise CheckpointError(f"path: {str(path)!r} is damaged: {key!r} holds NaN or infinity")
+    network.load_state_dict(weights, assign=True)
     network.eval().requires_grad_(False)
 
 
 def difference(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> str | None:
-    """The first key or shape in which two states differ, in words; None where they agree."""
+    """The first key, shape or type in which a state is not the expected one, in words; None where it is."""
     for key, tensor in expected.items():
         if key not in found:
             return f"no {key!r} of shape {tuple(tensor.shape)}"
         if found[key].shape != tensor.shape:
             return f"{key!r} has shape {tuple(found[key].shape)}, expected {tuple(tensor.shape)}"
+        if not found[key].is_floating_point():
+            return f"{key!r} is of type {found[key].dtype}, expected a floating type"
     for key in found:
         if key not in expected:
             return f"unexpected {key!r} of shape {tuple(found[key].shape)}"

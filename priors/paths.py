@@ -86,19 +86,55 @@ class RectifiedFlow:
         return torch.sigmoid(log_snr)
 
 
-class DDPM:
-    """The discrete path of DDPM (Ho et al. 2020): linear betas; native time is the label 0 … steps − 1.
+class VarianceExploding:
+    """The VE path of Song et al. 2021 and of EDM (Karras et al. 2022), x₀ + σ z; native time is σ.
 
-    Between labels the log-SNR is interpolated linearly, so any fractional label is a point of the path.
+    It goes from sigma_max to clean data, though networks are trained from some smallest σ on.
     """
 
     data_time = 0.0
 
-    def __init__(self, beta_first: float = 1e-4, beta_last: float = 0.02, steps: int = 1000):
-        betas = torch.linspace(beta_first, beta_last, steps, dtype=torch.float64)
-        log_alpha_bar = torch.log1p(-betas).cumsum(0)
+    def __init__(self, sigma_max: float = 80.0):
+        self.noise_time = sigma_max
+
+    def a(self, t: Tensor) -> Tensor:
+        return torch.ones_like(t)
+
+    def s(self, t: Tensor) -> Tensor:
+        return t
+
+    def da(self, t: Tensor) -> Tensor:
+        return torch.zeros_like(t)
+
+    def ds(self, t: Tensor) -> Tensor:
+        return torch.ones_like(t)
+
+    def time_of(self, log_snr: Tensor) -> Tensor:
+        return torch.exp(-log_snr).clamp(0, self.noise_time)
+
+
+class DDPM:
+    """The discrete path of DDPM (Ho et al. 2020); native time is the label 0 … steps − 1.
+
+    The betas (steps,) are linear from beta_first to beta_last, or those given, all inside (0, 1). Between
+    labels the log-SNR is interpolated linearly, so any fractional label is a point of the path.
+    """
+
+    data_time = 0.0
+
+    def __init__(
+        self,
+        beta_first: float = 1e-4,
+        beta_last: float = 0.02,
+        steps: int = 1000,
+        *,
+        betas: Tensor | None = None,
+    ):
+        if betas is None:
+            betas = torch.linspace(beta_first, beta_last, steps, dtype=torch.float64)
+        log_alpha_bar = torch.log1p(-betas.double()).cumsum(0)
         self.log_snr_table = 0.5 * (log_alpha_bar - torch.log(-torch.expm1(log_alpha_bar)))
-        self.noise_time = float(steps - 1)
+        self.noise_time = float(len(betas) - 1)
 
     def log_snr(self, t: Tensor) -> tuple[Tensor, Tensor]:
         """log(a/s) and its derivative at t."""

@@ -14,18 +14,22 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import safetensors.torch
 import torch
 import yaml
 from conftest import SIZE, encode, picture, write_tar
 from PIL import Image
 
+import priors
 import samplers
+from pipeline import worker
 from pipeline.aggregate import committed
 from pipeline.commit import ROWS, commit_file, read_commit
 from pipeline.executors import Live, actor_size, in_process, on_ray
 from pipeline.job import Degradation, Job, JobError, config_hash
 from pipeline.restore import Stage, measure
 from pipeline.run import Run, open_or_plan
+from priors.natural import NaturalPrior
 from samplers import KeyedNoise
 
 
@@ -173,10 +177,10 @@ def test_a_sample_that_breaks_the_sampler_fails_alone(make_job, monkeypatch):
     """A batch that raises is done again one by one."""
     original = Stage.run
 
-    def run(self, keys, images):
+    def run(self, keys, images, labels):
         if "image_001" in keys:
             raise RuntimeError("poison")
-        return original(self, keys, images)
+        return original(self, keys, images, labels)
 
     monkeypatch.setattr(Stage, "run", run)
     found = rows(execute(make_job()))
@@ -191,19 +195,71 @@ def test_a_result_that_is_not_finite_is_a_failed_row(make_job):
     assert found[0]["error"].startswith("NotFinite")
 
 
-def test_out_of_device_memory_halves_the_batch_and_remembers(make_job, monkeypatch):
-    original = Stage.run_batch
+def with_memory_for(monkeypatch, images, *, checkpointed=None):
+    """Inject: batches of more than `images` run out of memory, or of `checkpointed` with recomputation."""
+    original = NaturalPrior.__call__
 
-    def run_batch(self, keys, images):
-        if len(keys) > 1:
+    def call(self, x, t):
+        recomputes = self.network.unet.is_gradient_checkpointing
+        if len(x) > (checkpointed if recomputes and checkpointed is not None else images):
             raise torch.OutOfMemoryError("injected")
-        return original(self, keys, images)
+        return original(self, x, t)
 
-    monkeypatch.setattr(Stage, "run_batch", run_batch)
+    monkeypatch.setattr(NaturalPrior, "__call__", call)
+
+
+def restore_pictures(stage, count=4):
+    return stage.run([f"image_{i:03d}" for i in range(count)], np.stack([picture(i) for i in range(count)]))
+
+
+def test_out_of_device_memory_halves_the_batch_and_remembers(make_job, monkeypatch):
+    with_memory_for(monkeypatch, 1)
     stage = Stage(make_job(compute={"batch_size": 4, "cpus_per_actor": 1}), "cpu")
-    results = stage.run([f"image_{i:03d}" for i in range(4)], np.stack([picture(i) for i in range(4)]))
-    assert [r.batch_size for r in results] == [1] * 4
-    assert stage.largest_batch == 1
+    assert [r.batch_size for r in restore_pictures(stage)] == [1] * 4
+    assert stage.batch_size == 1
+
+
+def test_activations_are_recomputed_only_when_a_single_image_does_not_fit(make_job, monkeypatch):
+    with_memory_for(monkeypatch, 0, checkpointed=1)
+    stage = Stage(make_job(compute={"batch_size": 2, "cpus_per_actor": 1}), "cpu")
+    assert [r.error for r in restore_pictures(stage)] == [None] * 4
+    assert stage.prior.network.unet.is_gradient_checkpointing
+    with_memory_for(monkeypatch, 0)
+    with pytest.raises(torch.OutOfMemoryError):
+        restore_pictures(stage)
+
+
+@pytest.mark.parametrize("memory", [1, 2, 5, 37, 64, 100])
+def test_the_largest_batch_is_found_to_an_eighth(make_job, monkeypatch, memory):
+    def first_step(self, count):
+        tried.append(count)
+        if count > memory:
+            raise torch.OutOfMemoryError("injected")
+
+    tried: list[int] = []
+    monkeypatch.setattr(Stage, "first_step", first_step)
+    found = Stage(make_job(), "cpu").largest_batch(64)
+    assert found <= min(memory, 64) <= found + max(1, found // 8)
+    assert max(tried) <= 64
+    assert len(tried) <= 12
+
+
+def test_the_batch_size_is_probed_with_the_first_step_of_the_sampler(make_job, monkeypatch):
+    calls = []
+    original = NaturalPrior.__call__
+    monkeypatch.setattr(NaturalPrior, "__call__", lambda s, x, t: calls.append(len(x)) or original(s, x, t))
+    Stage(make_job(sampler={"name": "conjugate", "steps": 50}), "cpu").first_step(3)
+    assert calls == [3, 3]
+
+
+def test_a_batch_size_left_open_is_found_once_and_the_same_after_resumption(make_job, monkeypatch):
+    monkeypatch.setattr(worker, "BATCH_ON_CPU", 3)
+    job = make_job(compute={"batch_size": "auto", "unit_size": 3, "cpus_per_actor": 1})
+    run = open_or_plan(job)
+    next(in_process(job, run.folder, run.outstanding(), Live()))
+    assert json.loads((run.folder / "batch_size.json").read_text())["batch_size"] == 3
+    monkeypatch.setattr(worker, "BATCH_ON_CPU", 1)
+    assert {row["batch_size"] for row in rows(execute(job))} == {1, 3}  # the last of four is alone
 
 
 def test_identical_images_have_infinite_psnr(make_job, tmp_path):
@@ -426,3 +482,90 @@ def test_actors_without_room_do_not_hold_the_job_up(make_job, ray_cluster):
     run = execute(make_job(), on_ray, None)
     ray.kill(other)
     assert run.progress().units == run.summary.units
+
+
+# ---- the prior's file
+
+
+@pytest.fixture
+def pipeline_folder(tmp_path):
+    """A tiny network saved by diffusers."""
+    from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
+
+    torch.manual_seed(0)
+    network = UNet2DModel(
+        sample_size=SIZE,
+        block_out_channels=(32,),
+        layers_per_block=1,
+        down_block_types=("DownBlock2D",),
+        up_block_types=("UpBlock2D",),
+        add_attention=False,
+    )
+    DDPMPipeline(network, DDPMScheduler()).save_pretrained(tmp_path / "pipeline")
+    return tmp_path / "pipeline"
+
+
+def test_a_checkpoint_is_recorded_and_may_move_but_not_change(make_job, pipeline_folder, tmp_path):
+    run = execute(make_job(prior={"name": "diffusers", "path": str(pipeline_folder)}))
+    recorded = json.loads((run.folder / "prior.json").read_text())
+    weights = pipeline_folder / "unet" / "diffusion_pytorch_model.safetensors"
+    assert recorded["sha256"] == hashlib.sha256(weights.read_bytes()).hexdigest()
+    commits = [commit for _, commit in run.commits()]
+    assert {commit.prior_sha256 for commit in commits if commit} == {recorded["sha256"]}
+
+    moved = pipeline_folder.rename(tmp_path / "elsewhere")
+    job = make_job(prior={"name": "diffusers", "path": str(moved)})
+    assert open_or_plan(job).progress().units == len(commits)
+    content = safetensors.torch.load_file(moved / "unet" / weights.name)
+    content["conv_in.bias"] += 1
+    safetensors.torch.save_file(content, moved / "unet" / weights.name)
+    with pytest.raises(JobError, match="begun with another prior"):
+        open_or_plan(job)
+
+
+@pytest.mark.parametrize(
+    ("prior", "message"),
+    [
+        ({"name": "adm", "path": "/nowhere/adm.pt"}, "path: no file '/nowhere/adm.pt'"),
+        ({"name": "adm"}, "prior.path: Missing required keyword only argument"),
+        ({"name": "rectified_flow", "path": "/nowhere/flow.pth"}, "path: no file '/nowhere/flow.pth'"),
+        ({"name": "diffusers", "path": "/nowhere/pipeline"}, "/nowhere/pipeline"),
+    ],
+)
+def test_missing_weights_are_found_before_any_work(make_job, prior, message, tmp_path):
+    with pytest.raises(JobError, match=message):
+        open_or_plan(make_job(prior=prior))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_size_that_the_prior_does_not_take_is_found_before_any_work(make_job, tmp_path):
+    data = {"shards": "builtin:scikit-image", "size": 60}
+    with pytest.raises(JobError, match=r"needs image sides divisible by 8 \(data.size\)"):
+        open_or_plan(make_job(data=data))
+    assert not (tmp_path / "run").exists()
+
+
+class Conditional(NaturalPrior):
+    """Shifts its prediction by the class, so that the class shows in the result."""
+
+    classes, label, labels = 12, None, None
+
+    def __call__(self, x, t):
+        return super().__call__(x, t) + 0.01 * self.labels.view(-1, 1, 1, 1)
+
+
+def test_a_class_conditional_prior_is_told_the_class_of_every_sample(make_job, shards, monkeypatch):
+    plain = rows(execute(make_job()))
+    monkeypatch.setattr(priors, "load", lambda spec, device: Conditional())
+    told = rows(execute(make_job(output=str(shards[0].parent / "told"))))
+    same = [a["restored"] == b["restored"] for a, b in zip(plain, told, strict=True)]
+    assert same == [row["label"] == 0 for row in plain]
+
+
+def test_samples_without_a_class_fail_alone_where_the_prior_needs_one(make_job, tmp_path, monkeypatch):
+    monkeypatch.setattr(priors, "load", lambda spec, device: Conditional())
+    members = [("a.png", encode(picture(0))), ("a.cls", b"3"), ("b.png", encode(picture(1)))]
+    shard = write_tar(tmp_path / "s.tar", members)
+    found = rows(execute(make_job(data={"shards": str(shard), "size": SIZE})))
+    assert [row["status"] for row in found] == ["ok", "failed"]
+    assert "no .cls; set prior.label" in found[1]["error"]

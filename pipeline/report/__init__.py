@@ -121,7 +121,10 @@ def describe(run: Run, summary: Summary) -> dict[str, Any]:
             if degradation.sigma_y
             else "no noise"
         ),
-        "provenance": {name: sorted(values) for name, values in sorted(summary.made_by.items())},
+        "provenance": {
+            "prior": [run.prior.title],
+            **{name: sorted(values) for name, values in sorted(summary.made_by.items())},
+        },
         "config_hash": run.config_hash,
         "job": run.job.model_dump(mode="json"),
         "command": f"kintsugi run {run.folder / 'job.yaml'}",

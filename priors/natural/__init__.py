@@ -3,14 +3,16 @@
 The weights are beside this file; README.md is the model card, train.py the recipe.
 """
 
-import hashlib
 import json
+import math
 from pathlib import Path as FilePath
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from priors.base import Parametrization
+from priors.checkpoint import Described, sha256
 from priors.paths import Path, VariancePreserving
 
 FOLDER = FilePath(__file__).parent
@@ -28,21 +30,34 @@ class NaturalPrior:
 
     def __init__(self, *, device: str | torch.device = "cpu"):
         # diffusers takes a second to import; a job that brings its own prior should not pay for it.
-        from safetensors.torch import load
+        from safetensors.torch import load_file
 
         from priors.natural.network import NaturalUNet
 
-        content = WEIGHTS.read_bytes()
-        self.sha256 = hashlib.sha256(content).hexdigest()
+        self.sha256 = sha256(WEIGHTS)
         self.path: Path = VariancePreserving()
-        config = json.loads((FOLDER / "config.json").read_text())
+        config = read_config()
         self.network = NaturalUNet(tuple(config["channels"]), config["layers"])
-        self.network.load_state_dict(load(content))
+        self.network.load_state_dict(load_file(WEIGHTS))
         self.network.to(device).eval().requires_grad_(False)
         self.multiple = self.network.multiple
 
     def __call__(self, x: Tensor, t: Tensor) -> Tensor:
         return self.network(x, t)
+
+
+def read_config() -> dict[str, Any]:
+    config: dict[str, Any] = json.loads((FOLDER / "config.json").read_text())
+    return config
+
+
+def describe() -> Described:
+    """What the embedded prior is; see `priors.checkpoint.Described`."""
+    from safetensors import safe_open
+
+    with safe_open(WEIGHTS, framework="pt") as file:
+        parameters = sum(math.prod(file.get_slice(key).get_shape()) for key in file.keys())  # noqa: SIM118
+    return Described(read_config()["multiple"], parameters, (WEIGHTS,))
 
 
 def natural(device: str | torch.device = "cpu") -> NaturalPrior:

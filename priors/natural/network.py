@@ -24,8 +24,8 @@ class NaturalUNet(nn.Module):
 
     def __init__(self, channels: tuple[int, ...] = (64, 128, 192), layers: int = 1):
         super().__init__()
-        self.config = {"channels": list(channels), "layers": layers}
         self.multiple = UNSHUFFLE * 2 ** (len(channels) - 1)
+        self.config = {"channels": list(channels), "layers": layers, "multiple": self.multiple}
         self.unet = UNet2DModel(
             in_channels=3 * UNSHUFFLE**2,
             out_channels=3 * UNSHUFFLE**2,

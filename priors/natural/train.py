@@ -1,6 +1,6 @@
 """Train the embedded prior: `python -m priors.natural.train --help`.
 
-Resumable: the state (weights, EMA, optimiser, step) is saved every `--save-every`
+Resumable: the state (weights, EMA, optimisers, step) is saved every `--save-every`
 steps, and the same command continues from it. Changing `--steps` on resumption moves the end of
 the cosine decay.
 """
@@ -17,13 +17,16 @@ import torch
 import typer
 import webdataset as wds
 from PIL import Image
-from safetensors.torch import save_file
-from torch import Tensor
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
 
 from priors.natural.network import NaturalUNet
 from priors.paths import VariancePreserving
 
 T_MIN = 0.001
+LARGEST_WEIGHT = 25.0
+CROPS = (64, 128)
+"""Sides of the crops, chosen at random for each step."""
 
 
 def load_images(shards: list[str]) -> list[np.ndarray]:
@@ -49,33 +52,74 @@ def crops(images: list[np.ndarray], n: int, size: int, rng: np.random.Generator)
     return torch.from_numpy(batch).permute(0, 3, 1, 2).float().div_(127.5).sub_(1)
 
 
+class Optimiser:
+    """Muon (K. Jordan, 2024) for the weights of layers, Adam for biases, norms and gains.
+
+    Muon orthogonalises the momentum of matrices; a convolution (out, in, h, w) counts as the matrix
+    (out, in h w). At equal CPU time it is far ahead of Adam (README.md).
+    """
+
+    def __init__(self, network: nn.Module, lr: float):
+        self.parameters = list(network.parameters())
+        self.weights = [p for p in self.parameters if p.ndim >= 2]
+        # The same memory, seen as matrices.
+        self.matrices = [nn.Parameter(p.data.flatten(1)) for p in self.weights]
+        # Steps as long as Adam's, so that one learning rate serves both.
+        muon = torch.optim.Muon(self.matrices, lr=lr, weight_decay=0.0, adjust_lr_fn="match_rms_adamw")
+        vectors = [p for p in self.parameters if p.ndim < 2]
+        self.parts = [muon, torch.optim.Adam(vectors, lr=lr, betas=(0.9, 0.99), fused=True)]
+
+    def step(self, lr: float) -> None:
+        """One step with the gradients of the network's parameters, which are cleared."""
+        nn.utils.clip_grad_norm_(self.parameters, 1.0)
+        for matrix, weight in zip(self.matrices, self.weights, strict=True):
+            matrix.grad = None if weight.grad is None else weight.grad.flatten(1)
+        for part in self.parts:
+            for group in part.param_groups:
+                group["lr"] = lr
+            part.step()
+        for parameter in self.parameters:
+            parameter.grad = None
+
+    def state_dict(self) -> list[dict[str, object]]:
+        return [part.state_dict() for part in self.parts]
+
+    def load_state_dict(self, states: list[dict[str, object]]) -> None:
+        for part, state in zip(self.parts, states, strict=True):
+            part.load_state_dict(state)
+
+
 def main(
     natural: Annotated[list[str], typer.Option(help="Shards of natural images (repeatable).")],
     faces: Annotated[list[str], typer.Option(help="Shards of faces (repeatable).")],
     out: Annotated[Path, typer.Option(help="Folder for state.pt, log.jsonl and the weights.")],
+    init: Annotated[Path | None, typer.Option(help="Weights to begin with (safetensors).")] = None,
     steps: int = 8000,
-    batch: int = 32,
-    crop: int = 64,
-    lr: float = 8e-4,
-    warmup: int = 200,
-    ema: float = 0.9995,
+    batch: Annotated[int, typer.Option(help="Crops of the smaller size per step.")] = 16,
+    lr: float = 1e-3,
+    warmup: int = 100,
+    ema: float = 0.999,
     face_share: Annotated[float, typer.Option(help="Share of the crops taken from faces.")] = 0.3,
     device: str = "cpu",
+    threads: int = 2,
     seed: int = 0,
-    save_every: int = 500,
+    save_every: int = 250,
 ) -> None:
     """Train `NaturalUNet` by ε-prediction on the VP path and export half-precision weights."""
     out.mkdir(parents=True, exist_ok=True)
     state_file, log_file = out / "state.pt", out / "log.jsonl"
+    torch.set_num_threads(threads)
     torch.manual_seed(seed)
     network = NaturalUNet().to(device)
+    if init is not None:
+        network.load_state_dict(load_file(init))
 
     def average(mean: Tensor, new: Tensor, n: Tensor | int) -> Tensor:
-        # A short memory at first: a constant decay of 0.9995 would remember the random start.
+        # A short memory at first: a constant decay of 0.999 would remember the start.
         return torch.lerp(mean, new, 1 - min(ema, (1 + float(n)) / (10 + float(n))))
 
     averaged = torch.optim.swa_utils.AveragedModel(network, avg_fn=average)
-    optimiser = torch.optim.Adam(network.parameters(), lr=lr, betas=(0.9, 0.99), fused=True)
+    optimiser = Optimiser(network, lr)
     start, seconds = 0, 0.0
     if state_file.exists():
         state = torch.load(state_file, map_location=device, weights_only=True)
@@ -93,34 +137,35 @@ def main(
     for step in range(start, steps):
         # One generator per step: a resumed run sees the crops that an undisturbed run would see.
         rng = np.random.default_rng([seed, step])
-        n_faces = rng.binomial(batch, face_share)
+        size = int(rng.choice(CROPS))
+        count = batch * CROPS[0] ** 2 // size**2
+        n_faces = rng.binomial(count, face_share)
         x0 = torch.cat(
             [
-                crops(sets["natural"], batch - n_faces, crop, rng),
-                crops(sets["faces"], n_faces, crop, rng),
+                crops(sets["natural"], count - n_faces, size, rng),
+                crops(sets["faces"], n_faces, size, rng),
             ]
         ).to(device)
         # Quadratic in the uniform variable: two thirds of the steps go to t < 0.4, where samplers work.
-        t = torch.from_numpy(T_MIN + (1 - T_MIN) * rng.random(batch) ** 2)
+        t = torch.from_numpy(T_MIN + (1 - T_MIN) * rng.random(count) ** 2)
         noise = torch.from_numpy(rng.standard_normal(x0.shape, np.float32)).to(device)
         a, s = (c.float().view(-1, 1, 1, 1).to(device) for c in (path.a(t), path.s(t)))
-        rate = min((step + 1) / warmup, 0.5 * (1 + math.cos(math.pi * step / steps)))
-        for group in optimiser.param_groups:
-            group["lr"] = lr * rate
+        rate = lr * min((step + 1) / warmup, 0.5 * (1 + math.cos(math.pi * step / steps)))
         with torch.autocast(device, torch.bfloat16):
             prediction = network(a * x0 + s * noise, t.float().to(device))
-        loss = (prediction.float() - noise).square().mean()
+        # ε is nearly x at high noise, and an error in it is s/a times as large in x̂₀. With the weight
+        # 1/a² the loss is that of v-prediction (Salimans and Ho 2022, 2202.00512).
+        weight = (1 / a**2).clamp(max=LARGEST_WEIGHT)
+        loss = (weight * (prediction.float() - noise).square()).mean()
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
-        optimiser.step()
-        optimiser.zero_grad()
+        optimiser.step(rate)
         averaged.update_parameters(network)
         losses.append(loss.detach())
 
         if (step + 1) % 100 == 0 or step + 1 == steps:
             spent = seconds + time.perf_counter() - clock
             record = {"step": step + 1, "loss": round(torch.stack(losses).mean().item(), 5)}
-            record |= {"lr": round(lr * rate, 7), "seconds": round(spent)}
+            record |= {"lr": round(rate, 7), "seconds": round(spent)}
             losses.clear()
             typer.echo(record)
             with log_file.open("a") as log:

@@ -1,0 +1,318 @@
+"""Checkpoints of rectified flow at 256² (Liu et al. 2022, arXiv 2209.03003): NCSN++ networks.
+
+`entries` lists every parameter of a layout once, in the order of the file: a file is checked against
+that list, and its tensors are renamed by it into diffusers' `UNet2DModel`.
+"""
+
+import logging
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from itertools import count
+from pathlib import Path as FilePath
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from priors import checkpoint
+from priors.base import Parametrization
+from priors.checkpoint import CheckpointError, Entry, State, affine
+from priors.paths import Path, RectifiedFlow
+
+logger = logging.getLogger(__name__)
+
+FIRST_TIME = 1e-3
+"""Where the released sampler starts; the network divides its output by the time."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The architecture of an NCSN++ with Fourier embedding, FIR resampling, input and output skips.
+
+    Attributes:
+        widths: channels of each level, the finest first; each level halves the resolution.
+        blocks: residual blocks per level on the way down, one more on the way up.
+        attention: the levels with attention; the middle always has it.
+        file: the checkpoint.
+    """
+
+    widths: tuple[int, ...]
+    blocks: int
+    attention: tuple[int, ...]
+    file: FilePath = field(default=FilePath(), compare=False)
+
+    @property
+    def multiple(self) -> int:
+        """What the sides of images must be divisible by."""
+        return 2 ** (len(self.widths) - 1)
+
+    @property
+    def parameters(self) -> int:
+        return sum(math.prod(entry.shape) for entry in entries(self))
+
+    def sha256(self) -> str:
+        """Checksum of the file; takes seconds for gigabytes."""
+        return checkpoint.sha256(self.file)
+
+
+@dataclass(frozen=True)
+class UnitRangeFlow(RectifiedFlow):
+    """The straight path to images (x₀ + 1)/2 on [0, 1], shifted by t/2 so that it is t/2 x₀ + (1 − t) z."""
+
+    def a(self, t: Tensor) -> Tensor:
+        return t / 2
+
+    def da(self, t: Tensor) -> Tensor:
+        return torch.full_like(t, 0.5)
+
+    def time_of(self, log_snr: Tensor) -> Tensor:
+        return torch.sigmoid(log_snr + math.log(2))
+
+
+class RectifiedFlowPrior:
+    """Velocity on the straight path, for images (B, 3, H, W) with sides divisible by `multiple`.
+
+    Times run from 0 (noise) to 1 (data); below 0.001 the network is given 0.001, because it divides by
+    its time. Weights are float32, whatever the file has.
+
+    Attributes:
+        sha256: checksum of the file.
+    """
+
+    parametrization: Parametrization = "v"
+    channels = 3
+
+    def __init__(self, layout: Layout, network: nn.Module, centered: bool):
+        self.path: Path = RectifiedFlow() if centered else UnitRangeFlow()
+        self.network, self.centered = network, centered
+        self.multiple = layout.multiple
+        self.sha256 = layout.sha256()
+
+    def velocity(self, x: Tensor, t: Tensor) -> Tensor:
+        output: Tensor = self.network(x, 999 * t.clamp(min=FIRST_TIME), return_dict=False)[0]
+        return output
+
+    def __call__(self, x: Tensor, t: Tensor) -> Tensor:
+        if self.centered:
+            return self.velocity(x, t)
+        # The state that it knows is x + t/2; it maps the range of images to [-1, 1] itself.
+        return self.velocity(2 * x + t.view(-1, 1, 1, 1) - 1, t) - 0.5
+
+
+def rectified_flow(
+    device: str | torch.device = "cpu", *, path: FilePath, centered: bool = True
+) -> RectifiedFlowPrior:
+    """A rectified-flow checkpoint: CelebA-HQ, AFHQ-cat, LSUN bedroom or church, or one's own.
+
+    The moving average of the weights is used, which the released sampler uses too; the trained weights,
+    with a warning, where the file has no average.
+
+    Args:
+        path: the file as published.
+        centered: trained on images in [-1, 1], as CelebA-HQ and AFHQ; false for images in [0, 1], as LSUN
+            bedroom and church. No file tells.
+
+    Raises:
+        CheckpointError: the file is damaged or not such a network; the message names the key or shape.
+    """
+    layout, state = opened(path)
+    network = build(layout)
+    checkpoint.adopt(network, renamed(state, layout), path)
+    return RectifiedFlowPrior(layout, network.to(device), centered)
+
+
+def describe(*, path: FilePath, centered: bool = True) -> Layout:
+    """The layout of a checkpoint, from the names and shapes in it alone; arguments as for `rectified_flow`.
+
+    Raises:
+        CheckpointError: as for `rectified_flow`, except that values are not looked at.
+    """
+    return opened(path, "meta")[0]
+
+
+def opened(path: FilePath, device: str = "cpu") -> tuple[Layout, State]:
+    """The layout of a file, and its parameters to sample with."""
+    content: Any = checkpoint.read(path, device)
+    wrapped = isinstance(content, Mapping) and "model" in content
+    model = checkpoint.tensors(content["model"] if wrapped else content, path)
+    state = {key.removeprefix("module."): tensor for key, tensor in model.items()}
+    state.pop("sigmas", None)  # noise levels of score matching, unused by the flow
+    layout = infer(state, path)
+    if not wrapped or "ema" not in content:
+        logger.warning("%s has no moving average: the trained weights are used as they are", path)
+        return layout, state
+
+    average = content["ema"]
+    shadow = average.get("shadow_params") if isinstance(average, Mapping) else None
+    # It holds what is trained, in the order of the model: all but the frequencies of the embedding.
+    trained = [key for key in state if key != "all_modules.0.W"]
+    if not isinstance(shadow, list) or len(shadow) != len(trained):
+        raise CheckpointError(f"path: {str(path)!r}: 'ema' has no list 'shadow_params' of {len(trained)}")
+    state |= checkpoint.tensors(dict(zip(trained, shadow, strict=True)), path)
+    if problem := checkpoint.difference(checkpoint.in_file(entries(layout)), state):
+        raise CheckpointError(f"path: {str(path)!r}: 'ema' does not fit 'model': {problem}")
+    return layout, state
+
+
+def infer(state: Mapping[str, Tensor], path: FilePath) -> Layout:
+    """The layout of a state dict, all of whose names, types and shapes then fit."""
+
+    def width(module: int) -> int:
+        key = f"all_modules.{module}.Conv_0.weight"
+        if key not in state or state[key].ndim != 4:
+            raise CheckpointError(f"path: {str(path)!r} is no NCSN++ of rectified flow: no {key!r}")
+        return len(state[key])
+
+    modules = checkpoint.modules(state)
+
+    def has(module: int, name: str) -> bool:
+        return f"all_modules.{module}.{name}" in modules
+
+    if "all_modules.0.W" not in state:
+        raise CheckpointError(
+            f"path: {str(path)!r} is no NCSN++ of rectified flow: no 'all_modules.0.W' (Fourier embedding)"
+        )
+    # Modules 0 to 2 embed the time, 3 is the first convolution. Only input skips have no normalisation.
+    skips = [i for i in range(4, len(state)) if has(i, "Conv_0") and not has(i, "GroupNorm_0")]
+    if not skips:
+        raise CheckpointError(f"path: {str(path)!r} is no NCSN++ of rectified flow: it has no input skips")
+    firsts = [4, *(i + 1 for i in skips)]
+    layout = Layout(
+        widths=tuple(width(first) for first in firsts),
+        blocks=sum(has(i, "Conv_0") for i in range(4, skips[0])) - 1,
+        attention=tuple(level for level, first in enumerate(firsts) if has(first + 1, "NIN_0")),
+        file=path,
+    )
+    if problem := checkpoint.difference(checkpoint.in_file(entries(layout)), state):
+        raise CheckpointError(f"path: {str(path)!r} is not the NCSN++ it resembles: {problem}")
+    return layout
+
+
+def entries(layout: Layout) -> Iterator[Entry]:
+    """Every parameter of a layout, in the order of the file."""
+    widths, embedding = layout.widths, 4 * layout.widths[0]
+    coarsest = len(widths) - 1
+    files = (f"all_modules.{i}" for i in count())
+
+    def residual(network: str, inputs: int, outputs: int, resampled: bool = False) -> Iterator[Entry]:
+        file = next(files)
+        yield from affine(f"{file}.GroupNorm_0", f"{network}.norm1", inputs)
+        yield from affine(f"{file}.Conv_0", f"{network}.conv1", outputs, inputs, 3, 3)
+        yield from affine(f"{file}.Dense_0", f"{network}.time_emb_proj", outputs, embedding)
+        yield from affine(f"{file}.GroupNorm_1", f"{network}.norm2", outputs)
+        yield from affine(f"{file}.Conv_1", f"{network}.conv2", outputs, outputs, 3, 3)
+        if resampled or inputs != outputs:
+            yield from affine(f"{file}.Conv_2", f"{network}.conv_shortcut", outputs, inputs, 1, 1)
+
+    def attention(network: str, width: int) -> Iterator[Entry]:
+        file = next(files)
+        yield from affine(f"{file}.GroupNorm_0", f"{network}.group_norm", width)
+        for i, name in enumerate(("to_q", "to_k", "to_v", "to_out.0")):
+            yield Entry(f"{file}.NIN_{i}.W", f"{network}.{name}.weight", (width, width))
+            yield Entry(f"{file}.NIN_{i}.b", f"{network}.{name}.bias", (width,))
+
+    yield Entry(f"{next(files)}.W", "time_proj.weight", (widths[0],))
+    yield from affine(next(files), "time_embedding.linear_1", embedding, 2 * widths[0])
+    yield from affine(next(files), "time_embedding.linear_2", embedding, embedding)
+
+    yield from affine(next(files), "conv_in", widths[0], 3, 3, 3)
+    skips = [widths[0]]
+    for level, width in enumerate(widths):
+        block, attends = f"down_blocks.{level}", level in layout.attention
+        for i in range(layout.blocks):
+            network = f"{block}.resnets.{i}"
+            yield from residual(f"{network}.residual" if attends else network, skips[-1], width)
+            if attends:
+                yield from attention(f"{network}.attention", width)
+            skips.append(width)
+        if level < coarsest:
+            yield from residual(f"{block}.resnet_down", width, width, resampled=True)
+            yield from affine(f"{next(files)}.Conv_0", f"{block}.skip_conv", width, 3, 1, 1)
+            skips.append(width)
+
+    yield from residual("mid_block.resnets.0", width, width)
+    yield from attention("mid_block.attentions.0", width)
+    yield from residual("mid_block.resnets.1", width, width)
+
+    inputs = width
+    for level, width in reversed(list(enumerate(widths))):
+        block = f"up_blocks.{coarsest - level}"
+        for i in range(layout.blocks + 1):
+            network = f"{block}.resnets.{i}"
+            attends = level in layout.attention and i == layout.blocks
+            yield from residual(f"{network}.residual" if attends else network, inputs + skips.pop(), width)
+            if attends:
+                yield from attention(f"{network}.attention", width)
+            inputs = width
+        yield from affine(next(files), f"{block}.skip_norm" if level else "conv_norm_out", width)
+        yield from affine(next(files), f"{block}.skip_conv" if level else "conv_out", 3, width, 3, 3)
+        if level:
+            yield from residual(f"{block}.resnet_up", width, width, resampled=True)
+
+
+def renamed(state: Mapping[str, Tensor], layout: Layout) -> State:
+    """The file's tensors under the network's names; all are views."""
+    result: State = {}
+    for entry in entries(layout):
+        tensor = state[entry.file]
+        # "Network in network" layers multiply from the right; the W of the embedding is a vector.
+        result[entry.network] = tensor.T if entry.file.endswith(".W") and tensor.ndim == 2 else tensor
+    return result
+
+
+class Attended(nn.Module):
+    """A residual block followed by attention, in the place of the block."""
+
+    def __init__(self, residual: nn.Module, attention: nn.Module):
+        super().__init__()
+        self.residual, self.attention = residual, attention
+
+    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
+        output: Tensor = self.attention(self.residual(x, embedding))
+        return output
+
+
+def build(layout: Layout) -> nn.Module:
+    """The network of a layout, without memory for its weights."""
+    # diffusers takes a second to import, and must not be imported while tensors are made on "meta".
+    from diffusers import UNet2DModel
+    from diffusers.models.attention_processor import Attention
+
+    def attended(residual: nn.Module, width: int) -> nn.Module:
+        return Attended(
+            residual,
+            Attention(
+                width,
+                heads=1,
+                dim_head=width,
+                norm_num_groups=min(width // 4, 32),
+                eps=1e-6,
+                rescale_output_factor=math.sqrt(2),
+                residual_connection=True,
+                bias=True,
+            ),
+        )
+
+    def make() -> nn.Module:
+        network = UNet2DModel(
+            block_out_channels=layout.widths,
+            layers_per_block=layout.blocks,
+            # Without attention: diffusers' blocks with it normalise in groups of other sizes than NCSN++.
+            down_block_types=("SkipDownBlock2D",) * len(layout.widths),
+            up_block_types=("SkipUpBlock2D",) * len(layout.widths),
+            time_embedding_type="fourier",
+            mid_block_scale_factor=math.sqrt(2),
+            attention_head_dim=None,
+            norm_num_groups=None,
+            norm_eps=1e-6,
+        )
+        for level in layout.attention:
+            width = layout.widths[level]
+            down, up = network.down_blocks[level].resnets, network.up_blocks[-1 - level].resnets
+            for i in range(layout.blocks):
+                down[i] = attended(down[i], width)
+            up[-1] = attended(up[-1], width)
+        return network
+
+    return checkpoint.empty(make)

@@ -1,0 +1,681 @@
+"""Published checkpoint formats: against the original projects' outputs, and against plain references.
+
+The references below compute a network's output from its state dict with torch's functions. Where a weight
+is missing they draw it, so that one run makes the file in the original format, and its expected output.
+"""
+
+import logging
+import math
+import os
+import pickle
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from safetensors.torch import save_file
+
+from operators.registry import SpecError, construct
+from priors import adm, checkpoint, rectified_flow
+from priors.base import data_prediction
+from priors.checkpoint import CheckpointError
+
+SHARED = Path(os.environ.get("KINTSUGI_SHARED", Path(__file__).parents[2] / "shared"))
+GOLDEN = SHARED / "golden" / "checkpoints"
+needs_golden = pytest.mark.skipif(
+    not GOLDEN.is_dir(), reason=f"no golden checkpoints in {GOLDEN} (KINTSUGI_SHARED)"
+)
+NATURAL = Path(__file__).parents[1] / "priors" / "natural" / "natural.safetensors"
+REGISTRY = {"adm": adm.adm, "rectified_flow": rectified_flow.rectified_flow}
+DESCRIBE = {"adm": adm.describe, "rectified_flow": rectified_flow.describe}
+
+
+def load(name, path, **parameters):
+    return construct("prior", REGISTRY, {"name": name, "path": str(path), **parameters}, "cpu")
+
+
+def draw(*shape, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def relative_error(found, expected):
+    return ((found - expected).norm() / expected.norm()).item()
+
+
+# References.
+
+
+class Weights(dict):
+    """A state dict that draws what is asked for and missing, in the order of asking."""
+
+    def __init__(self, seed=0):
+        super().__init__()
+        self.generator = torch.Generator().manual_seed(seed)
+
+    def __call__(self, key, *shape, scale=None):
+        if key not in self:
+            value = torch.randn(*shape, generator=self.generator)
+            fan_in = math.prod(shape[1:])
+            self[key] = value * (scale or fan_in**-0.5) if len(shape) > 1 or scale else 1 + 0.3 * value
+        return self[key]
+
+    def bias(self, key, size):
+        return self(key, size, scale=0.3)
+
+    def convolution(self, name, x, outputs, kernel=3):
+        weight = self(f"{name}.weight", outputs, x.shape[1], kernel, kernel)
+        return F.conv2d(x, weight, self.bias(f"{name}.bias", outputs), padding=kernel // 2)
+
+    def linear(self, name, x, outputs):
+        return F.linear(x, self(f"{name}.weight", outputs, x.shape[1]), self.bias(f"{name}.bias", outputs))
+
+    def norm(self, name, x, groups, eps):
+        weight, bias = self(f"{name}.weight", x.shape[1]), self.bias(f"{name}.bias", x.shape[1])
+        return F.group_norm(x, groups, weight, bias, eps)
+
+
+def attend(q, k, v):
+    """q, k, v (…, channels, positions)."""
+    return v @ torch.softmax(q.mT @ k / q.shape[-2] ** 0.5, -1).mT
+
+
+def adm_reference(w, x, t, channels, multipliers, blocks, attention, head_channels, classes, outputs, labels):
+    norm = partial(w.norm, groups=32, eps=1e-5)
+    widths = [int(channels * m) for m in multipliers]
+    angles = t[:, None] * 10_000.0 ** (-torch.arange(channels // 2) / (channels // 2))
+    embedding = torch.cat([angles.cos(), angles.sin()], 1)
+    embedding = w.linear("time_embed.0", embedding, 4 * channels)
+    embedding = w.linear("time_embed.2", F.silu(embedding), 4 * channels)
+    if classes is not None:
+        embedding = embedding + w("label_emb.weight", classes, 4 * channels, scale=1)[labels]
+
+    def residual(name, x, width, resample=lambda x: x):
+        h = w.convolution(f"{name}.in_layers.2", resample(F.silu(norm(f"{name}.in_layers.0", x))), width)
+        modulation = w.linear(f"{name}.emb_layers.1", F.silu(embedding), 2 * width)[..., None, None]
+        scale, shift = modulation.chunk(2, 1)
+        h = norm(f"{name}.out_layers.0", h) * (1 + scale) + shift
+        h = w.convolution(f"{name}.out_layers.3", F.silu(h), width)
+        x = resample(x)
+        return h + (x if x.shape[1] == width else w.convolution(f"{name}.skip_connection", x, width, 1))
+
+    def attend_in(name, x):
+        width, positions = x.shape[1], x[0, 0].numel()
+        h = norm(f"{name}.norm", x).flatten(2)
+        qkv = w(f"{name}.qkv.weight", 3 * width, width, 1)[..., 0] @ h
+        qkv = qkv + w.bias(f"{name}.qkv.bias", 3 * width)[:, None]
+        heads = qkv.view(len(x), width // head_channels, 3, head_channels, positions)
+        h = attend(*heads.unbind(2)).reshape(len(x), width, positions)
+        h = w(f"{name}.proj_out.weight", width, width, 1)[..., 0] @ h
+        return x + (h + w.bias(f"{name}.proj_out.bias", width)[:, None]).view_as(x)
+
+    h = w.convolution("input_blocks.0.0", x, widths[0])
+    skips, row = [h], 0
+    for level, width in enumerate(widths):
+        for _ in range(blocks):
+            row += 1
+            h = residual(f"input_blocks.{row}.0", h, width)
+            if level in attention:
+                h = attend_in(f"input_blocks.{row}.1", h)
+            skips.append(h)
+        if level < len(widths) - 1:
+            row += 1
+            h = residual(f"input_blocks.{row}.0", h, width, partial(F.avg_pool2d, kernel_size=2))
+            skips.append(h)
+    h = residual("middle_block.0", h, width)
+    h = residual("middle_block.2", attend_in("middle_block.1", h), width)
+    row = -1
+    for level, width in reversed(list(enumerate(widths))):
+        for _ in range(blocks + 1):
+            row += 1
+            h = residual(f"output_blocks.{row}.0", torch.cat([h, skips.pop()], 1), width)
+            if level in attention:
+                h = attend_in(f"output_blocks.{row}.1", h)
+        if level:
+            name = f"output_blocks.{row}.{1 + (level in attention)}"
+            h = residual(name, h, width, partial(F.interpolate, scale_factor=2))
+    return w.convolution("out.2", F.silu(norm("out.0", h)), outputs)
+
+
+ADM = {
+    "plain": (32, (1, 2), 1, {1}, 32, None, 3),
+    "ffhq-like": (32, (1, 2, 2), 1, {2}, 64, None, 6),
+    "imagenet-like": (32, (1, 1, 2), 2, {1, 2}, 16, None, 6),
+    "conditional": (64, (0.5, 1, 1), 2, {0, 2}, 8, 10, 6),
+}
+
+
+def make_adm(folder, name):
+    """A file, and x (2, 3, 16, 16), t (2,), labels and ε of the reference. One label is fractional."""
+    *_, head_channels, classes, _ = ADM[name]
+    w, x, t, labels = Weights(), draw(2, 3, 16, 16), torch.tensor([17.0, 523.25]), torch.tensor([7, 2])
+    epsilon = adm_reference(w, x, t, *ADM[name], labels)[:, :3]
+    torch.save(dict(w), folder / f"{name}.pt")
+    return folder / f"{name}.pt", head_channels, x, t, labels if classes else None, epsilon
+
+
+FIR = torch.outer(torch.tensor([1.0, 3, 3, 1]), torch.tensor([1.0, 3, 3, 1])) / 64
+
+
+def fir(function, x, gain):
+    kernel = gain * FIR.expand(x.shape[1], 1, 4, 4)
+    return function(x, kernel, stride=2, padding=1, groups=x.shape[1])
+
+
+def ncsnpp_reference(w, x, t, widths, blocks, attention):
+    """t: the times that the network sees, from 0 to 999."""
+    count = iter(range(1000))
+    smaller, larger = partial(fir, F.conv2d, gain=1), partial(fir, F.conv_transpose2d, gain=4)
+
+    def module():
+        return f"all_modules.{next(count)}"
+
+    def norm(name, x):
+        return w.norm(name, x, min(x.shape[1] // 4, 32), 1e-6)
+
+    def residual(x, width, resample=None):
+        name = module()
+        h = F.silu(norm(f"{name}.GroupNorm_0", x))
+        h = w.convolution(f"{name}.Conv_0", resample(h) if resample else h, width)
+        h = h + w.linear(f"{name}.Dense_0", F.silu(embedding), width)[..., None, None]
+        h = w.convolution(f"{name}.Conv_1", F.silu(norm(f"{name}.GroupNorm_1", h)), width)
+        x = resample(x) if resample else x
+        if resample or x.shape[1] != width:
+            x = w.convolution(f"{name}.Conv_2", x, width, 1)
+        return (x + h) / 2**0.5
+
+    def attend_in(x):
+        name, width = module(), x.shape[1]
+
+        def within(i, h):
+            weight = w(f"{name}.NIN_{i}.W", width, width)
+            return weight.T @ h + w.bias(f"{name}.NIN_{i}.b", width)[:, None]
+
+        h = norm(f"{name}.GroupNorm_0", x).flatten(2)
+        h = within(3, attend(within(0, h), within(1, h), within(2, h)))
+        return (x + h.view_as(x)) / 2**0.5
+
+    frequencies = w(f"{module()}.W", widths[0], scale=16)
+    angles = t.log()[:, None] * frequencies * 2 * math.pi
+    embedding = torch.cat([angles.sin(), angles.cos()], 1)
+    embedding = w.linear(module(), embedding, 4 * widths[0])
+    embedding = w.linear(module(), F.silu(embedding), 4 * widths[0])
+
+    pyramid = x
+    h = w.convolution(module(), x, widths[0])
+    skips = [h]
+    for level, width in enumerate(widths):
+        for _ in range(blocks):
+            h = residual(h, width)
+            h = attend_in(h) if level in attention else h
+            skips.append(h)
+        if level < len(widths) - 1:
+            pyramid = smaller(pyramid)
+            h = residual(h, width, smaller)
+            h = h + w.convolution(f"{module()}.Conv_0", pyramid, width, 1)
+            skips.append(h)
+    h = residual(h, width)
+    h = residual(attend_in(h), width)
+    pyramid = 0
+    for level, width in reversed(list(enumerate(widths))):
+        for _ in range(blocks + 1):
+            h = residual(torch.cat([h, skips.pop()], 1), width)
+        h = attend_in(h) if level in attention else h
+        pyramid = larger(pyramid) if level < len(widths) - 1 else 0
+        normalised = F.silu(norm(module(), h))
+        pyramid = pyramid + w.convolution(module(), normalised, 3)
+        if level:
+            h = residual(h, width, larger)
+    return pyramid / t[:, None, None, None]
+
+
+NCSNPP = {
+    "narrow": ((16, 16, 32), 1, {1}),
+    "wide": ((32, 96), 2, {0, 1}),
+    "no attention": ((8, 16), 2, set()),
+}
+
+
+def make_ncsnpp(folder, name):
+    """A file whose trained weights differ from their average, and x, t in [0, 1] and the velocity."""
+    average, x, t = Weights(), draw(2, 3, 16, 16), torch.tensor([0.3, 0.9])
+    velocity = ncsnpp_reference(average, x, 999 * t, *NCSNPP[name])
+    fixed = "all_modules.0.W"
+    model = {
+        f"module.{key}": value if key == fixed else draw(*value.shape, seed=1)
+        for key, value in average.items()
+    }
+    content = {
+        "optimizer": {"state": {}, "param_groups": [{"lr": 2e-4, "betas": (0.9, 0.999)}]},
+        "model": {"module.sigmas": torch.ones(20, dtype=torch.float64), **model},
+        "ema": {
+            "decay": 0.999,
+            "num_updates": 10,
+            "shadow_params": [value for key, value in average.items() if key != fixed],
+        },
+        "step": 10,
+    }
+    torch.save(content, folder / f"{name}.pth")
+    return folder / f"{name}.pth", x, t, velocity
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("checkpoints")
+
+
+@pytest.fixture(scope="module")
+def adm_file(folder):
+    return make_adm(folder, "plain")[0]
+
+
+@pytest.fixture(scope="module")
+def flow_file(folder):
+    return make_ncsnpp(folder, "narrow")[0]
+
+
+@pytest.fixture(scope="module")
+def conditional_file(folder):
+    return make_adm(folder, "conditional")
+
+
+@pytest.fixture(scope="module", params=["adm", "rectified_flow"])
+def any_prior(request, adm_file, flow_file):
+    """Name, file and prior."""
+    if request.param == "adm":
+        return "adm", adm_file, load("adm", adm_file, head_channels=32)
+    return "rectified_flow", flow_file, load("rectified_flow", flow_file)
+
+
+# Against the original projects.
+
+
+@needs_golden
+@pytest.mark.parametrize("name", ["adm_like_imagenet", "adm_like_ffhq"])
+def test_adm_is_the_original(name):
+    golden = {key: torch.from_numpy(value) for key, value in np.load(GOLDEN / "adm_outputs.npz").items()}
+    prior = load("adm", GOLDEN / f"{name}.pt", head_channels=16)
+    u = prior(golden[f"{name}|x"], golden[f"{name}|t"])
+    assert relative_error(u, golden[f"{name}|y"][:, :3]) < 1e-5
+
+
+@needs_golden
+def test_rectified_flow_is_the_original():
+    """The golden network is as initialised, with outputs that hardly depend on time and attention."""
+    golden = {
+        key: torch.from_numpy(value) for key, value in np.load(GOLDEN / "rectified_flow_outputs.npz").items()
+    }
+    prior = load("rectified_flow", GOLDEN / "rectified_flow_like.pth")
+    assert relative_error(prior(golden["x"], golden["t"] / 999), golden["y"]) < 1e-7
+
+
+@needs_golden
+@pytest.mark.parametrize("name", ["adm_like_imagenet", "adm_like_ffhq"])
+def test_the_adm_reference_is_the_original(name):
+    golden = {key: torch.from_numpy(value) for key, value in np.load(GOLDEN / "adm_outputs.npz").items()}
+    layout = adm.describe(path=GOLDEN / f"{name}.pt", head_channels=16)
+    multipliers = [width / layout.channels for width in layout.widths]
+    w = Weights()
+    w.update(torch.load(GOLDEN / f"{name}.pt", weights_only=True))
+    x, t = golden[f"{name}|x"], golden[f"{name}|t"]
+    y = adm_reference(w, x, t, 32, multipliers, layout.blocks, layout.attention, 16, None, 6, None)
+    assert relative_error(y, golden[f"{name}|y"]) < 1e-5
+
+
+# Against the references.
+
+
+@pytest.mark.parametrize("name", ADM)
+def test_adm_is_the_reference(name, folder):
+    path, head_channels, x, t, labels, epsilon = make_adm(folder, name)
+    prior = load("adm", path, head_channels=head_channels)
+    prior.labels = labels
+    assert relative_error(prior(x, t), epsilon) < 1e-5
+    channels, multipliers, blocks, attention, *_, classes, outputs = ADM[name]
+    layout = adm.describe(path=path, head_channels=head_channels)
+    assert layout.widths == tuple(int(channels * m) for m in multipliers)
+    assert (layout.channels, layout.blocks, set(layout.attention)) == (channels, blocks, attention)
+    assert (layout.classes, layout.outputs, prior.classes) == (classes, outputs, classes)
+    assert layout.parameters == sum(weight.numel() for weight in prior.network.parameters())
+    assert layout.multiple == prior.multiple == 2 ** (len(multipliers) - 1)
+
+
+@pytest.mark.parametrize("name", NCSNPP)
+def test_rectified_flow_is_the_reference_with_averaged_weights(name, folder):
+    path, x, t, velocity = make_ncsnpp(folder, name)
+    prior = load("rectified_flow", path)
+    assert relative_error(prior(x, t), velocity) < 1e-5
+    layout = rectified_flow.describe(path=path)
+    assert (layout.widths, layout.blocks, set(layout.attention)) == NCSNPP[name]
+    assert layout.parameters == sum(weight.numel() for weight in prior.network.parameters())
+    assert layout.multiple == prior.multiple == 2 ** (len(layout.widths) - 1)
+
+
+def test_published_layouts_have_their_published_sizes():
+    """ADM's parameters as in the paper: 554 M for ImageNet 256, 559 M for 512, with classes."""
+    layouts = [
+        adm.Layout(*signature, classes, 6, 64) for signature in adm.HEAD_CHANNELS for classes in (None, 1000)
+    ]
+    for layout in layouts:
+        assert adm.infer(checkpoint.in_file(adm.entries(layout)), Path("x"), None) == layout
+    sizes = [layout.parameters for layout in layouts]
+    assert sizes[0] == 552_814_086
+    assert [round(size / 1e6) for size in sizes[1:5]] == [554, 558, 559, 94]
+    flow = rectified_flow.Layout((128, 128, 256, 256, 256, 256, 256), 2, (4,))
+    assert rectified_flow.infer(checkpoint.in_file(rectified_flow.entries(flow)), Path("x")) == flow
+    assert round(flow.parameters / 1e6, 1) == 65.6
+
+
+# What every prior does.
+
+
+def test_priors_have_a_vjp_and_frozen_weights(any_prior):
+    """Against central differences along the gradient itself, where the derivative is its norm."""
+    prior = any_prior[2]
+    x, cotangent, t = draw(1, 3, 16, 16), draw(1, 3, 16, 16, seed=1), torch.tensor([0.5])
+    leaf = x.clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(prior(leaf, t), leaf, cotangent)
+    step = 0.01 * gradient / gradient.norm()
+    rise = ((prior(x + step, t) - prior(x - step, t)) * cotangent).sum() / 0.02
+    torch.testing.assert_close(rise, gradient.norm(), rtol=1e-2, atol=0)
+    assert not prior.network.training
+    for weight in prior.network.parameters():
+        assert not weight.requires_grad
+        assert weight.dtype == torch.float32
+
+
+def test_priors_do_not_mix_the_batch(any_prior):
+    prior, x, t = any_prior[2], draw(3, 3, 8, 24), torch.tensor([0.2, 0.5, 0.9])
+    together = prior(x, t)
+    for i in range(3):
+        torch.testing.assert_close(prior(x[i : i + 1], t[i : i + 1])[0], together[i], rtol=1e-4, atol=1e-5)
+
+
+def test_priors_name_their_weights(any_prior):
+    _, path, prior = any_prior
+    assert prior.sha256 == checkpoint.sha256(path)
+    assert prior.channels == 3
+
+
+def test_a_description_has_the_layout_of_the_prior(any_prior):
+    name, path, prior = any_prior
+    parameters = {"head_channels": 32} if name == "adm" else {}
+    layout = construct("prior", DESCRIBE, {"name": name, "path": str(path), **parameters})
+    assert (layout.multiple, layout.sha256()) == (prior.multiple, prior.sha256)
+    assert prior.parametrization == {"adm": "eps", "rectified_flow": "v"}[name]
+
+
+def test_weights_are_adopted_without_copies(adm_file):
+    state = checkpoint.tensors(checkpoint.read(adm_file), adm_file)
+    layout = adm.infer(state, adm_file, 32)
+    network = adm.build(layout)
+    assert all(weight.is_meta for weight in network.parameters())
+    checkpoint.adopt(network, adm.renamed(state, layout), adm_file)
+    in_file = {tensor.data_ptr() for tensor in state.values()}
+    copied = [name for name, weight in network.named_parameters() if weight.data_ptr() not in in_file]
+    assert all(name.rsplit(".", 2)[1] in ("to_q", "to_k", "to_v") for name in copied)
+
+
+@pytest.mark.parametrize("form", ["half", "double", "old format", "safetensors"])
+def test_files_in_other_forms_load_the_same(form, adm_file, tmp_path):
+    """Half precision rounds the weights; they run in float32 all the same."""
+    state, path = torch.load(adm_file, weights_only=True), tmp_path / "other.pt"
+    if form == "half":
+        state = {key: value.half() for key, value in state.items()}
+        torch.save({key: value.float() for key, value in state.items()}, tmp_path / "rounded.pt")
+        adm_file = tmp_path / "rounded.pt"
+    if form == "double":
+        state = {key: value.double() for key, value in state.items()}
+    if form == "safetensors":
+        path = path.with_suffix(".safetensors")
+        save_file(state, path)
+    else:
+        torch.save(state, path, _use_new_zipfile_serialization=form != "old format")
+    x, t = draw(2, 3, 16, 16), torch.tensor([10.0, 700.0])
+    found, expected = (load("adm", file, head_channels=32) for file in (path, adm_file))
+    assert adm.describe(path=path, head_channels=32) == adm.describe(path=adm_file, head_channels=32)
+    assert {weight.dtype for weight in found.network.parameters()} == {torch.float32}
+    assert torch.equal(found(x, t), expected(x, t))
+
+
+# Classes.
+
+
+def test_one_class_for_all_is_that_class_for_each(conditional_file):
+    path, head_channels, x, t, _, _ = conditional_file
+    one = load("adm", path, head_channels=head_channels, label=4)
+    each = load("adm", path, head_channels=head_channels)
+    each.labels = torch.tensor([4, 4])
+    assert torch.equal(one(x, t), each(x, t))
+    each.labels = torch.tensor([4, 5])
+    assert torch.equal(one(x, t)[0], each(x, t)[0])
+    assert not torch.equal(one(x, t)[1], each(x, t)[1])
+
+
+def test_a_conditional_prior_needs_a_class_for_every_image(conditional_file):
+    path, head_channels, x, t, _, _ = conditional_file
+    prior = load("adm", path, head_channels=head_channels)
+    with pytest.raises(SpecError, match=r"label.*prior\.label"):
+        prior(x, t)
+    prior.labels = torch.tensor([1])
+    with pytest.raises(SpecError, match="1 given for 2 images"):
+        prior(x, t)
+
+
+@pytest.mark.parametrize("labels", [[0, 10], [-1, 0], [0.0, 1.0], [[0, 1]]])
+def test_labels_that_are_no_classes_are_refused(labels, conditional_file):
+    prior = load("adm", conditional_file[0], head_channels=conditional_file[1])
+    with pytest.raises(SpecError, match="labels"):
+        prior.labels = torch.tensor(labels)
+
+
+def test_labels_are_checked_without_loading(conditional_file, adm_file):
+    path, head_channels, *_ = conditional_file
+    assert adm.describe(path=path, head_channels=head_channels, label=9).classes == 10
+    with pytest.raises(SpecError, match="label: must be from 0 to 9"):
+        adm.describe(path=path, head_channels=head_channels, label=10)
+    with pytest.raises(SpecError, match="knows no classes"):
+        adm.describe(path=adm_file, head_channels=32, label=0)
+    with pytest.raises(SpecError, match="knows no classes"):
+        load("adm", adm_file, head_channels=32).labels = torch.tensor([0])
+
+
+# Rectified flow.
+
+
+def test_rectified_flow_starts_where_the_released_sampler_does(flow_file):
+    prior, x = load("rectified_flow", flow_file), draw(1, 3, 16, 16)
+    u = prior(x, torch.zeros(1))
+    assert torch.isfinite(u).all()
+    assert torch.equal(u, prior(x, torch.tensor([1e-3])))
+
+
+def test_networks_for_images_from_0_to_1_predict_the_same_image(flow_file):
+    """The prediction on [-1, 1] is x + (1 − t) v on [0, 1], rescaled, at the x that the network sees."""
+    prior = load("rectified_flow", flow_file, centered=False)
+    network = load("rectified_flow", flow_file)  # of 2 x − 1, with the velocity on [0, 1]
+    t = torch.tensor([0.3, 0.8], dtype=torch.float64)
+    a, s = (value.float().view(-1, 1, 1, 1) for value in (prior.path.a(t), prior.path.s(t)))
+    image, noise, column = draw(2, 3, 16, 16), draw(2, 3, 16, 16, seed=1), t.float().view(-1, 1, 1, 1)
+    seen = column * (image + 1) / 2 + (1 - column) * noise
+    expected = 2 * (seen + (1 - column) * network(2 * seen - 1, t.float())) - 1
+    p, q = (v.float().view(-1, 1, 1, 1) for v in data_prediction(prior.path, "v", t))
+    x = a * image + s * noise
+    torch.testing.assert_close(p * x + q * prior(x, t.float()), expected, rtol=1e-4, atol=1e-4)
+    ratio = torch.log(prior.path.a(t)) - torch.log(prior.path.s(t))
+    torch.testing.assert_close(prior.path.time_of(ratio), t)
+
+
+def test_without_an_average_the_trained_weights_are_used_and_a_message_says_so(flow_file, tmp_path, caplog):
+    content = torch.load(flow_file, weights_only=True)
+    content["ema"]["shadow_params"] = [
+        value for key, value in content["model"].items() if not key.endswith(("sigmas", "all_modules.0.W"))
+    ]
+    torch.save(content, tmp_path / "same.pth")
+    torch.save({"model": content["model"]}, tmp_path / "model.pth")
+    bare = {key.removeprefix("module."): value for key, value in content["model"].items()}
+    torch.save(bare, tmp_path / "bare.pth")
+    x, t = draw(1, 3, 16, 16), torch.tensor([0.5])
+    expected = load("rectified_flow", tmp_path / "same.pth")(x, t)
+    assert not caplog.records
+    for name in ("model.pth", "bare.pth"):
+        with caplog.at_level(logging.WARNING):
+            assert torch.equal(load("rectified_flow", tmp_path / name)(x, t), expected)
+        assert f"{name} has no moving average" in caplog.text
+
+
+# Refusals.
+
+
+def damage(change, state):
+    """A state dict, changed in one way."""
+    convolution = next(key for key in state if key.endswith(("out_layers.3.weight", "Conv_1.weight")))
+    if change == "missing":
+        del state[convolution]
+    elif change == "shape":
+        state[convolution] = state[convolution][:1]
+    elif change == "integers":
+        state[convolution] = state[convolution].int()
+    elif change == "more":
+        state["classifier.weight"] = torch.zeros(3)
+    elif change == "NaN":
+        state[convolution][0, 0, 0, 0] = torch.nan
+    elif change == "infinity":
+        state[convolution][0, 0, 0, 0] = -torch.inf
+    elif change == "object":
+        state["step"] = 100
+    return state, convolution
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("missing", "no '{}'"),
+        ("shape", "'{}' has shape .1, .* expected"),
+        ("integers", "'{}' is of type torch.int32"),
+        ("more", "unexpected 'classifier.weight'"),
+        ("NaN", "damaged: .* holds NaN or infinity"),
+        ("infinity", "damaged: .* holds NaN or infinity"),
+        ("object", "'step' is 'int'"),
+    ],
+)
+@pytest.mark.parametrize("name", ["adm", "rectified_flow"])
+def test_damaged_state_dicts_are_refused_by_key(name, change, message, adm_file, flow_file, tmp_path):
+    source = adm_file if name == "adm" else flow_file
+    content = torch.load(source, weights_only=True)
+    state, key = damage(change, content if name == "adm" else content["model"])
+    torch.save(state, tmp_path / "x.pt")
+    parameters = {"head_channels": 32} if name == "adm" else {}
+    message = message.format(key.removeprefix("module.").replace(".", r"\."))
+    with pytest.raises(CheckpointError, match=message):
+        load(name, tmp_path / "x.pt", **parameters)
+    if change not in ("NaN", "infinity"):
+        with pytest.raises(CheckpointError, match=message):
+            DESCRIBE[name](path=tmp_path / "x.pt", **parameters)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda ema: ema.pop("shadow_params"), "'shadow_params'"),
+        (lambda ema: ema["shadow_params"].pop(), "'shadow_params' of"),
+        (lambda ema: ema["shadow_params"].reverse(), r"'ema' does not fit .*all_modules\.1\.weight"),
+    ],
+)
+def test_an_average_that_does_not_fit_is_refused(change, message, flow_file, tmp_path):
+    content = torch.load(flow_file, weights_only=True)
+    change(content["ema"])
+    torch.save(content, tmp_path / "x.pth")
+    with pytest.raises(CheckpointError, match=message):
+        load("rectified_flow", tmp_path / "x.pth")
+
+
+class Code:
+    def __reduce__(self):
+        return Path.touch, (Path("executed"),)
+
+
+@pytest.mark.parametrize("name", ["adm", "rectified_flow"])
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"<!DOCTYPE html><html>404", "no checkpoint: it begins with b'<!DOCTYPE html>"),
+        (b"", "cannot be read"),
+        (pickle.dumps({"model": Code()}, 2), "never code"),
+        (None, "no file"),
+    ],
+    ids=["web page", "empty", "code", "missing"],
+)
+def test_other_files_are_refused(name, content, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    if content is not None:
+        (tmp_path / "x.pt").write_bytes(content)
+    with pytest.raises(CheckpointError, match=message):
+        load(name, tmp_path / "x.pt")
+    assert not (tmp_path / "executed").exists()
+
+
+def test_code_inside_a_checkpoint_is_not_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    torch.save({"input_blocks.0.0.weight": Code()}, "x.pt")
+    with pytest.raises(CheckpointError, match=r"refers to .*never code"):
+        load("adm", tmp_path / "x.pt")
+    assert not (tmp_path / "executed").exists()
+
+
+@pytest.mark.parametrize("kept", [0.1, 0.5, 0.999])
+def test_truncated_files_are_refused(kept, adm_file, tmp_path):
+    content = adm_file.read_bytes()
+    (tmp_path / "x.pt").write_bytes(content[: int(kept * len(content))])
+    with pytest.raises(CheckpointError, match="cannot be read"):
+        load("adm", tmp_path / "x.pt", head_channels=32)
+
+
+def test_checkpoints_of_another_architecture_are_refused(adm_file, flow_file, tmp_path):
+    with pytest.raises(CheckpointError, match="no plain state dict: 'optimizer' is 'dict'"):
+        load("adm", flow_file)
+    with pytest.raises(CheckpointError, match=r"no NCSN\+\+.*'all_modules\.0\.W'"):
+        load("rectified_flow", adm_file)
+    with pytest.raises(CheckpointError, match=r"no guided-diffusion UNet: no 'time_embed"):
+        load("adm", NATURAL)
+    torch.save([torch.zeros(3)], tmp_path / "list.pt")
+    with pytest.raises(CheckpointError, match="no state dict but 'list'"):
+        load("adm", tmp_path / "list.pt")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            {"input_blocks.2.0.op.weight": (32, 32, 3, 3)},
+            r"by convolution \('input_blocks\.2\.0\.op\.weight'",
+        ),
+        ({"input_blocks.1.0.emb_layers.1.weight": (32, 128)}, r"'input_blocks\.1\.0\.emb_layers\.1\.weight'"),
+        ({"input_blocks.0.0.weight": (32, 6, 3, 3)}, r"'input_blocks\.0\.0\.weight' has shape \(32, 6"),
+        ({"out.2.weight": (1, 32, 3, 3)}, "1 output channels"),
+        ({"middle_block.1.qkv.weight": (64, 64, 1)}, r"'middle_block\.1\.qkv\.weight' has shape"),
+    ],
+    ids=["resampling", "no scale-shift", "upsampler", "outputs", "attention"],
+)
+def test_other_variants_of_guided_diffusion_are_refused_by_key(change, message, adm_file, tmp_path):
+    state = torch.load(adm_file, weights_only=True)
+    torch.save(state | {key: torch.zeros(shape) for key, shape in change.items()}, tmp_path / "x.pt")
+    with pytest.raises(CheckpointError, match=message):
+        adm.describe(path=tmp_path / "x.pt", head_channels=32)
+
+
+def test_channels_per_head_must_be_known_and_fit(adm_file):
+    with pytest.raises(SpecError, match=r"head_channels: .*none of the published.*give 16 or 32 or 64"):
+        load("adm", adm_file)
+    with pytest.raises(SpecError, match=r"head_channels: must divide .* 64 \(got 48\)"):
+        load("adm", adm_file, head_channels=48)
+    with pytest.raises(SpecError, match=r"prior\.head_channels"):
+        load("adm", adm_file, head_channels=0)
+
+
+@pytest.mark.parametrize("signature", adm.UNSUPPORTED)
+def test_published_files_that_would_give_noise_are_refused(signature):
+    layout = adm.Layout(*signature, 1000, 6, 64)
+    with pytest.raises(CheckpointError, match="not supported: ImageNet"):
+        adm.infer(checkpoint.in_file(adm.entries(layout)), Path("x"), 64)
