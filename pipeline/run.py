@@ -45,8 +45,7 @@ class Run:
     def open(folder: Path) -> "Run":
         try:
             job = Job.model_validate(yaml.safe_load((folder / "job.yaml").read_text()))
-            prior = Examined(**json.loads((folder / PRIOR).read_text()))
-            return Run(folder, job, prior, read_summary(folder / "plan.parquet"))
+            return Run(folder, job, recorded_prior(folder), read_summary(folder / "plan.parquet"))
         except FileNotFoundError as error:
             raise JobError(f"{folder} is not a run directory: {error.filename} is missing") from error
         except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError) as error:
@@ -134,6 +133,11 @@ def examine_prior(job: Job) -> Examined:
         return priors.examine(job.prior, job.image_shape)
     except (SpecError, OSError) as error:
         raise JobError(str(error)) from error
+
+
+def recorded_prior(folder: Path) -> Examined:
+    """The prior with which the run in a directory was begun."""
+    return Examined(**json.loads((folder / PRIOR).read_text()))
 
 
 def check_writable(folder: Path) -> None:

@@ -16,10 +16,11 @@ import torch
 from PIL import Image
 
 from pipeline.commit import PICTURES, ROWS, Commit, commit, error_text, publish
-from pipeline.job import Job, config_hash
+from pipeline.job import Job, JobError, config_hash
 from pipeline.plan import Unit, read_keys
 from pipeline.read import Decoded, read_unit
 from pipeline.restore import BATCH_ON_CPU, Restored, Stage
+from pipeline.run import recorded_prior
 
 BROKEN_DEVICE = torch.AcceleratorError
 GALLERY = 16  # the first samples of a job keep all their pictures, for the report
@@ -45,6 +46,11 @@ class Worker:
         self.job, self.run = job, run
         self.config_hash = config_hash(job)
         self.stage = Stage(job, device)
+        if self.stage.prior_sha256 != (begun_with := recorded_prior(run).sha256):
+            raise JobError(
+                f"prior: the file changed while the run went on: SHA-256 {self.stage.prior_sha256}, "
+                f"begun with {begun_with}"
+            )
         if job.compute.batch_size == "auto":
             self.stage.batch_size = remembered_batch_size(run, self.stage, job.compute.unit_size)
         # Fixed, also when memory runs out later: batch k is always the same samples.

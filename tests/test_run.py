@@ -515,12 +515,15 @@ def test_a_checkpoint_is_recorded_and_may_move_but_not_change(make_job, pipeline
 
     moved = pipeline_folder.rename(tmp_path / "elsewhere")
     job = make_job(prior={"name": "diffusers", "path": str(moved)})
-    assert open_or_plan(job).progress().units == len(commits)
+    run = open_or_plan(job)
+    assert run.progress().units == len(commits)
     content = safetensors.torch.load_file(moved / "unet" / weights.name)
     content["conv_in.bias"] += 1
     safetensors.torch.save_file(content, moved / "unet" / weights.name)
     with pytest.raises(JobError, match="begun with another prior"):
         open_or_plan(job)
+    with pytest.raises(JobError, match="the file changed while the run went on"):
+        next(in_process(job, run.folder, run.units(), Live()))
 
 
 @pytest.mark.parametrize(
