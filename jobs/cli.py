@@ -247,7 +247,8 @@ def list_(
             table.add_column(column)
         for name, factory in registries[kind].items():
             settings = [p.name if p.required else f"{p.name}={p.default}" for p in parameters(factory)]
-            table.add_row(name, "\n".join(settings), reflow(inspect.getdoc(factory) or ""))
+            what, _, _ = (inspect.getdoc(factory) or "").partition("\n\nRaises:")
+            table.add_row(name, "\n".join(settings), reflow(what))
     else:
         raise JobError(f"list: no {kind!r}; choose from {', '.join(registries)}, jobs")
     console.print(table, markup=False)

@@ -4,6 +4,7 @@ Each function changes `prior.network`, in place.
 """
 
 import logging
+import warnings
 from typing import Any, Literal
 
 import torch
@@ -79,7 +80,8 @@ def compiled(prior: NetworkPrior, mode: CompileMode, like: Tensor) -> bool:
     prior.network = Compiled(eager, mode, like.shape)
     time = torch.full((len(like),), (prior.path.noise_time + prior.path.data_time) / 2, device=like.device)
     try:
-        with torch.enable_grad():
+        with torch.enable_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the compiler's remarks on diffusers' code
             x = torch.zeros_like(like).requires_grad_()
             torch.autograd.grad(prior(x, time.to(like)), x, torch.zeros_like(like))
     except Exception as error:  # the compiler's errors have no common base

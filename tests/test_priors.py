@@ -6,10 +6,13 @@ import torch
 from skimage.data import astronaut
 from skimage.transform import resize
 
+import operators
 import priors
+import samplers
 from priors.analytic import LowRankMixture, StandardNormal, StationaryGaussian, natural_spectrum
 from priors.base import data_prediction
 from priors.paths import DDPM, RectifiedFlow, VarianceExploding, VariancePreserving, log_snr
+from priors.published import PUBLISHED, Published
 
 D = torch.float64
 SHAPE = (2, 3, 4)
@@ -274,6 +277,31 @@ def test_sizes_that_the_natural_prior_does_not_take_are_found_without_loading_it
 def test_natural_prior_names_its_weights(natural):
     assert len(natural.sha256) == 64
     assert natural.sha256 == priors.load({"name": "natural"}).sha256
+
+
+def test_published_files_are_named_by_their_checksum(natural, monkeypatch):
+    assert priors.examine({"name": "natural"}, (3, 8, 8)).title == "natural, 6.6 M parameters"
+    known = {natural.sha256: Published("prior.pt of Someone", "MIT")}
+    monkeypatch.setattr(priors, "PUBLISHED", known)
+    expected = "prior.pt of Someone; licence: MIT, 6.6 M parameters"
+    assert priors.examine({"name": "natural"}, (3, 8, 8)).title == expected
+
+
+def test_the_table_of_published_files_holds_checksums():
+    assert all(len(key) == 64 and int(key, 16) for key in PUBLISHED)
+
+
+def test_a_diffusion_prior_drives_the_flow_sampler_by_its_noise_levels(natural):
+    """C-ΠGFM from a prior without a flow. With the constant schedule the path does not matter."""
+    operator = operators.build({"name": "average_pool", "factor": 2}, (3, 64, 64))
+    truth, _, _ = noisy_astronaut(natural, 0.1)
+    y, noise = operator.forward(truth), draw(1, 3, 64, 64).float()
+    start = natural.path.time_of(log_snr(RectifiedFlow(), torch.tensor([0.6], dtype=D))).item()
+    spec = {"name": "conjugate", "steps": 10, "w": 1, "schedule": "constant", "grid": "logsnr"}
+    flow = samplers.build(spec | {"path": "flow", "start": 0.6})(natural, operator, y, noise)
+    diffusion = samplers.build(spec | {"start": start})(natural, operator, y, noise)
+    assert psnr(flow.image, truth) > 20
+    assert psnr(flow.image, diffusion.image) > 45
 
 
 @pytest.mark.parametrize(
