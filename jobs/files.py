@@ -1,5 +1,6 @@
 """Job files: find one, read it, apply overrides, check it."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -92,7 +93,7 @@ def absolute_files(values: dict[str, Any]) -> dict[str, Any]:
         if isinstance(mask, str) and mask.endswith((".png", ".npz")):
             operator["mask"] = str(Path(mask).expanduser().absolute())
     if isinstance(prior, dict) and isinstance(path := prior.get("path"), str):
-        file = Path(path).expanduser().absolute()
+        file = Path(os.path.expanduser(path)).absolute()  # pathlib's raises for unknown users
         if file.exists() or prior.get("name") != "diffusers":  # which may also be named by a hub id
             prior["path"] = str(file)
     return values

@@ -13,7 +13,7 @@ import re
 import time
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -57,6 +57,7 @@ class Commit:
             write, total.
         sample_seconds: the sampler's time for each row, in order; 0 for failed rows.
         made_by: versions, device and host.
+        notes: what the user should know of the worker since its last unit.
     """
 
     unit: str
@@ -70,6 +71,7 @@ class Commit:
     seconds: dict[str, float]
     sample_seconds: list[float]
     made_by: dict[str, str]
+    notes: tuple[str, ...] = ()
 
 
 def error_text(error: Exception) -> str:
@@ -90,8 +92,13 @@ def publish(target: Path, *, first: bool = False) -> Iterator[Path]:
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
         if first:
-            with suppress(FileExistsError):
+            try:
                 os.link(temporary, target)
+            except FileExistsError:
+                pass
+            except OSError:  # a file system without links
+                if not target.exists():
+                    os.replace(temporary, target)
         else:
             os.replace(temporary, target)
         folder = os.open(target.parent, os.O_RDONLY)

@@ -55,6 +55,7 @@ def in_process(job: Job, run: Path, units: Iterable[Unit], live: Live) -> Genera
     for unit in units:
         commit = worker.process_unit(unit, attempt=1)
         live.in_hand = 0
+        live.notes += commit.notes
         yield commit
 
 
@@ -158,7 +159,11 @@ class Pool:
         if self.live.started is None:
             self.live.started = time.perf_counter()
         self.assign(actor)
-        return result if unit is not None else None
+        if unit is None:
+            return None
+        commit: Commit = result
+        self.live.notes += commit.notes
+        return commit
 
     def after_failed_start(self, error: Exception) -> None:
         self.failed_starts += 1

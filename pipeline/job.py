@@ -102,10 +102,12 @@ class Compute(Model):
     )
     unit_size: PositiveInt = Field(default=256, description="Samples per unit of work, committed as one.")
     precision: Literal["float32", "bf16", "fp16"] = Field(
-        default="float32", description="Of the network; the sampler's state is float32 always."
+        default="float32",
+        description="Of the network; the sampler's state is float32 always. fp16 loses the small gradients "
+        "of samplers with vector-Jacobian products.",
     )
-    compile: Literal["off", "default", "reduce-overhead", "max-autotune"] = Field(
-        default="off",
+    compile: Literal["default", "reduce-overhead", "max-autotune"] | None = Field(
+        default=None,
         description="torch.compile's mode for the network; reduce-overhead uses CUDA graphs. Falls back "
         "with a message.",
     )

@@ -1,7 +1,5 @@
 """The stage: degrade a batch of images, restore it, score it. Knows nothing of shards and rows."""
 
-import itertools
-import logging
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -20,8 +18,6 @@ from pipeline.job import Degradation, Job, JobError
 from priors import speed
 from priors.base import ClassConditional
 from samplers import KeyedNoise
-
-logger = logging.getLogger(__name__)
 
 BATCH_ON_CPU = 16  # `auto` where memory does not tell: larger batches are no faster there
 PRECISIONS = {"float32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -53,6 +49,7 @@ class Stage:
     Attributes:
         seconds: time spent by part (degrade, sample, score) since the start.
         batch_size: samples restored at once; halved when device memory runs out.
+        notes: what the user should know.
 
     Raises:
         JobError: the prior cannot be loaded, or the sampler does not fit it.
@@ -66,60 +63,65 @@ class Stage:
             self.prior = priors.load(job.prior, device=device)
         except (SpecError, OSError) as error:
             raise JobError(str(error)) from error
-        self.prior_sha256 = self.prior.sha256
         precision = PRECISIONS[job.compute.precision]
         if precision is not None:
             speed.half_precision(self.prior, precision)
-        if self.device.type == "cuda":
-            speed.channels_last(self.prior)
+            if self.device.type == "cuda":
+                speed.channels_last(self.prior)
         try:
             like = torch.empty(0, device=self.device)
             self.sampler.prepare(self.prior, self.operator, job.degradation.sigma_y, like)
         except ValueError as error:
             raise JobError(f"sampler.{error}") from error
         self.batch_size = BATCH_ON_CPU if job.compute.batch_size == "auto" else job.compute.batch_size
+        self.notes: list[str] = []
         self.seconds = dict.fromkeys(("degrade", "sample", "score"), 0.0)
 
     def compile(self) -> None:
         """Compile the network for whole batches, if the job asks for it."""
-        if self.job.compute.compile != "off":
-            like = torch.empty(self.batch_size, *self.job.image_shape, device=self.device)
-            speed.compiled(self.prior, self.job.compute.compile, like)
+        mode, batch = self.job.compute.compile, self.batch_size
+        if mode is not None and (
+            why := speed.compiled(self.prior, mode, batch, lambda: self.rehearse(batch))
+        ):
+            self.notes.append(why)
 
     def largest_batch(self, limit: int) -> int:
-        """The largest batch up to `limit` that fits into device memory, to an eighth."""
+        """The largest batch up to `limit` that fits into a GPU's memory, to an eighth.
+
+        A tenth of the memory is left, for what a rehearsal does not show.
+        """
+        share = self.job.compute.gpus_per_actor if 0 < self.job.compute.gpus_per_actor < 1 else 1.0
         fits, fails = 0, limit + 1
-        while fails - fits > max(1, fits // 8):
-            # Doubling until something fails, then halving the interval.
-            count = min(max(1, 2 * fits), limit) if fails > limit else (fits + fails) // 2
-            try:
-                self.first_step(count)
-                fits = count
-            except torch.OutOfMemoryError:
-                fails = count
-            self.release_memory()
-            if fails == 1:
-                return 1  # `run` will recompute activations, or say that nothing fits
+        with memory_limited(self.device, 0.9 * share):
+            while fails - fits > max(1, fits // 8):
+                # Doubling until something fails, then halving the interval.
+                count = min(max(1, 2 * fits), limit) if fails > limit else (fits + fails) // 2
+                try:
+                    self.rehearse(count)
+                    fits = count
+                except torch.OutOfMemoryError:
+                    fails = count
+                self.release_memory()
+                if fails == 1:
+                    return 1  # `run` will recompute activations, or say that nothing fits
         return fits
 
-    def first_step(self, count: int) -> None:
-        """One step of the sampler on a batch and the evaluation after it: the memory of a whole run."""
+    def rehearse(self, count: int) -> None:
+        """The first step of the sampler on a batch and the evaluation after it, and the batch's scores.
 
-        class EnoughError(Exception):
-            pass
-
-        def stop(step: int, x: Tensor, prediction: Tensor) -> None:
-            if next(evaluations) == 1:
-                raise EnoughError
-
-        evaluations = itertools.count()
+        It needs the memory of a whole run, and little time.
+        """
+        degradation = self.job.degradation
         truth = torch.zeros(count, *self.job.image_shape, device=self.device)
         noise = KeyedNoise(0, [str(i) for i in range(count)])
+        self.label([0] * count)
         y = self.operator.forward(truth)
-        with suppress(EnoughError):
-            self.label([0] * count)
-            sigma_y = self.job.degradation.sigma_y
-            self.sampler(self.prior, self.operator, y, noise, sigma_y=sigma_y, callback=stop)
+        with suppress(RehearsedError):
+            self.sampler(
+                self.prior, self.operator, y, noise, sigma_y=degradation.sigma_y, callback=end_of_rehearsal
+            )
+        with torch.no_grad():
+            score.score(self.job.metrics, truth, truth)
 
     def release_memory(self) -> None:
         if self.device.type == "cuda":
@@ -149,7 +151,7 @@ class Stage:
             # Outside the handler, whose traceback keeps the tensors of the failed batch alive.
             self.release_memory()
             self.batch_size = (self.batch_size + 1) // 2
-            logger.warning("out of device memory: batch size is now %d", self.batch_size)
+            self.notes.append(f"out of device memory: batches of {self.batch_size} from now on, not compiled")
         return results
 
     def label(self, labels: Sequence[int | None]) -> None:
@@ -207,6 +209,28 @@ class Stage:
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)  # once per part of a batch, not per step
         self.seconds[part] += time.perf_counter() - started
+
+
+class RehearsedError(Exception):
+    """Ends a sampler's run early."""
+
+
+def end_of_rehearsal(step: int, x: Tensor, prediction: Tensor) -> None:
+    if step == 1:
+        raise RehearsedError
+
+
+@contextmanager
+def memory_limited(device: torch.device, share: float) -> Iterator[None]:
+    """Let this process use only a share of a GPU's memory."""
+    if device.type != "cuda":
+        yield
+        return
+    torch.cuda.set_per_process_memory_fraction(share, device)
+    try:
+        yield
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0, device)
 
 
 def measure(y: Tensor, degradation: Degradation, noise: KeyedNoise) -> Tensor:

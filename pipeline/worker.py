@@ -46,9 +46,9 @@ class Worker:
         self.job, self.run = job, run
         self.config_hash = config_hash(job)
         self.stage = Stage(job, device)
-        if self.stage.prior_sha256 != (begun_with := recorded_prior(run).sha256):
+        if self.stage.prior.sha256 != (begun_with := recorded_prior(run).sha256):
             raise JobError(
-                f"prior: the file changed while the run went on: SHA-256 {self.stage.prior_sha256}, "
+                f"prior: the file changed while the run went on: SHA-256 {self.stage.prior.sha256}, "
                 f"begun with {begun_with}"
             )
         if job.compute.batch_size == "auto":
@@ -91,17 +91,19 @@ class Worker:
             encoding = time.perf_counter() - mark
         spent = {part: total - before[part] for part, total in self.stage.seconds.items()}
         self.in_hand = 0
+        notes, self.stage.notes = tuple(self.stage.notes), []
         return commit(
             self.run,
             unit.unit,
             rows,
             started,
             config_hash=self.config_hash,
-            prior_sha256=self.stage.prior_sha256,
+            prior_sha256=self.stage.prior.sha256,
             attempt=attempt,
             seconds={"read": reading, **spent, "encode": encoding},
             sample_seconds=sample_seconds,
             made_by=self.made_by,
+            notes=notes,
         )
 
     def restore(self, batch: list[Decoded]) -> list[Restored | str]:

@@ -4,7 +4,8 @@ prior = priors.load({"name": "natural"})
 u = prior(x, t)
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +14,7 @@ import torch
 from operators.registry import Registry, SpecError, construct, look_up
 from priors import adm, diffusers_model, rectified_flow
 from priors.base import NetworkPrior, Prior
-from priors.checkpoint import Described
+from priors.checkpoint import Described, check_intact, checksum
 from priors.natural import describe as describe_natural
 from priors.natural import natural
 from priors.published import PUBLISHED
@@ -62,15 +63,21 @@ def examine(spec: Mapping[str, Any], image_shape: tuple[int, int, int]) -> Exami
         SpecError: as for `load`, or images of a shape that the prior does not take.
     """
     check(spec)
-    found: Described = construct("prior", DESCRIBE, spec)
-    if any(side % found.multiple for side in image_shape[1:]):
-        raise SpecError(
-            f"prior: {spec['name']!r} needs image sides divisible by {found.multiple} (data.size)"
-        )
-    sha256 = found.sha256()
+    with named():
+        found: Described = construct("prior", DESCRIBE, spec)
+        if any(side % found.multiple for side in image_shape[1:]):
+            raise SpecError(
+                f"prior: {spec['name']!r} needs image sides divisible by {found.multiple} (data.size)"
+            )
+        for file in found.files:
+            check_intact(file)
+    sha256 = checksum(found.files)
     published = PUBLISHED.get(sha256)
     title = f"{published.name}; licence: {published.licence}" if published else spec["name"]
-    return Examined(sha256, f"{title}, {found.parameters / 1e6:.1f} M parameters")
+    title = f"{title}, {found.parameters / 1e6:.1f} M parameters"
+    if classes := getattr(found, "classes", None):
+        title += f", {classes} classes"
+    return Examined(sha256, title)
 
 
 def load(spec: Mapping[str, Any], *, device: str | torch.device = "cpu") -> NetworkPrior:
@@ -79,5 +86,17 @@ def load(spec: Mapping[str, Any], *, device: str | torch.device = "cpu") -> Netw
     Raises:
         SpecError: the spec does not fit; the message names the field.
     """
-    prior: NetworkPrior = construct("prior", REGISTRY, spec, device)
+    with named():
+        prior: NetworkPrior = construct("prior", REGISTRY, spec, device)
     return prior
+
+
+@contextmanager
+def named() -> Iterator[None]:
+    """Errors name the field of the job: `path: no file` becomes `prior.path: no file`."""
+    try:
+        yield
+    except SpecError as error:
+        if str(error).startswith("prior"):
+            raise
+        raise SpecError(f"prior.{error}") from error

@@ -71,9 +71,9 @@ class Layout:
     def parameters(self) -> int:
         return sum(math.prod(entry.shape) for entry in entries(self))
 
-    def sha256(self) -> str:
-        """Checksum of the file; takes seconds for gigabytes."""
-        return checkpoint.sha256(self.file)
+    @property
+    def files(self) -> tuple[FilePath]:
+        return (self.file,)
 
 
 class AdmPrior:
@@ -89,15 +89,14 @@ class AdmPrior:
     """
 
     parametrization: Parametrization = "eps"
-    channels = 3
 
     def __init__(self, layout: Layout, network: nn.Module, label: int | None):
         self.path: Path = DDPM()
         self.network = network
-        self.multiple, self.classes = layout.multiple, layout.classes
+        self.classes = layout.classes
         self.label = label
         self._labels: Tensor | None = None
-        self.sha256 = layout.sha256()
+        self.sha256 = checkpoint.sha256(layout.file)
 
     @property
     def labels(self) -> Tensor | None:
@@ -147,6 +146,8 @@ def adm(
 ) -> AdmPrior:
     """A guided-diffusion checkpoint: ImageNet 256 or 512, LSUN, FFHQ, or one's own.
 
+    One's own must have linear betas, 1000 labels, ε-prediction and the legacy order of q, k and v, as those.
+
     Args:
         path: the file as published.
         head_channels: channels per attention head, for layouts other than the published ones.
@@ -174,6 +175,7 @@ def describe(
     """
     layout = infer(checkpoint.tensors(checkpoint.read(path, "meta"), path), path, head_channels)
     check_label(layout, label)
+    build(layout)  # refuses widths that its normalisation cannot divide
     return layout
 
 

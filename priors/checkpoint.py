@@ -9,10 +9,9 @@ import hashlib
 import pickle
 import re
 import zipfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -62,24 +61,42 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-@dataclass(frozen=True)
-class Described:
-    """What a prior with weights in files is, before they are loaded.
+def checksum(files: Sequence[Path]) -> str:
+    """SHA-256 of a file; of several files, of their checksums in order."""
+    sums = [sha256(file) for file in files]
+    return sums[0] if len(sums) == 1 else hashlib.sha256("".join(sums).encode()).hexdigest()
 
-    Attributes:
-        multiple: what the sides of images must be divisible by.
-        parameters: how many the network has.
-        files: its weights.
+
+def check_intact(path: Path) -> None:
+    """Find bytes that were lost or changed: torch does not look at the checksums in its zip files.
+
+    Raises:
+        CheckpointError: damaged; the message names the record.
     """
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            try:
+                damaged = archive.testzip()
+            except zipfile.BadZipFile as error:
+                damaged = str(error)
+        if damaged is not None:
+            raise CheckpointError(f"path: {str(path)!r} is damaged: wrong checksum of {damaged!r}")
 
-    multiple: int
-    parameters: int
-    files: tuple[Path, ...]
 
-    def sha256(self) -> str:
-        """Checksum of the file; of several files, of their checksums in order."""
-        sums = [sha256(file) for file in self.files]
-        return sums[0] if len(sums) == 1 else hashlib.sha256("".join(sums).encode()).hexdigest()
+class Described(Protocol):
+    """What a prior with weights in files is, before they are loaded."""
+
+    @property
+    def multiple(self) -> int:
+        """What the sides of images must be divisible by."""
+
+    @property
+    def parameters(self) -> int:
+        """How many the network has."""
+
+    @property
+    def files(self) -> Sequence[Path]:
+        """All that decides what the prior computes."""
 
 
 def read(path: Path, device: str = "cpu") -> Any:
@@ -91,6 +108,7 @@ def read(path: Path, device: str = "cpu") -> Any:
     Raises:
         CheckpointError: no such file, damaged, or a pickle with more in it than tensors.
     """
+    path = path.expanduser()
     if not path.is_file():
         raise CheckpointError(f"path: no file {str(path)!r}")
     try:

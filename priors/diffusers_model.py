@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from priors.base import Parametrization
-from priors.checkpoint import CheckpointError, Described, State, adopt, difference, empty, read, tensors
+from priors.checkpoint import CheckpointError, State, adopt, checksum, difference, empty, read, tensors
 from priors.paths import DDPM, Path, RectifiedFlow, VarianceExploding, VariancePreserving
 
 CHANNELS = 3
@@ -190,12 +190,6 @@ class Description:
         return 2 ** (len(self.network.config.block_out_channels) - 1)
 
     @property
-    def sample_size(self) -> tuple[int, int] | None:
-        """(height, width) of the training images, where the configuration says."""
-        size = self.network.config.sample_size
-        return (size, size) if isinstance(size, int) else size and tuple(size)
-
-    @property
     def parameters(self) -> int:
         return sum(parameter.numel() for parameter in self.network.parameters())
 
@@ -207,31 +201,30 @@ class Description:
         """The files of the weights; those of a hub model are downloaded where need be."""
         return find_weights(self.path, self.revision)
 
-    def sha256(self) -> str:
-        """Checksum of the weights' file; of several files, of their checksums in order of name."""
-        return Described(self.multiple, self.parameters, tuple(self.weights())).sha256()
+    @property
+    def files(self) -> tuple[FilePath, ...]:
+        """The weights, and the configurations: they decide what the output means."""
+        folder = locate(self.path, self.revision, CONFIGS)
+        parts = (("unet", "config.json"), ("scheduler", "scheduler_config.json"))
+        return (*self.weights(), *(component(folder, part) / name for part, name in parts))
 
 
 class DiffusersPrior:
     """A network of diffusers as a prior for images (B, 3, H, W), H and W divisible by `multiple`.
 
     Attributes:
-        multiple, sample_size, sha256: see `Description`.
-        channels: of the images, 3.
+        sha256: checksum of the weights and the configurations.
     """
-
-    channels = CHANNELS
 
     def __init__(self, description: Description, device: str | torch.device):
         convention = description.convention(device)
         self.path, self.parametrization = convention.path, convention.parametrization
         self.output = convention.output
-        self.multiple, self.sample_size = description.multiple, description.sample_size
         weights = description.weights()
         self.network: nn.Module = description.network
         adopt(self.network, state(weights), weights[0])
         self.network.to(device)
-        self.sha256 = description.sha256()
+        self.sha256 = checksum(description.files)
 
     def __call__(self, x: Tensor, t: Tensor) -> Tensor:
         return self.output(self.evaluate, x, t)

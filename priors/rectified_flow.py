@@ -51,20 +51,20 @@ class Layout:
     def parameters(self) -> int:
         return sum(math.prod(entry.shape) for entry in entries(self))
 
-    def sha256(self) -> str:
-        """Checksum of the file; takes seconds for gigabytes."""
-        return checkpoint.sha256(self.file)
+    @property
+    def files(self) -> tuple[FilePath]:
+        return (self.file,)
 
 
 @dataclass(frozen=True)
 class UnitRangeFlow(RectifiedFlow):
-    """The straight path to images (x₀ + 1)/2 on [0, 1], shifted by t/2 so that it is t/2 x₀ + (1 − t) z."""
+    """The straight path to images (x₀ + 1)/2 on [0, 1], scaled and shifted: t x₀ + 2 (1 − t) z."""
 
-    def a(self, t: Tensor) -> Tensor:
-        return t / 2
+    def s(self, t: Tensor) -> Tensor:
+        return 2 * (1 - t)
 
-    def da(self, t: Tensor) -> Tensor:
-        return torch.full_like(t, 0.5)
+    def ds(self, t: Tensor) -> Tensor:
+        return torch.full_like(t, -2.0)
 
     def time_of(self, log_snr: Tensor) -> Tensor:
         return torch.sigmoid(log_snr + math.log(2))
@@ -81,13 +81,11 @@ class RectifiedFlowPrior:
     """
 
     parametrization: Parametrization = "v"
-    channels = 3
 
     def __init__(self, layout: Layout, network: nn.Module, centered: bool):
         self.path: Path = RectifiedFlow() if centered else UnitRangeFlow()
         self.network, self.centered = network, centered
-        self.multiple = layout.multiple
-        self.sha256 = layout.sha256()
+        self.sha256 = checkpoint.sha256(layout.file)
 
     def velocity(self, x: Tensor, t: Tensor) -> Tensor:
         output: Tensor = self.network(x, 999 * t.clamp(min=FIRST_TIME), return_dict=False)[0]
@@ -96,8 +94,8 @@ class RectifiedFlowPrior:
     def __call__(self, x: Tensor, t: Tensor) -> Tensor:
         if self.centered:
             return self.velocity(x, t)
-        # The state that it knows is x + t/2; it maps the range of images to [-1, 1] itself.
-        return self.velocity(2 * x + t.view(-1, 1, 1, 1) - 1, t) - 0.5
+        # Its own state is (x + t)/2, with the velocity (u + 1)/2; it maps [0, 1] to [-1, 1] itself.
+        return 2 * self.velocity(x + t.view(-1, 1, 1, 1) - 1, t) - 1
 
 
 def rectified_flow(

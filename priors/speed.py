@@ -3,16 +3,14 @@
 Each function changes `prior.network`, in place.
 """
 
-import logging
 import warnings
+from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from priors.base import NetworkPrior
-
-logger = logging.getLogger(__name__)
 
 CompileMode = Literal["default", "reduce-overhead", "max-autotune"]
 CAST = (nn.Conv1d, nn.Conv2d, nn.Linear)
@@ -40,18 +38,21 @@ class HalfPrecision(nn.Module):
 
 
 class Compiled(nn.Module):
-    """A network compiled for inputs of one shape; inputs of others run as they are."""
+    """A network compiled for batches of one size; others run as they are."""
 
-    def __init__(self, network: nn.Module, mode: CompileMode, shape: torch.Size):
+    def __init__(self, network: nn.Module, mode: CompileMode, batch: int):
         super().__init__()
-        self.network, self.shape = network, shape
+        self.network, self.batch = network, batch
         self.run = torch.compile(network, dynamic=False, mode=mode)
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
-        if x.shape != self.shape:
+        if len(x) != self.batch:
             return self.network(x, *args, **kwargs)
+        # With CUDA graphs the next call overwrites the outputs and gradients of this one.
+        if x.requires_grad:
+            x = x.view_as(x)
+            x.register_hook(torch.clone)  # type: ignore[no-untyped-call]
         output = self.run(x, *args, **kwargs)
-        # With CUDA graphs the next call overwrites the outputs of this one.
         return output.clone() if isinstance(output, Tensor) else tuple(o.clone() for o in output)
 
 
@@ -68,28 +69,30 @@ def channels_last(prior: NetworkPrior) -> None:
     prior.network.to(memory_format=torch.channels_last)
 
 
-def compiled(prior: NetworkPrior, mode: CompileMode, like: Tensor) -> bool:
-    """Compile the network for inputs like `like` (B, C, H, W), with its vector-Jacobian product.
+def compiled(prior: NetworkPrior, mode: CompileMode, batch: int, warm_up: Callable[[], object]) -> str | None:
+    """Compile the network for batches of one size, with its vector-Jacobian product.
 
-    mode: torch.compile's; "reduce-overhead" uses CUDA graphs.
+    Args:
+        mode: torch.compile's; "reduce-overhead" uses CUDA graphs.
+        warm_up: calls the prior as it will be called; run twice, since CUDA graphs are recorded at the
+            second call.
 
     Returns:
-        Whether it could be compiled; if not, a warning says why, and the network runs as it was.
+        Why it could not be compiled, in which case the network runs as it was; None if it was.
     """
     eager = prior.network
-    prior.network = Compiled(eager, mode, like.shape)
-    time = torch.full((len(like),), (prior.path.noise_time + prior.path.data_time) / 2, device=like.device)
+    prior.network = Compiled(eager, mode, batch)
     try:
-        with torch.enable_grad(), warnings.catch_warnings():
+        with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the compiler's remarks on diffusers' code
-            x = torch.zeros_like(like).requires_grad_()
-            torch.autograd.grad(prior(x, time.to(like)), x, torch.zeros_like(like))
+            warm_up()
+            warm_up()
     except Exception as error:  # the compiler's errors have no common base
         prior.network = eager
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        logger.warning("torch.compile failed, running without it: %s", reason)
-        return False
-    return True
+        return (
+            f"torch.compile failed, running without it: {(str(error).strip() or repr(error)).splitlines()[0]}"
+        )
+    return None
 
 
 def checkpointed(prior: NetworkPrior) -> bool:

@@ -1,6 +1,5 @@
 """Models saved by diffusers against diffusers' own schedulers, on tiny networks with random weights."""
 
-import hashlib
 import json
 import shutil
 from fnmatch import fnmatch
@@ -17,9 +16,10 @@ from diffusers.schedulers.deprecated.scheduling_sde_vp import ScoreSdeVpSchedule
 from safetensors.torch import load_file, save_file
 
 import operators
+import priors
 import samplers
 from priors.base import data_prediction
-from priors.checkpoint import CheckpointError, sha256
+from priors.checkpoint import CheckpointError, checksum
 from priors.diffusers_model import describe, diffusers_model
 from priors.paths import DDPM, log_snr
 
@@ -380,13 +380,23 @@ def test_conjugate_guidance_runs_on_every_model(folder, measured, path):
 # Loading.
 
 
+def test_the_checksum_covers_what_decides_the_output(folder, tmp_path):
+    copied = shutil.copytree(folder, tmp_path / "copied")
+    before = priors.examine({"name": "diffusers", "path": str(copied)}, (3, 32, 32)).sha256
+    for file in ("unet/config.json", "scheduler/scheduler_config.json"):
+        content = json.loads((copied / file).read_text())
+        (copied / file).write_text(json.dumps(content | {"note": "changed"}))
+        after = priors.examine({"name": "diffusers", "path": str(copied)}, (3, 32, 32)).sha256
+        assert after != before
+        before = after
+
+
 def test_the_prior_says_what_it_is(folder):
     prior, description = load(folder), describe(path=str(folder))
     weights = folder / "unet" / f"{WEIGHTS}.safetensors"
-    for found in (prior, description):
-        assert (found.multiple, found.sample_size) == (2, (32, 32))
-    assert prior.channels == 3
-    assert prior.sha256 == description.sha256() == sha256(weights)
+    assert description.multiple == 2
+    assert description.files[0] == weights
+    assert prior.sha256 == checksum(description.files)
     assert description.parameters == sum(weight.numel() for weight in prior.network.parameters())
     assert not prior.network.training
     for tensor in prior.network.state_dict().values():
@@ -458,7 +468,7 @@ def test_every_layout_of_diffusers_loads(folders, copied, change):
     torch.testing.assert_close(prior(x, t), original(x, t), rtol=0, atol=tolerance)
     files = sorted((copied / "unet").glob(f"{WEIGHTS}*.safetensors"))
     if len(files) > 1:
-        assert prior.sha256 == hashlib.sha256("".join(map(sha256, files)).encode()).hexdigest()
+        assert list(describe(path=str(copied)).files[: len(files)]) == files
 
 
 def test_the_fourier_embedding_of_old_checkpoints_loads(folders, tmp_path):

@@ -13,6 +13,7 @@ from priors.analytic import LowRankMixture, StandardNormal, StationaryGaussian, 
 from priors.base import data_prediction
 from priors.paths import DDPM, RectifiedFlow, VarianceExploding, VariancePreserving, log_snr
 from priors.published import PUBLISHED, Published
+from priors.rectified_flow import UnitRangeFlow
 
 D = torch.float64
 SHAPE = (2, 3, 4)
@@ -24,6 +25,7 @@ PATHS = {
     "ddpm": DDPM(),
     "cosine": DDPM(betas=torch.from_numpy(COSINE)),
     "flow": RectifiedFlow(),
+    "flow on [0, 1]": UnitRangeFlow(),
     "ve": VarianceExploding(),
 }
 PARAMETRIZATIONS = ["eps", "v", "x0"]
@@ -67,6 +69,12 @@ def test_time_of_inverts_the_log_snr(path):
 def test_log_snr_rises_from_noise_to_data(path):
     t = torch.linspace(path.noise_time, path.data_time, 1001, dtype=D)
     assert (log_snr(path, t).diff() > 0).all()
+
+
+def test_a_path_ends_at_clean_images(path):
+    """What the conjugate sampler returns is the state itself, not x̂₀: it must be on the images' scale."""
+    end = torch.tensor([path.data_time], dtype=D)
+    torch.testing.assert_close(path.a(end), torch.ones(1, dtype=D), rtol=1e-3, atol=0)
 
 
 def test_time_of_is_clamped_to_the_path(path):

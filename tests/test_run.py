@@ -217,6 +217,17 @@ def test_out_of_device_memory_halves_the_batch_and_remembers(make_job, monkeypat
     stage = Stage(make_job(compute={"batch_size": 4, "cpus_per_actor": 1}), "cpu")
     assert [r.batch_size for r in restore_pictures(stage)] == [1] * 4
     assert stage.batch_size == 1
+    assert stage.notes == [f"out of device memory: batches of {n} from now on, not compiled" for n in (2, 1)]
+
+
+def test_the_user_hears_what_happened_to_a_worker(make_job, monkeypatch):
+    with_memory_for(monkeypatch, 1)
+    job = make_job()
+    run, live = open_or_plan(job), Live()
+    commits = list(in_process(job, run.folder, run.outstanding(), live))
+    assert live.notes == ["out of device memory: batches of 1 from now on, not compiled"]
+    assert [commit.notes for commit in commits] == [tuple(live.notes), (), (), (), (), ()]
+    assert read_commit(run.folder, commits[0].unit, run.config_hash) is not None
 
 
 def test_activations_are_recomputed_only_when_a_single_image_does_not_fit(make_job, monkeypatch):
@@ -231,24 +242,26 @@ def test_activations_are_recomputed_only_when_a_single_image_does_not_fit(make_j
 
 @pytest.mark.parametrize("memory", [1, 2, 5, 37, 64, 100])
 def test_the_largest_batch_is_found_to_an_eighth(make_job, monkeypatch, memory):
-    def first_step(self, count):
+    def rehearse(self, count):
         tried.append(count)
         if count > memory:
             raise torch.OutOfMemoryError("injected")
 
     tried: list[int] = []
-    monkeypatch.setattr(Stage, "first_step", first_step)
+    monkeypatch.setattr(Stage, "rehearse", rehearse)
     found = Stage(make_job(), "cpu").largest_batch(64)
     assert found <= min(memory, 64) <= found + max(1, found // 8)
     assert max(tried) <= 64
     assert len(tried) <= 12
 
 
-def test_the_batch_size_is_probed_with_the_first_step_of_the_sampler(make_job, monkeypatch):
+@pytest.mark.parametrize("name", samplers.REGISTRY)
+def test_a_batch_is_rehearsed_with_the_first_step_of_any_sampler(make_job, monkeypatch, name):
     calls = []
     original = NaturalPrior.__call__
     monkeypatch.setattr(NaturalPrior, "__call__", lambda s, x, t: calls.append(len(x)) or original(s, x, t))
-    Stage(make_job(sampler={"name": "conjugate", "steps": 50}), "cpu").first_step(3)
+    stage = Stage(make_job(sampler={"name": name}, degradation={"operator": {"name": "denoise"}}), "cpu")
+    stage.rehearse(3)
     assert calls == [3, 3]
 
 
@@ -509,7 +522,6 @@ def test_a_checkpoint_is_recorded_and_may_move_but_not_change(make_job, pipeline
     run = execute(make_job(prior={"name": "diffusers", "path": str(pipeline_folder)}))
     recorded = json.loads((run.folder / "prior.json").read_text())
     weights = pipeline_folder / "unet" / "diffusion_pytorch_model.safetensors"
-    assert recorded["sha256"] == hashlib.sha256(weights.read_bytes()).hexdigest()
     commits = [commit for _, commit in run.commits()]
     assert {commit.prior_sha256 for commit in commits if commit} == {recorded["sha256"]}
 

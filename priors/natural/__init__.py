@@ -5,6 +5,7 @@ The weights are beside this file; README.md is the model card, train.py the reci
 
 import json
 import math
+from dataclasses import dataclass
 from pathlib import Path as FilePath
 from typing import Any
 
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor
 
 from priors.base import Parametrization
-from priors.checkpoint import Described, sha256
+from priors.checkpoint import sha256
 from priors.paths import Path, VariancePreserving
 
 FOLDER = FilePath(__file__).parent
@@ -51,13 +52,22 @@ def read_config() -> dict[str, Any]:
     return config
 
 
-def describe() -> Described:
+@dataclass(frozen=True)
+class Description:
     """What the embedded prior is; see `priors.checkpoint.Described`."""
+
+    multiple: int
+    parameters: int
+    files: tuple[FilePath, ...]
+
+
+def describe() -> Description:
+    """Read from its files."""
     from safetensors import safe_open
 
     with safe_open(WEIGHTS, framework="pt") as file:
         parameters = sum(math.prod(file.get_slice(key).get_shape()) for key in file.keys())  # noqa: SIM118
-    return Described(read_config()["multiple"], parameters, (WEIGHTS,))
+    return Description(read_config()["multiple"], parameters, (WEIGHTS,))
 
 
 def natural(device: str | torch.device = "cpu") -> NaturalPrior:
