@@ -39,6 +39,7 @@ class Prepared:
     """
 
     start: tuple[float, float]
+    end_scale: float
     lam: float
     steps: list[Step]
     network_times: Tensor
@@ -62,7 +63,8 @@ class Conjugate(Remembers[Prepared]):
     """C-ΠGDM on diffusion paths, C-ΠGFM on flows (Pandey et al., NeurIPS 2024, 2405.17673).
 
     start and end are native times of the path (VP: 0.4 and 0.001 unless given; other paths: the times
-    of the same noise levels). lam is per unit of the path's whole span of time. path: the prior's own, or
+    of the same noise levels). What is returned is the state at the end divided by a(end), 0.99995 on VP and
+    0.99 on flows, where the published code returns the state. lam is per unit of the path's whole span of time. path: the prior's own, or
     another one by matching the log-SNR. init: start from H⁺y or from the linear MMSE estimate. project:
     impose a noiseless measurement on the result. churn: noise added before each step but the first, as
     S_churn of Karras et al. 2022 (order 1).
@@ -152,6 +154,7 @@ class Conjugate(Remembers[Prepared]):
         ]
         return Prepared(
             start=(path.a(times[0]).item(), path.s(times[0]).item()),
+            end_scale=path.a(times[-1]).item(),
             lam=coefficients.lam,
             steps=steps,
             network_times=torch.tensor([step.network_time for step in steps], dtype=torch.float64).to(like),
@@ -205,7 +208,9 @@ class Conjugate(Remembers[Prepared]):
                 state = combine(job, step.correct, operator, previous, known, history)
             previous = state
             state = combine(job, step.advance, operator, state, known, history)
-        image = operator.impose(state.image, y) if self.project else state.image
+        image = state.image / job.end_scale
+        if self.project:
+            image = operator.impose(image, y)
         return Restoration(image, forwards=self.steps, vjps=self.vjps)
 
     def outside(
