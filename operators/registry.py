@@ -77,14 +77,19 @@ def construct(kind: str, registry: Registry, spec: Mapping[str, Any], *context: 
     try:
         return checked(*context, **values)
     except ValidationError as error:
-        problems = [
-            f"{'.'.join([kind, *map(str, e['loc'])])}: {e['msg']} (got {e['input']!r})"
-            if e["loc"]
-            else f"{kind} {spec['name']!r}: {e['ctx']['error']}"
-            for e in error.errors()
-        ]
+        problems = [problem(kind, spec["name"], dict(e)) for e in error.errors()]
         raise SpecError("; ".join(problems)) from error
     except SpecError:
         raise
     except (ValueError, OSError) as error:
         raise SpecError(f"{kind} {spec['name']!r}: {error}") from error
+
+
+def problem(kind: str, name: str, error: dict[str, Any]) -> str:
+    """One of pydantic's errors as "kind.field: what is wrong"."""
+    if not error["loc"]:
+        return f"{kind} {name!r}: {error['ctx']['error']}"
+    field = ".".join([kind, *map(str, error["loc"])])
+    if error["type"] == "missing_keyword_only_argument":
+        return f"{field}: missing; {name!r} needs it"
+    return f"{field}: {error['msg']} (got {error['input']!r})"

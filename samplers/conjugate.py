@@ -63,11 +63,11 @@ class Conjugate(Remembers[Prepared]):
     """C-ΠGDM on diffusion paths, C-ΠGFM on flows (Pandey et al., NeurIPS 2024, 2405.17673).
 
     start and end are native times of the path (VP: 0.4 and 0.001 unless given; other paths: the times
-    of the same noise levels). What is returned is the state at the end divided by a(end), 0.99995 on VP and
-    0.99 on flows, where the published code returns the state. lam is per unit of the path's whole span of time. path: the prior's own, or
-    another one by matching the log-SNR. init: start from H⁺y or from the linear MMSE estimate. project:
-    impose a noiseless measurement on the result. churn: noise added before each step but the first, as
-    S_churn of Karras et al. 2022 (order 1).
+    of the same noise levels). What is returned is the state at the end divided by a(end), 0.99995 on VP
+    and 0.99 on flows, where the published code returns the state. lam is per unit of the path's whole span
+    of time. path: the prior's own, or another one by matching the log-SNR. init: start from H⁺y or from
+    the linear MMSE estimate. project: impose a noiseless measurement on the result. churn: noise added
+    before each step but the first, as S_churn of Karras et al. 2022 (order 1).
     """
 
     steps: PositiveInt = 5

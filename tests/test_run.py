@@ -542,7 +542,7 @@ def test_a_checkpoint_is_recorded_and_may_move_but_not_change(make_job, pipeline
     ("prior", "message"),
     [
         ({"name": "adm", "path": "/nowhere/adm.pt"}, "path: no file '/nowhere/adm.pt'"),
-        ({"name": "adm"}, "prior.path: Missing required keyword only argument"),
+        ({"name": "adm"}, "prior.path: missing; 'adm' needs it"),
         ({"name": "rectified_flow", "path": "/nowhere/flow.pth"}, "path: no file '/nowhere/flow.pth'"),
         ({"name": "diffusers", "path": "/nowhere/pipeline"}, "/nowhere/pipeline"),
     ],
