@@ -95,17 +95,15 @@ def by_wavelets(sigma: float) -> Work:
     def denoise(key: str, truth: torch.Tensor) -> torch.Tensor:
         noisy = ((truth + 2 * sigma * noise_of(key))[0].permute(1, 2, 0).double().numpy() + 1) / 2
         settings = {"sigma": sigma, "channel_axis": -1, "convert2ycbcr": True, "rescale_sigma": True}
-        cleaned = cycle_spin(
-            noisy, func=denoise_wavelet, max_shifts=3, func_kw=settings, channel_axis=-1, num_workers=1
-        )
+        cleaned = cycle_spin(noisy, func=denoise_wavelet, max_shifts=3, func_kw=settings, channel_axis=-1)
         return torch.from_numpy(2 * cleaned - 1).permute(2, 0, 1)[None].float()
 
     return denoise
 
 
-def by_sampler(prior: priors.Prior, spec: dict[str, object]) -> Work:
+def by_sampler(prior: priors.Prior, spec: dict[str, object], **settings: object) -> Work:
     operator = operators.build(spec, (3, SIZE, SIZE))
-    sampler = samplers.build(SAMPLER)
+    sampler = samplers.build(SAMPLER | settings)
 
     def restore(key: str, truth: torch.Tensor) -> torch.Tensor:
         return sampler(prior, operator, operator.forward(truth), KeyedNoise(0, [key])).image
@@ -130,6 +128,7 @@ def main(
     out: Annotated[Path, typer.Option(help="Results, one JSON object per line; read again on resumption.")],
     count: Annotated[int, typer.Option(help="Images to restore; 0 for none.")] = 200,
     denoised: Annotated[int, typer.Option(help="Images to denoise.")] = 200,
+    flows: Annotated[int, typer.Option(help="Images to restore on the flow path too.")] = 16,
     weights: Annotated[Path | None, typer.Option(help="Other weights of the same network.")] = None,
     classical: Annotated[bool, typer.Option(help="Classical denoisers instead of the prior.")] = False,
     precision: str = "bf16",
@@ -153,6 +152,7 @@ def main(
     for task, spec in TASKS.items():
         if not classical:
             work[task] = (by_sampler(prior, spec), count)
+            work[f"{task}, C-ΠGFM"] = (by_sampler(prior, spec, path="flow"), flows)
     done = set()
     if out.exists():
         done = {(row["task"], row["key"]) for row in map(json.loads, out.read_text().splitlines())}
