@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from operators.registry import SpecError
 from priors import checkpoint
 from priors.base import Parametrization
-from priors.checkpoint import CheckpointError, Entry, Shape, State, affine
+from priors.checkpoint import CheckpointError, Entry, Shape, State, UNetLayout, affine
 from priors.paths import DDPM, Path
 
 Signature = tuple[int, tuple[int, ...], int, tuple[int, ...]]
@@ -39,7 +39,7 @@ UNSUPPORTED: dict[Signature, str] = {
 
 
 @dataclass(frozen=True)
-class Layout:
+class Layout(UNetLayout):
     """The architecture of a guided-diffusion UNet.
 
     Attributes:
@@ -63,21 +63,12 @@ class Layout:
     file: FilePath = field(default=FilePath(), compare=False)
 
     @property
-    def multiple(self) -> int:
-        """What the sides of images must be divisible by."""
-        return 2 ** (len(self.widths) - 1)
-
-    @property
     def parameters(self) -> int:
         return sum(math.prod(entry.shape) for entry in entries(self))
 
-    @property
-    def files(self) -> tuple[FilePath]:
-        return (self.file,)
-
 
 class AdmPrior:
-    """ε-prediction on DDPM's path, for images (B, 3, H, W) with sides divisible by `multiple`.
+    """ε-prediction on DDPM's path, for images (B, 3, H, W), H and W divisible by the `multiple` of the layout.
 
     Times are labels from 0 to 999, fractional ones included. Weights are float32, whatever the file has.
 

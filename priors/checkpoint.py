@@ -99,6 +99,26 @@ class Described(Protocol):
         """All that decides what the prior computes."""
 
 
+class UNetLayout:
+    """What the layouts of U-Nets in one file have in common: a base for their dataclasses.
+
+    Attributes:
+        widths: channels of each level, the finest first; each level halves the resolution.
+        file: the checkpoint.
+    """
+
+    widths: tuple[int, ...]
+    file: Path
+
+    @property
+    def multiple(self) -> int:
+        return 2 ** (len(self.widths) - 1)
+
+    @property
+    def files(self) -> tuple[Path]:
+        return (self.file,)
+
+
 def read(path: Path, device: str = "cpu") -> Any:
     """The content of a checkpoint: safetensors, or torch.save's format without any code.
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from priors import checkpoint
 from priors.base import Parametrization
-from priors.checkpoint import CheckpointError, Entry, State, affine
+from priors.checkpoint import CheckpointError, Entry, State, UNetLayout, affine
 from priors.paths import Path, RectifiedFlow
 
 logger = logging.getLogger(__name__)
@@ -27,7 +27,7 @@ FIRST_TIME = 1e-3
 
 
 @dataclass(frozen=True)
-class Layout:
+class Layout(UNetLayout):
     """The architecture of an NCSN++ with Fourier embedding, FIR resampling, input and output skips.
 
     Attributes:
@@ -43,17 +43,8 @@ class Layout:
     file: FilePath = field(default=FilePath(), compare=False)
 
     @property
-    def multiple(self) -> int:
-        """What the sides of images must be divisible by."""
-        return 2 ** (len(self.widths) - 1)
-
-    @property
     def parameters(self) -> int:
         return sum(math.prod(entry.shape) for entry in entries(self))
-
-    @property
-    def files(self) -> tuple[FilePath]:
-        return (self.file,)
 
 
 @dataclass(frozen=True)
@@ -71,7 +62,7 @@ class UnitRangeFlow(RectifiedFlow):
 
 
 class RectifiedFlowPrior:
-    """Velocity on the straight path, for images (B, 3, H, W) with sides divisible by `multiple`.
+    """Velocity on the straight path, for images (B, 3, H, W), H and W divisible by the `multiple` of the layout.
 
     Times run from 0 (noise) to 1 (data); below 0.001 the network is given 0.001, because it divides by
     its time. Weights are float32, whatever the file has.
