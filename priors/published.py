@@ -20,6 +20,7 @@ PUBLISHED = {
         "guided-diffusion 256x256_diffusion_uncond.pt (ImageNet 256, unconditional)", "MIT"
     ),
     "9c111ab89e214862b76e1fa6a1b3f1d329b1a88281885943d2cdbe357ad57648": Published(
-        "512x512_diffusion_uncond_finetune_008100.pt (ImageNet 512, made unconditional by K. Crowson)", "MIT"
+        "512x512_diffusion_uncond_finetune_008100.pt (ImageNet 512, made unconditional by K. Crowson)",
+        "see docs/checkpoints.md",
     ),
 }
