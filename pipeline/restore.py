@@ -146,12 +146,16 @@ class Stage:
                 results += self.run_batch(keys[part], images[part], labels[part])
                 continue
             except torch.OutOfMemoryError:
-                if self.batch_size == 1 and not speed.checkpointed(self.prior):
+                alone = self.batch_size == 1
+                if alone and not speed.checkpointed(self.prior):
                     raise
             # Outside the handler, whose traceback keeps the tensors of the failed batch alive.
             self.release_memory()
             self.batch_size = (self.batch_size + 1) // 2
-            self.notes.append(f"out of device memory: batches of {self.batch_size} from now on, not compiled")
+            change = (
+                "activations are computed twice" if alone else f"batches of {self.batch_size}, not compiled"
+            )
+            self.notes.append(f"out of device memory: {change} from now on")
         return results
 
     def label(self, labels: Sequence[int | None]) -> None:

@@ -217,7 +217,7 @@ def test_out_of_device_memory_halves_the_batch_and_remembers(make_job, monkeypat
     stage = Stage(make_job(compute={"batch_size": 4, "cpus_per_actor": 1}), "cpu")
     assert [r.batch_size for r in restore_pictures(stage)] == [1] * 4
     assert stage.batch_size == 1
-    assert stage.notes == [f"out of device memory: batches of {n} from now on, not compiled" for n in (2, 1)]
+    assert stage.notes == [f"out of device memory: batches of {n}, not compiled from now on" for n in (2, 1)]
 
 
 def test_the_user_hears_what_happened_to_a_worker(make_job, monkeypatch):
@@ -225,7 +225,7 @@ def test_the_user_hears_what_happened_to_a_worker(make_job, monkeypatch):
     job = make_job()
     run, live = open_or_plan(job), Live()
     commits = list(in_process(job, run.folder, run.outstanding(), live))
-    assert live.notes == ["out of device memory: batches of 1 from now on, not compiled"]
+    assert live.notes == ["out of device memory: batches of 1, not compiled from now on"]
     assert [commit.notes for commit in commits] == [tuple(live.notes), (), (), (), (), ()]
     assert read_commit(run.folder, commits[0].unit, run.config_hash) is not None
 
@@ -235,6 +235,7 @@ def test_activations_are_recomputed_only_when_a_single_image_does_not_fit(make_j
     stage = Stage(make_job(compute={"batch_size": 2, "cpus_per_actor": 1}), "cpu")
     assert [r.error for r in restore_pictures(stage)] == [None] * 4
     assert stage.prior.network.unet.is_gradient_checkpointing
+    assert stage.notes[-1] == "out of device memory: activations are computed twice from now on"
     with_memory_for(monkeypatch, 0)
     with pytest.raises(torch.OutOfMemoryError):
         restore_pictures(stage)
