@@ -68,7 +68,7 @@ class Layout(UNetLayout):
 
 
 class AdmPrior:
-    """ε-prediction on DDPM's path, for images (B, 3, H, W), H and W divisible by the `multiple` of the layout.
+    """ε-prediction on DDPM's path, for images (B, 3, H, W) that the layout takes (`multiple`).
 
     Times are labels from 0 to 999, fractional ones included. Weights are float32, whatever the file has.
 

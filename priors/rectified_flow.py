@@ -62,7 +62,7 @@ class UnitRangeFlow(RectifiedFlow):
 
 
 class RectifiedFlowPrior:
-    """Velocity on the straight path, for images (B, 3, H, W), H and W divisible by the `multiple` of the layout.
+    """Velocity on the straight path, for images (B, 3, H, W) that the layout takes (`multiple`).
 
     Times run from 0 (noise) to 1 (data); below 0.001 the network is given 0.001, because it divides by
     its time. Weights are float32, whatever the file has.
