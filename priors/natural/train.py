@@ -56,7 +56,7 @@ class Optimiser:
     """Muon (K. Jordan, 2024) for the weights of layers, Adam for biases, norms and gains.
 
     Muon orthogonalises the momentum of matrices; a convolution (out, in, h, w) counts as the matrix
-    (out, in h w). At equal CPU time it is far ahead of Adam (README.md).
+    (out, in h w). At equal CPU time it is ahead of Adam (README.md).
     """
 
     def __init__(self, network: nn.Module, lr: float):
