@@ -32,7 +32,6 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "as shipped": SHIPPED,
     "as shipped, by Adam": SHIPPED | {"muon": False},
     "scale-shift conditioning": SHIPPED | {"resnet_time_scale_shift": "scale_shift"},
-    "attention at 1/8": SHIPPED | {"attention": True},
     "a fourth level with attention": {"channels": (64, 128, 160, 224), "attention": True},
     "two blocks per level, narrower": {"channels": (48, 96, 144), "layers_per_block": 2},
     "wide, on 4×4 blocks of pixels": {"channels": (128, 192, 224), "unshuffle": 4},
