@@ -11,6 +11,7 @@ of it that forwards and VJPs reach together.
 
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -101,11 +102,13 @@ def main(
                 if dtype is not None:
                     speed.channels_last(prior)
             started = time.perf_counter()
-            if mode is not None and not speed.compiled(prior, mode, x):
+            warm_up = partial(forward_and_vjp, prior, x)
+            if mode is not None and (why := speed.compiled(prior, mode, batch, warm_up)):
+                print(f"{name}: {why}")
                 continue
             compiling = time.perf_counter() - started
-            once = seconds(lambda prior=prior, x=x: forward(prior, x), device, repeats)
-            both = seconds(lambda prior=prior, x=x: forward_and_vjp(prior, x), device, repeats)
+            once = seconds(partial(forward, prior, x), device, repeats)
+            both = seconds(partial(forward_and_vjp, prior, x), device, repeats)
             plain = plain or (once, both)
             ratios = f"{plain[0] / once:.2f}, {plain[1] / both:.2f}"
             row = [str(batch), name, f"{once:.3f}", f"{both:.3f}", ratios, f"{compiling:.0f}"]

@@ -28,7 +28,7 @@ GAP = 4
 def main(
     old: Annotated[Path, typer.Option(exists=True, help="Weights of the same network (safetensors).")],
     out: Annotated[Path, typer.Option(help="A JPEG.")],
-    photographs: Annotated[list[int], typer.Option(help="One for each row, by number.")] = [0, 3, 8],  # noqa: B006
+    photographs: Annotated[tuple[int, int, int], typer.Option(help="One a row, by number.")] = (0, 3, 8),
     threads: int = 2,
 ) -> None:
     torch.set_num_threads(threads)

@@ -157,7 +157,7 @@ def main(
     if out.exists():
         done = {(row["task"], row["key"]) for row in map(json.loads, out.read_text().splitlines())}
     with tempfile.TemporaryDirectory() as folder, out.open("a") as file:
-        most = max(count, denoised)
+        most = max(limit for _, limit in work.values())
         for i, (key, truth) in enumerate(
             track(images(shards, most, Path(folder)), total=most, description="images")
         ):

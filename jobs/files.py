@@ -91,9 +91,14 @@ def absolute_files(values: dict[str, Any]) -> dict[str, Any]:
     if isinstance(operator, dict):
         mask = operator.get("mask")
         if isinstance(mask, str) and mask.endswith((".png", ".npz")):
-            operator["mask"] = str(Path(mask).expanduser().absolute())
+            operator["mask"] = str(absolute(mask))
     if isinstance(prior, dict) and isinstance(path := prior.get("path"), str):
-        file = Path(os.path.expanduser(path)).absolute()  # pathlib's raises for unknown users
+        file = absolute(path)
         if file.exists() or prior.get("name") != "diffusers":  # which may also be named by a hub id
             prior["path"] = str(file)
     return values
+
+
+def absolute(path: str) -> Path:
+    """From the root, ~ expanded; unlike pathlib's expansion it leaves the names of unknown users alone."""
+    return Path(os.path.expanduser(path)).absolute()

@@ -62,7 +62,6 @@ def examine(spec: Mapping[str, Any], image_shape: tuple[int, int, int]) -> Exami
     Raises:
         SpecError: as for `load`, or images of a shape that the prior does not take.
     """
-    check(spec)
     with named():
         found: Described = construct("prior", DESCRIBE, spec)
         if any(side % found.multiple for side in image_shape[1:]):

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from operators.registry import SpecError
 from priors import checkpoint
 from priors.base import Parametrization
-from priors.checkpoint import CheckpointError, Entry, Shape, State, UNetLayout, affine
+from priors.checkpoint import CheckpointError, CheckpointPath, Entry, Shape, State, UNetLayout, affine
 from priors.paths import DDPM, Path
 
 Signature = tuple[int, tuple[int, ...], int, tuple[int, ...]]
@@ -131,7 +131,7 @@ class AdmPrior:
 def adm(
     device: str | torch.device = "cpu",
     *,
-    path: FilePath,
+    path: CheckpointPath,
     head_channels: PositiveInt | None = None,
     label: NonNegativeInt | None = None,
 ) -> AdmPrior:
@@ -157,7 +157,7 @@ def adm(
 
 
 def describe(
-    *, path: FilePath, head_channels: PositiveInt | None = None, label: NonNegativeInt | None = None
+    *, path: CheckpointPath, head_channels: PositiveInt | None = None, label: NonNegativeInt | None = None
 ) -> Layout:
     """The layout of a checkpoint, from the names and shapes in it alone; arguments as for `adm`.
 

@@ -6,18 +6,22 @@ loading takes the memory of the weights and no more.
 """
 
 import hashlib
+import os
 import pickle
 import re
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, TypeVar
+from typing import Annotated, Any, NamedTuple, Protocol, TypeVar
 
 import torch
+from pydantic import AfterValidator
 from torch import Tensor, nn
 
 from operators.registry import SpecError
 
+# With ~ expanded, here so that all who are given the path agree on it; pathlib's raises for unknown users.
+CheckpointPath = Annotated[Path, AfterValidator(lambda path: Path(os.path.expanduser(path)))]
 State = dict[str, Tensor]
 Shape = tuple[int, ...]
 N = TypeVar("N", bound=nn.Module)
@@ -128,14 +132,13 @@ def read(path: Path, device: str = "cpu") -> Any:
     Raises:
         CheckpointError: no such file, damaged, or a pickle with more in it than tensors.
     """
-    path = path.expanduser()
     if not path.is_file():
         raise CheckpointError(f"path: no file {str(path)!r}")
     try:
         if path.suffix == ".safetensors":
             from safetensors import safe_open
 
-            with safe_open(path, framework="pt") as file:
+            with safe_open(path, framework="pt") as file:  # no mapping: it has `keys`, and is not iterable
                 return {key: file.get_tensor(key).to(device) for key in file.keys()}  # noqa: SIM118
         # Files older than the zip format of torch 1.6 cannot be mapped.
         return torch.load(path, map_location=device, mmap=zipfile.is_zipfile(path), weights_only=True)

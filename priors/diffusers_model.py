@@ -12,6 +12,7 @@ import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path as FilePath
 from typing import Any, TypeVar
 
@@ -197,16 +198,17 @@ class Description:
         """How the network was trained, with tables on `device`."""
         return SCHEDULERS[type(self.scheduler).__name__](self.scheduler, device)
 
+    @cached_property
     def weights(self) -> list[FilePath]:
         """The files of the weights; those of a hub model are downloaded where need be."""
         return find_weights(self.path, self.revision)
 
-    @property
+    @cached_property
     def files(self) -> tuple[FilePath, ...]:
         """The weights, and the configurations: they decide what the output means."""
         folder = locate(self.path, self.revision, CONFIGS)
         parts = (("unet", "config.json"), ("scheduler", "scheduler_config.json"))
-        return (*self.weights(), *(component(folder, part) / name for part, name in parts))
+        return (*self.weights, *(component(folder, part) / name for part, name in parts))
 
 
 class DiffusersPrior:
@@ -220,7 +222,7 @@ class DiffusersPrior:
         convention = description.convention(device)
         self.path, self.parametrization = convention.path, convention.parametrization
         self.output = convention.output
-        weights = description.weights()
+        weights = description.weights
         self.network: nn.Module = description.network
         adopt(self.network, state(weights), weights[0])
         self.network.to(device)
@@ -269,7 +271,7 @@ def describe(*, path: str, revision: str | None = None) -> Description:
     description = Description(path, revision, network, scheduler)
     description.convention("cpu")
     # Of a hub model what lies in the cache, which may be nothing yet.
-    weights = description.weights() if is_local(path) else weight_files(folder)
+    weights = description.weights if is_local(path) else weight_files(folder)
     if weights and (problem := difference(network.state_dict(), state(weights, "meta"))):
         raise CheckpointError(f"path: {str(weights[0])!r} does not fit config.json: {problem}")
     return description

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from priors import checkpoint
 from priors.base import Parametrization
-from priors.checkpoint import CheckpointError, Entry, State, UNetLayout, affine
+from priors.checkpoint import CheckpointError, CheckpointPath, Entry, State, UNetLayout, affine
 from priors.paths import Path, RectifiedFlow
 
 logger = logging.getLogger(__name__)
@@ -90,7 +90,7 @@ class RectifiedFlowPrior:
 
 
 def rectified_flow(
-    device: str | torch.device = "cpu", *, path: FilePath, centered: bool = True
+    device: str | torch.device = "cpu", *, path: CheckpointPath, centered: bool = True
 ) -> RectifiedFlowPrior:
     """A rectified-flow checkpoint: CelebA-HQ, AFHQ-cat, LSUN bedroom or church, or one's own.
 
@@ -111,7 +111,7 @@ def rectified_flow(
     return RectifiedFlowPrior(layout, network.to(device), centered)
 
 
-def describe(*, path: FilePath, centered: bool = True) -> Layout:
+def describe(*, path: CheckpointPath, centered: bool = True) -> Layout:
     """The layout of a checkpoint, from the names and shapes in it alone; arguments as for `rectified_flow`.
 
     Raises:

@@ -51,7 +51,7 @@ class Compiled(nn.Module):
         # With CUDA graphs the next call overwrites the outputs and gradients of this one.
         if x.requires_grad:
             x = x.view_as(x)
-            x.register_hook(torch.clone)  # type: ignore[no-untyped-call]
+            x.register_hook(torch.clone)  # type: ignore[no-untyped-call]  # torch does not annotate it
         output = self.run(x, *args, **kwargs)
         return output.clone() if isinstance(output, Tensor) else tuple(o.clone() for o in output)
 

@@ -4,7 +4,6 @@ The weights are beside this file; README.md is the model card, train.py the reci
 """
 
 import json
-import math
 from dataclasses import dataclass
 from pathlib import Path as FilePath
 from typing import Any
@@ -13,7 +12,7 @@ import torch
 from torch import Tensor
 
 from priors.base import Parametrization
-from priors.checkpoint import sha256
+from priors.checkpoint import adopt, empty, read, sha256
 from priors.paths import Path, VariancePreserving
 
 FOLDER = FilePath(__file__).parent
@@ -31,16 +30,14 @@ class NaturalPrior:
 
     def __init__(self, *, device: str | torch.device = "cpu"):
         # diffusers takes a second to import; a job that brings its own prior should not pay for it.
-        from safetensors.torch import load_file
-
         from priors.natural.network import NaturalUNet
 
         self.sha256 = sha256(WEIGHTS)
         self.path: Path = VariancePreserving()
         config = read_config()
-        self.network = NaturalUNet(tuple(config["channels"]), config["layers"])
-        self.network.load_state_dict(load_file(WEIGHTS))
-        self.network.to(device).eval().requires_grad_(False)
+        self.network = empty(lambda: NaturalUNet(tuple(config["channels"]), config["layers"]))
+        adopt(self.network, read(WEIGHTS), WEIGHTS)
+        self.network.to(device)
         self.multiple = self.network.multiple
 
     def __call__(self, x: Tensor, t: Tensor) -> Tensor:
@@ -63,10 +60,7 @@ class Description:
 
 def describe() -> Description:
     """Read from its files."""
-    from safetensors import safe_open
-
-    with safe_open(WEIGHTS, framework="pt") as file:
-        parameters = sum(math.prod(file.get_slice(key).get_shape()) for key in file.keys())  # noqa: SIM118
+    parameters = sum(tensor.numel() for tensor in read(WEIGHTS, "meta").values())
     return Description(read_config()["multiple"], parameters, (WEIGHTS,))
 
 
