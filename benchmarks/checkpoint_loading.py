@@ -28,11 +28,11 @@ LAYOUT = adm.Layout(
     head_channels=64,
 )
 MEASURE = """
-import sys, time
+import hashlib, sys, time
 from pathlib import Path
 import torch
 from diffusers import UNet2DModel
-from priors import adm, checkpoint
+from priors import adm
 def peak():  # not ru_maxrss, which a process inherits from the one that starts it
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
@@ -49,7 +49,7 @@ after_loading = (peak() - before) / weights
 for weight in prior.network.parameters():
     weight.sum()
 after_reading = (peak() - before) / weights
-hashed, _ = seconds(lambda: checkpoint.sha256(path))
+hashed, _ = seconds(lambda: hashlib.file_digest(path.open("rb"), "sha256"))
 print(f"| {described:.2f} | {loaded:.2f} | {hashed:.2f} | {after_loading:.3f} | {after_reading:.3f} |")
 """
 

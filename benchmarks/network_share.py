@@ -15,7 +15,7 @@ import typer
 from pipeline.executors import default_device
 from pipeline.job import Job
 from pipeline.run import open_or_plan
-from pipeline.worker import Worker
+from pipeline.worker import Task, Worker
 
 
 class Stopwatch:
@@ -66,10 +66,10 @@ def main(
         worker = Worker(job, run.folder, default_device())
         (unit,) = run.units()
         # The first execution loads libraries; the second is what a long job does all the time.
-        worker.process_unit(unit, 1)
+        worker.process(Task(unit))
         watch = Stopwatch(worker.stage.prior.network)
         started = time.perf_counter()
-        commit = worker.process_unit(unit, 1)
+        commit = worker.process(Task(unit))
         wall = time.perf_counter() - started
         run_parts = commit.seconds
     network = sum(watch.seconds.values())

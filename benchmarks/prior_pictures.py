@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 import operators
 import priors
 from pipeline.builtin import scikit_image_shard
-from pipeline.restore import to_uint8
+from pipeline.restore import levels
 
 GAP = 4
 
@@ -48,7 +48,7 @@ def main(
             tiles += [y, by_sampler(older, spec)(key, truth), by_sampler(new, spec)(key, truth), truth]
     framed = torch.nn.functional.pad(torch.cat(tiles), (GAP,) * 4, value=1.0)
     rows = [torch.cat(list(row), -1) for row in framed.split(4)]
-    Image.fromarray(to_uint8(torch.cat(rows, -2)[None])[0]).save(out, quality=88)
+    Image.fromarray(levels(torch.cat(rows, -2)[None], 8)[0]).save(out, quality=88)
 
 
 if __name__ == "__main__":

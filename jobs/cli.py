@@ -1,10 +1,15 @@
 """The command line: `kintsugi --help`."""
 
+from __future__ import annotations
+
 import logging
+import signal
 import sys
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
 import typer
 from rich.console import Console
@@ -12,6 +17,13 @@ from rich.table import Table
 from typer.exceptions import TyperException
 
 from pipeline.job import JobError
+
+if TYPE_CHECKING:  # imported where they are used, so that --help is quick
+    from pipeline.executors import Live
+    from pipeline.plan import Unit
+    from pipeline.run import Progress, Run
+    from pipeline.storage import Location
+    from pipeline.verify import Finding
 
 EXIT_CANNOT_RUN, EXIT_SOME_FAILED, EXIT_INTERRUPTED = 1, 2, 130
 
@@ -28,7 +40,7 @@ app = typer.Typer(
 JobArgument = Annotated[
     str, typer.Argument(help="A job file, or the name of a ready job (`kintsugi list jobs`).")
 ]
-RunArgument = Annotated[Path, typer.Argument(help="A run directory.")]
+RunArgument = Annotated[str, typer.Argument(help="A run directory, a path or a URL.")]
 SetOption = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY.PATH=VALUE", help="Override a field of the job; repeatable."),
@@ -50,8 +62,13 @@ def run(
     sets: SetOption = None,
     address: AddressOption = None,
     limit: LimitOption = None,
+    retry_failed: Annotated[
+        bool, typer.Option("--retry-failed", help="Do the samples that failed again, and only these.")
+    ] = False,
 ) -> None:
     """Run a job, or continue it: the same command again does what is left.
+
+    Ctrl-C or SIGTERM finishes the units in hand and ends; a second one ends at once. Nothing is lost.
 
     Examples:
 
@@ -60,12 +77,14 @@ def run(
         kintsugi run imagenet-sr4 --set data.shards='data/imagenet-{0000..0049}.tar' --set sampler.steps=10
 
         kintsugi run job.yaml --address auto --limit 100
+
+        kintsugi run job.yaml --retry-failed
     """
-    from jobs.display import Display
     from jobs.files import load_job
-    from pipeline.executors import Live, in_process, on_ray
+    from pipeline import export
     from pipeline.report import write_report
-    from pipeline.run import open_or_plan
+    from pipeline.run import Progress, open_or_plan
+    from pipeline.storage import clear_temporaries
 
     loaded = load_job(job, sets or [], limit)
     with console.status("reading the prior and the shards") as status:
@@ -79,29 +98,17 @@ def run(
         + (f", {before.rows} samples done before" if before.rows else ""),
         highlight=False,
     )
+    failed = list(this.with_failures()) if retry_failed else []
     if before.units < this.summary.units:
-        live = Live()
-        units = this.outstanding()
-        if address == "none":
-            commits = in_process(loaded, this.folder, units, live)
-        else:
-            commits = on_ray(loaded, this.folder, units, live, address)
-        display = Display(console, this.summary.samples, before, live)
-        try:
-            with display.running():
-                for commit in commits:
-                    display.add(commit)
-        except KeyboardInterrupt:
-            errors.print(
-                f"interrupted: {display.done} of {this.summary.samples} samples are committed; "
-                "the same command continues"
-            )
-            raise typer.Exit(EXIT_INTERRUPTED) from None
-        except OSError as error:
-            raise JobError(f"output: {error}; the same command continues when this is mended") from error
-        finally:
-            commits.close()
-        this.clear_temporaries()
+        execute(this, list(this.outstanding()), address, before)
+    if failed:
+        console.print(f"{before.failed} failed samples in {len(failed)} units again", highlight=False)
+        execute(this, failed, address, Progress(0, 0, 0), failed_only=True)
+    clear_temporaries(this.folder)
+    if loaded.measured:
+        with console.status("writing the restored shards"):
+            for target in export.write_restored(this):
+                console.print(f"restored: {target}", highlight=False)
     metrics = finish(write_report(this))
     missing = metrics["samples"]["planned"] - metrics["samples"]["done"]
     if missing:
@@ -110,7 +117,65 @@ def run(
         raise typer.Exit(EXIT_SOME_FAILED)
 
 
-def finish(report: Path) -> dict[str, Any]:
+def execute(
+    this: Run, units: list[Unit], address: str | None, before: Progress, failed_only: bool = False
+) -> None:
+    """Do units of a run, with a display of how far it is.
+
+    Raises:
+        typer.Exit: interrupted.
+        JobError: the storage fails, or workers cannot start.
+    """
+    from jobs.display import Display
+    from pipeline import export
+    from pipeline.executors import Live, in_process, on_ray
+
+    live = Live()
+    if address == "none":
+        commits = in_process(this.job, this.folder, units, live, failed_only)
+    else:
+        commits = on_ray(this.job, this.folder, units, live, address, failed_only)
+    total = before.rows + sum(unit.samples for unit in units)
+    display = Display(console, total, before, live)
+    try:
+        export.drop_restored(this, units)
+        with stoppable(live), display.running():
+            for commit in commits:
+                display.add(commit)
+    except KeyboardInterrupt:
+        live.stopping = True
+    except OSError as error:
+        raise JobError(f"storage: {error}; the same command continues when this is mended") from error
+    finally:
+        commits.close()
+    if live.stopping:
+        errors.print(
+            f"interrupted: {display.done} of {total} samples are committed; the same command continues",
+            highlight=False,
+        )
+        raise typer.Exit(EXIT_INTERRUPTED)
+
+
+@contextmanager
+def stoppable(live: Live) -> Iterator[None]:
+    """Ctrl-C and SIGTERM let the units in hand be finished, once; the second one is a KeyboardInterrupt."""
+
+    def stop(number: int, frame: object) -> None:
+        if live.stopping:
+            raise KeyboardInterrupt
+        live.stopping = True
+        live.notes.append("finishing the units in hand; once more to end at once, which loses only these")
+
+    signals = (signal.SIGINT, signal.SIGTERM)
+    before = [signal.signal(number, stop) for number in signals]
+    try:
+        yield
+    finally:
+        for number, handler in zip(signals, before, strict=True):
+            signal.signal(number, handler)
+
+
+def finish(report: Location) -> dict[str, Any]:
     """Say what came out."""
     import json
 
@@ -186,9 +251,7 @@ def status(run: RunArgument) -> None:
 
         kintsugi status runs/quickstart
     """
-    from pipeline.run import Run
-
-    this = Run.open(run)
+    this = open_run(run)
     done = this.progress()
     console.print(
         f"{done.rows} of {this.summary.samples} samples, {done.units} of {this.summary.units} units, "
@@ -206,9 +269,80 @@ def report(run: RunArgument) -> None:
         kintsugi report runs/quickstart
     """
     from pipeline.report import write_report
-    from pipeline.run import Run
 
-    finish(write_report(Run.open(run)))
+    finish(write_report(open_run(run)))
+
+
+@app.command()
+def verify(
+    run: RunArgument,
+    repair: Annotated[
+        bool, typer.Option("--repair", help="Drop what is damaged, so that a rerun does it again.")
+    ] = False,
+) -> None:
+    """Check every commit of a run against its files and the plan, and say what a rerun would do.
+
+    Reads all rows: counts, checksums, every key once. Exit code 1 if something is wrong.
+
+    Examples:
+
+        kintsugi verify runs/quickstart
+
+        kintsugi verify runs/quickstart --repair
+    """
+    from jobs.display import progress_bar
+    from pipeline.verify import Finding, verify
+
+    this = open_run(run)
+    findings: list[Finding] = []
+    good = samples = 0
+    with progress_bar(console, this.summary.units, "units") as advance:
+        for found in verify(this):
+            if isinstance(found, Finding):
+                findings.append(found)
+            else:
+                good, samples = good + 1, samples + found.samples
+            advance()
+    for finding in findings:
+        where = "" if finding.unit is None else f"unit {finding.unit.unit}: "
+        errors.print(f"{where}{finding.what}", style="yellow", markup=False, highlight=False)
+    damaged = [finding for finding in findings if finding.unit is not None]
+    if repair:
+        repaired(this, damaged)
+    left = this.summary.units - good
+    console.print(
+        f"{good} of {this.summary.units} units are as committed, {samples} samples. "
+        + (
+            f"A rerun does {left} units, {this.summary.samples - samples} samples"
+            + (f", once --repair has dropped the {len(damaged)} damaged" if damaged and not repair else "")
+            + "."
+            if left
+            else "A rerun does nothing."
+        ),
+        highlight=False,
+    )
+    if len(findings) > (len(damaged) if repair else 0):
+        raise typer.Exit(EXIT_CANNOT_RUN)
+
+
+def repaired(this: Run, damaged: list[Finding]) -> None:
+    from pipeline.export import drop_restored
+    from pipeline.verify import repair
+
+    drop_restored(this, [finding.unit for finding in damaged if finding.unit is not None])
+    for finding in damaged:
+        repair(this, finding)
+    console.print(f"dropped {len(damaged)} damaged units", highlight=False)
+
+
+def open_run(run: str) -> Run:
+    from pipeline.run import Run
+    from pipeline.storage import at
+
+    try:
+        return Run.open(at(run))
+    except ValueError as error:
+        raise JobError(f"RUN: {error}") from error
 
 
 @app.command("list")
@@ -265,36 +399,89 @@ def reflow(text: str) -> str:
 @app.command()
 def shard(
     source: Annotated[
-        Path, typer.Argument(help="A folder of images (searched recursively), or a zip of them.")
+        Path, typer.Argument(help="Images: a folder with its subfolders, a zip, or an LMDB such as LSUN's.")
     ],
-    out: Annotated[Path, typer.Argument(help="The folder for the shards.")],
+    out: Annotated[Path, typer.Argument(help="The folder for the shards of this source.")],
     size: Annotated[
-        int | None, typer.Option(min=8, help="Resize and crop to this side; else as it is.")
+        int | None, typer.Option(min=8, help="Resize to this side and store as PNG; else as it is.")
+    ] = None,
+    filter: Annotated[
+        Literal["bicubic", "box", "lanczos"], typer.Option(help="PIL's, antialiased.")
+    ] = "bicubic",
+    crop: Annotated[
+        Literal["center", "adm", "none"],
+        typer.Option(
+            help="center: shorter side to the size, then the central square. adm: halved repeatedly before, "
+            "as guided-diffusion does. none: shorter side to the size, the whole picture."
+        ),
+    ] = "center",
+    labels: Annotated[
+        str | None,
+        typer.Option(
+            metavar="folders|FILE",
+            help="Class labels: the first folders, in sorted order; or lines NAME LABEL.",
+        ),
+    ] = None,
+    names: Annotated[
+        Path | None,
+        typer.Option("--list", metavar="FILE", help="Only these, in this order: lines NAME or NAME LABEL."),
     ] = None,
     per_shard: Annotated[int, typer.Option(min=1, help="Images per shard.")] = 1000,
 ) -> None:
-    """Make WebDataset shards from a folder or a zip of images; keys are their paths.
+    """Make WebDataset shards of images, with a manifest and checksums; keys are the images' paths.
 
-    Example:
+    The same command again continues after an interruption. In a file, NAME is a path in SOURCE, or the end of
+    one if only one image has it, such as the file name; with or without suffix.
+
+    Examples:
 
         kintsugi shard photos/ shards/ --size 256
-    """
-    from pipeline.sharding import make_shards
 
-    with console.status("sharding") as state:
-        result = make_shards(
-            source, out, size, per_shard, lambda done, total: state.update(f"{done} of {total} images")
-        )
-    for name, error in result.failed:
-        errors.print(f"left out {name}: {error}", style="yellow", markup=False)
-    console.print(f"{result.written} images in {len(result.shards)} shards in {out}", highlight=False)
-    if result.failed:
+        kintsugi shard photos.zip shards/ --labels folders
+
+        kintsugi shard church_outdoor_val_lmdb/ shards/ --size 256 --filter box
+
+        kintsugi shard ILSVRC2012/val/ shards/ --size 256 --crop adm --list sr3_top1k.txt
+    """
+    from contextlib import ExitStack
+
+    from jobs.display import progress_bar
+    from pipeline.sharding import MANIFEST, Options, make_shards
+
+    advance = None
+    with ExitStack() as stack:
+
+        def on_image(done: int, total: int) -> None:
+            nonlocal advance
+            if advance is not None:
+                advance()
+                return
+            if done:
+                console.print(f"{done} of {total} images were done before", highlight=False)
+            advance = stack.enter_context(progress_bar(console, total - done, "images"))
+
+        try:
+            options = Options(size, filter, crop, per_shard, labels, names)
+            result = make_shards(source, out, options, on_image)
+        except KeyboardInterrupt:
+            errors.print("interrupted: shards that are finished are kept; the same command continues")
+            raise typer.Exit(EXIT_INTERRUPTED) from None
+        except OSError as error:
+            raise JobError(f"{error}; the same command continues when this is mended") from error
+    for name, reason in result.left_out[:20]:
+        errors.print(f"left out {name}: {reason}", style="yellow", markup=False, highlight=False)
+    if len(result.left_out) > 20:
+        errors.print(f"and {len(result.left_out) - 20} more: see {out / MANIFEST}", style="yellow")
+    console.print(f"{result.images} images in {len(result.shards)} shards in {out}", highlight=False)
+    if result.left_out:
         raise typer.Exit(EXIT_SOME_FAILED)
 
 
 @app.command()
 def submit(
-    job: JobArgument,
+    job: Annotated[
+        str | None, typer.Argument(help="A job file, or the name of a ready job (`kintsugi list jobs`).")
+    ] = None,
     sets: SetOption = None,
     cluster: Annotated[
         Path | None, typer.Option(help="The cluster.yaml that `ray up` started; its head is asked.")
@@ -302,20 +489,59 @@ def submit(
     address: Annotated[
         str | None, typer.Option(help="The head's job server, for instance http://127.0.0.1:8265.")
     ] = None,
-    wait: Annotated[bool, typer.Option(help="Follow the job's output until it ends.")] = True,
+    wait: Annotated[bool, typer.Option(help="Follow the job until it ends, and fetch its report.")] = True,
+    fetch: Annotated[
+        Path | None, typer.Option(help="The folder for the report. [default: reports/ID]")
+    ] = None,
+    follow: Annotated[
+        str | None, typer.Option(metavar="ID", help="Instead: follow a job that was sent before.")
+    ] = None,
+    stop: Annotated[
+        str | None, typer.Option(metavar="ID", help="Instead: stop a job; it finishes the units in hand.")
+    ] = None,
+    pack: Annotated[
+        str | None,
+        typer.Option(metavar="ZIP", help="Instead: write what would be sent, for a RayJob on Kubernetes."),
+    ] = None,
 ) -> None:
-    """Send a job to a running cluster through Ray Jobs. The output must be storage all nodes share.
+    """Send a job, with the code that is here, to a running cluster through Ray Jobs.
+
+    The output must be storage that all nodes share. Ctrl-C leaves the job running.
 
     Examples:
 
         kintsugi submit imagenet-sr4 --cluster cluster.yaml --set output=/shared/runs/sr4
 
         kintsugi submit job.yaml --address http://127.0.0.1:8265 --no-wait
-    """
-    from jobs.files import load_job
-    from jobs.submit import submit_job
 
-    raise typer.Exit(submit_job(load_job(job, sets or []), cluster, address, wait, console))
+        kintsugi submit --follow raysubmit_AbCdEf --cluster cluster.yaml
+    """
+    from jobs import submit as cluster_jobs
+
+    if [job, follow, stop].count(None) != 2:
+        raise JobError("submit: name a job, or one that was sent before by --follow ID or --stop ID")
+    loaded = cluster_jobs.load_for_cluster(job, sets or []) if job is not None else None
+    if loaded is not None and pack is not None:
+        cluster_jobs.pack(loaded, pack)
+        return
+    with cluster_jobs.connected(cluster, address) as client:
+        if stop is not None:
+            cluster_jobs.stop(client, stop)
+            return
+        if loaded is not None:
+            follow = cluster_jobs.submit_job(client, loaded)
+            console.print(f"submitted {follow}", highlight=False)
+        assert follow is not None
+        if not wait:
+            return
+        place = f"--address {address}" if cluster is None else f"--cluster {cluster}"
+        code = cluster_jobs.follow(client, follow, place, console)
+        if code in (0, EXIT_SOME_FAILED):
+            try:
+                cluster_jobs.fetch(client, follow, fetch or Path("reports", follow), console)
+            except JobError as error:
+                errors.print(str(error), style="yellow", markup=False, soft_wrap=True)
+    raise typer.Exit(code)
 
 
 def main() -> None:
@@ -328,6 +554,8 @@ def main() -> None:
         fail(str(error))
     except TyperException as error:
         fail(error.format_message())
+    except OSError as error:
+        fail(f"storage: {error}")
     except (KeyboardInterrupt, typer.Abort):
         errors.print("interrupted; the same command continues")
         sys.exit(EXIT_INTERRUPTED)

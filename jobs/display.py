@@ -2,7 +2,7 @@
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from rich import progress as bars
@@ -83,3 +83,26 @@ class Display:
                 each = (time.perf_counter() - self.live.started) / fresh
                 line += f" · {each * (self.total - self.finished):.0f} s left"
             self.console.print(line, highlight=False)
+
+
+class Rate(bars.ProgressColumn):
+    """How many a second."""
+
+    def render(self, task: bars.Task) -> str:
+        return "" if task.speed is None else f"{task.speed:.1f}/s"
+
+
+@contextmanager
+def progress_bar(console: Console, total: int, what: str) -> Iterator[Callable[[], None]]:
+    """A bar with rate and time left on a terminal, nothing elsewhere; call what it gives after each."""
+    columns = (
+        bars.BarColumn(),
+        bars.MofNCompleteColumn(),
+        bars.TextColumn(what),
+        Rate(),
+        bars.TextColumn("left"),
+        bars.TimeRemainingColumn(),
+    )
+    with bars.Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+        task = progress.add_task("", total=total)
+        yield lambda: progress.advance(task)

@@ -4,7 +4,7 @@ import time
 
 import numpy as np
 
-from pipeline.job import Job
+from pipeline.job import Job, JobError
 from pipeline.restore import Stage
 
 
@@ -19,8 +19,15 @@ def seconds_per_image(job: Job, device: str) -> float:
     stage = Stage(job, device)
     count = stage.batch_size if device == "cuda" else 1
     keys = [str(i) for i in range(count)]
-    images = np.random.default_rng(0).integers(0, 256, (count, job.data.size, job.data.size, 3), np.uint8)
-    stage.run(keys, images, [0] * count)
+    if stage.typical is None:
+        raise JobError("plan: the operator fits no image of data.size, so there is none to time; --no-timing")
+    operator = stage.typical.operator
+    channels, height, width = operator.image_shape
+    example = np.random.default_rng(0).integers(0, 256, (height, width, channels), np.uint8)
+    if job.measured:
+        example = np.zeros(operator.measurement_shape, np.float32)
+    samples = [example] * count
+    stage.run(keys, samples, [0] * count)
     started = time.perf_counter()
-    stage.run(keys, images, [0] * count)
+    stage.run(keys, samples, [0] * count)
     return (time.perf_counter() - started) / count

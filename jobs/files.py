@@ -92,7 +92,7 @@ def absolute_files(values: dict[str, Any]) -> dict[str, Any]:
         mask = operator.get("mask")
         if isinstance(mask, str) and mask.endswith((".png", ".npz")):
             operator["mask"] = str(absolute(mask))
-    if isinstance(prior, dict) and isinstance(path := prior.get("path"), str):
+    if isinstance(prior, dict) and isinstance(path := prior.get("path"), str) and "://" not in path:
         file = absolute(path)
         if file.exists() or prior.get("name") != "diffusers":  # which may also be named by a hub id
             prior["path"] = str(file)

@@ -74,7 +74,7 @@ def from_file(path: str, height: int, width: int, known: str) -> Tensor:
             raise ValueError(f"mask: {path} holds no array: {error}") from error
         white = torch.from_numpy(array != 0)
     else:
-        with Image.open(path) as image:
+        with Image.open(path, formats=("PNG",)) as image:
             white = torch.from_numpy(np.asarray(image.convert("L")) > 127)
     if white.ndim not in (2, 3):
         raise ValueError(f"mask: {path} has shape {tuple(white.shape)}, expected (H, W) or (C, H, W)")

@@ -1,23 +1,22 @@
 """From committed rows to numbers: one pass over the units, memory independent of their number."""
 
-import hashlib
 import math
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from io import BytesIO
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipeline.commit import PICTURES, ROWS, Commit, data_file, publish
+from pipeline.commit import PICTURES, ROWS, Commit, Damaged, read_rows
 from pipeline.job import JobError
 from pipeline.run import Run
+from pipeline.storage import Location, publish
 
-MEASURES = ("psnr", "ssim", "ms_ssim", "lpips", "residual", "seconds")
+MEASURES = ("psnr", "ssim", "ms_ssim", "lpips", "residual", "spread", "seconds")
 FAILURES_LISTED = 50
 
 FLAT_ROWS = pa.schema([f for f in ROWS if f.name not in PICTURES] + [pa.field("seconds", pa.float64())])
@@ -89,18 +88,18 @@ class Summary:
         provenance = {**commit.made_by, "prior_sha256": commit.prior_sha256 or "none"}
         for name, value in provenance.items():
             self.made_by.setdefault(name, set()).add(value)
-        for failure in table.filter(pa.compute.equal(table["status"], "failed")).to_pylist():
+        for failure in table.filter(pc.equal(table["status"], "failed")).to_pylist():
             self.errors[failure["error"].split(":")[0]] += 1
             if len(self.failures) < FAILURES_LISTED:
                 self.failures.append((failure["key"], failure["shard"], failure["error"]))
-        good = table.filter(pa.compute.equal(table["status"], "ok"))
+        good = table.filter(pc.equal(table["status"], "ok"))
         for name in MEASURES:
             values = good[name].drop_null().to_numpy()
             if len(values):
                 self.means.setdefault(name, Mean()).add(values)
         if good.num_rows:
-            self.forwards = max(self.forwards, pa.compute.max(good["forwards"]).as_py())
-            self.vjps = max(self.vjps, pa.compute.max(good["vjps"]).as_py())
+            self.forwards = max(self.forwards, pc.max(good["forwards"]).as_py())
+            self.vjps = max(self.vjps, pc.max(good["vjps"]).as_py())
 
 
 def committed(run: Run, columns: list[str]) -> Iterator[tuple[pa.Table, Commit]]:
@@ -110,24 +109,23 @@ def committed(run: Run, columns: list[str]) -> Iterator[tuple[pa.Table, Commit]]
         JobError: a data file is not the one that was committed.
     """
     stored = [c for c in columns if c != "seconds"]
-    for unit, commit in run.commits():
+    for _, commit in run.commits():
         if commit is None:
             continue
-        content = data_file(run.folder, unit.unit).read_bytes()
-        if hashlib.sha256(content).hexdigest() != commit.data_sha256:
+        try:
+            table = read_rows(run.folder, commit, stored)
+        except Damaged as error:
             raise JobError(
-                f"{data_file(run.folder, unit.unit)} is not the file that was committed; "
-                "delete its record in commits/ and run again"
-            )
-        table = pq.read_table(BytesIO(content), columns=stored)
+                f"{error}; `kintsugi verify {run.folder} --repair` drops it, then run again"
+            ) from error
         if "seconds" in columns:
             seconds = pa.array(commit.sample_seconds, pa.float64())
-            ok = pa.compute.equal(table["status"], "ok")
-            table = table.append_column("seconds", pa.compute.if_else(ok, seconds, None))
+            ok = pc.equal(table["status"], "ok")
+            table = table.append_column("seconds", pc.if_else(ok, seconds, None))
         yield table, commit
 
 
-def summarise(run: Run, rows_file: Path) -> Summary:
+def summarise(run: Run, rows_file: Location) -> Summary:
     """Aggregate a run, and write its rows without the pictures as one flat table."""
     summary = Summary(planned=run.summary.samples, units=run.summary.units)
     with publish(rows_file) as temporary, pq.ParquetWriter(temporary, FLAT_ROWS) as writer:
@@ -138,14 +136,14 @@ def summarise(run: Run, rows_file: Path) -> Summary:
 
 
 def gallery(run: Run, most: int) -> list[dict[str, Any]]:
-    """The first rows that have all three pictures."""
+    """The first rows that have their pictures."""
     found: list[dict[str, Any]] = []
     for table, _ in committed(run, ROWS.names):
         for row in table.to_pylist():
-            if row["status"] == "ok" and row["truth"] is not None:
+            if row["status"] == "ok" and row["measurement"] is not None:
                 found.append(row)
             if len(found) == most:
                 return found
-        if found and table["truth"].null_count == table.num_rows:
+        if found and table["measurement"].null_count == table.num_rows:
             break
     return found

@@ -8,18 +8,22 @@ record), so a worker thought dead that wakes up and writes again writes the same
 
 import hashlib
 import json
-import os
 import re
 import time
-import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
-from pathlib import Path
+from io import BytesIO
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+
+from pipeline import storage
+from pipeline.storage import Location, Remote, publish
+
+MAX_ERROR = 1000  # characters: names in shards can be of any length
+READERS = 16  # records of a remote run that are read at once
 
 ROWS = pa.schema(
     [
@@ -39,12 +43,16 @@ ROWS = pa.schema(
         ("ms_ssim", pa.float64()),
         ("lpips", pa.float64()),
         ("residual", pa.float64()),  # RMS of H x̂ − y on the [-1, 1] scale
-        ("restored", pa.binary()),  # PNG
-        ("measurement", pa.binary()),
-        ("truth", pa.binary()),
+        ("spread", pa.float64()),  # RMS over the pixels of the samples' standard deviation, on [-1, 1]
+        ("file", pa.string()),  # the sample's file, where the shard is a folder
+        ("restored", pa.binary()),  # of measurements in restoration.format, else PNG
+        ("measurement", pa.binary()),  # PNG
+        ("truth", pa.binary()),  # PNG
+        ("deviation", pa.binary()),  # of the samples, .npy of float16 (3, H, W) on the [-1, 1] scale
+        ("samples", pa.list_(pa.binary())),  # in restoration.format
     ]
 )
-PICTURES = ("restored", "measurement", "truth")
+PICTURES = ("restored", "measurement", "truth", "deviation", "samples")
 
 
 @dataclass(frozen=True)
@@ -76,50 +84,20 @@ class Commit:
 
 def error_text(error: Exception) -> str:
     """An exception for the `error` column, without addresses in memory: rows must not differ."""
-    return f"{type(error).__name__}: {re.sub(r' at 0x[0-9a-f]+', '', str(error))}"
+    text = re.sub(r" at 0x[0-9a-f]+", "", str(error)).encode("utf-8", "backslashreplace").decode()
+    return f"{type(error).__name__}: {text[:MAX_ERROR]}"
 
 
-@contextmanager
-def publish(target: Path, *, first: bool = False) -> Iterator[Path]:
-    """A temporary path that becomes `target` at the end of the block, atomically and durably.
-
-    first: unless somebody else's has become it in the meantime.
-    """
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.parent / f".{target.name}.{uuid.uuid4().hex}.tmp"
-    try:
-        yield temporary
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        if first:
-            try:
-                os.link(temporary, target)
-            except FileExistsError:
-                pass
-            except OSError:  # a file system without links
-                if not target.exists():
-                    os.replace(temporary, target)
-        else:
-            os.replace(temporary, target)
-        folder = os.open(target.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def data_file(run: Path, unit: str) -> Path:
+def data_file(run: Location, unit: str) -> Location:
     return run / "data" / f"{unit}.parquet"
 
 
-def commit_file(run: Path, unit: str) -> Path:
+def commit_file(run: Location, unit: str) -> Location:
     return run / "commits" / f"{unit}.json"
 
 
 def commit(
-    run: Path,
+    run: Location,
     unit: str,
     rows: list[dict[str, Any]],
     started: float,
@@ -151,11 +129,63 @@ def commit(
     return done
 
 
-def read_commit(run: Path, unit: str, config_hash: str) -> Commit | None:
-    """The unit's record if it is valid for this configuration and its data is there, else None."""
+def read_commit(run: Location, unit: str, config_hash: str) -> Commit | None:
+    """The unit's record if it is valid for this configuration and its data is there, else None.
+
+    Raises:
+        OSError: the storage cannot be read, which says nothing of the unit.
+    """
     try:
-        record = Commit(**json.loads(commit_file(run, unit).read_text()))
-        size = data_file(run, unit).stat().st_size
-    except (OSError, ValueError, TypeError):
+        record = commit_file(run, unit).read_bytes()
+        return valid(record, unit, config_hash, storage.size(data_file(run, unit)))
+    except FileNotFoundError:
         return None
-    return record if record.config_hash == config_hash and size == record.data_bytes else None
+
+
+def read_commits(
+    run: Location, units: Iterable[str], config_hash: str
+) -> Iterator[tuple[str, Commit | None]]:
+    """`read_commit` of many units, in order, from a listing of the run's folders."""
+    records, data = storage.sizes(run / "commits"), storage.sizes(run / "data")
+
+    def read(unit: str) -> tuple[str, Commit | None]:
+        record, rows = commit_file(run, unit), data_file(run, unit)
+        if record.name not in records or rows.name not in data:
+            return unit, None
+        try:
+            return unit, valid(record.read_bytes(), unit, config_hash, data[rows.name])
+        except FileNotFoundError:
+            return unit, None
+
+    if isinstance(run, Remote):
+        with ThreadPoolExecutor(READERS) as pool:
+            yield from pool.map(read, units)
+    else:
+        yield from map(read, units)
+
+
+def valid(record: bytes, unit: str, config_hash: str, data_bytes: int) -> Commit | None:
+    """The record in these bytes, if it is one of this unit, configuration and size of its data."""
+    try:
+        found = Commit(**json.loads(record))
+    except (ValueError, TypeError):
+        return None
+    stated = (found.unit, found.config_hash, found.data_bytes)
+    return found if stated == (unit, config_hash, data_bytes) else None
+
+
+def read_rows(run: Location, record: Commit, columns: list[str]) -> pa.Table:
+    """The rows of a committed unit.
+
+    Raises:
+        Damaged: the data file is not the one that was committed.
+    """
+    file = data_file(run, record.unit)
+    content = file.read_bytes()
+    if hashlib.sha256(content).hexdigest() != record.data_sha256:
+        raise Damaged(f"{file} is not the file that was committed")
+    return pq.read_table(BytesIO(content), columns=columns)
+
+
+class Damaged(Exception):
+    """A data file that was changed after its commit."""

@@ -1,24 +1,33 @@
-"""Two ways to run units: in this process, and on Ray actors. Both run `Worker.process_unit`."""
+"""Two ways to run units: in this process, and on Ray actors. Both run `Worker.process`."""
 
 import logging
 import math
+import signal
+import statistics
+import threading
 import time
 from collections import Counter, deque
 from collections.abc import Generator, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 
 from pipeline.commit import Commit
+from pipeline.inquiry import Inquiry
 from pipeline.job import Job, JobError
-from pipeline.plan import Unit
-from pipeline.worker import Worker, give_up
+from pipeline.plan import Unit, read_members
+from pipeline.storage import Location, at, pause
+from pipeline.worker import Task, Worker, give_up
 
 POLL_SECONDS = 0.5
 START_ATTEMPTS = 3
+SCALE_SECONDS = 2.0  # between looks at the nodes of the cluster
+FROZEN_SECONDS = 120.0  # without an answer, after which a worker is replaced
+SLOW = 1.5  # times the usual duration of a unit, after which an idle worker does it too
+SLOW_SECONDS = 5.0  # at least
+DEATHS_IN_A_ROW = 30  # of workers without any success: more than one bad sample takes to be found
 
 
 @dataclass
@@ -30,6 +39,7 @@ class Live:
         busy: seconds that the workers have spent in samplers; busy_retired: those that are gone.
         started: when the first worker was ready, by time.perf_counter.
         notes: what the user should know.
+        stopping: set from outside: finish the units in hand and begin no others.
     """
 
     in_hand: int = 0
@@ -38,14 +48,21 @@ class Live:
     workers: int = 0
     started: float | None = None
     notes: list[str] = field(default_factory=list)
+    stopping: bool = False
 
 
 def default_device() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def in_process(job: Job, run: Path, units: Iterable[Unit], live: Live) -> Generator[Commit, None, None]:
-    """Run the units one after another in this process."""
+def in_process(
+    job: Job, run: Location, units: Iterable[Unit], live: Live, failed_only: bool = False
+) -> Generator[Commit, None, None]:
+    """Run the units one after another in this process.
+
+    Raises:
+        JobError: the storage fails, again and again.
+    """
 
     def update() -> None:
         live.in_hand, live.busy = worker.in_hand, worker.busy
@@ -53,155 +70,349 @@ def in_process(job: Job, run: Path, units: Iterable[Unit], live: Live) -> Genera
     worker = Worker(job, run, default_device(), on_batch=update)
     live.workers, live.started = 1, time.perf_counter()
     for unit in units:
-        commit = worker.process_unit(unit, attempt=1)
+        if live.stopping:
+            return
+        yield persistently(worker, Task(unit, failed_only=failed_only), live)
         live.in_hand = 0
-        live.notes += commit.notes
-        yield commit
+
+
+def persistently(worker: Worker, task: Task, live: Live) -> Commit:
+    """Process a unit; storage that fails is tried again after a pause."""
+    attempts = worker.job.compute.attempts
+    for attempt in range(1, attempts + 1):
+        try:
+            commit = worker.process(task)
+            live.notes += commit.notes
+            return commit
+        except OSError as error:
+            if attempt == attempts:
+                raise storage_failure(error) from error
+            live.notes.append(f"unit {task.unit.unit}, storage: {error}; trying again")
+            time.sleep(pause(attempt))
+    raise AssertionError("unreachable")
+
+
+def storage_failure(error: Exception) -> JobError:
+    return JobError(f"storage: {error}; the same command continues when this is mended")
 
 
 def on_ray(
-    job: Job, run: Path, units: Iterable[Unit], live: Live, address: str | None
+    job: Job,
+    run: Location,
+    units: Iterable[Unit],
+    live: Live,
+    address: str | None,
+    failed_only: bool = False,
 ) -> Generator[Commit, None, None]:
     """Run the units on Ray actors, each of which takes the next unit when it is free.
 
     Raises:
-        JobError: no cluster at the address, or the actors cannot start.
+        JobError: no cluster at the address, the actors cannot start, or the storage fails.
     """
     with connected(address):
-        pool = Pool(job, run, units, live)
+        pool = Pool(job, run, units, live, failed_only)
         try:
             yield from pool.work()
         finally:
             pool.close()
 
 
+@dataclass
+class Working:
+    """What an actor is doing: a unit, or a range of the samples of one under inquiry."""
+
+    actor: Any
+    task: Task
+    inquiry: Inquiry | None = None
+    since: float = field(default_factory=time.monotonic)
+
+
 class Pool:
     """The driver's side: actors, the queue of units, and what to do when one of them fails.
 
-    An actor that dies, or whose unit raises (a broken GPU fails everything after it), is replaced and
-    the unit tried again; after `compute.attempts` failures the unit is committed as failed rows and
-    the job goes on. Actors for which the cluster has no room yet wait for it and start when it has.
+    An actor that dies, or whose unit raises (a broken GPU fails everything after it), is replaced and the
+    unit tried again; after `compute.attempts` deaths the samples that kill are searched by bisection,
+    recorded as failed, and the rest of the unit is restored. Storage that fails is tried again after a
+    pause, then ends the job: it says nothing of the samples.
+
+    The number of actors follows the cluster. When nothing is left to begin, idle actors do slow units a
+    second time; the first commit counts, and the other is the same.
     """
 
-    def __init__(self, job: Job, run: Path, units: Iterable[Unit], live: Live):
+    def __init__(self, job: Job, run: Location, units: Iterable[Unit], live: Live, failed_only: bool):
         import ray
 
         self.job, self.run, self.live, self.ray = job, run, live, ray
-        self.queue = deque(units)
-        self.attempts: Counter[str] = Counter()
-        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-        self.size = actor_size(job, nodes, live)
-        self.actor_class = ray.remote(RayWorker).options(
-            num_cpus=self.size.cpus,
-            num_gpus=self.size.gpus,
-            max_restarts=0,  # a dead actor is replaced here, where its unit is known
-            max_task_retries=0,
-            max_concurrency=2,  # process_unit, and state beside it
-        )
+        # The largest first, so that no long unit is begun last.
+        tasks = (Task(unit, failed_only=failed_only) for unit in units)
+        self.queue = deque(sorted(tasks, key=lambda task: -task.unit.samples))
+        self.inquiries: deque[Inquiry] = deque()  # whose next range may begin
+        self.outstanding = {task.unit.unit for task in self.queue}
+        self.deaths: Counter[str] = Counter()
+        self.storage_failures: Counter[str] = Counter()
+        self.deaths_in_a_row = 0
+        self.durations: deque[float] = deque(maxlen=100)  # seconds per sample
+        self.size = actor_size(job, self.nodes(), live)
+        self.device = "cuda" if self.size.gpus else "cpu"
         self.starting: dict[Any, Any] = {}  # reference → actor
-        self.working: dict[Any, tuple[Any, Unit]] = {}  # reference → (actor, its unit)
+        self.working: dict[Any, Working] = {}  # reference → what for
+        self.idle: dict[Any, float] = {}  # actor → when it may begin something, by time.monotonic
         self.states: dict[Any, tuple[int, float]] = {}  # actor → (samples in hand, seconds busy)
-        self.asked: dict[Any, Any] = {}  # reference to a state → actor
-        self.last_asked = 0.0
+        self.asked: dict[Any, tuple[Any, float]] = {}  # reference to a state → (actor, since when)
+        self.last_asked = self.last_scaled = -math.inf
         self.failed_starts = 0
+        self.hire_again = -math.inf  # by time.monotonic, after starts that failed
+        self.most_actors = 0
+        self.inquired: set[str] = set()
+
+    def nodes(self) -> list[dict[str, float]]:
+        return [node["Resources"] for node in self.ray.nodes() if node["Alive"]]
 
     def work(self) -> Iterator[Commit]:
-        for _ in range(min(self.size.count, len(self.queue))):
-            self.hire()
-        while self.queue or self.working:
-            references = [*self.starting, *self.working, *self.asked]
-            ready, _ = self.ray.wait(references, timeout=POLL_SECONDS)
-            for reference in ready:
+        while self.outstanding:
+            if self.live.stopping:
+                if not self.working:
+                    return
+            else:
+                self.scale()
+                self.assign()
+            for reference in self.ready():
                 if reference in self.asked:
                     self.note_state(reference)
+                elif reference in self.starting:
+                    self.started(reference)
                 elif (commit := self.settle(reference)) is not None:
                     self.live.in_hand = max(0, self.live.in_hand - commit.rows)  # until the next state
                     yield commit
             self.ask_states()
 
+    def ready(self) -> list[Any]:
+        """References that have come to something, waited for a moment."""
+        references = [*self.starting, *self.working, *self.asked]
+        if not references:
+            time.sleep(POLL_SECONDS)
+            return []
+        ready: list[Any] = self.ray.wait(references, timeout=POLL_SECONDS)[0]
+        return ready
+
     def close(self) -> None:
         for actor in (*self.starting.values(), *self.states):
             self.ray.kill(actor)
 
+    # ---- actors
+
+    def scale(self) -> None:
+        """Have as many actors as the cluster holds and the work needs."""
+        if time.monotonic() - self.last_scaled < SCALE_SECONDS:
+            return
+        self.last_scaled = time.monotonic()
+        wanted = self.job.compute.actors
+        if wanted == "auto":
+            wanted = capacity(self.size, self.nodes())
+        missing = min(wanted, len(self.outstanding)) - len(self.starting) - len(self.states)
+        for _ in range(missing if time.monotonic() >= self.hire_again else 0):
+            self.hire()
+        self.most_actors = max(self.most_actors, len(self.starting) + len(self.states))
+
     def hire(self) -> None:
-        device = "cuda" if self.size.gpus else "cpu"
-        actor = self.actor_class.remote(self.job.model_dump(), str(self.run), device)
+        actor_class = self.ray.remote(RayWorker).options(
+            num_cpus=self.size.cpus,
+            num_gpus=self.size.gpus,
+            max_restarts=0,  # a dead actor is replaced here, where its unit is known
+            max_task_retries=0,
+            max_concurrency=2,  # process or probe, and state beside it
+        )
+        actor = actor_class.remote(self.job.model_dump(), str(self.run), self.device)
         self.starting[actor.state.remote()] = actor
 
-    def assign(self, actor: Any) -> None:
-        """Give a free actor the next unit, or let it go."""
-        if self.queue:
-            unit = self.queue.popleft()
-            self.working[actor.process_unit.remote(unit, self.attempts[unit.unit] + 1)] = (actor, unit)
-        else:
-            self.dismiss(actor)
+    def started(self, reference: Any) -> None:
+        actor = self.starting.pop(reference)
+        try:
+            self.states[actor] = self.ray.get(reference)
+        except self.ray.exceptions.RayError as error:
+            self.ray.kill(actor)
+            self.failed_starts += 1
+            if self.failed_starts >= START_ATTEMPTS and not self.states:
+                raise JobError(f"the workers cannot start: {reason(error)}") from error
+            self.hire_again = time.monotonic() + pause(self.failed_starts)  # the others go on meanwhile
+            self.live.notes.append(f"a worker could not start: {reason(error)}")
+            return
+        self.failed_starts = 0
+        self.idle[actor] = 0.0
+        if self.live.started is None:
+            self.live.started = time.perf_counter()
 
     def dismiss(self, actor: Any) -> None:
+        """Be rid of an actor; another takes its place if there is room for it."""
         self.live.busy_retired += self.states.pop(actor, (0, 0.0))[1]
+        self.idle.pop(actor, None)
+        self.asked = {reference: asked for reference, asked in self.asked.items() if asked[0] is not actor}
         self.ray.kill(actor)
+        self.last_scaled = -math.inf
+
+    # ---- work
+
+    def assign(self) -> None:
+        """Give every actor that is free something to do, as long as there is something."""
+        now = time.monotonic()
+        for actor in [actor for actor, since in self.idle.items() if since <= now]:
+            if self.inquiries:
+                inquiry = self.inquiries.popleft()
+                reference = actor.probe.remote(inquiry.task.unit, *inquiry.suspects[-1])
+                self.working[reference] = Working(actor, inquiry.task, inquiry)
+            elif (next_task := self.next_task()) is not None:
+                self.working[actor.process.remote(next_task)] = Working(actor, next_task)
+            else:
+                return
+            del self.idle[actor]
+
+    def next_task(self) -> Task | None:
+        """The next unit, or a slow one that only one actor is doing."""
+        while self.queue:
+            task = self.queue.popleft()
+            if task.unit.unit in self.outstanding:
+                return task
+        if not self.durations:
+            return None
+        usual = statistics.median(self.durations)
+        copies = Counter(working.task.unit.unit for working in self.working.values())
+        slow = [
+            working
+            for working in self.working.values()
+            if working.inquiry is None
+            and copies[working.task.unit.unit] == 1
+            and time.monotonic() - working.since > max(SLOW_SECONDS, SLOW * usual * working.task.unit.samples)
+        ]
+        return min(slow, key=lambda working: working.since).task if slow else None
 
     def settle(self, reference: Any) -> Commit | None:
-        """What came of a start or a unit: the next unit for its actor, or another actor for its unit."""
-        unit: Unit | None = None
-        if reference in self.starting:
-            actor = self.starting.pop(reference)
-        else:
-            actor, unit = self.working.pop(reference)
+        """What came of a unit, or of a range under inquiry."""
+        done = self.working.pop(reference)
         try:
             result = self.ray.get(reference)
         except self.ray.exceptions.RayError as error:
-            self.dismiss(actor)
-            if unit is None:
-                self.after_failed_start(error)
+            cause = getattr(error, "cause", None)
+            if isinstance(cause, JobError):
+                raise cause from error
+            if isinstance(cause, OSError):
+                self.after_storage_failure(done, cause)
                 return None
-            return self.after_failed_unit(unit, reason(error))
-        self.states.setdefault(actor, (0, 0.0))
-        if self.live.started is None:
-            self.live.started = time.perf_counter()
-        self.assign(actor)
-        if unit is None:
+            self.dismiss(done.actor)
+            return self.after_death(done, reason(error))
+        self.idle[done.actor] = 0.0
+        self.deaths_in_a_row = 0
+        if done.inquiry is not None:
+            done.inquiry.survived()
+            self.inquire(done.inquiry)
             return None
         commit: Commit = result
         self.live.notes += commit.notes
+        if commit.rows:
+            self.durations.append((time.monotonic() - done.since) / commit.rows)
+        return self.finish(commit)
+
+    def finish(self, commit: Commit) -> Commit | None:
+        """The commit, if it is the first of its unit."""
+        if commit.unit not in self.outstanding:
+            return None
+        self.outstanding.remove(commit.unit)
         return commit
 
-    def after_failed_start(self, error: Exception) -> None:
-        self.failed_starts += 1
-        if self.failed_starts >= START_ATTEMPTS and not self.states:
-            raise JobError(f"the workers cannot start: {reason(error)}") from error
-        if self.failed_starts < START_ATTEMPTS:
-            self.hire()
-        else:  # the others go on without it
-            self.live.notes.append(f"one worker less: {reason(error)}")
+    def after_storage_failure(self, done: Working, error: OSError) -> None:
+        unit = done.task.unit.unit
+        self.storage_failures[unit] += 1
+        failures = self.storage_failures[unit]
+        if failures >= self.job.compute.attempts:
+            raise storage_failure(error) from error
+        self.live.notes.append(f"unit {unit}, storage: {error}; trying again")
+        self.idle[done.actor] = time.monotonic() + pause(failures)  # another one may see the storage
+        if done.inquiry is not None:
+            self.inquiries.append(done.inquiry)
+        else:
+            self.queue.appendleft(done.task)
 
-    def after_failed_unit(self, unit: Unit, why: str) -> Commit | None:
-        self.attempts[unit.unit] += 1
-        attempt = self.attempts[unit.unit]
-        self.live.notes.append(f"unit {unit.unit}, attempt {attempt}: {why}")
-        given_up = attempt >= self.job.compute.attempts
-        if not given_up:
-            self.queue.append(unit)
-        if self.queue:
-            self.hire()
-        return give_up(self.job, self.run, unit, attempt, why) if given_up else None
+    def after_death(self, done: Working, why: str) -> Commit | None:
+        unit, task = done.task.unit, done.task
+        if unit.unit not in self.outstanding:  # the other actor that did it was faster
+            return None
+        self.deaths_in_a_row += 1
+        if self.deaths_in_a_row >= DEATHS_IN_A_ROW + self.most_actors:  # which a lost rack takes at once
+            raise JobError(
+                f"{self.deaths_in_a_row} workers died one after another, the last of them so: {why}; "
+                "the same command continues when this is mended"
+            )
+        if done.inquiry is not None:
+            done.inquiry.died()
+            self.inquire(done.inquiry)
+            return None
+        self.deaths[unit.unit] += 1
+        deaths, attempts = self.deaths[unit.unit], self.job.compute.attempts
+        self.live.notes.append(f"unit {unit.unit}, attempt {deaths}: {why}")
+        task = replace(task, attempt=deaths + 1)
+        if any(other.task.unit == unit for other in self.working.values()):
+            return None
+        if deaths >= attempts and unit.unit not in self.inquired:
+            self.inquired.add(unit.unit)
+            self.deaths[unit.unit] = attempts
+            self.live.notes.append(f"unit {unit.unit}: searching for the samples that end its worker")
+            self.inquire(Inquiry(task))
+        elif deaths < 2 * attempts:
+            self.queue.append(task)
+        else:
+            return self.finish(give_up(self.job, self.run, task, why))
+        return None
+
+    def inquire(self, inquiry: Inquiry) -> None:
+        """Go on with an inquiry, or with its unit if it is finished."""
+        if not inquiry.finished:
+            self.inquiries.append(inquiry)
+            return
+        keys = read_members(self.run / "plan.parquet", inquiry.task.unit).keys
+        poison = frozenset(keys[place] for place in inquiry.poison)
+        for key in sorted(poison):
+            self.live.notes.append(f"{key}: its restoration ends the process, recorded as failed")
+        self.queue.append(replace(inquiry.task, poison=poison))
+
+    # ---- states
 
     def ask_states(self) -> None:
-        """Twice a second, have one question for its state under way to every actor, for the display."""
-        if time.monotonic() - self.last_asked < POLL_SECONDS:
+        """Twice a second, have one question for its state under way to every actor.
+
+        The answers are for the display; one that never comes tells that the actor is frozen.
+        """
+        now = time.monotonic()
+        if now - self.last_asked < POLL_SECONDS:
             return
-        self.last_asked = time.monotonic()
-        waiting = set(self.asked.values())
+        self.last_asked = now
+        for actor, since in list(self.asked.values()):
+            if now - since > FROZEN_SECONDS:
+                self.frozen(actor)
+        waiting = {actor for actor, _ in self.asked.values()}
         for actor in self.states:
             if actor not in waiting:
-                self.asked[actor.state.remote()] = actor
+                self.asked[actor.state.remote()] = (actor, now)
         self.live.workers = len(self.states)
 
+    def frozen(self, actor: Any) -> None:
+        """Replace an actor that does not answer. If it wakes up, it writes what the other one wrote."""
+        self.live.notes.append(f"a worker has not answered for {FROZEN_SECONDS:.0f} s and is replaced")
+        for reference, working in list(self.working.items()):
+            if working.actor is actor:
+                del self.working[reference]
+                if working.inquiry is not None:
+                    self.inquiries.append(working.inquiry)
+                elif working.task.unit.unit in self.outstanding:
+                    self.queue.append(working.task)
+        self.dismiss(actor)
+
     def note_state(self, reference: Any) -> None:
-        actor = self.asked.pop(reference)
+        actor, _ = self.asked.pop(reference)
         try:
             state = self.ray.get(reference)
         except self.ray.exceptions.RayError:
-            return  # `settle` learns of it from the unit's reference
+            if actor in self.idle:  # else `settle` learns of it from the unit's reference
+                self.dismiss(actor)
+            return
         if actor in self.states:
             self.states[actor] = state
         self.live.in_hand = sum(in_hand for in_hand, _ in self.states.values())
@@ -212,10 +423,13 @@ class RayWorker:
     """The actor: a `Worker` whose state can be read while it works."""
 
     def __init__(self, job: dict[str, Any], run: str, device: str):
-        self.worker = Worker(Job.model_validate(job), Path(run), device)
+        self.worker = Worker(Job.model_validate(job), at(run), device)
 
-    def process_unit(self, unit: Unit, attempt: int) -> Commit:
-        return self.worker.process_unit(unit, attempt)
+    def process(self, task: Task) -> Commit:
+        return self.worker.process(task)
+
+    def probe(self, unit: Unit, first: int, last: int) -> None:
+        self.worker.probe(unit, first, last)
 
     def state(self) -> tuple[int, float]:
         return self.worker.in_hand, self.worker.busy
@@ -223,13 +437,14 @@ class RayWorker:
 
 @dataclass(frozen=True)
 class ActorSize:
-    count: int
+    """What each actor asks for."""
+
     cpus: float
     gpus: float
 
 
 def actor_size(job: Job, nodes: list[dict[str, float]], live: Live) -> ActorSize:
-    """How many actors the nodes of a cluster hold, and what each of them asks for.
+    """What each actor asks of a cluster with these nodes.
 
     Args:
         nodes: resources of each node, {"CPU": 96, "GPU": 8}.
@@ -244,22 +459,29 @@ def actor_size(job: Job, nodes: list[dict[str, float]], live: Live) -> ActorSize
         wanted = 0.0
     if wanted:
         places = [(node.get("CPU", 0.0), math.floor(node.get("GPU", 0.0) / wanted)) for node in nodes]
-        count = sum(n for _, n in places)
         # All the GPUs of a node are used, even if each actor then gets fewer cores than it asked for.
         share = min((c / n for c, n in places if n), default=0.0)
     else:
         share = max((node.get("CPU", 0.0) for node in nodes), default=0.0)
-    per_actor = min(float(job.compute.cpus_per_actor), share if share < 1 else math.floor(share))
-    if not wanted:
-        count = sum(math.floor(node.get("CPU", 0.0) / per_actor) for node in nodes) if per_actor else 0
-    if count == 0:
+    size = ActorSize(
+        min(float(job.compute.cpus_per_actor), share if share < 1 else math.floor(share)), wanted
+    )
+    if capacity(size, nodes) == 0:
         raise JobError(
             f"compute: no node holds an actor of {wanted:g} GPUs (gpus_per_actor); the cluster has "
             f"{gpus:g} GPUs and {cpus:g} CPU cores on {len(nodes)} nodes"
         )
-    if job.compute.actors != "auto":
-        count = min(count, job.compute.actors)
-    return ActorSize(count, per_actor, wanted)
+    return size
+
+
+def capacity(size: ActorSize, nodes: list[dict[str, float]]) -> int:
+    """How many actors fit on the nodes."""
+
+    def on(node: dict[str, float]) -> int:
+        kinds = [("CPU", size.cpus), ("GPU", size.gpus)]
+        return min((math.floor(node.get(kind, 0.0) / each) for kind, each in kinds if each), default=0)
+
+    return sum(map(on, nodes))
 
 
 @contextmanager
@@ -271,6 +493,7 @@ def connected(address: str | None) -> Iterator[None]:
         yield
         return
     local = address in (None, "local")
+    handler = signal.getsignal(signal.SIGTERM)
     try:
         ray.init(
             address="local" if local else address,
@@ -280,6 +503,8 @@ def connected(address: str | None) -> Iterator[None]:
         )
     except (ConnectionError, ValueError, RuntimeError) as error:
         raise JobError(f"--address {address}: {error}") from error
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, handler)  # Ray has put its own there, which ends the process
     try:
         yield
     finally:

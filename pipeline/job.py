@@ -12,6 +12,7 @@ from pydantic import (
     NonNegativeFloat,
     PositiveFloat,
     PositiveInt,
+    ValidationError,
     field_validator,
     model_validator,
 )
@@ -20,11 +21,19 @@ import operators
 import priors
 import samplers
 from operators.registry import SpecError
-from pipeline import score
+from pipeline import score, storage
+from priors.tiled import OVERLAP
 
 Spec = dict[str, Any]
 
-OPERATIONAL = ("output", "prior.path", "compute.actors", "compute.gpus_per_actor", "compute.attempts")
+OPERATIONAL = (
+    "output",
+    "prior.path",
+    "data.checksums",
+    "compute.actors",
+    "compute.gpus_per_actor",
+    "compute.attempts",
+)
 """Fields that may change between a run and its continuation; of the prior, the checksum must not."""
 
 
@@ -37,12 +46,22 @@ class Model(BaseModel):
 
 
 class Data(Model):
-    """The images: WebDataset shards, uncompressed tars."""
+    """The images or measurements: WebDataset shards, uncompressed tars, or folders of files."""
 
     shards: str | list[str] = Field(
-        description="Paths with braces {0000..0049} and globs, or builtin:scikit-image."
+        description="Paths and s3:// or gs:// URLs, with braces {0000..0049} and globs; a folder stands for "
+        "the files in it; or builtin:scikit-image."
     )
-    size: PositiveInt = Field(default=256, description="Side of the square images, pixels.")
+    kind: Literal["images", "measurements"] = Field(
+        default="images",
+        description="images are degraded, restored and compared. measurements are degraded already: "
+        "images, or .npy of float (C, h, w) on [-1, 1]; they are restored as they are, in any size.",
+    )
+    size: PositiveInt = Field(
+        default=256,
+        description="Side of the square images, pixels; of measurements, the side of the tiles that the "
+        "network sees of larger images.",
+    )
     fit: Literal["exact", "resize_crop"] = Field(
         default="exact",
         description="exact: an image of another size is a failed row. resize_crop: shorter side to "
@@ -52,7 +71,33 @@ class Data(Model):
         default="refuse",
         description="A truncated or unreadable shard: refuse the job, or do what is readable in it.",
     )
+    checksums: Literal["check", "ignore"] = Field(
+        default="check",
+        description="Whether shards are read once at planning to compare them with the SHA256SUMS beside "
+        "them, where there is one.",
+    )
     limit: PositiveInt | None = Field(default=None, description="Only the first N samples.")
+
+    @field_validator("shards")
+    @classmethod
+    def no_secrets(cls, value: str | list[str]) -> str | list[str]:
+        for pattern in [value] if isinstance(value, str) else value:
+            storage.at(pattern)
+        return value
+
+
+class Restoration(Model):
+    """What is written of each restored measurement."""
+
+    format: Literal["png", "png16", "jpeg", "webp"] = Field(
+        default="png", description="png16 has 16 bits a channel; jpeg and webp have quality 95."
+    )
+    samples_per_image: PositiveInt = Field(
+        default=1,
+        description="K > 1: the restoration is the mean of K samples; the samples and their standard "
+        "deviation per pixel are written beside it.",
+    )
+    overlap: PositiveInt = Field(default=OVERLAP, description="Of neighbouring tiles at least, pixels.")
 
 
 class Degradation(Model):
@@ -121,6 +166,11 @@ class Compute(Model):
         return value
 
 
+def default_metrics(fields: dict[str, Any]) -> list[str]:
+    data = fields.get("data")
+    return [] if isinstance(data, Data) and data.kind == "measurements" else ["psnr", "ssim", "ms_ssim"]
+
+
 class Job(Model):
     """One run. The same job gives the same rows, whatever the number of actors or interruptions."""
 
@@ -128,30 +178,57 @@ class Job(Model):
     degradation: Degradation
     prior: Spec = Field(default={"name": "natural"}, description="See `kintsugi list priors`.")
     sampler: Spec = Field(default={"name": "conjugate"}, description="See `kintsugi list samplers`.")
-    metrics: list[str] = Field(default=["psnr", "ssim", "ms_ssim"])
+    metrics: list[str] = Field(default_factory=default_metrics, validate_default=True)
+    restoration: Restoration = Restoration()
     compute: Compute = Compute()
     images: Literal["none", "restored", "all"] = Field(
         default="restored",
         description="Pictures kept in the rows, PNG. The first images keep all three, for the report.",
     )
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
-    output: str = Field(description="The run directory.")
+    output: str = Field(description="The run directory: a path, or an s3:// or gs:// URL.")
+
+    @field_validator("output")
+    @classmethod
+    def no_secrets(cls, value: str) -> str:
+        storage.at(value)
+        return value
 
     @model_validator(mode="after")
     def check_parts(self) -> "Job":
         """Build what is cheap to build, so that a bad spec is found before anything runs."""
-        shape = (3, self.data.size, self.data.size)
         try:
-            operator = operators.build(self.degradation.operator, shape)
+            operator = operators.build(self.degradation.operator, self.image_shape)
         except SpecError as error:
-            raise ValueError(f"degradation.{error}") from error
-        if self.degradation.poisson is not None and not operator.pixels:
-            name = self.degradation.operator["name"]
-            raise ValueError(f"degradation.poisson: the measurement of {name!r} is no image of photon counts")
+            cause = error.__cause__
+            of_shape = isinstance(cause, ValueError) and not isinstance(cause, ValidationError)
+            # Measurements have sizes of their own, which may fit where `data.size` does not.
+            if not (self.measured and of_shape):
+                raise ValueError(f"degradation.{error}") from error
+        else:
+            if self.degradation.poisson is not None and not operator.pixels:
+                name = self.degradation.operator["name"]
+                raise ValueError(
+                    f"degradation.poisson: the measurement of {name!r} is no image of photon counts"
+                )
         samplers.build(self.sampler)
         priors.check(self.prior)
+        if isinstance(path := self.prior.get("path"), str):
+            storage.at(path)
+        if self.measured and self.metrics:
+            listed = ", ".join(self.metrics)
+            raise ValueError(
+                f"metrics: {listed} compare with the truth, which measurements do not have; set metrics=[]"
+            )
+        if not self.measured and self.restoration != Restoration():
+            raise ValueError("restoration: is for data.kind=measurements; leave it out")
         score.check(self.metrics, self.data.size)
         return self
+
+    @property
+    def measured(self) -> bool:
+        """Whether the data are measurements."""
+        return self.data.kind == "measurements"
 
     @property
     def image_shape(self) -> tuple[int, int, int]:

@@ -3,33 +3,40 @@
 import hashlib
 import json
 from array import array
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, fields
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipeline.commit import publish
+from pipeline import shards
 from pipeline.job import Data, JobError
-from pipeline.shards import DamagedShard, Sample, index
+from pipeline.shards import SHA256SUMS, DamagedShard, Sample
+from pipeline.storage import Location, Remote, at, parquet, publish
 
 SUMMARY = "kintsugi.summary"  # key of the plan file's metadata
 GROUP = 64  # units per row group: how much of the plan is in memory at a time
+IN_FLIGHT = 8  # shards read at once where storage is far away, or where all of it is read
 
 SCHEMA = pa.schema(
     [
         ("unit", pa.string()),
         ("shard", pa.string()),
-        ("shard_bytes", pa.int64()),
+        ("shard_size", pa.int64()),
         ("first", pa.int64()),
         ("start", pa.int64()),
         ("samples", pa.int64()),
         ("offset", pa.int64()),
         ("end", pa.int64()),
         ("keys", pa.list_(pa.string())),
+        ("files", pa.list_(pa.string())),  # where the shard is a folder
     ]
 )
 
@@ -40,13 +47,14 @@ class Unit:
 
     Attributes:
         unit: its name, a function of the shard's position and `start` alone.
+        shard_size: `shards.measure` of the shard.
         first: position of its first sample in the job; start: in the shard.
         offset, end: the bytes of the shard that hold its samples.
     """
 
     unit: str
     shard: str
-    shard_bytes: int
+    shard_size: int
     first: int
     start: int
     samples: int
@@ -65,31 +73,41 @@ class PlanSummary:
     empty: list[str]
 
 
+@dataclass(frozen=True)
+class Indexed:
+    """A shard on its way into the plan."""
+
+    shard: Location
+    size: int
+    samples: Iterable[Sample]
+
+
 def make_plan(
     data: Data,
-    paths: list[Path],
+    paths: Sequence[Location],
     unit_size: int,
-    target: Path,
+    target: Location,
     on_unit: Callable[[Unit], None] = lambda unit: None,
 ) -> PlanSummary:
     """Index the shards and write the plan to `target`; memory grows by 8 bytes a sample.
 
     Raises:
-        JobError: damaged shards (unless salvaged), a key that occurs twice, or no samples at all.
+        JobError: missing or damaged shards (unless salvaged), a key that occurs twice, or no samples.
     """
     damaged: dict[str, str] = {}
     empty: list[str] = []
     hashes = array("Q")
     units = samples = 0
+    if data.checksums == "check":
+        damaged |= changed_contents(paths)
     with publish(target) as temporary:
         with pq.ParquetWriter(temporary, SCHEMA, compression="zstd") as writer:
             found = divide(paths, unit_size, data.limit, damaged, empty)
             while group := list(islice(found, GROUP)):
-                rows = [{**asdict(unit), "keys": keys} for unit, keys in group]
-                writer.write_table(pa.Table.from_pylist(rows, SCHEMA))
-                for unit, keys in group:
-                    hashes.extend(key_hash(key) for key in keys)
-                    units, samples = units + 1, samples + len(keys)
+                writer.write_table(pa.Table.from_pylist([row for _, row in group], SCHEMA))
+                for unit, row in group:
+                    hashes.extend(map(key_hash, row["keys"]))
+                    units, samples = units + 1, samples + unit.samples
                     on_unit(unit)
             summary = PlanSummary([str(path) for path in paths], units, samples, damaged, empty)
             writer.add_key_value_metadata({SUMMARY: json.dumps(asdict(summary))})
@@ -105,45 +123,100 @@ def make_plan(
     return summary
 
 
+def changed_contents(paths: Sequence[Location]) -> dict[str, str]:
+    """What is wrong with the shards whose checksums are stated beside them, by shard."""
+    stated = {folder: shards.stated_checksums(folder) for folder in dict.fromkeys(p.parent for p in paths)}
+    checked = [path for path in paths if path.name in stated[path.parent]]
+    with ThreadPoolExecutor(IN_FLIGHT) as pool:
+        found = dict(zip(checked, pool.map(checksum, checked), strict=True))
+    return {
+        str(path): f"its SHA-256 is {now}, {SHA256SUMS} says {stated[path.parent][path.name]}"
+        for path, now in found.items()
+        if now != stated[path.parent][path.name]
+    }
+
+
+def checksum(shard: Location) -> str:
+    try:
+        return shards.checksum(shard)
+    except OSError as error:
+        raise JobError(f"data.shards: {shard} cannot be read: {error}") from error
+
+
 def divide(
-    paths: list[Path], unit_size: int, limit: int | None, damaged: dict[str, str], empty: list[str]
-) -> Iterator[tuple[Unit, list[str]]]:
-    """Units and their keys in order; what is wrong with shards goes into `damaged` and `empty`."""
+    paths: Sequence[Location], unit_size: int, limit: int | None, damaged: dict[str, str], empty: list[str]
+) -> Iterator[tuple[Unit, dict[str, Any]]]:
+    """Units and their rows in order; what is wrong with shards goes into `damaged` and `empty`."""
     first = 0
-    for number, path in enumerate(paths):
-        size, start = path.stat().st_size, 0
-        samples = islice(readable(path, damaged), None if limit is None else limit - first)
+    for number, found in enumerate(indexed(paths, damaged)):
+        start = 0
+        samples = islice(found.samples, None if limit is None else limit - first)
         while batch := list(islice(samples, unit_size)):
             unit = Unit(
                 unit=f"{number:05d}-{start:07d}",
-                shard=str(path),
-                shard_bytes=size,
+                shard=str(found.shard),
+                shard_size=found.size,
                 first=first,
                 start=start,
                 samples=len(batch),
                 offset=batch[0].offset,
                 end=batch[-1].end,
             )
-            yield unit, [checked_key(path, sample.key) for sample in batch]
+            keys = [checked_key(found.shard, sample.key) for sample in batch]
+            files = [sample.file for sample in batch] if batch[0].file is not None else None
+            yield unit, {**asdict(unit), "keys": keys, "files": files}
             start, first = start + len(batch), first + len(batch)
-        if start == 0 and first != limit and str(path) not in damaged:
-            empty.append(str(path))
+        if start == 0 and first != limit and str(found.shard) not in damaged:
+            empty.append(str(found.shard))
 
 
-def readable(path: Path, damaged: dict[str, str]) -> Iterator[Sample]:
+def indexed(paths: Sequence[Location], damaged: dict[str, str]) -> Iterator[Indexed]:
+    """The shards with their samples, in order. Of remote ones several are read at once, and whole."""
+
+    def read(path: Location) -> Indexed:
+        found = open_shard(path, damaged)
+        return Indexed(path, found.size, list(found.samples))
+
+    pool = ThreadPoolExecutor(IN_FLIGHT)
+    reading: deque[Future[Indexed] | Path] = deque()
     try:
-        yield from index(path)
+        for path in paths:
+            reading.append(pool.submit(read, path) if isinstance(path, Remote) else path)
+            if len(reading) == IN_FLIGHT:
+                yield result(reading.popleft(), damaged)
+        while reading:
+            yield result(reading.popleft(), damaged)
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def result(read: Future[Indexed] | Path, damaged: dict[str, str]) -> Indexed:
+    return open_shard(read, damaged) if isinstance(read, Path) else read.result()
+
+
+def open_shard(path: Location, damaged: dict[str, str]) -> Indexed:
+    try:
+        return Indexed(path, shards.measure(path), readable(path, damaged))
+    except FileNotFoundError as error:
+        raise JobError(f"data.shards: no such file: {path}") from error
+    except OSError as error:
+        raise JobError(f"data.shards: {path} cannot be read: {error}") from error
+
+
+def readable(path: Location, damaged: dict[str, str]) -> Iterator[Sample]:
+    try:
+        yield from shards.index(path)
     except DamagedShard as damage:
         damaged[str(path)] = str(damage)
     except OSError as error:
         raise JobError(f"data.shards: {path} cannot be read: {error}") from error
 
 
-def checked_key(path: Path, key: str) -> str:
+def checked_key(shard: Location, key: str) -> str:
     try:
         key.encode()
     except UnicodeEncodeError:
-        raise JobError(f"data.shards: {path}: the member name {key!r} is not UTF-8") from None
+        raise JobError(f"data.shards: {shard}: the member name {key!r} is not UTF-8") from None
     return key
 
 
@@ -153,8 +226,8 @@ def key_hash(key: str) -> int:
 
 def refuse_duplicates(plan: Path, hashes: np.ndarray) -> None:
     """Raise a JobError that names keys occurring more than once, and where."""
-    values, counts = np.unique(hashes, return_counts=True)
-    suspects = set(values[counts > 1].tolist())
+    ordered = np.sort(hashes)
+    suspects = set(ordered[1:][ordered[1:] == ordered[:-1]].tolist())
     if not suspects:
         return
     places: dict[str, list[str]] = {}
@@ -172,25 +245,49 @@ def refuse_duplicates(plan: Path, hashes: np.ndarray) -> None:
         )
 
 
-def read_summary(plan: Path) -> PlanSummary:
-    return PlanSummary(**json.loads(pq.read_metadata(plan).metadata[SUMMARY.encode()]))
+def read_summary(plan: Location) -> PlanSummary:
+    with parquet(plan) as file:
+        return PlanSummary(**json.loads(file.metadata.metadata[SUMMARY.encode()]))
 
 
-def read_units(plan: Path) -> Iterator[Unit]:
+def read_units(plan: Location) -> Iterator[Unit]:
     """The units in order, without their keys."""
     columns = [field.name for field in fields(Unit)]
-    for batch in pq.ParquetFile(plan).iter_batches(GROUP, columns=columns):
-        yield from (Unit(**row) for row in batch.to_pylist())
+    with parquet(plan) as file:
+        for batch in file.iter_batches(GROUP, columns=columns):
+            yield from (Unit(**row) for row in batch.to_pylist())
 
 
-def read_keys(plan: Path, unit: str) -> list[str]:
-    """The keys of one unit in order."""
-    table = pq.read_table(plan, columns=["keys"], filters=[("unit", "==", unit)])
-    keys: list[str] = table["keys"][0].as_py()
-    return keys
+@dataclass(frozen=True)
+class Members:
+    """The keys of a unit's samples in order; `files` where the shard is a folder."""
+
+    keys: list[str]
+    files: list[str] | None
 
 
-def changed_shards(plan: Path) -> list[str]:
-    """Shards whose file is gone or has another size than when the plan was made."""
-    sizes = {unit.shard: unit.shard_bytes for unit in read_units(plan)}
-    return [s for s, size in sizes.items() if not Path(s).is_file() or Path(s).stat().st_size != size]
+def read_members(plan: Location, unit: Unit) -> Members:
+    """The keys, and files, of one unit."""
+    with parquet(plan) as file:
+        for group in range(file.num_row_groups):
+            names = file.metadata.row_group(group).column(0).statistics
+            if names.min <= unit.unit <= names.max:
+                table = file.read_row_group(group, ["unit", "keys", "files"])
+                found = table.filter(pc.equal(table["unit"], unit.unit)).to_pylist()
+                if found:
+                    return Members(found[0]["keys"], found[0]["files"])
+    raise JobError(f"{plan} has no unit {unit.unit}; was it replaced while the run went on?")
+
+
+def changed_shards(plan: Location) -> list[str]:
+    """Shards that are gone, or of another size than when the plan was made."""
+    sizes = {unit.shard: unit.shard_size for unit in read_units(plan)}
+
+    def changed(shard: str) -> bool:
+        try:
+            return shards.measure(at(shard)) != sizes[shard]
+        except FileNotFoundError:
+            return True
+
+    with ThreadPoolExecutor(IN_FLIGHT) as pool:
+        return [shard for shard, gone in zip(sizes, pool.map(changed, sizes), strict=True) if gone]

@@ -2,11 +2,12 @@
 
 import tarfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BytesIO, RawIOBase
-from pathlib import Path
+from pathlib import PurePosixPath
 from queue import Full, Queue
 from typing import Any, Literal
 
@@ -14,17 +15,29 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from pipeline.commit import error_text
-from pipeline.plan import Unit
+from pipeline.plan import Members, Unit
+from pipeline.shards import SUFFIXES, measure
+from pipeline.storage import at
 
-IMAGE_SUFFIXES = ("png", "jpg", "jpeg", "webp", "bmp", "tif", "tiff", "ppm")
+FORMATS = {"PNG": "png", "JPEG": "jpg", "WEBP": "webp", "BMP": "bmp", "TIFF": "tif", "PPM": "ppm"}
+"""What Pillow may take a file for, with a suffix: some of its other decoders start programs."""
+
+IMAGE_SUFFIXES = tuple(suffix for suffix in SUFFIXES if suffix != "npy")
 MAX_PIXELS = 100_000_000
 BATCHES_AHEAD = 3
 DECODERS = 2
 
+Content = dict[str, Any] | Exception
+"""A sample's members by suffix, or why the shard does not give them."""
+
 
 @dataclass(frozen=True)
 class Decoded:
-    """One sample of a unit: an image (H, W, 3) uint8, or the error that takes its place."""
+    """One sample of a unit, or the error that takes its place.
+
+    Attributes:
+        image: an image (H, W, 3) uint8, or a measurement (C, h, w) float32 on [-1, 1].
+    """
 
     key: str
     index: int
@@ -32,6 +45,7 @@ class Decoded:
     error: str | None = None
     label: int | None = None
     source: str | None = None
+    file: str | None = None
 
 
 class UnreadableImage(Exception):
@@ -39,12 +53,19 @@ class UnreadableImage(Exception):
 
 
 def read_unit(
-    unit: Unit, keys: list[str], size: int, fit: Literal["exact", "resize_crop"], batch_size: int
+    unit: Unit,
+    members: Members,
+    convert: "Convert",
+    batch_size: int,
+    skip: Callable[[str], Exception | None] = lambda key: None,
 ) -> Iterator[list[Decoded]]:
     """The unit's samples in order, in batches; a few batches are decoded ahead.
 
     Batch k always holds samples k·batch_size … of the unit, readable or not, so that results do not
     depend on what went before. Every key of the plan appears once.
+
+    Args:
+        skip: an error for samples that are not to be decoded.
     """
     ahead: Queue[Future[Decoded] | None] = Queue(BATCHES_AHEAD * batch_size)
     stop = threading.Event()
@@ -61,8 +82,10 @@ def read_unit(
 
     def produce() -> None:
         try:
-            for index, (key, members) in enumerate(members_in_order(unit, keys), unit.start):
-                put(pool.submit(decode, key, index, members, size, fit))
+            contents = in_folder(unit, members.files) if members.files else in_tar(unit, members.keys)
+            for place, (key, content) in enumerate(zip(members.keys, contents, strict=True)):
+                file = members.files[place] if members.files else None
+                put(pool.submit(decode, key, unit.start + place, skip(key) or content, convert, file))
                 if stop.is_set():
                     return
         except BaseException as error:  # raised again where the batches are consumed
@@ -89,8 +112,20 @@ def read_unit(
         pool.shutdown(cancel_futures=True)
 
 
-def members_in_order(unit: Unit, keys: list[str]) -> Iterator[tuple[str, dict[str, Any] | Exception]]:
-    """(key, members by suffix) for each planned key; an exception where the shard does not give it."""
+def in_folder(unit: Unit, files: Sequence[str]) -> Iterator[Content]:
+    """The content of each file, in order."""
+    folder = at(unit.shard)
+    for name in files:
+        try:
+            yield {PurePosixPath(name).suffix.lower()[1:]: (folder / name).read_bytes()}
+        except FileNotFoundError:
+            if not measure(folder):
+                raise  # the folder is gone, not the file
+            yield UnreadableImage("not in the folder any more; did it change after planning?")
+
+
+def in_tar(unit: Unit, keys: Sequence[str]) -> Iterator[Content]:
+    """The members of each planned key, in order."""
     from webdataset.tariterators import group_by_keys, tar_file_expander
 
     errors: list[Exception] = []
@@ -102,17 +137,17 @@ def members_in_order(unit: Unit, keys: list[str]) -> Iterator[tuple[str, dict[st
         return False
 
     expected = iter(keys)
-    with Path(unit.shard).open("rb") as file:
+    with at(unit.shard).open("rb") as file:
         stream = Window(file, unit.offset, unit.end)
         members = tar_file_expander([{"url": unit.shard, "stream": stream}], handler=note)
         for sample in group_by_keys(members, handler=note):
             for key in expected:
                 if key == sample["__key__"]:
-                    yield key, sample
+                    yield sample
                     break
-                yield key, missing(errors)
-    for key in expected:
-        yield key, missing(errors)
+                yield missing(errors)
+    for _ in expected:
+        yield missing(errors)
 
 
 def missing(errors: list[Exception]) -> Exception:
@@ -140,27 +175,96 @@ class Window(RawIOBase):
         return data
 
 
-def decode(
-    key: str, index: int, members: dict[str, Any] | Exception, size: int, fit: Literal["exact", "resize_crop"]
-) -> Decoded:
+def decode(key: str, index: int, content: Content, convert: "Convert", file: str | None) -> Decoded:
     """Decode one sample; every failure becomes the sample's error."""
     label = source = None
+
+    def note(what: str) -> None:
+        nonlocal source
+        source = what
+
     try:
-        if isinstance(members, Exception):
-            raise members
-        label = read_label(members)
-        suffix = next((s for s in IMAGE_SUFFIXES if s in members), None)
-        if suffix is None:
-            present = sorted(s for s in members if not s.startswith("__"))
-            raise UnreadableImage(f"no image among its members ({', '.join(present) or 'none'})")
-        with Image.open(BytesIO(members[suffix])) as opened:
-            source = f"{opened.format} {opened.mode} {opened.width}x{opened.height}"
-            if opened.width * opened.height > MAX_PIXELS:
-                raise UnreadableImage(f"{opened.width}x{opened.height} pixels, more than {MAX_PIXELS:,}")
-            image = to_size(to_rgb(opened), size, fit)
-        return Decoded(key, index, np.asarray(image), label=label, source=source)
+        if isinstance(content, Exception):
+            raise content
+        label = read_label(content)
+        return Decoded(key, index, convert(content, note), None, label, source, file)
     except Exception as error:  # one bad sample is one failed row
-        return Decoded(key, index, error=error_text(error), label=label, source=source)
+        return Decoded(key, index, None, error_text(error), label, source, file)
+
+
+Convert = Callable[[dict[str, Any], Callable[[str], None]], np.ndarray]
+"""Makes a sample of its members; says format, mode and size as soon as it knows them."""
+
+
+@dataclass(frozen=True)
+class Images:
+    """Images of one size: (H, W, 3) uint8."""
+
+    size: int
+    fit: Literal["exact", "resize_crop"]
+
+    def __call__(self, content: dict[str, Any], note: Callable[[str], None]) -> np.ndarray:
+        with opened(content, note) as image:
+            if self.fit == "exact" and image.size != (self.size, self.size):  # before it is decoded
+                raise UnreadableImage(
+                    f"{image.width}x{image.height} pixels, but data.size is {self.size}; "
+                    "set data.fit=resize_crop to resize and crop"
+                )
+            return np.asarray(resize_crop(to_rgb(image), self.size))
+
+
+@dataclass(frozen=True)
+class Measurements:
+    """Measurements of any size: (channels, h, w) float32 on [-1, 1]."""
+
+    channels: int
+
+    def __call__(self, content: dict[str, Any], note: Callable[[str], None]) -> np.ndarray:
+        if "npy" in content:
+            return self.from_array(content["npy"], note)
+        with opened(content, note) as image:
+            if image.mode.startswith("I;16"):  # the one kind of 16 bits that Pillow reads as such
+                levels = np.asarray(image, np.float32)[..., None] / 32767.5
+                levels = np.repeat(levels, self.channels, -1)
+            else:
+                converted = to_rgb(image)
+                levels = np.asarray(converted if self.channels == 3 else converted.convert("L"), np.float32)
+                levels = levels.reshape(*levels.shape[:2], -1) / 127.5
+        return np.ascontiguousarray((levels - 1).transpose(2, 0, 1))
+
+    def from_array(self, content: bytes, note: Callable[[str], None]) -> np.ndarray:
+        """An .npy file, which must hold floating point numbers."""
+        stream = BytesIO(content)
+        version = np.lib.format.read_magic(stream)
+        reader = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+        if version not in reader:
+            raise UnreadableImage(f"an .npy file of version {version}; write it with numpy.save")
+        shape, _, kind = reader[version](stream)  # before any memory is taken for the values
+        note(f"NPY {kind} {'x'.join(map(str, shape))}")
+        if kind.kind != "f" or len(shape) != 3:
+            raise UnreadableImage(
+                f"an array of {kind} with shape {shape}; measurements are float (C, h, w) on [-1, 1]"
+            )
+        if np.prod(shape, dtype=float) > 3 * MAX_PIXELS:
+            raise UnreadableImage(f"an array of shape {shape}: more than {3 * MAX_PIXELS:,} values")
+        values = np.load(BytesIO(content), allow_pickle=False).astype(np.float32)
+        if not np.isfinite(values).all():
+            raise UnreadableImage("the array holds NaN or infinity")
+        return values
+
+
+@contextmanager
+def opened(content: dict[str, Any], note: Callable[[str], None]) -> Iterator[Image.Image]:
+    """The image among a sample's members, not yet decoded, of bounded size."""
+    suffix = next((s for s in IMAGE_SUFFIXES if s in content), None)
+    if suffix is None:
+        present = sorted(s for s in content if not s.startswith("__"))
+        raise UnreadableImage(f"no image among its members ({', '.join(present) or 'none'})")
+    with Image.open(BytesIO(content[suffix]), formats=tuple(FORMATS)) as image:
+        note(f"{image.format} {image.mode} {image.width}x{image.height}")
+        if image.width * image.height > MAX_PIXELS:
+            raise UnreadableImage(f"{image.width}x{image.height} pixels, more than {MAX_PIXELS:,}")
+        yield image
 
 
 def read_label(members: dict[str, Any]) -> int | None:
@@ -172,8 +276,8 @@ def to_rgb(image: Image.Image) -> Image.Image:
     """8-bit RGB from any mode, upright: grey is repeated, palettes are looked up, alpha is over white."""
     image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I;16") or image.mode == "I":
-        values = np.asarray(image).astype(np.float64) / 257  # 65535 → 255
-        return Image.fromarray(np.rint(values.clip(0, 255)).astype(np.uint8)).convert("RGB")
+        values = np.asarray(image).clip(0, 65535).astype(np.uint32)
+        return Image.fromarray(((values + 128) // 257).astype(np.uint8)).convert("RGB")  # 65535 → 255
     if image.has_transparency_data:
         rgba = image.convert("RGBA")
         white = Image.new("RGBA", rgba.size, "white")
@@ -181,27 +285,17 @@ def to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def to_size(image: Image.Image, size: int, fit: Literal["exact", "resize_crop"]) -> Image.Image:
-    """The image itself if it has the right size; otherwise as `fit` says.
+def resize_crop(image: Image.Image, size: int) -> Image.Image:
+    """Shorter side to `size` with PIL's antialiased bicubic, then the central square.
 
     Raises:
-        UnreadableImage: the size is wrong and `fit` is "exact".
+        UnreadableImage: so long and thin that it would be too large in between.
     """
-    if image.size == (size, size):
-        image.load()
-        return image
-    if fit == "exact":
-        raise UnreadableImage(
-            f"{image.width}x{image.height} pixels, but data.size is {size}; "
-            "set data.fit=resize_crop to resize and crop"
-        )
-    return resize_crop(image, size)
-
-
-def resize_crop(image: Image.Image, size: int) -> Image.Image:
-    """Shorter side to `size` with PIL's antialiased bicubic, then the central square."""
     scale = size / min(image.size)
     width, height = (max(size, round(side * scale)) for side in image.size)
-    image = image.resize((width, height), Image.Resampling.BICUBIC)
+    if width * height > MAX_PIXELS:
+        raise UnreadableImage(f"{image.width}x{image.height} would become {width}x{height} pixels")
+    if (width, height) != image.size:
+        image = image.resize((width, height), Image.Resampling.BICUBIC)
     left, top = (width - size) // 2, (height - size) // 2
     return image.crop((left, top, left + size, top + size))

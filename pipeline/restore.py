@@ -1,9 +1,10 @@
 """The stage: degrade a batch of images, restore it, score it. Knows nothing of shards and rows."""
 
 import time
+from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -12,24 +13,36 @@ from torch import Tensor
 import operators
 import priors
 import samplers
-from operators import SpecError
+from operators import Operator, SpecError
 from pipeline import score
 from pipeline.job import Degradation, Job, JobError
+from pipeline.pictures import BITS
+from pipeline.read import MAX_PIXELS
+from pipeline.weights import on_this_node
 from priors import speed
-from priors.base import ClassConditional
+from priors.base import ClassConditional, Prior
+from priors.tiled import Tiled
 from samplers import KeyedNoise
+from samplers.base import Sampler
 
 BATCH_ON_CPU = 16  # `auto` where memory does not tell: larger batches are no faster there
 PRECISIONS = {"float32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+PROBLEMS = 8  # sizes of measurements whose decompositions are kept
+
+Shape = tuple[int, int, int]
 
 
 @dataclass(frozen=True)
 class Restored:
     """One restored sample.
 
-    Pictures are (H, W, 3) uint8; `measurement` has the measurement's size and channels, or is its
-    pseudo-inverse where it is no image. `seconds` is the sampler's
-    time for the batch divided by its size.
+    Pictures are (H, W, 3) of uint8, or of uint16 if the job wants 16 bits; `measurement` is uint8 with the
+    measurement's size and channels, or is its pseudo-inverse where it is no image. `seconds` is the
+    sampler's time for the batch divided by its size.
+
+    Attributes:
+        samples, deviation, spread: where there are several samples: each, their standard deviation
+            (3, H, W) float16 on [-1, 1], and the RMS of that.
     """
 
     metrics: dict[str, float]
@@ -41,6 +54,18 @@ class Restored:
     restored: np.ndarray
     measurement: np.ndarray
     error: str | None
+    samples: list[np.ndarray] = field(default_factory=list)
+    deviation: np.ndarray | None = None
+    spread: float | None = None
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What restoring images of one size takes. A sampler of its own, for it remembers its coefficients."""
+
+    operator: Operator
+    sampler: Sampler
+    prior: Prior
 
 
 class Stage:
@@ -48,8 +73,10 @@ class Stage:
 
     Attributes:
         seconds: time spent by part (degrade, sample, score) since the start.
-        batch_size: samples restored at once; halved when device memory runs out.
+        batch_size: samples, or tiles, restored at once; halved when device memory runs out.
         notes: what the user should know.
+        typical: the problem of images with sides `data.size`; of measurements perhaps a little larger, or
+            None where none of these fits the operator.
 
     Raises:
         JobError: the prior cannot be loaded, or the sampler does not fit it.
@@ -57,10 +84,10 @@ class Stage:
 
     def __init__(self, job: Job, device: str | torch.device):
         self.job, self.device = job, torch.device(device)
-        self.operator = operators.build(job.degradation.operator, job.image_shape, device=device)
-        self.sampler = samplers.build(job.sampler)
         try:
-            self.prior = priors.load(job.prior, device=device)
+            here = on_this_node(job.prior)
+            self.prior = priors.load(here, device=device)
+            self.multiple = priors.describe(here).multiple
         except (SpecError, OSError) as error:
             raise JobError(str(error)) from error
         precision = PRECISIONS[job.compute.precision]
@@ -68,14 +95,78 @@ class Stage:
             speed.half_precision(self.prior, precision)
             if self.device.type == "cuda":
                 speed.channels_last(self.prior)
-        try:
-            like = torch.empty(0, device=self.device)
-            self.sampler.prepare(self.prior, self.operator, job.degradation.sigma_y, like)
-        except ValueError as error:
-            raise JobError(f"sampler.{error}") from error
         self.batch_size = BATCH_ON_CPU if job.compute.batch_size == "auto" else job.compute.batch_size
         self.notes: list[str] = []
         self.seconds = dict.fromkeys(("degrade", "sample", "score"), 0.0)
+        self.problems: OrderedDict[Shape, Problem] = OrderedDict()
+        try:
+            self.typical = self.typical_problem()
+        except ValueError as error:
+            raise JobError(f"sampler.{error}") from error
+
+    def typical_problem(self) -> Problem | None:
+        size = self.job.data.size
+        for side in range(size, size + size // 4 if self.job.measured else size + 1):
+            with suppress(SpecError):
+                return self.problem((3, side, side))
+        return None
+
+    def problem(self, shape: Shape) -> Problem:
+        """The problem of images of a shape; those of a few shapes are kept.
+
+        Raises:
+            SpecError: the operator does not fit the shape.
+            ValueError: the sampler does not fit; the message begins with the field.
+        """
+        if shape in self.problems:
+            self.problems.move_to_end(shape)
+            return self.problems[shape]
+        degradation = self.job.degradation
+        operator = operators.build(degradation.operator, shape, device=self.device)
+        prior: Prior = self.prior
+        if self.job.measured:
+            overlap = min(self.job.restoration.overlap, self.job.data.size // 2)
+            prior = Tiled(self.prior, self.job.data.size, self.multiple, overlap, self.batch_size)
+        found = Problem(operator, samplers.build(self.job.sampler), prior)
+        found.sampler.prepare(prior, operator, degradation.sigma_y, torch.empty(0, device=self.device))
+        self.problems[shape] = found
+        if len(self.problems) > PROBLEMS:
+            self.problems.popitem(last=False)
+        return found
+
+    def problem_of(self, sample: tuple[int, ...]) -> Problem:
+        """The problem of samples of this shape: of images, (H, W, 3), or of measurements, (C, h, w).
+
+        Raises:
+            ValueError: there is none, or its images would be too large.
+        """
+        if not self.job.measured:
+            height, width, channels = sample
+            return self.problem((channels, height, width))
+        rows = columns = 1.0
+        if self.typical is not None:
+            operator = self.typical.operator
+            if operator.measurement_shape == sample:
+                return self.typical
+            rows, columns = (
+                whole / part
+                for whole, part in zip(operator.image_shape[1:], operator.measurement_shape[1:], strict=True)
+            )
+        height, width = round(sample[1] * rows), round(sample[2] * columns)
+        if height * width > MAX_PIXELS:
+            raise ValueError(f"its restoration would have {height}x{width} pixels, more than {MAX_PIXELS:,}")
+        found = self.problem((3, height, width))
+        if found.operator.measurement_shape != sample:
+            raise ValueError(
+                f"a measurement of shape {sample}; of images of {height}x{width} the operator makes "
+                f"{found.operator.measurement_shape}"
+            )
+        return found
+
+    @property
+    def measured_channels(self) -> int:
+        """Channels of a measurement."""
+        return 3 if self.typical is None else self.typical.operator.measurement_shape[0]
 
     def compile(self) -> None:
         """Compile the network for whole batches, if the job asks for it."""
@@ -110,15 +201,21 @@ class Stage:
         """The first step of the sampler on a batch and the evaluation after it, and the batch's scores.
 
         It needs the memory of a whole run, and little time.
+
+        Raises:
+            JobError: no image of about `data.size` fits the operator.
         """
-        degradation = self.job.degradation
-        truth = torch.zeros(count, *self.job.image_shape, device=self.device)
+        if self.typical is None:
+            raise JobError("compute: the operator fits no image of data.size; give batch_size as a number")
+        problem = self.typical
+        truth = torch.zeros(count, *problem.operator.image_shape, device=self.device)
         noise = KeyedNoise(0, [str(i) for i in range(count)])
-        self.label([0] * count)
-        y = self.operator.forward(truth)
+        self.label(problem.prior, [0] * count)
+        y = problem.operator.forward(truth)
+        sigma_y = self.job.degradation.sigma_y
         with suppress(RehearsedError):
-            self.sampler(
-                self.prior, self.operator, y, noise, sigma_y=degradation.sigma_y, callback=end_of_rehearsal
+            problem.sampler(
+                problem.prior, problem.operator, y, noise, sigma_y=sigma_y, callback=end_of_rehearsal
             )
         with torch.no_grad():
             score.score(self.job.metrics, truth, truth)
@@ -128,9 +225,12 @@ class Stage:
             torch.cuda.empty_cache()
 
     def run(
-        self, keys: Sequence[str], images: np.ndarray, labels: Sequence[int | None] | None = None
+        self,
+        keys: Sequence[str],
+        samples: Sequence[np.ndarray],
+        labels: Sequence[int | None] | None = None,
     ) -> list[Restored]:
-        """Restore images (B, H, W, 3) uint8.
+        """Restore images (H, W, 3) uint8, or measurements (C, h, w) float32, those of one shape together.
 
         Too little device memory halves the batch, and stays so; when a single image does not fit,
         activations are computed twice instead of being kept.
@@ -139,11 +239,31 @@ class Stage:
             Exception: what the operator, prior or sampler raised.
         """
         labels = labels or [None] * len(keys)
+        shapes: dict[tuple[int, ...], list[int]] = {}
+        for place, sample in enumerate(samples):
+            shapes.setdefault(sample.shape, []).append(place)
+        results: dict[int, Restored] = {}
+        for places in shapes.values():
+            alike = self.run_alike(
+                [keys[place] for place in places],
+                [samples[place] for place in places],
+                [labels[place] for place in places],
+            )
+            results |= zip(places, alike, strict=True)
+        return [results[place] for place in range(len(keys))]
+
+    def run_alike(
+        self, keys: Sequence[str], samples: Sequence[np.ndarray], labels: Sequence[int | None]
+    ) -> list[Restored]:
+        """Restore samples of one shape."""
         results: list[Restored] = []
+        problem = self.problem_of(samples[0].shape)
+        # Of an image that is larger than a tile, the tiles are the batch.
+        whole = max(problem.operator.image_shape[1:]) <= self.job.data.size
         while len(results) < len(keys):
-            part = slice(len(results), len(results) + self.batch_size)
+            part = slice(len(results), len(results) + (self.batch_size if whole else 1))
             try:
-                results += self.run_batch(keys[part], images[part], labels[part])
+                results += self.run_batch(problem, keys[part], np.stack(samples[part]), labels[part])
                 continue
             except torch.OutOfMemoryError:
                 alone = self.batch_size == 1
@@ -152,19 +272,21 @@ class Stage:
             # Outside the handler, whose traceback keeps the tensors of the failed batch alive.
             self.release_memory()
             self.batch_size = (self.batch_size + 1) // 2
+            for kept in self.problems.values():
+                if isinstance(kept.prior, Tiled):
+                    kept.prior.batch = self.batch_size
             change = (
                 "activations are computed twice" if alone else f"batches of {self.batch_size}, not compiled"
             )
             self.notes.append(f"out of device memory: {change} from now on")
         return results
 
-    def label(self, labels: Sequence[int | None]) -> None:
+    def label(self, prior: Prior, labels: Sequence[int | None]) -> None:
         """Tell a class-conditional prior the classes of the next batch.
 
         Raises:
             ValueError: a sample without a label.
         """
-        prior = self.prior
         if not isinstance(prior, ClassConditional) or prior.classes is None or prior.label is not None:
             return
         if None in labels:
@@ -172,38 +294,55 @@ class Stage:
         prior.labels = torch.tensor(labels, device=self.device)
 
     def run_batch(
-        self, keys: Sequence[str], images: np.ndarray, labels: Sequence[int | None]
+        self, problem: Problem, keys: Sequence[str], samples: np.ndarray, labels: Sequence[int | None]
     ) -> list[Restored]:
-        self.label(labels)
-        sigma_y = self.job.degradation.sigma_y
-        noise = KeyedNoise(self.job.seed, keys)
+        operator, job = problem.operator, self.job
+        self.label(problem.prior, labels)
+        noise = KeyedNoise(job.seed, keys)
+        truth = None
         with self.timed("degrade"), torch.no_grad():
-            truth = torch.from_numpy(images).to(self.device).permute(0, 3, 1, 2).float() / 127.5 - 1
-            y = measure(self.operator.forward(truth), self.job.degradation, noise)
+            y = torch.from_numpy(samples).to(self.device)
+            if not job.measured:
+                truth = y.permute(0, 3, 1, 2).float() / 127.5 - 1
+                y = measure(operator.forward(truth), job.degradation, noise)
         before = self.seconds["sample"]
+        count = job.restoration.samples_per_image
+        bits = BITS[job.restoration.format]
+        drawn: list[np.ndarray] = []
+        spread = Spread()
         with self.timed("sample"):
-            outcome = self.sampler(self.prior, self.operator, y, noise, sigma_y=sigma_y)
+            for number in range(count):
+                noise = KeyedNoise(job.seed, keys if number == 0 else [f"{k}\0{number}" for k in keys])
+                outcome = problem.sampler(problem.prior, operator, y, noise, sigma_y=job.degradation.sigma_y)
+                if count > 1:
+                    spread.add(outcome.image)
+                    drawn.append(levels(outcome.image, bits))
         seconds = (self.seconds["sample"] - before) / len(keys)
         with self.timed("score"), torch.no_grad():
-            image = outcome.image
+            image = outcome.image if count == 1 else spread.mean
             finite = image.isfinite().flatten(1).all(1).tolist()
-            metrics = score.score(self.job.metrics, image, truth)
-            residuals = score.residual(self.operator.forward(image), y)
-            seen = y if self.operator.pixels else self.operator.pinv(y)
-            pictures = zip(to_uint8(image), to_uint8(seen), strict=True)
+            metrics = {} if truth is None else score.score(job.metrics, image, truth)
+            residuals = score.residual(operator.forward(image), y)
+            seen = y if operator.pixels else operator.pinv(y)
+            deviation = spread.deviation.half().cpu().numpy() if count > 1 else [None] * len(keys)
+            spreads = spread.deviation.square().mean((1, 2, 3)).sqrt().tolist() if count > 1 else deviation
+            restored, measurement = levels(image, bits), levels(seen, 8)
         return [
             Restored(
                 metrics={name: values[i] for name, values in metrics.items()},
                 residual=residuals[i],
                 seconds=seconds,
-                forwards=outcome.forwards,
-                vjps=outcome.vjps,
+                forwards=count * outcome.forwards,
+                vjps=count * outcome.vjps,
                 batch_size=len(keys),
-                restored=restored,
-                measurement=measurement,
+                restored=restored[i],
+                measurement=measurement[i],
                 error=None if finite[i] else "NotFinite: the sampler's result contains NaN or infinity",
+                samples=[one[i] for one in drawn],
+                deviation=deviation[i],
+                spread=spreads[i],
             )
-            for i, (restored, measurement) in enumerate(pictures)
+            for i in range(len(keys))
         ]
 
     @contextmanager
@@ -247,8 +386,30 @@ def measure(y: Tensor, degradation: Degradation, noise: KeyedNoise) -> Tensor:
     return y
 
 
-def to_uint8(x: Tensor) -> np.ndarray:
-    """(B, C, H, W) in [-1, 1] → (B, H, W, C) uint8, clipped and rounded."""
-    levels = ((x + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
-    array: np.ndarray = levels.permute(0, 2, 3, 1).cpu().numpy()
-    return array
+class Spread:
+    """Mean and standard deviation of samples, one batch after another (Welford 1962)."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.mean = self.squares = torch.zeros(())
+
+    def add(self, x: Tensor) -> None:
+        self.count += 1
+        if self.count == 1:
+            self.mean, self.squares = torch.zeros_like(x), torch.zeros_like(x)
+        difference = x - self.mean
+        self.mean = self.mean + difference / self.count
+        self.squares += difference * (x - self.mean)
+
+    @property
+    def deviation(self) -> Tensor:
+        """Unbiased."""
+        return (self.squares / (self.count - 1)).sqrt()
+
+
+def levels(x: Tensor, bits: int) -> np.ndarray:
+    """(B, C, H, W) in [-1, 1] → (B, H, W, C) uint8 or uint16, clipped and rounded."""
+    top = 2**bits - 1
+    values = ((x + 1) * (top / 2)).round().clamp(0, top).permute(0, 2, 3, 1)
+    array: np.ndarray = values.to(torch.uint8 if bits == 8 else torch.int32).cpu().numpy()
+    return array.astype(np.uint16) if bits == 16 else array

@@ -1,19 +1,21 @@
 """A run: a directory that holds a job, its plan, what is done of it, and its report."""
 
 import json
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
 import yaml
 
 import priors
 from operators import SpecError
-from pipeline import builtin
-from pipeline.commit import Commit, publish, read_commit
+from pipeline import builtin, storage
+from pipeline.commit import Commit, read_commits
 from pipeline.job import Job, JobError, config_hash, differences
 from pipeline.plan import PlanSummary, Unit, changed_shards, make_plan, read_summary, read_units
 from pipeline.shards import expand
+from pipeline.storage import Location, publish
+from pipeline.weights import on_this_node
 from priors import Examined
 
 PRIOR = "prior.json"
@@ -36,18 +38,19 @@ class Run:
         JobError: the directory is not a run.
     """
 
-    folder: Path
+    folder: Location
     job: Job
     prior: Examined
     summary: PlanSummary
 
     @staticmethod
-    def open(folder: Path) -> "Run":
+    def open(folder: Location) -> "Run":
         try:
             job = Job.model_validate(yaml.safe_load((folder / "job.yaml").read_text()))
             return Run(folder, job, recorded_prior(folder), read_summary(folder / "plan.parquet"))
         except FileNotFoundError as error:
-            raise JobError(f"{folder} is not a run directory: {error.filename} is missing") from error
+            missing = error.filename or error
+            raise JobError(f"{folder} is not a run directory: {missing} is missing") from error
         except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError) as error:
             raise JobError(f"{folder} cannot be read as a run directory: {error}") from error
 
@@ -60,9 +63,10 @@ class Run:
 
     def commits(self) -> Iterator[tuple[Unit, Commit | None]]:
         """Every unit with its valid commit record, or None where it is still to be done."""
-        hashed = self.config_hash
-        for unit in self.units():
-            yield unit, read_commit(self.folder, unit.unit, hashed)
+        names = (unit.unit for unit in self.units())
+        records = read_commits(self.folder, names, self.config_hash)
+        for unit, (_, commit) in zip(self.units(), records, strict=True):
+            yield unit, commit
 
     def progress(self) -> Progress:
         """How much is committed; memory does not grow with the run."""
@@ -72,13 +76,11 @@ class Run:
                 units, rows, failed = units + 1, rows + commit.rows, failed + commit.failed
         return Progress(units, rows, failed)
 
-    def clear_temporaries(self) -> None:
-        """Remove what killed writers left behind."""
-        for temporary in self.folder.glob("**/.*.tmp"):
-            temporary.unlink(missing_ok=True)
-
     def outstanding(self) -> Iterator[Unit]:
         return (unit for unit, commit in self.commits() if commit is None)
+
+    def with_failures(self) -> Iterator[Unit]:
+        return (unit for unit, commit in self.commits() if commit is not None and commit.failed)
 
 
 def open_or_plan(job: Job, on_unit: Callable[[Unit], None] = lambda unit: None) -> Run:
@@ -88,7 +90,7 @@ def open_or_plan(job: Job, on_unit: Callable[[Unit], None] = lambda unit: None) 
         JobError: the directory holds a run of another job, its shards have changed, or the plan
             cannot be made.
     """
-    folder = Path(job.output).expanduser().absolute()  # workers may run in another directory
+    folder = storage.at(job.output)
     prior = examine_prior(job)
     if (folder / "job.yaml").exists():
         run = Run.open(folder)
@@ -130,23 +132,24 @@ def examine_prior(job: Job) -> Examined:
         JobError: it cannot be used; the message names the field and what is wrong.
     """
     try:
-        return priors.examine(job.prior, job.image_shape)
+        return priors.examine(on_this_node(job.prior), job.image_shape)
     except (SpecError, OSError) as error:
         raise JobError(str(error)) from error
 
 
-def recorded_prior(folder: Path) -> Examined:
+def recorded_prior(folder: Location) -> Examined:
     """The prior with which the run in a directory was begun."""
     return Examined(**json.loads((folder / PRIOR).read_text()))
 
 
-def check_writable(folder: Path) -> None:
+def check_writable(folder: Location) -> None:
     """Find out before any work that results cannot be written.
 
     Raises:
         JobError: the folder cannot be made or written to.
     """
     try:
+        storage.make_folder(folder)
         with publish(folder / ".writable") as probe:
             probe.touch()
         (folder / ".writable").unlink()
@@ -154,14 +157,24 @@ def check_writable(folder: Path) -> None:
         raise JobError(f"output: cannot write to {folder}: {error}") from error
 
 
-def shard_paths(job: Job, folder: Path) -> list[Path]:
+def shard_paths(job: Job, folder: Location) -> list[Location]:
     """The shards of a job; built-in ones are made in the folder if they are not there."""
     if job.data.shards == builtin.SCIKIT_IMAGE:
         return [builtin.scikit_image_shard(folder / "shards", job.data.size)]
     return expand(job.data.shards)
 
 
-def plan(job: Job, folder: Path, on_unit: Callable[[Unit], None]) -> PlanSummary:
-    """Make the plan of a job in a folder."""
-    target = folder / "plan.parquet"
-    return make_plan(job.data, shard_paths(job, folder), job.compute.unit_size, target, on_unit)
+def plan(job: Job, folder: Location, on_unit: Callable[[Unit], None]) -> PlanSummary:
+    """Make the plan of a job in a folder.
+
+    Raises:
+        JobError: as `make_plan`, or restorations would get the same name.
+    """
+    paths = shard_paths(job, folder)
+    names = Counter(path.name for path in paths)
+    if job.measured and (twice := [name for name, count in names.items() if count > 1]):
+        raise JobError(
+            f"data.shards: two shards are named {twice[0]}, and so would be their restorations; "
+            "rename one, or restore them by two jobs"
+        )
+    return make_plan(job.data, paths, job.compute.unit_size, folder / "plan.parquet", on_unit)

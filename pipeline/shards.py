@@ -1,103 +1,170 @@
 """Shards: which files a job means, and where each sample lies in them.
 
-`tarfile` and `webdataset` read a tar that was cut at a member boundary, or inside a header, without
-an error and with fewer samples. The index here notices: the last member must end inside the file,
-and two blocks of zeros must follow it.
+A shard is an uncompressed tar, or a folder whose files are the samples. `tarfile` and `webdataset` read a
+tar that was cut at a member boundary, or inside a header, without an error and with fewer samples. The
+index here notices: the last member must end inside the file, and two blocks of zeros must follow it.
 """
 
 import glob
+import hashlib
 import re
 import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
+from pipeline import storage
 from pipeline.job import JobError
+from pipeline.storage import Location
 
 BLOCK = tarfile.BLOCKSIZE
 SKIPPED = re.compile(r"__[^/]*__($|/)")  # webdataset's rule for metadata members
+SUFFIXES = ("png", "jpg", "jpeg", "webp", "bmp", "tif", "tiff", "ppm", "npy")
+SHA256SUMS = "SHA256SUMS"
 
 
 @dataclass(frozen=True)
 class Sample:
-    """The members of one key, adjacent in the tar: bytes offset … end."""
+    """The members of one key, adjacent in the tar: bytes offset … end; in a folder, its place and file."""
 
     key: str
     offset: int
     end: int
+    file: str | None = None
 
 
 class DamagedShard(Exception):
     """The shard ends early or is not a tar; the message says where."""
 
 
-def expand(patterns: str | list[str]) -> list[Path]:
-    """The files that brace ranges and globs stand for, in order, absolute.
+def expand(patterns: str | list[str]) -> list[Location]:
+    """The shards that brace ranges and globs stand for, in order.
 
     Raises:
-        JobError: a pattern that matches nothing, or a file named twice.
+        JobError: a pattern that matches nothing, or a shard named twice.
     """
     from braceexpand import braceexpand
 
-    paths: list[Path] = []
+    found: list[Location] = []
     for pattern in [patterns] if isinstance(patterns, str) else patterns:
         try:
-            names = list(braceexpand(str(Path(pattern).expanduser())))
+            names = list(braceexpand(pattern))
         except ValueError as error:
             raise JobError(f"data.shards: {pattern!r}: {error}") from error
         for name in names:
-            found = sorted(glob.glob(name)) if glob.has_magic(name) else [name]
-            missing = [f for f in found if not Path(f).is_file()]
-            if missing or not found:
-                raise JobError(f"data.shards: no such file: {missing[0] if missing else name}")
-            paths += [Path(f).absolute() for f in found]
-    if len(set(paths)) < len(paths):
-        twice = next(p for p in paths if paths.count(p) > 1)
+            if glob.has_magic(name):
+                matched = storage.matches(name)
+                if not matched:
+                    raise JobError(f"data.shards: no such file: {storage.at(name)}")
+                found += matched
+            else:
+                location = storage.at(name)
+                if isinstance(location, Path) and not location.exists():  # of remote ones planning tells
+                    raise JobError(f"data.shards: no such file: {location}")
+                found.append(location)
+    if len(set(found)) < len(found):
+        twice = next(shard for shard in found if found.count(shard) > 1)
         raise JobError(f"data.shards: {twice} is named twice")
-    return paths
+    return found
 
 
-def index(path: Path) -> Iterator[Sample]:
+def measure(shard: Location) -> int:
+    """What tells that a shard has changed: the bytes of a tar, the number of a folder's samples.
+
+    Raises:
+        FileNotFoundError: there is no such shard.
+    """
+    if shard.is_dir():
+        return len(samples_of(shard))
+    return storage.size(shard)
+
+
+def samples_of(folder: Location) -> list[str]:
+    """The files in a folder that are samples, in order."""
+    return [name for name in storage.walk(folder) if PurePosixPath(name).suffix.lower()[1:] in SUFFIXES]
+
+
+def index(shard: Location) -> Iterator[Sample]:
     """The samples of a shard in order, without reading their contents.
 
-    Grouping is webdataset's: adjacent members with the same name up to the first dot are a sample.
-    Memory does not grow with the shard.
+    The key of a file in a folder is its path without the suffix, with _ for the other dots, as
+    `kintsugi shard` makes them. Memory does not grow with a tar.
 
     Raises:
         DamagedShard: after the last sample of which anything is left, which may be incomplete.
     """
+    if shard.is_dir():
+        for place, name in enumerate(samples_of(shard)):
+            yield Sample(str(PurePosixPath(name).with_suffix("")).replace(".", "_"), place, place + 1, name)
+    else:
+        with shard.open("rb") as file:
+            yield from members(file, storage.size(shard))
+
+
+def members(file: BinaryIO, size: int) -> Iterator[Sample]:
+    """The samples of a tar. Grouping is webdataset's: adjacent members with the same name up to the first
+    dot are a sample.
+    """
     from webdataset.tariterators import base_plus_ext
 
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        try:
-            tar = tarfile.open(fileobj=file, mode="r:")  # noqa: SIM115 (closed with the file)
-        except tarfile.TarError as error:
-            raise DamagedShard(f"not an uncompressed tar: {error}") from error
-        damage = None
-        current: Sample | None = None
-        suffixes: set[str] = set()
-        while damage is None and (member := next_member(tar)) is not None:
-            end = member.offset_data + -(-member.size // BLOCK) * BLOCK
-            if end > size:
-                damage = f"cut inside {member.name!r}: it ends at byte {end}, the file at {size}"
-            key, suffix = base_plus_ext(member.name)
-            if not member.isreg() or SKIPPED.match(member.name) or key is None:
-                continue
-            suffix = suffix.lower()
-            if current is not None and key == current.key and suffix not in suffixes:
-                current = Sample(key, current.offset, min(end, size))
-                suffixes.add(suffix)
-                continue
-            if current is not None:
-                yield current
-            current, suffixes = Sample(key, member.offset, min(end, size)), {suffix}
+    try:
+        tar = tarfile.open(fileobj=file, mode="r:")  # noqa: SIM115 (closed with the file)
+    except tarfile.TarError as error:
+        raise DamagedShard(f"not an uncompressed tar: {error}") from error
+    damage = None
+    current: Sample | None = None
+    suffixes: set[str] = set()
+    while damage is None and (member := next_member(tar)) is not None:
+        end = member.offset_data + -(-member.size // BLOCK) * BLOCK
+        if end > size:
+            damage = f"cut inside {member.name!r}: it ends at byte {end}, the file at {size}"
+        key, suffix = base_plus_ext(member.name)
+        if not member.isreg() or SKIPPED.match(member.name) or key is None:
+            continue
+        suffix = suffix.lower()
+        if current is not None and key == current.key and suffix not in suffixes:
+            current = Sample(key, current.offset, min(end, size))
+            suffixes.add(suffix)
+            continue
         if current is not None:
             yield current
-        damage = damage or end_damage(file, tar.offset, size)
+        current, suffixes = Sample(key, member.offset, min(end, size)), {suffix}
+    if current is not None:
+        yield current
+    damage = damage or end_damage(file, tar.offset, size)
     if damage is not None:
         raise DamagedShard(damage)
+
+
+def stated_checksums(folder: Location) -> dict[str, str]:
+    """SHA-256 by file name, from a folder's SHA256SUMS, the format of `sha256sum`; {} where there is none.
+
+    Raises:
+        JobError: the file is not of that format.
+    """
+    listing = folder / SHA256SUMS
+    if not listing.is_file():
+        return {}
+    stated: dict[str, str] = {}
+    for number, line in enumerate(listing.read_text().splitlines(), 1):
+        found = re.fullmatch(r"([0-9a-f]{64}) [ *](?:\./)?(.+)", line)
+        if found is None:
+            raise JobError(
+                f"data.shards: {listing}, line {number}: expected `SHA256  NAME`, as sha256sum writes it; "
+                "mend it, or set data.checksums=ignore"
+            )
+        stated[found[2]] = found[1]
+    return stated
+
+
+def checksum(shard: Location) -> str:
+    """SHA-256 of a file, hexadecimal."""
+    digest = hashlib.sha256()
+    with shard.open("rb") as file:
+        while block := file.read(storage.BLOCK):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def next_member(tar: tarfile.TarFile) -> tarfile.TarInfo | None:

@@ -6,25 +6,46 @@ import socket
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from importlib.metadata import version
-from io import BytesIO
-from pathlib import Path
+from pathlib import PurePosixPath
 from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 
-from pipeline.commit import PICTURES, ROWS, Commit, commit, error_text, publish
+from pipeline.commit import ROWS, Commit, commit, error_text, read_commit, read_rows
 from pipeline.job import Job, JobError, config_hash
-from pipeline.plan import Unit, read_keys
-from pipeline.read import Decoded, read_unit
+from pipeline.pictures import array_file, encode
+from pipeline.plan import Unit, read_members
+from pipeline.read import Decoded, Images, Measurements, UnreadableImage, read_unit
 from pipeline.restore import BATCH_ON_CPU, Restored, Stage
 from pipeline.run import recorded_prior
+from pipeline.storage import Location, publish
 
 BROKEN_DEVICE = torch.AcceleratorError
 GALLERY = 16  # the first samples of a job keep all their pictures, for the report
 LIBRARIES = ("kintsugi", "torch", "numpy", "torchmetrics", "diffusers", "webdataset", "pyarrow", "pillow")
+
+
+class WorkerKilled(Exception):
+    """A sample that ends the process which restores it."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is to be done of a unit.
+
+    Attributes:
+        attempt: 1, 2, …
+        poison: samples that are known to kill their worker; they become failed rows.
+        failed_only: keep the committed rows and do only the failed samples again.
+    """
+
+    unit: Unit
+    attempt: int = 1
+    poison: frozenset[str] = frozenset()
+    failed_only: bool = False
 
 
 class Worker:
@@ -38,7 +59,7 @@ class Worker:
             sampler. Both may be read from another thread, for the display.
     """
 
-    def __init__(self, job: Job, run: Path, device: str, on_batch: Callable[[], None] = lambda: None):
+    def __init__(self, job: Job, run: Location, device: str, on_batch: Callable[[], None] = lambda: None):
         # The number of threads decides the order of sums: it belongs to the job, not to the machine.
         torch.set_num_threads(job.compute.cpus_per_actor)
         torch.backends.cudnn.deterministic = True
@@ -56,6 +77,10 @@ class Worker:
         # Fixed, also when memory runs out later: batch k is always the same samples.
         self.batch_size = self.stage.batch_size
         self.stage.compile()
+        data = job.data
+        self.convert = (
+            Measurements(self.stage.measured_channels) if job.measured else Images(data.size, data.fit)
+        )
         self.made_by = provenance(self.stage.device)
         self.in_hand = 0
         self.on_batch = on_batch
@@ -64,14 +89,37 @@ class Worker:
     def busy(self) -> float:
         return self.stage.seconds["sample"]
 
-    def process_unit(self, unit: Unit, attempt: int) -> Commit:
-        """Read, degrade, sample, score and write one unit, and commit it."""
+    def process(self, task: Task) -> Commit:
+        """Read, degrade, sample, score and write one unit, and commit it.
+
+        A unit that somebody else has committed in the meantime is left as it is.
+
+        Raises:
+            OSError: the storage fails. torch.AcceleratorError: the device fails.
+        """
         started = time.perf_counter()
         before = dict(self.stage.seconds)
         reading = encoding = 0.0
-        data = self.job.data
-        keys = read_keys(self.run / "plan.parquet", unit.unit)
-        batches = read_unit(unit, keys, data.size, data.fit, self.batch_size)
+        self.in_hand = 0
+        unit = task.unit
+        kept: dict[str, tuple[dict[str, Any], float]] = {}  # row and seconds by key
+        committed = read_commit(self.run, unit.unit, self.config_hash)
+        if committed is not None:
+            if not task.failed_only:
+                return committed
+            old = read_rows(self.run, committed, ROWS.names).to_pylist()
+            done = zip(old, committed.sample_seconds, strict=True)
+            kept = {row["key"]: (row, seconds) for row, seconds in done if row["status"] == "ok"}
+
+        def skip(key: str) -> Exception | None:
+            if key in task.poison:
+                return WorkerKilled("restoring this sample ended the process, each time it was tried")
+            if self.job.measured and not stays_inside(key):
+                return UnreadableImage("its name leads out of the folder that it would be written to")
+            return KeyError("kept") if key in kept else None
+
+        members = read_members(self.run / "plan.parquet", unit)
+        batches = read_unit(unit, members, self.convert, self.batch_size, skip)
         written: list[Future[list[dict[str, Any]]]] = []
         sample_seconds: list[float] = []
         with ThreadPoolExecutor(1) as writer:  # pictures are encoded while the next batch is restored
@@ -83,15 +131,21 @@ class Worker:
                     break
                 results = self.restore(batch)
                 written.append(writer.submit(self.rows, unit, batch, results))
-                sample_seconds += [r.seconds if isinstance(r, Restored) else 0.0 for r in results]
+                sample_seconds += [
+                    kept[sample.key][1] if sample.key in kept else seconds_of(result)
+                    for sample, result in zip(batch, results, strict=True)
+                ]
                 self.in_hand += len(batch)
                 self.on_batch()
             mark = time.perf_counter()
-            rows = [row for future in written for row in future.result()]
+            made = (row for future in written for row in future.result())
+            rows = [kept[row["key"]][0] if row["key"] in kept else row for row in made]
             encoding = time.perf_counter() - mark
         spent = {part: total - before[part] for part, total in self.stage.seconds.items()}
         self.in_hand = 0
         notes, self.stage.notes = tuple(self.stage.notes), []
+        if not task.failed_only and (other := read_commit(self.run, unit.unit, self.config_hash)) is not None:
+            return other
         return commit(
             self.run,
             unit.unit,
@@ -99,12 +153,23 @@ class Worker:
             started,
             config_hash=self.config_hash,
             prior_sha256=self.stage.prior.sha256,
-            attempt=attempt,
+            attempt=task.attempt,
             seconds={"read": reading, **spent, "encode": encoding},
             sample_seconds=sample_seconds,
             made_by=self.made_by,
             notes=notes,
         )
+
+    def probe(self, unit: Unit, first: int, last: int) -> None:
+        """Restore samples first … last − 1 of a unit and forget the result: does it kill the worker?"""
+        members = read_members(self.run / "plan.parquet", unit)
+        probed = set(members.keys[first:last])
+
+        def skip(key: str) -> Exception | None:
+            return None if key in probed else KeyError("not probed")
+
+        for batch in read_unit(unit, members, self.convert, self.batch_size, skip):
+            self.rows(unit, batch, self.restore(batch))
 
     def restore(self, batch: list[Decoded]) -> list[Restored | str]:
         """A result or an error for each sample of a batch.
@@ -131,7 +196,7 @@ class Worker:
 
     def run_stage(self, samples: list[Decoded]) -> dict[str, Restored]:
         keys = [sample.key for sample in samples]
-        images = np.stack([sample.image for sample in samples if sample.image is not None])
+        images = [sample.image for sample in samples if sample.image is not None]
         labels = [sample.label for sample in samples]
         return dict(zip(keys, self.stage.run(keys, images, labels), strict=True))
 
@@ -139,31 +204,53 @@ class Worker:
         return [self.row(unit, sample, result) for sample, result in zip(batch, results, strict=True)]
 
     def row(self, unit: Unit, sample: Decoded, result: Restored | str) -> dict[str, Any]:
-        row = failed_row(unit, sample.key, sample.index, self.job.seed, "") | {
-            "label": sample.label,
-            "source": sample.source,
-        }
-        if isinstance(result, str):
-            return row | {"error": result}
+        error = result if isinstance(result, str) else result.error
+        row = failed_row(unit, sample, self.job.seed, error or "")
+        if isinstance(result, str) or sample.image is None:
+            return row
         row |= {
             "forwards": result.forwards,
             "vjps": result.vjps,
             "batch_size": result.batch_size,
         }
         if result.error is not None:
-            return row | {"error": result.error}
-        gallery = unit.first + sample.index - unit.start < GALLERY
-        kept = PICTURES if gallery or self.job.images == "all" else PICTURES[: self.job.images == "restored"]
-        pictures = {"restored": result.restored, "measurement": result.measurement, "truth": sample.image}
+            return row
         return (
             row
             | result.metrics
-            | {"status": "ok", "error": None, "residual": result.residual}
-            | {name: png(pictures[name]) for name in kept}
+            | {"status": "ok", "error": None, "residual": result.residual, "spread": result.spread}
+            | self.pictures(result, sample.image, unit.first + sample.index - unit.start < GALLERY)
         )
 
+    def pictures(self, result: Restored, sample: np.ndarray, shown: bool) -> dict[str, Any]:
+        """The pictures of a row that are kept; `shown`: in the report."""
+        if self.job.measured:
+            form = self.job.restoration.format
+            return {
+                "restored": encode(result.restored, form),
+                "measurement": encode(result.measurement) if shown else None,
+                "deviation": None if result.deviation is None else array_file(result.deviation),
+                "samples": [encode(one, form) for one in result.samples] or None,
+            }
+        everything = shown or self.job.images == "all"
+        return {
+            "restored": None if self.job.images == "none" and not shown else encode(result.restored),
+            "measurement": encode(result.measurement) if everything else None,
+            "truth": encode(sample) if everything else None,
+        }
 
-def remembered_batch_size(run: Path, stage: Stage, limit: int) -> int:
+
+def stays_inside(key: str) -> bool:
+    """Whether a file of this name lies in the folder it is unpacked in."""
+    path = PurePosixPath(key)
+    return not path.is_absolute() and ".." not in path.parts and path.parts != ()
+
+
+def seconds_of(result: Restored | str) -> float:
+    return result.seconds if isinstance(result, Restored) else 0.0
+
+
+def remembered_batch_size(run: Location, stage: Stage, limit: int) -> int:
     """The batch size of a run that leaves it open: found by its first worker, the same for all."""
     file = run / "batch_size.json"
     if not file.exists():
@@ -175,23 +262,32 @@ def remembered_batch_size(run: Path, stage: Stage, limit: int) -> int:
     return size
 
 
-def failed_row(unit: Unit, key: str, index: int, seed: int, error: str) -> dict[str, Any]:
+def failed_row(unit: Unit, sample: Decoded, seed: int, error: str) -> dict[str, Any]:
     """The row of a sample that could not be restored."""
-    nothing = dict.fromkeys(ROWS.names)
-    return nothing | {
-        "key": key,
+    return dict.fromkeys(ROWS.names) | {
+        "key": sample.key,
         "shard": unit.shard,
-        "index": index,
+        "index": sample.index,
+        "label": sample.label,
+        "source": sample.source,
         "status": "failed",
         "error": error,
         "seed": seed,
+        "file": sample.file,
     }
 
 
-def give_up(job: Job, run: Path, unit: Unit, attempt: int, error: str) -> Commit:
-    """Commit a unit whose workers died: every sample a failed row."""
-    keys = read_keys(run / "plan.parquet", unit.unit)
-    rows = [failed_row(unit, key, unit.start + i, job.seed, error) for i, key in enumerate(keys)]
+def give_up(job: Job, run: Location, task: Task, error: str) -> Commit:
+    """Commit a unit whose workers die though none of its samples alone is to blame: all failed rows.
+
+    One that was committed before, of which the failed samples were tried again, stays as it is.
+    """
+    unit = task.unit
+    if (before := read_commit(run, unit.unit, config_hash(job))) is not None:
+        return before
+    keys = read_members(run / "plan.parquet", unit).keys
+    samples = [Decoded(key, unit.start + place) for place, key in enumerate(keys)]
+    rows = [failed_row(unit, sample, job.seed, error) for sample in samples]
     return commit(
         run,
         unit.unit,
@@ -199,7 +295,7 @@ def give_up(job: Job, run: Path, unit: Unit, attempt: int, error: str) -> Commit
         time.perf_counter(),
         config_hash=config_hash(job),
         prior_sha256=None,
-        attempt=attempt,
+        attempt=task.attempt,
         seconds={},
         sample_seconds=[0.0] * len(rows),
         made_by=provenance(torch.device("cpu")),
@@ -215,13 +311,3 @@ def provenance(device: torch.device) -> dict[str, str]:
         "device": f"{device.type} ({name})",
         **{library: version(library) for library in LIBRARIES},
     }
-
-
-def png(picture: np.ndarray | None) -> bytes | None:
-    """PNG at the lowest compression level: twice as fast as the default, 5 % larger."""
-    if picture is None:
-        return None
-    buffer = BytesIO()
-    array = picture[..., 0] if picture.shape[-1] == 1 else picture
-    Image.fromarray(array).save(buffer, format="PNG", compress_level=1)
-    return buffer.getvalue()

@@ -19,7 +19,7 @@ from priors.natural import describe as describe_natural
 from priors.natural import natural
 from priors.published import PUBLISHED
 
-__all__ = ["REGISTRY", "Examined", "Prior", "SpecError", "check", "examine", "load"]
+__all__ = ["REGISTRY", "Examined", "Prior", "SpecError", "check", "describe", "examine", "load"]
 
 REGISTRY: Registry = {
     "natural": natural,
@@ -56,14 +56,25 @@ def check(spec: Mapping[str, Any]) -> None:
     look_up("prior", REGISTRY, spec)
 
 
+def describe(spec: Mapping[str, Any]) -> Described:
+    """What a spec's prior is, from its files, without loading any weights.
+
+    Raises:
+        SpecError: as for `load`.
+    """
+    with named():
+        found: Described = construct("prior", DESCRIBE, spec)
+    return found
+
+
 def examine(spec: Mapping[str, Any], image_shape: tuple[int, int, int]) -> Examined:
     """Find what is wrong with a spec and its files without loading any weights.
 
     Raises:
         SpecError: as for `load`, or images of a shape that the prior does not take.
     """
+    found = describe(spec)
     with named():
-        found: Described = construct("prior", DESCRIBE, spec)
         if any(side % found.multiple for side in image_shape[1:]):
             raise SpecError(
                 f"prior: {spec['name']!r} needs image sides divisible by {found.multiple} (data.size)"

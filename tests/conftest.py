@@ -1,6 +1,7 @@
 """Shards, jobs and one Ray cluster for the whole session."""
 
 import io
+import logging
 import tarfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,6 +14,7 @@ from PIL import Image
 from skimage import data
 from skimage.transform import resize
 
+from pipeline import storage
 from pipeline.job import Job
 
 SIZE = 32
@@ -22,6 +24,45 @@ SIZE = 32
 def one_thread() -> None:
     """Small kernels gain nothing from a second thread, and wait for it when the machine is busy."""
     torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The folder in which this machine remembers checkpoints: not the one in the user's home."""
+    folder = tmp_path_factory.mktemp("cache")
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("KINTSUGI_CACHE", str(folder))
+        yield folder
+
+
+@pytest.fixture(scope="session")
+def s3() -> Iterator[str]:
+    """The URL of an empty bucket on an S3 server of the tests' own; the environment leads to it.
+
+    Processes that were started before, such as those of a Ray cluster, do not have that environment.
+    """
+    import boto3
+    from moto.server import ThreadedMotoServer
+
+    logging.getLogger("werkzeug").setLevel(logging.WARNING)
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    variables = {
+        "AWS_ENDPOINT_URL": f"http://{host}:{port}",
+        "AWS_ACCESS_KEY_ID": "test",
+        "AWS_SECRET_ACCESS_KEY": "test",
+        "AWS_DEFAULT_REGION": "us-east-1",
+        "AWS_EC2_METADATA_DISABLED": "true",
+    }
+    with pytest.MonkeyPatch.context() as environment:
+        for name, value in variables.items():
+            environment.setenv(name, value)
+        storage.filesystem.cache_clear()
+        boto3.client("s3").create_bucket(Bucket="kintsugi-test")
+        yield "s3://kintsugi-test"
+        storage.filesystem.cache_clear()
+    server.stop()
 
 
 def picture(number: int, size: int = SIZE) -> np.ndarray:

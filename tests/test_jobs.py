@@ -132,14 +132,14 @@ def test_exit_code_2_when_samples_failed(make_job, tmp_path):
 def test_exit_code_130_and_resumption_after_ctrl_c(job_file, make_job, monkeypatch):
     from pipeline.worker import Worker
 
-    original = Worker.process_unit
+    original = Worker.process
 
-    def interrupted(self, unit, attempt):
-        if unit.first >= 4:
+    def interrupted(self, task):
+        if task.unit.first >= 4:
             raise KeyboardInterrupt
-        return original(self, unit, attempt)
+        return original(self, task)
 
-    monkeypatch.setattr(Worker, "process_unit", interrupted)
+    monkeypatch.setattr(Worker, "process", interrupted)
     result = kintsugi("run", job_file, "--address", "none")
     assert result.exit_code == 130
     assert "4 of 12 samples are committed" in result.output
@@ -200,33 +200,6 @@ def test_list(kind):
 def test_every_command_has_help_with_an_example(command):
     output = kintsugi(command, "--help").output
     assert re.search(rf"Examples?:.*kintsugi {command} ", output, re.DOTALL)
-
-
-def test_shard_a_folder_and_restore_it(make_job, tmp_path):
-    folder = tmp_path / "photos"
-    (folder / "sub").mkdir(parents=True)
-    for i, name in enumerate(["b.png", "a.v2.png", "sub/a.png"]):
-        (folder / name).write_bytes(encode(picture(i, 48)))
-    (folder / "broken.jpg").write_bytes(b"no image")
-    (folder / "notes.txt").write_text("ignored")
-    result = kintsugi("shard", folder, tmp_path / "out", "--size", SIZE, "--per-shard", "2")
-    assert result.exit_code == 2
-    assert "left out broken.jpg" in result.output
-    assert "3 images in 2 shards" in result.output
-    job = make_job(data={"shards": f"{tmp_path}/out/photos-{{000000..000001}}.tar", "size": SIZE})
-    (tmp_path / "job.yaml").write_text(yaml.safe_dump(job.model_dump(mode="json")))
-    assert kintsugi("run", tmp_path / "job.yaml", "--address", "none").exit_code == 0
-    import pyarrow.parquet as pq
-
-    rows = pq.read_table(Path(job.output) / "report" / "rows.parquet")
-    assert rows["key"].to_pylist() == ["a_v2", "b", "sub/a"]
-
-
-def test_shard_refuses_two_files_with_one_key(tmp_path):
-    for name in ("a.png", "a.jpg"):
-        (tmp_path / name).write_bytes(encode(picture(0)))
-    with pytest.raises(JobError, match=r"a\.jpg and a\.png would get the same key 'a'"):
-        kintsugi("shard", tmp_path, tmp_path / "out")
 
 
 def test_quickstart_photographs_are_there(tmp_path):

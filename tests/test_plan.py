@@ -8,7 +8,7 @@ import pytest
 from conftest import SIZE, encode, picture, write_tar
 
 from pipeline.job import Data, JobError
-from pipeline.plan import make_plan, read_keys, read_units
+from pipeline.plan import make_plan, read_members, read_units
 from pipeline.shards import DamagedShard, expand, index
 
 
@@ -29,7 +29,7 @@ def complete_and_damage(path: Path) -> tuple[list[str], str | None]:
 def test_units_cover_every_sample_once_and_in_order(shards, tmp_path):
     summary = plan(shards, tmp_path / "plan.parquet")
     units = list(read_units(tmp_path / "plan.parquet"))
-    keys = [key for unit in units for key in read_keys(tmp_path / "plan.parquet", unit.unit)]
+    keys = [key for unit in units for key in read_members(tmp_path / "plan.parquet", unit).keys]
     assert keys == [f"image_{i:03d}" for i in range(12)]
     assert [unit.samples for unit in units] == [3, 1] * 3
     assert [unit.first for unit in units] == [0, 3, 4, 7, 8, 11]
@@ -42,7 +42,7 @@ def test_a_units_bytes_hold_exactly_its_samples(shards, tmp_path):
         content = Path(unit.shard).read_bytes()[unit.offset : unit.end]
         with tarfile.open(fileobj=io.BytesIO(content + bytes(1024))) as tar:
             names = tar.getnames()
-        keys = read_keys(tmp_path / "plan.parquet", unit.unit)
+        keys = read_members(tmp_path / "plan.parquet", unit).keys
         assert names == [f"{key}.{suffix}" for key in keys for suffix in ("png", "cls")]
 
 

@@ -13,8 +13,10 @@ from conftest import SIZE, encode, picture, write_tar
 from PIL import Image
 
 from pipeline.job import Data
-from pipeline.plan import make_plan, read_keys, read_units
-from pipeline.read import Decoded, decode, read_unit
+from pipeline.plan import make_plan, read_members, read_units
+from pipeline.read import Decoded, Images, decode, read_unit
+
+EXACT = Images(SIZE, "exact")
 
 
 def read_all(paths: list[Path], target: Path, batch_size: int = 2, **data) -> list[list[Decoded]]:
@@ -22,7 +24,7 @@ def read_all(paths: list[Path], target: Path, batch_size: int = 2, **data) -> li
     return [
         batch
         for unit in read_units(target)
-        for batch in read_unit(unit, read_keys(target, unit.unit), SIZE, "exact", batch_size)
+        for batch in read_unit(unit, read_members(target, unit), EXACT, batch_size)
     ]
 
 
@@ -33,7 +35,7 @@ def saved(image: Image.Image, kind: str = "PNG", **options) -> bytes:
 
 
 def decoded(content: bytes, suffix: str = "png", fit="exact") -> Decoded:
-    return decode("key", 0, {"__key__": "key", suffix: content}, SIZE, fit)
+    return decode("key", 0, {"__key__": "key", suffix: content}, Images(SIZE, fit), None)
 
 
 TRUTH = picture(5)
@@ -105,7 +107,7 @@ FAILING: dict[str, tuple[Callable[[], Decoded], str]] = {
         "40x40 pixels, but data.size is 32; set data.fit=resize_crop",
     ),
     "no image member": (
-        lambda: decode("key", 0, {"__key__": "key", "json": b"{}"}, SIZE, "exact"),
+        lambda: decode("key", 0, {"__key__": "key", "json": b"{}"}, EXACT, None),
         r"no image among its members \(json\)",
     ),
     "image bomb": (lambda: decoded(bomb(12_000, 12_000)), "12000x12000 pixels, more than 100,000,000"),
@@ -159,9 +161,9 @@ def test_a_shard_that_shrank_after_planning_loses_no_rows(shards, tmp_path):
     make_plan(Data(shards="unused", size=SIZE), [shard], 100, tmp_path / "plan.parquet")
     (unit,) = read_units(tmp_path / "plan.parquet")
     shard.write_bytes(shards[0].read_bytes()[:6000])
-    keys = read_keys(tmp_path / "plan.parquet", unit.unit)
-    samples = [s for b in read_unit(unit, keys, SIZE, "exact", 2) for s in b]
-    assert [s.key for s in samples] == keys
+    members = read_members(tmp_path / "plan.parquet", unit)
+    samples = [s for b in read_unit(unit, members, EXACT, 2) for s in b]
+    assert [s.key for s in samples] == members.keys
     assert samples[0].error is None
     assert samples[-1].error is not None
 
@@ -172,7 +174,7 @@ def test_an_abandoned_read_ends_its_threads(shards, tmp_path):
     make_plan(Data(shards="unused", size=SIZE), shards[:1], 100, tmp_path / "plan.parquet")
     (unit,) = read_units(tmp_path / "plan.parquet")
     before = threading.active_count()
-    batches = read_unit(unit, read_keys(tmp_path / "plan.parquet", unit.unit), SIZE, "exact", 1)
+    batches = read_unit(unit, read_members(tmp_path / "plan.parquet", unit), EXACT, 1)
     next(batches)
     batches.close()
     assert threading.active_count() == before

@@ -5,16 +5,17 @@ import json
 import math
 from datetime import UTC, datetime
 from io import BytesIO
-from pathlib import Path
 from typing import Any
 
+import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 from PIL import Image
 
 from pipeline.aggregate import MEASURES, Summary, gallery, summarise
-from pipeline.commit import publish
 from pipeline.job import Job
+from pipeline.pictures import encode, mime
 from pipeline.run import Run
+from pipeline.storage import Location, publish
 from pipeline.worker import GALLERY
 
 TITLES = {
@@ -23,9 +24,11 @@ TITLES = {
     "ms_ssim": "MS-SSIM ↑",
     "lpips": "LPIPS ↓",
     "residual": "residual RMS(H x̂ − y) ↓",
+    "spread": "standard deviation of the samples, RMS",
     "seconds": "sampler, s per image",
 }
 SHEET_ROWS, GAP = 4, 4  # of pictures.png
+SHOWN = 1024  # pixels of the longer side of a picture in the report, at most
 PARTS = {
     "read": "waiting for images",
     "degrade": "degrading",
@@ -36,7 +39,7 @@ PARTS = {
 }
 
 
-def write_report(run: Run) -> Path:
+def write_report(run: Run) -> Location:
     """Aggregate the run and write its report; returns the path of the HTML file.
 
     Raises:
@@ -144,19 +147,36 @@ def title(job: Job) -> str:
 
 def contact_sheet(rows: list[dict[str, Any]]) -> Image.Image:
     """Measurement, restoration and truth side by side, a sample per row; measurements are not smoothed."""
-    images = [
-        [Image.open(BytesIO(row[name])).convert("RGB") for name in ("measurement", "restored", "truth")]
-        for row in rows
-    ]
-    width, height = images[0][-1].size
-    sheet = Image.new("RGB", (3 * (width + GAP) - GAP, len(rows) * (height + GAP) - GAP), "white")
-    for y, pictures in enumerate(images):
+    names = [name for name in ("measurement", "restored", "truth") if rows[0][name] is not None]
+    images = [[Image.open(BytesIO(row[name])).convert("RGB") for name in names] for row in rows]
+    # A row is as large as its restoration, up to a bound.
+    sides = [thumbnail(pictures[1].size) for pictures in images]
+    width = max(len(names) * (w + GAP) - GAP for w, _ in sides)
+    sheet = Image.new("RGB", (width, sum(h + GAP for _, h in sides) - GAP), "white")
+    top = 0
+    for (w, h), pictures in zip(sides, images, strict=True):
         for x, picture in enumerate(pictures):
-            sheet.paste(
-                picture.resize((width, height), Image.Resampling.NEAREST),
-                (x * (width + GAP), y * (height + GAP)),
-            )
+            smooth = picture.width > w
+            how = Image.Resampling.LANCZOS if smooth else Image.Resampling.NEAREST
+            sheet.paste(picture.resize((w, h), how), (x * (w + GAP), top))
+        top += h + GAP
     return sheet
+
+
+def thumbnail(size: tuple[int, int]) -> tuple[int, int]:
+    """Width and height, reduced to at most `SHOWN` pixels."""
+    scale = min(1.0, SHOWN / max(size))
+    return max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
+
+
+def shown(content: bytes) -> bytes:
+    """A picture for the report: large ones are reduced."""
+    with Image.open(BytesIO(content)) as image:
+        if max(image.size) <= SHOWN:
+            return content
+        return encode(
+            np.asarray(image.convert("RGB").resize(thumbnail(image.size), Image.Resampling.LANCZOS))
+        )
 
 
 def finite(value: float) -> float | None:
@@ -168,5 +188,6 @@ def number(value: float | None, digits: int = 3) -> str:
     return "–" if value is None else f"{value:.{digits}f}"
 
 
-def data_uri(png: bytes) -> str:
-    return "data:image/png;base64," + base64.b64encode(png).decode()
+def data_uri(picture: bytes) -> str:
+    picture = shown(picture)
+    return f"data:{mime(picture)};base64," + base64.b64encode(picture).decode()

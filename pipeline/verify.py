@@ -1,0 +1,87 @@
+"""Verify: is what a run directory holds what the plan asks for?"""
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from io import BytesIO
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from pipeline import storage
+from pipeline.commit import ROWS, Commit, commit_file, data_file, valid
+from pipeline.plan import Unit, changed_shards, read_members
+from pipeline.run import Run
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Something that is not as it should be.
+
+    Attributes:
+        unit: the unit of work, None where it is something else.
+        what: in words.
+        repairable: whether `repair` removes it.
+    """
+
+    unit: Unit | None
+    what: str
+    repairable: bool = True
+
+
+def verify(run: Run) -> Iterator[Finding | Unit]:
+    """Check every unit against its files and the plan; a unit without fault is itself returned.
+
+    Units that were never committed are no finding: a rerun does them.
+    """
+    names: set[str] = set()
+    for unit in run.units():
+        names.add(unit.unit)
+        record, data = commit_file(run.folder, unit.unit), data_file(run.folder, unit.unit)
+        if not record.exists():
+            continue  # rows without a record were never committed
+        what = fault(run, unit, record.read_bytes(), data.read_bytes() if data.exists() else None)
+        yield unit if what is None else Finding(unit, what)
+    for folder, suffix in (("commits", ".json"), ("data", ".parquet")):
+        for name in storage.sizes(run.folder / folder):
+            if not name.endswith(suffix) or name.removesuffix(suffix) not in names:
+                yield Finding(None, f"{folder}/{name} belongs to no unit of the plan", repairable=False)
+    for shard in changed_shards(run.folder / "plan.parquet"):
+        yield Finding(None, f"{shard} is gone, or has changed since the plan was made", repairable=False)
+
+
+def fault(run: Run, unit: Unit, record: bytes, data: bytes | None) -> str | None:
+    """What is wrong with a committed unit, None if nothing is."""
+    if data is None:
+        return "there is a commit record, and no data"
+    commit = valid(record, unit.unit, run.config_hash, len(data))
+    if commit is None:
+        return "the commit record is torn, of another job, or of data of another size"
+    if hashlib.sha256(data).hexdigest() != commit.data_sha256:
+        return "the data is not what was committed: its SHA-256 differs"
+    try:
+        table = pq.read_table(BytesIO(data))
+    except (pa.ArrowInvalid, OSError) as error:
+        return f"the data cannot be read: {error}"
+    return fault_of_rows(run, unit, commit, table)
+
+
+def fault_of_rows(run: Run, unit: Unit, commit: Commit, table: pa.Table) -> str | None:
+    if table.schema.names != ROWS.names:
+        return "the rows have other columns than this version writes"
+    if table["key"].to_pylist() != read_members(run.folder / "plan.parquet", unit).keys:
+        return "the rows are not the plan's samples, each once and in order"
+    failed = pc.sum(pc.equal(table["status"], "failed")).as_py()
+    if (table.num_rows, failed) != (commit.rows, commit.failed):
+        return f"{table.num_rows} rows, {failed} failed; the record says {commit.rows} and {commit.failed}"
+    if commit.prior_sha256 not in (run.prior.sha256, None):
+        return "it was restored with another prior"
+    return None
+
+
+def repair(run: Run, finding: Finding) -> None:
+    """Drop a damaged unit, its record first, so that a rerun does it again."""
+    if finding.unit is not None and finding.repairable:
+        commit_file(run.folder, finding.unit.unit).unlink(missing_ok=True)
+        data_file(run.folder, finding.unit.unit).unlink(missing_ok=True)

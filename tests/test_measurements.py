@@ -1,0 +1,280 @@
+"""Restoring what is degraded already: the measurements are the input, and sizes are their own."""
+
+import io
+import json
+import re
+import struct
+import tarfile
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+import yaml
+from conftest import SIZE, encode, picture, write_tar
+from PIL import Image
+from pydantic import ValidationError
+from test_jobs import kintsugi
+from test_run import digests, execute, rows
+
+import operators
+from pipeline.export import write_restored
+from pipeline.job import JobError
+from pipeline.pictures import BITS, array_file
+from pipeline.pictures import encode as encoded
+from pipeline.restore import Stage
+from pipeline.run import Run
+
+CONJUGATE = {"name": "conjugate", "steps": 2, "w": 15}
+POOL = {"name": "average_pool", "factor": 4}
+
+
+def measured(image: np.ndarray, operator: dict) -> np.ndarray:
+    """H x of an image (H, W, 3) uint8, (C, h, w) float32."""
+    x = torch.from_numpy(image).permute(2, 0, 1)[None].float() / 127.5 - 1
+    return operators.build(operator, tuple(x.shape[1:])).forward(x)[0].numpy()
+
+
+@pytest.fixture
+def make_measurement_job(make_job, tmp_path):
+    def make(shards: Path | str, **fields):
+        values = {
+            "data": {"kind": "measurements", "shards": str(shards), "size": SIZE},
+            "degradation": {"operator": POOL},
+            "metrics": [],
+            "output": str(tmp_path / "restored"),
+        }
+        return make_job(**(values | fields))
+
+    return make
+
+
+def tar_of_arrays(path: Path, arrays: list[np.ndarray]) -> Path:
+    return write_tar(path, [(f"image_{i:03d}.npy", array_file(a)) for i, a in enumerate(arrays)])
+
+
+@pytest.mark.parametrize(
+    "operator",
+    [
+        POOL,
+        {"name": "bicubic", "factor": 2},
+        {"name": "gaussian_blur", "sigma": 1.0, "taps": 9},
+        {"name": "inpaint", "mask": "half"},
+        {"name": "colorize"},
+        {"name": "compressed_sensing"},
+        {"name": "jpeg", "quality": 20},
+    ],
+    ids=lambda operator: operator["name"],
+)
+def test_a_measurement_is_restored_as_the_image_it_was_made_from(
+    make_job, make_measurement_job, shards, tmp_path, operator
+):
+    """The images' job degrades in float32; given those values, the restorations are the same pixels."""
+    expected = rows(execute(make_job(degradation={"operator": operator}, images="all")))[:4]
+    arrays = [measured(picture(i), operator) for i in range(4)]
+    shard = tar_of_arrays(tmp_path / "measured.tar", arrays)
+    compute = {"batch_size": 2, "unit_size": 3, "cpus_per_actor": 1}
+    job = make_measurement_job(shard, degradation={"operator": operator}, compute=compute)
+    found = rows(execute(job))
+    assert [row["restored"] for row in found] == [row["restored"] for row in expected]
+    assert [row["residual"] for row in found] == [row["residual"] for row in expected]
+    assert {row["psnr"] for row in found} == {None}
+
+
+def test_restored_shards_have_the_names_and_keys_of_the_measurements(make_measurement_job, tmp_path):
+    arrays = [measured(picture(i), POOL) for i in range(4)]
+    for name in ("a.tar", "b.tar"):
+        members = [(f"{name[0]}/image_{i}.npy", array_file(y)) for i, y in enumerate(arrays)]
+        write_tar(tmp_path / name, [*members, (f"{name[0]}/bad.png", b"nonsense")])
+    run = execute(make_measurement_job(f"{tmp_path}/*.tar"))
+    written = write_restored(run)
+    assert [path.name for path in written] == ["a.tar", "b.tar"]
+    content = {path: path.read_bytes() for path in written}
+    restored = {row["key"]: row["restored"] for row in rows(run) if row["status"] == "ok"}
+    for path in written:
+        with tarfile.open(path) as tar:
+            found = {m.name: tar.extractfile(m).read() for m in tar}
+        expected = {k: v for k, v in restored.items() if k[0] == path.name[0]}
+        assert found == {f"{key}.png": png for key, png in expected.items()}
+        assert len(found) == 4, "the one that failed is in the rows, not here"
+    assert write_restored(run) == [], "what is there is not written again"
+    written[0].unlink()
+    assert write_restored(run) == written[:1]
+    assert written[0].read_bytes() == content[written[0]]
+
+
+def test_a_folder_becomes_a_folder_with_the_same_names(make_measurement_job, tmp_path):
+    folder = tmp_path / "photos"
+    (folder / "sub").mkdir(parents=True)
+    (folder / "b.v2.png").write_bytes(encode(picture(0, 8)))
+    (folder / "sub" / "a.JPG").write_bytes(encode(picture(1, 8), "JPEG"))
+    (folder / "readme.txt").write_text("no image")
+    job = make_measurement_job(folder, restoration={"format": "webp"})
+    run = execute(job)
+    assert [row["key"] for row in rows(run)] == ["b_v2", "sub/a"]
+    (target,) = write_restored(run)
+    assert sorted(p.relative_to(target).as_posix() for p in target.rglob("*.*")) == [
+        "b.v2.webp",
+        "sub/a.webp",
+    ]
+    assert Image.open(target / "sub" / "a.webp").size == (SIZE, SIZE)
+
+
+@pytest.mark.parametrize(("height", "width"), [(8, 8), (5, 11), (16, 9), (3, 20)])
+def test_any_size_is_restored_in_its_own_size(make_measurement_job, tmp_path, height, width):
+    """Sides that no network takes, smaller and larger than a tile, are consistent with the measurement."""
+    whole = picture(0, 128)[: 4 * height, : 4 * width]
+    shard = tar_of_arrays(tmp_path / "s.tar", [measured(whole, POOL)])
+    (row,) = rows(execute(make_measurement_job(shard, sampler={"name": "conjugate", "steps": 5, "w": 15})))
+    assert row["status"] == "ok", row["error"]
+    assert Image.open(io.BytesIO(row["restored"])).size == (4 * width, 4 * height)
+    assert row["residual"] < 0.05
+
+
+def test_sizes_in_one_batch_do_not_mix(make_measurement_job, tmp_path):
+    """Each sample has the result that it has alone."""
+    sides = [(8, 8), (8, 12), (8, 8), (12, 8)]
+    arrays = [measured(picture(i, 64)[: 4 * h, : 4 * w], POOL) for i, (h, w) in enumerate(sides)]
+    shard = tar_of_arrays(tmp_path / "s.tar", arrays)
+    compute = {"batch_size": 4, "unit_size": 4, "cpus_per_actor": 1}
+    job = make_measurement_job(shard, compute=compute)
+    found = rows(execute(job))
+    stage = Stage(job, "cpu")
+    for row, array in zip(found, arrays, strict=True):
+        (alone,) = stage.run([row["key"]], [array])
+        together = np.asarray(Image.open(io.BytesIO(row["restored"]))).astype(int)
+        assert np.abs(together - alone.restored).max() <= 1
+
+
+def test_several_samples_give_their_mean_and_deviation(make_measurement_job, tmp_path):
+    """Against numpy, from the samples as they are stored; the first is that of a job with one sample."""
+    shard = tar_of_arrays(tmp_path / "s.tar", [measured(picture(i), POOL) for i in range(2)])
+    several = make_measurement_job(shard, restoration={"samples_per_image": 4, "format": "png16"})
+    single = make_measurement_job(shard, restoration={"format": "png16"}, output=str(tmp_path / "one"))
+    run = execute(several)
+    for row, one in zip(rows(run), rows(execute(single)), strict=True):
+        assert row["samples"][0] == one["restored"]
+        drawn = np.stack([decode16(sample) for sample in row["samples"]]) / 32767.5 - 1
+        assert len(drawn) == 4
+        inside = (np.abs(drawn) < 1).all(0)  # elsewhere they are clipped where they are stored
+        assert inside.mean() > 0.3
+        mean = decode16(row["restored"]) / 32767.5 - 1
+        np.testing.assert_allclose(mean[inside], drawn.mean(0)[inside], atol=5e-5)
+        deviation = np.load(io.BytesIO(row["deviation"])).transpose(1, 2, 0)
+        np.testing.assert_allclose(deviation[inside], drawn.std(0, ddof=1)[inside], atol=2e-3)
+        assert row["spread"] == pytest.approx(np.sqrt((deviation.astype(float) ** 2).mean()), rel=1e-3)
+        assert row["forwards"] == 4 * one["forwards"]
+    with tarfile.open(write_restored(run)[0]) as tar:
+        names = [member.name for member in tar]
+    samples = [f"image_000.sample{i:02d}.png" for i in range(4)]
+    assert names[:6] == ["image_000.png", *samples, "image_000.std.npy"]
+
+
+def decode16(content: bytes) -> np.ndarray:
+    """A PNG without filters, by the specification: (H, W, C) of 16 bits."""
+    chunks, place = {}, 8
+    while place < len(content):
+        (length,) = struct.unpack_from(">I", content, place)
+        chunks[content[place + 4 : place + 8]] = content[place + 8 : place + 8 + length]
+        place += length + 12
+    width, height, depth, colour = struct.unpack_from(">IIBB", chunks[b"IHDR"])
+    assert (depth, colour) == (16, 2)
+    lines = np.frombuffer(zlib.decompress(chunks[b"IDAT"]), np.uint8).reshape(height, -1)
+    assert not lines[:, 0].any()
+    return lines[:, 1:].copy().view(">u2").reshape(height, width, 3).astype(float)
+
+
+@pytest.mark.parametrize("form", ["png", "png16", "jpeg", "webp"])
+def test_pictures_survive_their_format(form):
+    smooth = np.add.outer(np.arange(40.0), np.arange(30.0))[..., None] / 70 * [1.0, 0.5, 0.25]
+    levels = (smooth * (2 ** BITS[form] - 1)).round().astype(np.uint16 if form == "png16" else np.uint8)
+    content = encoded(levels, form)
+    with Image.open(io.BytesIO(content)) as image:  # which checks the checksums, and reads 8 of 16 bits
+        found = np.asarray(image.convert("RGB")).astype(int)
+    expected = levels >> 8 if form == "png16" else levels
+    assert np.abs(found - expected).max() <= {"png": 0, "png16": 0, "jpeg": 6, "webp": 8}[form]
+    if form == "png16":
+        np.testing.assert_array_equal(decode16(content), levels)
+
+
+def test_a_16_bit_measurement_keeps_its_bits(make_measurement_job, tmp_path):
+    grey = (np.arange(64).reshape(8, 8) * 1000 + 123).astype(np.uint16)
+    buffer = io.BytesIO()
+    Image.fromarray(grey).save(buffer, format="PNG")
+    shards = {
+        "coarse.tar": [("a.png", buffer.getvalue())],
+        "fine.tar": [("a.npy", array_file(np.repeat(grey[None], 3, 0) / np.float32(32767.5) - 1))],
+    }
+    found = []
+    for name, members in shards.items():
+        write_tar(tmp_path / name, members)
+        found += rows(execute(make_measurement_job(tmp_path / name, output=str(tmp_path / f"run-{name}"))))
+    assert found[0]["restored"] == found[1]["restored"]
+
+
+@pytest.mark.parametrize(
+    ("array", "message"),
+    [
+        (np.zeros((3, 8), np.float32), r"shape \(3, 8\); measurements are float \(C, h, w\)"),
+        (np.zeros((3, 8, 8), np.int64), "int64 with shape"),
+        (np.full((3, 8, 8), np.nan), "NaN or infinity"),
+        (np.zeros((1, 8, 8)), r"shape \(1, 8, 8\); of images of 32x32 the operator makes \(3, 8, 8\)"),
+        (np.zeros((3, 8, 0)), "leaves nothing of images of 32×0"),
+    ],
+)
+def test_what_is_no_measurement_is_a_failed_row(make_measurement_job, tmp_path, array, message):
+    shard = tar_of_arrays(tmp_path / "s.tar", [array, measured(picture(0), POOL)])
+    found = rows(execute(make_measurement_job(shard)))
+    assert [row["status"] for row in found] == ["failed", "ok"]
+    assert re.search(message, found[0]["error"]), found[0]["error"]
+
+
+def test_a_name_that_leads_out_of_its_folder_is_not_restored(make_measurement_job, tmp_path):
+    y = array_file(measured(picture(0), POOL))
+    shard = write_tar(tmp_path / "s.tar", [("../../evil.npy", y), ("/etc/evil.npy", y), ("good.npy", y)])
+    run = execute(make_measurement_job(shard))
+    assert [row["status"] for row in rows(run)] == ["failed", "failed", "ok"]
+    with tarfile.open(write_restored(run)[0]) as tar:
+        assert tar.getnames() == ["good.png"]
+
+
+def test_two_shards_of_one_name_are_refused(make_measurement_job, tmp_path):
+    for folder in ("a", "b"):
+        tar_of_arrays(tmp_path / folder / "s.tar", [measured(picture(0), POOL)])
+    with pytest.raises(JobError, match=r"two shards are named s\.tar"):
+        execute(make_measurement_job(f"{tmp_path}/{{a,b}}/s.tar"))
+
+
+def test_metrics_that_need_the_truth_are_refused(make_measurement_job, make_job):
+    with pytest.raises(ValidationError, match="metrics: psnr compare with the truth"):
+        make_measurement_job("unused.tar", metrics=["psnr"])
+    with pytest.raises(ValidationError, match=r"restoration: is for data\.kind=measurements"):
+        make_job(restoration={"format": "jpeg"})
+
+
+def test_the_command_restores_reports_and_says_where(make_measurement_job, tmp_path):
+    shard = tar_of_arrays(tmp_path / "s.tar", [measured(picture(i), POOL) for i in range(3)])
+    job = make_measurement_job(shard, restoration={"samples_per_image": 2})
+    (tmp_path / "job.yaml").write_text(yaml.safe_dump(job.model_dump(mode="json")))
+    result = kintsugi("run", tmp_path / "job.yaml", "--address", "none")
+    assert result.exit_code == 0, result.output
+    assert f"restored: {job.output}/restored/s.tar" in result.output.replace("\n", "")
+    metrics = json.loads((Path(job.output) / "report" / "metrics.json").read_text())
+    assert set(metrics["metrics"]) == {"residual", "spread", "seconds"}
+    html = (Path(job.output) / "report" / "report.html").read_text()
+    assert html.count("<figure>") == 3
+    assert 'alt="truth"' not in html
+    assert "s per image" in kintsugi("plan", tmp_path / "job.yaml").output
+
+
+def test_resuming_restores_the_same_bytes(make_measurement_job, tmp_path):
+    shard = tar_of_arrays(tmp_path / "s.tar", [measured(picture(i), POOL) for i in range(4)])
+    job = make_measurement_job(shard)
+    run = execute(job)
+    before = digests(run)
+    next((run.folder / "commits").iterdir()).unlink()
+    assert digests(execute(job)) == before
+    assert Run.open(run.folder).progress().units == run.summary.units
+    assert pq.read_table(next((run.folder / "data").iterdir())).column_names[0] == "key"

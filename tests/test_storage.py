@@ -1,0 +1,224 @@
+"""Storage: files and objects behave alike; a real S3 server on loopback stands for the object stores."""
+
+import contextlib
+import threading
+import uuid
+
+import pytest
+import yaml
+from conftest import SIZE, encode, picture, write_tar
+from test_jobs import kintsugi
+from test_run import execute, rows
+
+from pipeline import storage
+from pipeline.job import JobError
+from pipeline.run import open_or_plan
+from pipeline.shards import index
+from pipeline.storage import Location, at, publish
+from pipeline.verify import verify
+
+
+@pytest.fixture(params=["folder", "bucket"])
+def place(request, tmp_path) -> Location:
+    if request.param == "folder":
+        return tmp_path / "place"
+    return at(request.getfixturevalue("s3")) / uuid.uuid4().hex
+
+
+def put(location: Location, content: bytes) -> Location:
+    storage.make_folder(location.parent)
+    with publish(location) as temporary:
+        temporary.write_bytes(content)
+    return location
+
+
+def test_files_and_objects_have_one_interface(place):
+    content = bytes(range(256)) * 40_000  # ten megabytes: several requests
+    file = put(place / "sub" / "a.bin", content)
+    put(place / "b.txt", b"hello")
+    assert file.read_bytes() == content
+    assert (place / "b.txt").read_text() == "hello"
+    assert (file.exists(), file.is_file(), file.is_dir(), storage.size(file)) == (
+        True,
+        True,
+        False,
+        len(content),
+    )
+    assert (place / "sub").is_dir()
+    assert storage.sizes(place) == {"b.txt": 5}
+    assert storage.sizes(place / "nowhere") == {}
+    assert storage.walk(place) == ["b.txt", "sub/a.bin"]
+    assert storage.matches(f"{place}/*.txt") == [place / "b.txt"]
+    assert storage.matches(f"{place}/s*b/[a-c].bin") == [file]
+    assert (file.name, file.stem, file.suffix, file.parent.name) == ("a.bin", "a", ".bin", "sub")
+    assert at(str(file)) == file
+    with file.open("rb") as opened:
+        opened.seek(9_999_000)
+        assert opened.read(500) == content[9_999_000:9_999_500]
+        assert opened.tell() == 9_999_500
+        assert len(opened.read()) == len(content) - 9_999_500
+    file.unlink()
+    file.unlink(missing_ok=True)
+    assert not file.exists()
+    for missing in (file.read_bytes, lambda: storage.size(file), lambda: file.open("rb").read()):
+        with pytest.raises(FileNotFoundError):
+            missing()
+
+
+def test_what_is_published_is_there_whole_or_not_at_all(place):
+    target = put(place / "a", b"old")
+    with contextlib.suppress(RuntimeError), publish(target) as temporary:
+        temporary.write_bytes(b"new, but")
+        raise RuntimeError("interrupted")
+    assert target.read_bytes() == b"old"
+    with publish(target, first=True) as temporary:
+        temporary.write_bytes(b"late")
+    assert target.read_bytes() == b"old"
+    put(target, b"new")
+    assert target.read_bytes() == b"new"
+    assert storage.sizes(place) == {"a": 3}, "nothing else is left"
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "s3://key:secret@bucket/x",
+        "gs://secret@bucket",
+        "s3://bucket/x?X-Amz-Signature=secret",
+        "s3://b/x#secret",
+    ],
+)
+def test_a_url_with_a_secret_is_refused_without_repeating_it(url, make_job):
+    with pytest.raises(ValueError, match="refused") as found:
+        at(url)
+    assert "secret" not in str(found.value)
+
+
+@pytest.mark.parametrize("url", ["ftp://host/x", "http://host/x.tar", "s3://", "s3:///x"])
+def test_other_urls_are_refused(url):
+    with pytest.raises(ValueError, match=r"no storage|names no bucket"):
+        at(url)
+
+
+def test_an_index_of_an_object_is_that_of_the_file(shards, s3):
+    remote = put(at(s3) / "index" / "s.tar", shards[0].read_bytes())
+    assert list(index(remote)) == list(index(shards[0]))
+
+
+@pytest.fixture
+def bucket_job(make_job, shards, s3):
+    """A job whose shards and output are in the bucket, and the same in files."""
+    folder = at(s3) / uuid.uuid4().hex
+    for shard in shards:
+        put(folder / "in" / shard.name, shard.read_bytes())
+    data = {"shards": f"{folder}/in/set-*.tar", "size": SIZE}
+    return make_job(data=data, output=f"{folder}/run")
+
+
+def test_a_job_in_a_bucket_gives_the_rows_of_one_in_files(bucket_job, make_job):
+    run, local = execute(bucket_job), execute(make_job())
+    found, expected = rows(run), rows(local)
+    for row in found + expected:
+        row["shard"] = at(row["shard"]).name
+    assert found == expected
+    assert run.progress().units == 6
+    assert not [name for name in storage.walk(run.folder) if name.endswith(".tmp")]
+    assert all(not hasattr(finding, "what") for finding in verify(run))
+    (run.folder / "commits" / "00001-0000000.json").unlink()
+    assert [unit.unit for unit in open_or_plan(bucket_job).outstanding()] == ["00001-0000000"]
+
+
+def test_the_command_works_on_a_bucket(bucket_job, tmp_path):
+    job = tmp_path / "job.yaml"
+    job.write_text(yaml.safe_dump(bucket_job.model_dump(mode="json")))
+    assert kintsugi("run", job, "--address", "none").exit_code == 0
+    assert "12 of 12 samples" in kintsugi("status", bucket_job.output).output
+    assert "6 of 6 units are as committed" in kintsugi("verify", bucket_job.output).output
+    assert kintsugi("report", bucket_job.output).exit_code == 0
+    assert (at(bucket_job.output) / "report" / "report.html").exists()
+    assert "12 samples done before" in kintsugi("run", job, "--address", "none").output
+
+
+def test_missing_shards_and_buckets_are_named(make_job, s3):
+    for shards, message in (
+        (f"{s3}/nothing-*.tar", "no such file: s3://kintsugi-test/nothing"),
+        (f"{s3}/nothing.tar", "no such file: s3://kintsugi-test/nothing.tar"),
+    ):
+        with pytest.raises(JobError, match=message):
+            open_or_plan(make_job(data={"shards": shards, "size": SIZE}))
+    with pytest.raises(JobError, match="output: cannot write to s3://no-such-bucket/run"):
+        open_or_plan(make_job(output="s3://no-such-bucket/run"))
+
+
+def test_a_server_that_is_away_for_a_while_is_waited_for(s3, monkeypatch):
+    """Requests are repeated with growing pauses: the server comes back, and they succeed."""
+    from moto.server import ThreadedMotoServer
+
+    file = put(at(s3) / "there", b"still")
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)  # of the same buckets
+    server.start()
+    host, port = server.get_host_and_port()
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
+    storage.filesystem.cache_clear()
+    try:
+        assert file.read_bytes() == b"still"
+        server.stop()
+        back = ThreadedMotoServer(ip_address=host, port=port, verbose=False)
+        timer = threading.Timer(1.0, back.start)
+        timer.start()
+        assert file.read_bytes() == b"still"
+        assert put(at(s3) / "new", b"written").read_bytes() == b"written"
+        timer.join()
+        back.stop()
+    finally:
+        storage.filesystem.cache_clear()
+
+
+def test_checksums_beside_the_shards_are_compared(make_job, shards, tmp_path):
+    import hashlib
+
+    copies = []
+    for shard in shards:
+        copy = tmp_path / "in" / shard.name
+        copy.parent.mkdir(exist_ok=True)
+        copy.write_bytes(shard.read_bytes())
+        copies.append(copy)
+    lines = [f"{hashlib.sha256(c.read_bytes()).hexdigest()}  {c.name}\n" for c in copies]
+    (tmp_path / "in" / "SHA256SUMS").write_text("".join(lines[:2]))
+    job = make_job(data={"shards": f"{tmp_path}/in/*.tar", "size": SIZE})
+    assert open_or_plan(job).summary.samples == 12
+    content = bytearray(copies[1].read_bytes())
+    content[700] ^= 1  # inside an image
+    copies[1].write_bytes(content)
+    fresh = make_job(data={"shards": f"{tmp_path}/in/*.tar", "size": SIZE}, output=str(tmp_path / "fresh"))
+    with pytest.raises(JobError, match=r"set-0001\.tar: its SHA-256 is \w+, SHA256SUMS says"):
+        open_or_plan(fresh)
+    assert not (tmp_path / "fresh" / "plan.parquet").exists()
+    ignoring = fresh.model_copy(update={"data": fresh.data.model_copy(update={"checksums": "ignore"})})
+    assert open_or_plan(ignoring).summary.samples == 12
+    (tmp_path / "in" / "SHA256SUMS").write_text("nonsense\n")
+    with pytest.raises(JobError, match="SHA256SUMS, line 1: expected"):
+        open_or_plan(make_job(data=fresh.data.model_dump(), output=str(tmp_path / "other")))
+
+
+def test_images_in_a_folder_are_a_shard(make_job, tmp_path):
+    folder = tmp_path / "in"
+    (folder / "deep").mkdir(parents=True)
+    for i, name in enumerate(["b.png", "c.v1.png", "deep/a.png"]):
+        (folder / name).write_bytes(encode(picture(i)))
+    (folder / "notes.txt").write_text("ignored")
+    members = [(f"{key}.png", encode(picture(i))) for i, key in enumerate(["b", "c_v1", "deep/a"])]
+    tar = write_tar(tmp_path / "s.tar", members)
+    runs = [
+        execute(make_job(data={"shards": str(shard), "size": SIZE}, output=str(tmp_path / name)))
+        for name, shard in (("of-folder", folder), ("of-tar", tar))
+    ]
+    ours, expected = (rows(run) for run in runs)
+    for one, other in zip(ours, expected, strict=True):
+        assert {k: v for k, v in one.items() if k not in ("shard", "file")} == {
+            k: v for k, v in other.items() if k not in ("shard", "file")
+        }
+    assert [row["file"] for row in ours] == ["b.png", "c.v1.png", "deep/a.png"]
+    (folder / "d.png").write_bytes(encode(picture(9)))
+    with pytest.raises(JobError, match="changed since the plan"):
+        open_or_plan(make_job(data={"shards": str(folder), "size": SIZE}, output=str(tmp_path / "of-folder")))

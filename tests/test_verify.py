@@ -1,0 +1,227 @@
+"""Verify, repair, retry, and ending in good order."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+import yaml
+from test_jobs import kintsugi
+from test_run import digests, execute, rows
+
+from pipeline.commit import commit_file, data_file
+from pipeline.executors import Live, in_process
+from pipeline.restore import Stage
+from pipeline.run import Run, open_or_plan
+from pipeline.verify import Finding, verify
+
+
+@pytest.fixture
+def finished(make_job) -> Run:
+    return execute(make_job())
+
+
+@pytest.fixture
+def job_file(make_job, tmp_path) -> Path:
+    path = tmp_path / "job.yaml"
+    path.write_text(yaml.safe_dump(make_job().model_dump(mode="json")))
+    return path
+
+
+def findings(run: Run) -> dict[str | None, str]:
+    return {f.unit and f.unit.unit: f.what for f in verify(run) if isinstance(f, Finding)}
+
+
+def rewrite(path: Path, **fields) -> None:
+    path.write_text(json.dumps(json.loads(path.read_text()) | fields))
+
+
+def flip(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def resaved(run: Run, unit: str, change) -> None:
+    """Rows changed by somebody who also mends the record."""
+    import hashlib
+
+    file, record = data_file(run.folder, unit), commit_file(run.folder, unit)
+    pq.write_table(change(pq.read_table(file)), file)
+    content = file.read_bytes()
+    rewrite(record, data_bytes=len(content), data_sha256=hashlib.sha256(content).hexdigest())
+
+
+DAMAGE = {
+    "torn record": (lambda r, u: commit_file(r, u).write_text('{"unit": "0000'), "torn, of another job"),
+    "record of another unit": (
+        lambda r, u: commit_file(r, u).write_bytes(commit_file(r, "00002-0000000").read_bytes()),
+        "torn, of another job",
+    ),
+    "record of another job": (lambda r, u: rewrite(commit_file(r, u), config_hash="0" * 64), "another job"),
+    "no data": (lambda r, u: data_file(r, u).unlink(), "no data"),
+    "cut data": (lambda r, u: os.truncate(data_file(r, u), 1000), "another size"),
+    "a flipped bit": (lambda r, u: flip(data_file(r, u)), "SHA-256 differs"),
+    "another count": (lambda r, u: rewrite(commit_file(r, u), failed=2), "the record says 3 and 2"),
+    "another prior": (lambda r, u: rewrite(commit_file(r, u), prior_sha256="0" * 64), "another prior"),
+}
+
+
+@pytest.mark.parametrize("kind", DAMAGE)
+def test_damage_is_found_named_and_repaired(finished, make_job, kind):
+    damage, words = DAMAGE[kind]
+    before = digests(finished)
+    damage(finished.folder, "00001-0000000")
+    assert list(findings(finished)) == ["00001-0000000"]
+    assert words in findings(finished)["00001-0000000"]
+    result = kintsugi("verify", finished.folder)
+    assert result.exit_code == 1
+    assert words in result.output.replace("\n", " ")
+    assert "A rerun does 1 units, 3 samples, once --repair has dropped" in result.output.replace("\n", " ")
+    assert kintsugi("verify", finished.folder, "--repair").exit_code == 0
+    assert findings(finished) == {}
+    assert [unit.unit for unit in open_or_plan(make_job()).outstanding()] == ["00001-0000000"]
+    assert digests(execute(make_job())) == before
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda t: t.take([1, 0, 2]),
+        lambda t: t.take([0, 0, 2]),
+        lambda t: t.slice(1),
+        lambda t: t.drop(["psnr"]),
+    ],
+    ids=["order", "doubled", "lost", "column"],
+)
+def test_rows_that_are_not_the_plans_are_found(finished, change):
+    resaved(finished, "00000-0000000", change)
+    assert list(findings(finished)) == ["00000-0000000"]
+
+
+def test_a_whole_run_has_no_findings_and_an_unfinished_one_says_what_is_left(finished):
+    result = kintsugi("verify", finished.folder)
+    assert result.exit_code == 0
+    assert "6 of 6 units are as committed, 12 samples. A rerun does nothing." in result.output
+    commit_file(finished.folder, "00002-0000003").unlink()  # its rows alone are no commit
+    result = kintsugi("verify", finished.folder)
+    assert result.exit_code == 0
+    assert "A rerun does 1 units, 1 samples." in result.output
+
+
+def test_what_repair_cannot_mend_stays_a_finding(finished, shards, tmp_path):
+    (finished.folder / "data" / "99999-0000000.parquet").write_bytes(b"foreign")
+    assert findings(finished) == {None: "data/99999-0000000.parquet belongs to no unit of the plan"}
+    assert kintsugi("verify", finished.folder, "--repair").exit_code == 1
+    assert (finished.folder / "data" / "99999-0000000.parquet").exists(), "nothing foreign is deleted"
+
+
+# ---- samples that failed
+
+
+def test_failed_samples_are_retried_and_nothing_else(make_job, job_file, monkeypatch):
+    """Rows that were good stay the same bytes; those that failed are restored as in a run without fault."""
+    calm = execute(make_job(output=str(job_file.parent / "calm"), compute={"batch_size": 1, "unit_size": 3}))
+    job = make_job(compute={"batch_size": 1, "unit_size": 3})
+    job_file.write_text(yaml.safe_dump(job.model_dump(mode="json")))
+    original, restored = Stage.run, []
+
+    def run(self, keys, samples, labels):
+        if "image_001" in keys and not restored:
+            raise RuntimeError("a transient fault")
+        return original(self, keys, samples, labels)
+
+    with monkeypatch.context() as faulty:
+        faulty.setattr(Stage, "run", run)
+        assert kintsugi("run", job_file, "--address", "none").exit_code == 2
+    assert kintsugi("run", job_file, "--address", "none").exit_code == 2, "a rerun alone keeps failures"
+    monkeypatch.setattr(Stage, "run", lambda s, k, i, la: restored.extend(k) or original(s, k, i, la))
+    result = kintsugi("run", job_file, "--address", "none", "--retry-failed")
+    assert result.exit_code == 0
+    assert restored == ["image_001"]
+    assert "1 failed samples in 1 units again" in result.output
+    assert digests(Run.open(Path(job.output))) == digests(calm)
+    commits = [commit for _, commit in Run.open(Path(job.output)).commits()]
+    assert all(seconds > 0 for commit in commits for seconds in commit.sample_seconds)
+
+
+def test_a_retry_that_is_killed_loses_nothing(make_job, monkeypatch):
+    """Between the new rows and their record the unit counts as not done; a rerun does it."""
+    job = make_job()
+    original = Stage.run
+
+    def faulty(self, keys, samples, labels):
+        if "image_001" in keys:
+            raise RuntimeError("a transient fault")
+        return original(self, keys, samples, labels)
+
+    with monkeypatch.context() as context:
+        context.setattr(Stage, "run", faulty)
+        run = execute(job)
+    units = list(run.with_failures())
+    with monkeypatch.context() as context:
+
+        def dies(*args):
+            raise KeyboardInterrupt
+
+        context.setattr("pipeline.commit.asdict", dies)  # after the rows, before their record
+        with pytest.raises(KeyboardInterrupt):
+            list(in_process(job, run.folder, units, Live(), failed_only=True))
+    assert [unit.unit for unit in open_or_plan(job).outstanding()] == ["00000-0000000"]
+    found = rows(execute(job))
+    assert [row["key"] for row in found] == [f"image_{i:03d}" for i in range(12)]
+    assert {row["status"] for row in found} == {"ok"}
+
+
+# ---- ending in good order
+
+
+def test_a_job_that_is_asked_to_stop_finishes_its_unit(make_job):
+    job, live = make_job(), Live()
+    run = open_or_plan(job)
+    commits = in_process(job, run.folder, run.outstanding(), live)
+    next(commits)
+    live.stopping = True
+    assert list(commits) == []
+    assert run.progress().units == 1
+
+
+@pytest.mark.parametrize(("number", "count"), [(signal.SIGTERM, 1), (signal.SIGINT, 1), (signal.SIGINT, 2)])
+def test_signals_end_the_job_in_good_order(make_job, job_file, tmp_path, number, count):
+    """One signal: the unit in hand is committed. Two: it is not. Either way the exit code is 130."""
+    slow = make_job(
+        compute={"batch_size": 1, "unit_size": 4, "cpus_per_actor": 1},
+        sampler={"name": "conjugate", "steps": 100, "w": 1},
+    )
+    job_file.write_text(yaml.safe_dump(slow.model_dump(mode="json")))
+    command = [sys.executable, "-m", "jobs.cli", "run", str(job_file), "--address", "none"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    said: list[str] = []
+    follower = threading.Thread(target=lambda: said.extend(process.stdout), daemon=True)
+    follower.start()
+    folder = Path(slow.output)
+    wait_until(lambda: list((folder / "commits").glob("*.json")))
+    time.sleep(0.5)  # so that the next unit is in hand
+    before = len(list((folder / "commits").glob("*.json")))
+    for _ in range(count):
+        process.send_signal(number)
+        time.sleep(0.3)
+    assert process.wait(60) == 130
+    follower.join()
+    after = len(list((folder / "commits").glob("*.json")))
+    assert after == before + (count == 1), said
+    assert any("samples are committed; the same command continues" in line for line in said)
+    assert not list(folder.glob("**/.*.tmp"))
+
+
+def wait_until(condition, seconds: float = 60) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
