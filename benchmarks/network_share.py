@@ -12,6 +12,7 @@ from typing import Annotated, Any
 import torch
 import typer
 
+from pipeline.commit import commit_file
 from pipeline.executors import default_device
 from pipeline.job import Job
 from pipeline.run import open_or_plan
@@ -67,6 +68,7 @@ def main(
         (unit,) = run.units()
         # The first execution loads libraries; the second is what a long job does all the time.
         worker.process(Task(unit))
+        commit_file(run.folder, unit.unit).unlink()
         watch = Stopwatch(worker.stage.prior.network)
         started = time.perf_counter()
         commit = worker.process(Task(unit))

@@ -26,8 +26,8 @@ import priors
 import samplers
 from pipeline import score
 from pipeline.job import Data
-from pipeline.plan import make_plan, read_keys, read_units
-from pipeline.read import read_unit
+from pipeline.plan import make_plan, read_members, read_units
+from pipeline.read import Images, read_unit
 from pipeline.restore import PRECISIONS
 from pipeline.shards import expand
 from priors import speed
@@ -52,8 +52,8 @@ def images(shards: str, count: int, folder: Path) -> Iterator[tuple[str, torch.T
     data = Data(shards=shards, size=SIZE, fit="resize_crop", limit=count)
     make_plan(data, expand(data.shards), UNIT, folder / "plan.parquet")
     for unit in read_units(folder / "plan.parquet"):
-        keys = read_keys(folder / "plan.parquet", unit.unit)
-        for batch in read_unit(unit, keys, SIZE, data.fit, UNIT):
+        members = read_members(folder / "plan.parquet", unit)
+        for batch in read_unit(unit, members, Images(SIZE, data.fit), UNIT):
             for sample in batch:
                 if sample.image is not None:
                     image = torch.from_numpy(sample.image.copy()).permute(2, 0, 1)

@@ -1,12 +1,11 @@
-"""Read a unit: its bytes of the shard through webdataset, decoded in background threads."""
+"""Read a unit: its bytes of the shard, decoded in background threads."""
 
-import tarfile
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from io import BytesIO, RawIOBase
+from io import BytesIO
 from pathlib import PurePosixPath
 from queue import Full, Queue
 from typing import Any, Literal
@@ -16,14 +15,15 @@ from PIL import Image, ImageOps
 
 from pipeline.commit import error_text
 from pipeline.plan import Members, Unit
-from pipeline.shards import SUFFIXES, measure
-from pipeline.storage import at
+from pipeline.shards import SUFFIXES, DamagedShard, Member, Tar, measure
+from pipeline.storage import at, size
 
 FORMATS = {"PNG": "png", "JPEG": "jpg", "WEBP": "webp", "BMP": "bmp", "TIFF": "tif", "PPM": "ppm"}
 """What Pillow may take a file for, with a suffix: some of its other decoders start programs."""
 
 IMAGE_SUFFIXES = tuple(suffix for suffix in SUFFIXES if suffix != "npy")
 MAX_PIXELS = 100_000_000
+MAX_BYTES = 1 << 30  # of one sample's members together
 BATCHES_AHEAD = 3
 DECODERS = 2
 
@@ -126,53 +126,38 @@ def in_folder(unit: Unit, files: Sequence[str]) -> Iterator[Content]:
 
 def in_tar(unit: Unit, keys: Sequence[str]) -> Iterator[Content]:
     """The members of each planned key, in order."""
-    from webdataset.tariterators import group_by_keys, tar_file_expander
-
-    errors: list[Exception] = []
-
-    def note(error: Exception) -> bool:
-        if isinstance(error, OSError) and not isinstance(error, tarfile.TarError):
-            raise error  # the storage, not the shard: the unit is tried again
-        errors.append(error)
-        return False
-
+    damage: DamagedShard | None = None
     expected = iter(keys)
-    with at(unit.shard).open("rb") as file:
-        stream = Window(file, unit.offset, unit.end)
-        members = tar_file_expander([{"url": unit.shard, "stream": stream}], handler=note)
-        for sample in group_by_keys(members, handler=note):
-            for key in expected:
-                if key == sample["__key__"]:
-                    yield sample
-                    break
-                yield missing(errors)
+    shard = at(unit.shard)
+    with shard.open("rb") as file:
+        tar = Tar(file, size(shard), unit.offset)
+        try:
+            for group in tar.samples():
+                for key in expected:
+                    if key == group[0].key:
+                        yield content_of(tar, group)
+                        break
+                    yield missing(None)
+                else:
+                    return
+        except DamagedShard as error:
+            damage = error
     for _ in expected:
-        yield missing(errors)
+        yield missing(damage)
 
 
-def missing(errors: list[Exception]) -> Exception:
-    if errors:
-        return UnreadableImage(f"the shard cannot be read here: {errors[-1].args[0]}")
+def content_of(tar: Tar, group: list[Member]) -> Content:
+    if (total := sum(member.size for member in group)) > MAX_BYTES:
+        return UnreadableImage(f"a sample of {total:,} bytes, more than {MAX_BYTES:,}")
+    if group[-1].data + group[-1].size > tar.size:
+        return UnreadableImage("the shard cannot be read here: it ends inside this sample")
+    return {member.suffix: tar.content(member) for member in group}
+
+
+def missing(damage: DamagedShard | None) -> Exception:
+    if damage is not None:
+        return UnreadableImage(f"the shard cannot be read here: {damage}")
     return UnreadableImage("not in the shard any more; did it change after planning?")
-
-
-class Window(RawIOBase):
-    """Bytes start … end of a file, as a file of their own."""
-
-    def __init__(self, file: Any, start: int, end: int):
-        self.file, self.left = file, end - start
-        file.seek(start)
-
-    def readable(self) -> bool:
-        return True
-
-    def __repr__(self) -> str:  # stands in webdataset's error texts, and so in rows
-        return "shard"
-
-    def read(self, n: int = -1) -> bytes:
-        data: bytes = self.file.read(self.left if n < 0 else min(n, self.left))
-        self.left -= len(data)
-        return data
 
 
 def decode(key: str, index: int, content: Content, convert: "Convert", file: str | None) -> Decoded:
@@ -258,8 +243,7 @@ def opened(content: dict[str, Any], note: Callable[[str], None]) -> Iterator[Ima
     """The image among a sample's members, not yet decoded, of bounded size."""
     suffix = next((s for s in IMAGE_SUFFIXES if s in content), None)
     if suffix is None:
-        present = sorted(s for s in content if not s.startswith("__"))
-        raise UnreadableImage(f"no image among its members ({', '.join(present) or 'none'})")
+        raise UnreadableImage(f"no image among its members ({', '.join(sorted(content)) or 'none'})")
     with Image.open(BytesIO(content[suffix]), formats=tuple(FORMATS)) as image:
         note(f"{image.format} {image.mode} {image.width}x{image.height}")
         if image.width * image.height > MAX_PIXELS:

@@ -27,6 +27,7 @@ from samplers.base import Sampler
 
 BATCH_ON_CPU = 16  # `auto` where memory does not tell: larger batches are no faster there
 PRECISIONS = {"float32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+MAX_SIDE = 16_384  # whose decomposition takes minutes
 PROBLEMS = 8  # sizes of measurements whose decompositions are kept
 
 Shape = tuple[int, int, int]
@@ -153,8 +154,11 @@ class Stage:
                 for whole, part in zip(operator.image_shape[1:], operator.measurement_shape[1:], strict=True)
             )
         height, width = round(sample[1] * rows), round(sample[2] * columns)
-        if height * width > MAX_PIXELS:
-            raise ValueError(f"its restoration would have {height}x{width} pixels, more than {MAX_PIXELS:,}")
+        if height * width > MAX_PIXELS or max(height, width) > MAX_SIDE:
+            raise ValueError(
+                f"its restoration would have {height}x{width} pixels, more than {MAX_PIXELS:,} or a side of "
+                f"{MAX_SIDE:,}"
+            )
         found = self.problem((3, height, width))
         if found.operator.measurement_shape != sample:
             raise ValueError(

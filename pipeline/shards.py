@@ -7,6 +7,7 @@ index here notices: the last member must end inside the file, and two blocks of 
 
 import glob
 import hashlib
+import io
 import re
 import tarfile
 from collections.abc import Iterator
@@ -97,44 +98,116 @@ def index(shard: Location) -> Iterator[Sample]:
     if shard.is_dir():
         for place, name in enumerate(samples_of(shard)):
             yield Sample(str(PurePosixPath(name).with_suffix("")).replace(".", "_"), place, place + 1, name)
-    else:
-        with shard.open("rb") as file:
-            yield from members(file, storage.size(shard))
+        return
+    with shard.open("rb") as file:
+        tar = Tar(file, storage.size(shard))
+        for group in tar.samples():
+            first, last = group[0], group[-1]
+            yield Sample(first.key, first.offset, min(last.end, tar.size))
 
 
-def members(file: BinaryIO, size: int) -> Iterator[Sample]:
-    """The samples of a tar. Grouping is webdataset's: adjacent members with the same name up to the first
-    dot are a sample.
+@dataclass(frozen=True)
+class Member:
+    """A file in a tar that belongs to a sample: bytes offset … end with its headers, content from `data` on."""
+
+    key: str
+    suffix: str
+    offset: int
+    data: int
+    size: int
+
+    @property
+    def end(self) -> int:
+        return self.data + -(-self.size // BLOCK) * BLOCK
+
+
+class Tar:
+    """The members of an uncompressed tar from a place on, by `tarfile`, with guards that it lacks.
+
+    Args:
+        size: bytes of the whole file. start: where a header begins.
     """
-    from webdataset.tariterators import base_plus_ext
 
-    try:
-        tar = tarfile.open(fileobj=file, mode="r:")  # noqa: SIM115 (closed with the file)
-    except tarfile.TarError as error:
-        raise DamagedShard(f"not an uncompressed tar: {error}") from error
-    damage = None
-    current: Sample | None = None
-    suffixes: set[str] = set()
-    while damage is None and (member := next_member(tar)) is not None:
-        end = member.offset_data + -(-member.size // BLOCK) * BLOCK
-        if end > size:
-            damage = f"cut inside {member.name!r}: it ends at byte {end}, the file at {size}"
-        key, suffix = base_plus_ext(member.name)
-        if not member.isreg() or SKIPPED.match(member.name) or key is None:
-            continue
-        suffix = suffix.lower()
-        if current is not None and key == current.key and suffix not in suffixes:
-            current = Sample(key, current.offset, min(end, size))
-            suffixes.add(suffix)
-            continue
-        if current is not None:
-            yield current
-        current, suffixes = Sample(key, member.offset, min(end, size)), {suffix}
-    if current is not None:
-        yield current
-    damage = damage or end_damage(file, tar.offset, size)
-    if damage is not None:
-        raise DamagedShard(damage)
+    def __init__(self, file: BinaryIO, size: int, start: int = 0):
+        self.file, self.size, self.start = file, size, start
+
+    def samples(self) -> Iterator[list[Member]]:
+        """The members of each sample. Grouping is webdataset's: adjacent ones with the same name up to the
+        first dot.
+
+        Raises:
+            DamagedShard: after the last sample of which anything is left.
+        """
+        group: list[Member] = []
+        try:
+            for member in self.members():
+                known = {other.suffix for other in group}
+                if group and (member.key != group[0].key or member.suffix in known):
+                    yield group
+                    group = []
+                group.append(member)
+        except DamagedShard:
+            if group:
+                yield group
+            raise
+        if group:
+            yield group
+
+    def members(self) -> Iterator[Member]:
+        """Raises:
+        DamagedShard: after the last member, if the tar does not end where it should.
+        """
+        from webdataset.tariterators import base_plus_ext
+
+        self.file.seek(self.start)
+        try:
+            tar = tarfile.open(fileobj=Bounded(self.file, self.size), mode="r:")  # noqa: SIM115
+        except (tarfile.TarError, ValueError, OverflowError) as error:
+            raise DamagedShard(f"not an uncompressed tar: {error}") from error
+        place = self.start
+        while (found := next_member(tar)) is not None:
+            if found.offset < place or found.size < 0 or found.issparse():
+                what = "is sparse" if found.issparse() else "has an impossible size"
+                raise DamagedShard(f"{found.name!r} {what}, at byte {found.offset}")
+            key, suffix = base_plus_ext(found.name)
+            place = found.offset_data
+            if found.isreg() and not SKIPPED.match(found.name) and key is not None:
+                member = Member(key, suffix.lower(), found.offset, found.offset_data, found.size)
+                yield member
+                place = member.end
+            if place > self.size:
+                raise DamagedShard(
+                    f"cut inside {found.name!r}: it ends at byte {place}, the file at {self.size}"
+                )
+        if damage := end_damage(self.file, tar.offset, self.size):
+            raise DamagedShard(damage)
+
+    def content(self, member: Member) -> bytes:
+        """What a member holds."""
+        here = self.file.tell()
+        self.file.seek(member.data)
+        content = self.file.read(member.size)
+        self.file.seek(here)
+        return content
+
+
+class Bounded(io.RawIOBase):
+    """A file from which nobody reads more than there is: headers of a tar may claim any size."""
+
+    def __init__(self, file: BinaryIO, size: int):
+        self.file, self.size = file, size
+
+    def read(self, count: int = -1) -> bytes:
+        left = max(self.size - self.file.tell(), 0)
+        if count > left:
+            raise tarfile.ReadError("a header claims more bytes than there are")
+        return self.file.read(left if count < 0 else count)
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        return self.file.seek(offset, whence)
+
+    def tell(self) -> int:
+        return self.file.tell()
 
 
 def stated_checksums(folder: Location) -> dict[str, str]:
@@ -170,7 +243,7 @@ def checksum(shard: Location) -> str:
 def next_member(tar: tarfile.TarFile) -> tarfile.TarInfo | None:
     try:
         member = tar.next()
-    except tarfile.TarError:
+    except (tarfile.TarError, ValueError, OverflowError, UnicodeError):
         return None  # the end is then not where it should be, which `end_damage` reports
     tar.members = []  # type: ignore[attr-defined]  # tarfile would keep them all
     return member

@@ -115,7 +115,9 @@ class Worker:
             if key in task.poison:
                 return WorkerKilled("restoring this sample ended the process, each time it was tried")
             if self.job.measured and not stays_inside(key):
-                return UnreadableImage("its name leads out of the folder that it would be written to")
+                return UnreadableImage(
+                    "its name is not that of one file in the folder it would be written to"
+                )
             return KeyError("kept") if key in kept else None
 
         members = read_members(self.run / "plan.parquet", unit)
@@ -241,9 +243,9 @@ class Worker:
 
 
 def stays_inside(key: str) -> bool:
-    """Whether a file of this name lies in the folder it is unpacked in."""
+    """Whether a file of this name lies in the folder it is unpacked in, by this name only."""
     path = PurePosixPath(key)
-    return not path.is_absolute() and ".." not in path.parts and path.parts != ()
+    return not path.is_absolute() and ".." not in path.parts and str(path) == key
 
 
 def seconds_of(result: Restored | str) -> float:

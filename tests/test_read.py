@@ -35,7 +35,7 @@ def saved(image: Image.Image, kind: str = "PNG", **options) -> bytes:
 
 
 def decoded(content: bytes, suffix: str = "png", fit="exact") -> Decoded:
-    return decode("key", 0, {"__key__": "key", suffix: content}, Images(SIZE, fit), None)
+    return decode("key", 0, {suffix: content}, Images(SIZE, fit), None)
 
 
 TRUTH = picture(5)
@@ -107,7 +107,7 @@ FAILING: dict[str, tuple[Callable[[], Decoded], str]] = {
         "40x40 pixels, but data.size is 32; set data.fit=resize_crop",
     ),
     "no image member": (
-        lambda: decode("key", 0, {"__key__": "key", "json": b"{}"}, EXACT, None),
+        lambda: decode("key", 0, {"json": b"{}"}, EXACT, None),
         r"no image among its members \(json\)",
     ),
     "image bomb": (lambda: decoded(bomb(12_000, 12_000)), "12000x12000 pixels, more than 100,000,000"),
