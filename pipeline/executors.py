@@ -153,7 +153,7 @@ class Pool:
         self.deaths_in_a_row = 0
         self.durations: deque[float] = deque(maxlen=100)  # seconds per sample
         self.size = actor_size(job, self.nodes(), live)
-        self.device = "cuda" if self.size.gpus else "cpu"
+        self.device = actor_device(self.size)
         self.starting: dict[Any, Any] = {}  # reference → actor
         self.working: dict[Any, Working] = {}  # reference → what for
         self.idle: dict[Any, float] = {}  # actor → when it may begin something, by time.monotonic
@@ -472,6 +472,10 @@ def actor_size(job: Job, nodes: list[dict[str, float]], live: Live) -> ActorSize
             f"{gpus:g} GPUs and {cpus:g} CPU cores on {len(nodes)} nodes"
         )
     return size
+
+
+def actor_device(size: ActorSize) -> str:
+    return "cuda" if size.gpus else "cpu"
 
 
 def capacity(size: ActorSize, nodes: list[dict[str, float]]) -> int:

@@ -7,19 +7,21 @@ index here notices: the last member must end inside the file, and two blocks of 
 
 import glob
 import hashlib
-import io
 import re
 import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import BinaryIO
+from typing import Any, BinaryIO, cast
 
 from pipeline import storage
 from pipeline.job import JobError
 from pipeline.storage import Location
 
 BLOCK = tarfile.BLOCKSIZE
+MAX_HEADER = (
+    1 << 14
+)  # bytes of all headers of one member: long names and PAX records, which take tarfile long
 SKIPPED = re.compile(r"__[^/]*__($|/)")  # webdataset's rule for metadata members
 SUFFIXES = ("png", "jpg", "jpeg", "webp", "bmp", "tif", "tiff", "ppm", "npy")
 SHA256SUMS = "SHA256SUMS"
@@ -108,7 +110,7 @@ def index(shard: Location) -> Iterator[Sample]:
 
 @dataclass(frozen=True)
 class Member:
-    """A file in a tar that belongs to a sample: bytes offset … end with its headers, content from `data` on."""
+    """A file in a tar that belongs to a sample: bytes offset … end with its headers, content from `data`."""
 
     key: str
     suffix: str
@@ -160,12 +162,22 @@ class Tar:
         from webdataset.tariterators import base_plus_ext
 
         self.file.seek(self.start)
-        try:
-            tar = tarfile.open(fileobj=Bounded(self.file, self.size), mode="r:")  # noqa: SIM115
-        except (tarfile.TarError, ValueError, OverflowError) as error:
-            raise DamagedShard(f"not an uncompressed tar: {error}") from error
-        place = self.start
-        while (found := next_member(tar)) is not None:
+        place, bounded = self.start, Bounded(self.file)
+        tar: Any = None
+        while True:
+            bounded.left = MAX_HEADER
+            try:
+                if tar is None:  # which reads the first header
+                    tar = tarfile.open(fileobj=cast(BinaryIO, bounded), mode="r:")  # noqa: SIM115
+                found = tar.next()
+                tar.members = []  # tarfile would keep them all
+            except OSError:
+                raise
+            except Exception as error:  # whatever tarfile makes of forged headers
+                what = "not an uncompressed tar" if tar is None else f"a bad header at byte {place}"
+                raise DamagedShard(f"{what}: {error}") from error
+            if found is None:
+                break
             if found.offset < place or found.size < 0 or found.issparse():
                 what = "is sparse" if found.issparse() else "has an impossible size"
                 raise DamagedShard(f"{found.name!r} {what}, at byte {found.offset}")
@@ -175,9 +187,10 @@ class Tar:
                 member = Member(key, suffix.lower(), found.offset, found.offset_data, found.size)
                 yield member
                 place = member.end
-            if place > self.size:
+            if max(place, tar.offset) > self.size:
+                end = max(place, tar.offset)
                 raise DamagedShard(
-                    f"cut inside {found.name!r}: it ends at byte {place}, the file at {self.size}"
+                    f"cut inside {found.name!r}: it ends at byte {end}, the file at {self.size}"
                 )
         if damage := end_damage(self.file, tar.offset, self.size):
             raise DamagedShard(damage)
@@ -191,23 +204,18 @@ class Tar:
         return content
 
 
-class Bounded(io.RawIOBase):
-    """A file from which nobody reads more than there is: headers of a tar may claim any size."""
+class Bounded:
+    """A file for tarfile, which would read headers of any size that they claim: `left` bytes may be read."""
 
-    def __init__(self, file: BinaryIO, size: int):
-        self.file, self.size = file, size
+    def __init__(self, file: BinaryIO):
+        self.file, self.left = file, MAX_HEADER
+        self.seek, self.tell = file.seek, file.tell
 
-    def read(self, count: int = -1) -> bytes:
-        left = max(self.size - self.file.tell(), 0)
-        if count > left:
-            raise tarfile.ReadError("a header claims more bytes than there are")
-        return self.file.read(left if count < 0 else count)
-
-    def seek(self, offset: int, whence: int = 0) -> int:
-        return self.file.seek(offset, whence)
-
-    def tell(self) -> int:
-        return self.file.tell()
+    def read(self, count: int) -> bytes:
+        self.left -= count
+        if self.left < 0:
+            raise ValueError(f"headers of more than {MAX_HEADER:,} bytes")
+        return self.file.read(count)
 
 
 def stated_checksums(folder: Location) -> dict[str, str]:
@@ -238,15 +246,6 @@ def checksum(shard: Location) -> str:
         while block := file.read(storage.BLOCK):
             digest.update(block)
     return digest.hexdigest()
-
-
-def next_member(tar: tarfile.TarFile) -> tarfile.TarInfo | None:
-    try:
-        member = tar.next()
-    except (tarfile.TarError, ValueError, OverflowError, UnicodeError):
-        return None  # the end is then not where it should be, which `end_damage` reports
-    tar.members = []  # type: ignore[attr-defined]  # tarfile would keep them all
-    return member
 
 
 def end_damage(file: BinaryIO, offset: int, size: int) -> str | None:

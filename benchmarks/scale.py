@@ -1,0 +1,211 @@
+"""How the engine scales: scheduling, memory and time of the driver, and planning.
+
+    python benchmarks/scale.py run       20,000 tiny samples over 4 pretend nodes with 2 pretend GPUs each
+    python benchmarks/scale.py plan      1,280,000 samples planned and none of them run
+
+`run` starts a Ray cluster of several nodes on this machine. Its sampler returns H⁺y after a pause that
+stands for the network, so that all the rest is what is measured. Efficiency is the time that the sampler took
+over the time that the actors were there: 1 if no actor ever waits. Memory is read from the operating system.
+"""
+
+import io
+import tarfile
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import typer
+from PIL import Image
+
+import samplers
+from pipeline import executors
+from pipeline.aggregate import summarise
+from pipeline.executors import Live, Pool, RayWorker
+from pipeline.job import Job
+from pipeline.run import open_or_plan
+from samplers.base import Restoration
+
+SIZE = 8
+PER_SHARD = 1000
+app = typer.Typer(help=__doc__, rich_markup_mode=None, add_completion=False)
+
+
+@dataclass(frozen=True)
+class Identity:
+    """H⁺y, after `pause` seconds for every image."""
+
+    pause: float
+
+    def prepare(self, prior: Any, operator: Any, sigma_y: float, like: Any) -> None:
+        pass
+
+    def __call__(self, prior: Any, operator: Any, y: Any, noise: Any, **options: Any) -> Restoration:
+        time.sleep(self.pause * len(y))
+        return Restoration(operator.pinv(y), 0, 0)
+
+
+def identity(*, pause: float = 0.0) -> Identity:
+    return Identity(pause)
+
+
+class IdentityWorker(RayWorker):
+    """A worker that knows the sampler of this file."""
+
+    def __init__(self, *arguments: Any):
+        samplers.REGISTRY["identity"] = identity  # type: ignore[index]
+        super().__init__(*arguments)
+
+
+class Watched(Pool):
+    """Notes when each actor was ready, and the memory of the driver."""
+
+    def __init__(self, *arguments: Any):
+        self.since: list[float] = []
+        super().__init__(*arguments)
+
+    def started(self, reference: Any) -> None:
+        super().started(reference)
+        self.since.append(time.perf_counter())
+
+
+def memory(field: str) -> float:
+    """MiB of this process: VmRSS now, VmHWM at most."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) / 1024 for line in lines if line.startswith(field))
+
+
+def make_shards(folder: Path, samples: int, content: bytes) -> None:
+    """Tars of the same content under different names; written by hand, since tarfile takes minutes."""
+    padded = content + bytes(-len(content) % 512)
+    for shard in range(-(-samples // PER_SHARD)):
+        names = range(shard * PER_SHARD, min(samples, (shard + 1) * PER_SHARD))
+        members = (header(f"sample_{number:08d}.png", len(content)) + padded for number in names)
+        (folder / f"{shard:05d}.tar").write_bytes(b"".join(members) + bytes(1024))
+
+
+def header(name: str, size: int) -> bytes:
+    info = tarfile.TarInfo(name)
+    info.size = size
+    return info.tobuf(tarfile.USTAR_FORMAT)
+
+
+def job_of(folder: Path, unit_size: int, sampler: dict[str, Any], **compute: Any) -> Job:
+    return Job.model_validate(
+        {
+            "data": {"shards": str(folder / "*.tar"), "size": SIZE},
+            "degradation": {"operator": {"name": "denoise"}},
+            "sampler": sampler,
+            "metrics": ["psnr"],
+            "images": "none",
+            "compute": {"unit_size": unit_size, "cpus_per_actor": 1, **compute},
+            "output": str(folder / "run"),
+        }
+    )
+
+
+def picture() -> bytes:
+    buffer = io.BytesIO()
+    values = np.random.default_rng(0).integers(0, 256, (SIZE, SIZE, 3), np.uint8)
+    Image.fromarray(values).save(buffer, format="PNG")
+    return buffer.getvalue()
+
+
+def cluster(nodes: int, gpus: int) -> Any:
+    """Nodes on this machine that pretend to have GPUs."""
+    import ray
+    from ray.cluster_utils import Cluster
+
+    found = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "num_gpus": 0})
+    for _ in range(nodes):
+        found.add_node(num_cpus=gpus, num_gpus=gpus)
+    ray.init(address=found.address, log_to_driver=False)
+    found.wait_for_nodes()
+    return found
+
+
+@app.command()
+def run(
+    samples: Annotated[int, typer.Option()] = 20_000,
+    nodes: Annotated[int, typer.Option()] = 4,
+    gpus: Annotated[int, typer.Option(help="Pretend GPUs per node.")] = 2,
+    pause: Annotated[float, typer.Option(help="Seconds for every image in the sampler.")] = 0.02,
+    unit_size: Annotated[int, typer.Option()] = 250,
+) -> None:
+    """Run many tiny samples over pretend nodes."""
+    import ray
+
+    samplers.REGISTRY["identity"] = identity  # type: ignore[index]
+    executors.RayWorker = IdentityWorker  # type: ignore[misc]
+    # The device is this machine's: pretend GPUs have no memory.
+    executors.actor_device = lambda size: "cpu"
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        make_shards(folder, samples, picture())
+        job = job_of(folder, unit_size, {"name": "identity", "pause": pause}, batch_size=50)
+        this = open_or_plan(job)
+        started_cluster = cluster(nodes, gpus)
+        before, live = memory("VmRSS"), Live()
+        pool = Watched(job, this.folder, this.outstanding(), live, False)
+        commits = list(pool.work())
+        ended = time.perf_counter()
+        pool.close()
+        ray.shutdown()
+        started_cluster.shutdown()
+        there = sum(ended - since for since in pool.since)
+        sampled = sum(commit.seconds["sample"] for commit in commits)
+        wall = ended - min(pool.since)
+        mark = time.perf_counter()
+        summary = summarise(this, folder / "rows.parquet")
+        aggregation = time.perf_counter() - mark
+        assert summary.rows == samples, "every sample is one row"
+        print(f"{samples:,} samples in {len(commits)} units over {len(pool.since)} actors on {nodes} nodes")
+        print("| what | value |\n|---|---|")
+        print(f"| from the first actor's start to the last commit | {wall:.1f} s |")
+        print(f"| in the sampler, all actors | {sampled:.1f} s |")
+        print(f"| actors were there | {there:.1f} s |")
+        print(f"| efficiency | {sampled / there:.3f} |")
+        for part in ("read", "degrade", "score", "encode", "write"):
+            spent = sum(commit.seconds[part] for commit in commits)
+            print(f"| of it lost: {part} | {spent / there:.3f} |")
+        outside = there - sum(commit.seconds["total"] for commit in commits)
+        print(f"| of it lost: between units, and at the end | {outside / there:.3f} |")
+        print(f"| driver's memory before and at most | {before:.0f} and {memory('VmHWM'):.0f} MiB |")
+        print(f"| final aggregation | {aggregation:.2f} s |")
+
+
+@app.command()
+def plan(
+    samples: Annotated[list[int] | None, typer.Option(help="How many; repeatable.")] = None,
+    unit_size: Annotated[int, typer.Option()] = 256,
+) -> None:
+    """Plan many samples, and none of them run."""
+    print(
+        "| samples | shards | units | planning, s | listing units, s | memory before, MiB | at most, MiB |"
+    )
+    print("|---|---|---|---|---|---|---|")
+    for count in samples or [20_000, 1_280_000]:
+        with tempfile.TemporaryDirectory() as name:
+            folder = Path(name)
+            make_shards(folder, count, bytes(100))
+            job = job_of(folder, unit_size, {"name": "conjugate"})
+            before, mark = memory("VmRSS"), time.perf_counter()
+            this = open_or_plan(job)
+            planned = time.perf_counter() - mark
+            mark = time.perf_counter()
+            units = sum(1 for _ in this.outstanding())
+            listed = time.perf_counter() - mark
+            row = (
+                f"{count:,}",
+                f"{len(this.summary.shards):,}",
+                f"{units:,}",
+                f"{planned:.1f}",
+                f"{listed:.2f}",
+            )
+            print(f"| {' | '.join(row)} | {before:.0f} | {memory('VmHWM'):.0f} |", flush=True)
+
+
+if __name__ == "__main__":
+    app()
