@@ -127,8 +127,13 @@ def test_what_repair_cannot_mend_stays_a_finding(finished, shards, tmp_path):
 
 def test_failed_samples_are_retried_and_nothing_else(make_job, job_file, monkeypatch):
     """Rows that were good stay the same bytes; those that failed are restored as in a run without fault."""
-    calm = execute(make_job(output=str(job_file.parent / "calm"), compute={"batch_size": 1, "unit_size": 3}))
-    job = make_job(compute={"batch_size": 1, "unit_size": 3})
+    calm = execute(
+        make_job(
+            output=str(job_file.parent / "calm"),
+            compute={"batch_size": 1, "unit_size": 3, "cpus_per_actor": 1},
+        )
+    )
+    job = make_job(compute={"batch_size": 1, "unit_size": 3, "cpus_per_actor": 1})
     job_file.write_text(yaml.safe_dump(job.model_dump(mode="json")))
     original, restored = Stage.run, []
 
@@ -197,7 +202,7 @@ def test_signals_end_the_job_in_good_order(make_job, job_file, tmp_path, number,
     """One signal: the unit in hand is committed. Two: it is not. Either way the exit code is 130."""
     slow = make_job(
         compute={"batch_size": 1, "unit_size": 4, "cpus_per_actor": 1},
-        sampler={"name": "conjugate", "steps": 100, "w": 1},
+        sampler={"name": "conjugate", "steps": 40, "w": 1},
     )
     job_file.write_text(yaml.safe_dump(slow.model_dump(mode="json")))
     command = [sys.executable, "-m", "jobs.cli", "run", str(job_file), "--address", "none"]
