@@ -27,8 +27,8 @@ if TYPE_CHECKING:  # imported where they are used, so that --help is quick
 
 EXIT_CANNOT_RUN, EXIT_SOME_FAILED, EXIT_INTERRUPTED = 1, 2, 130
 
-console = Console()
-errors = Console(stderr=True)
+console = Console(markup=False)  # names of files are no markup
+errors = Console(stderr=True, markup=False)
 app = typer.Typer(
     help="Restore image datasets with diffusion and flow priors, and measure how well it was done.",
     no_args_is_help=True,
@@ -196,9 +196,9 @@ def finish(report: Location) -> dict[str, Any]:
 
 def show_shard_warnings(damaged: dict[str, str], empty: list[str]) -> None:
     for path, what in damaged.items():
-        errors.print(f"damaged, doing what is readable: {path}: {what}", style="yellow", markup=False)
+        errors.print(f"damaged, doing what is readable: {path}: {what}", style="yellow")
     for path in empty:
-        errors.print(f"holds no samples: {path}", style="yellow", markup=False)
+        errors.print(f"holds no samples: {path}", style="yellow")
 
 
 @app.command()
@@ -305,7 +305,7 @@ def verify(
             advance()
     for finding in findings:
         where = "" if finding.unit is None else f"unit {finding.unit.unit}: "
-        errors.print(f"{where}{finding.what}", style="yellow", markup=False, highlight=False)
+        errors.print(f"{where}{finding.what}", style="yellow", highlight=False)
     damaged = [finding for finding in findings if finding.unit is not None]
     if repair:
         repaired(this, damaged)
@@ -385,10 +385,10 @@ def list_(
             table.add_row(name, "\n".join(settings), reflow(what))
     else:
         raise JobError(f"list: no {kind!r}; choose from {', '.join(registries)}, jobs")
-    console.print(table, markup=False)
+    console.print(table)
     if kind == "samplers":
         *_, shared = (samplers.__doc__ or "").split("\n\n")
-        console.print(reflow(shared), markup=False, highlight=False)
+        console.print(reflow(shared), highlight=False)
 
 
 def reflow(text: str) -> str:
@@ -469,7 +469,7 @@ def shard(
         except OSError as error:
             raise JobError(f"{error}; the same command continues when this is mended") from error
     for name, reason in result.left_out[:20]:
-        errors.print(f"left out {name}: {reason}", style="yellow", markup=False, highlight=False)
+        errors.print(f"left out {name}: {reason}", style="yellow", highlight=False)
     if len(result.left_out) > 20:
         errors.print(f"and {len(result.left_out) - 20} more: see {out / MANIFEST}", style="yellow")
     console.print(f"{result.images} images in {len(result.shards)} shards in {out}", highlight=False)
@@ -540,7 +540,7 @@ def submit(
             try:
                 cluster_jobs.fetch(client, follow, fetch or Path("reports", follow), console)
             except JobError as error:
-                errors.print(str(error), style="yellow", markup=False, soft_wrap=True)
+                errors.print(str(error), style="yellow", soft_wrap=True)
     raise typer.Exit(code)
 
 
@@ -562,7 +562,9 @@ def main() -> None:
 
 
 def fail(message: str) -> NoReturn:
-    errors.print(f"error: {message}", style="red", markup=False, highlight=False, soft_wrap=True)
+    from pipeline.storage import redacted
+
+    errors.print(f"error: {redacted(message)}", style="red", highlight=False, soft_wrap=True)
     sys.exit(EXIT_CANNOT_RUN)
 
 

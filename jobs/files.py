@@ -1,6 +1,7 @@
 """Job files: find one, read it, apply overrides, check it."""
 
 import os
+import reprlib
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,11 @@ def load_job(name: str, overrides: list[str], limit: int | None = None) -> Job:
         if name not in ready:
             raise JobError(f"no job file {name!r}, and no ready job of that name: {', '.join(ready)}")
         path = ready[name]
-    values = parse_yaml(path.read_text(), str(path))
+    try:
+        text = path.read_text("utf-8")
+    except UnicodeDecodeError as error:
+        raise JobError(f"{path}: not UTF-8: {error}") from None
+    values = parse_yaml(text, str(path))
     if not isinstance(values, dict):
         raise JobError(f"{path}: expected fields such as data: and degradation:, got {type(values).__name__}")
     for override in overrides:
@@ -60,7 +65,7 @@ def problem(error: dict[str, Any]) -> str:
     if error["type"] == "extra_forbidden":
         message = "no such field; see `kintsugi run --help`"
     elif error["type"] not in ("value_error", "missing"):
-        message += f" (got {error['input']!r})"
+        message += f" (got {reprlib.repr(error['input'])})"
     return f"{field}: {message}" if field else message
 
 
@@ -77,11 +82,23 @@ def apply(values: dict[str, Any], override: str) -> None:
     values[last] = parse_yaml(text, f"--set {override!r}")
 
 
+class Plain(yaml.SafeLoader):
+    """YAML without aliases, of which a few lines may stand for gigabytes."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):
+            mark = self.peek_event().start_mark  # type: ignore[no-untyped-call]
+            raise yaml.composer.ComposerError(None, None, "aliases (*name) are not read", mark)
+        return super().compose_node(parent, index)
+
+
 def parse_yaml(text: str, source: str) -> Any:
     try:
-        return yaml.safe_load(text)
+        return yaml.load(text, Plain)
     except yaml.YAMLError as error:
         raise JobError(f"{source}: not valid YAML: {error}") from None
+    except RecursionError:
+        raise JobError(f"{source}: not valid YAML: nested too deep") from None
 
 
 def absolute_files(values: dict[str, Any]) -> dict[str, Any]:

@@ -5,6 +5,7 @@ the factory's signature is the list of parameters, and its type annotations are 
 """
 
 import inspect
+import reprlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -50,6 +51,8 @@ def look_up(
     name = values.pop("name", None)
     if name is None:
         raise SpecError(f"{kind}.name: missing; choose one of {', '.join(sorted(registry))}")
+    if not isinstance(name, str):
+        raise SpecError(f"{kind}.name: a name, not {reprlib.repr(name)}")
     if name not in registry:
         raise SpecError(f"{kind}.name: no {kind} {name!r}; choose one of {', '.join(sorted(registry))}")
     factory = registry[name]
@@ -81,7 +84,7 @@ def construct(kind: str, registry: Registry, spec: Mapping[str, Any], *context: 
         raise SpecError("; ".join(problems)) from error
     except SpecError:
         raise
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, MemoryError, RuntimeError) as error:
         raise SpecError(f"{kind} {spec['name']!r}: {error}") from error
 
 
@@ -92,4 +95,4 @@ def problem(kind: str, name: str, error: dict[str, Any]) -> str:
     field = ".".join([kind, *map(str, error["loc"])])
     if error["type"] == "missing_keyword_only_argument":
         return f"{field}: missing; {name!r} needs it"
-    return f"{field}: {error['msg']} (got {error['input']!r})"
+    return f"{field}: {error['msg']} (got {reprlib.repr(error['input'])})"

@@ -18,7 +18,7 @@ from pipeline.commit import Commit
 from pipeline.inquiry import Inquiry
 from pipeline.job import Job, JobError
 from pipeline.plan import Unit, read_members
-from pipeline.storage import Location, at, pause
+from pipeline.storage import Location, at, pause, redacted
 from pipeline.worker import Task, Worker, give_up
 
 POLL_SECONDS = 0.5
@@ -87,7 +87,7 @@ def persistently(worker: Worker, task: Task, live: Live) -> Commit:
         except OSError as error:
             if attempt == attempts:
                 raise storage_failure(error) from error
-            live.notes.append(f"unit {task.unit.unit}, storage: {error}; trying again")
+            live.notes.append(redacted(f"unit {task.unit.unit}, storage: {error}; trying again"))
             time.sleep(pause(attempt))
     raise AssertionError("unreachable")
 
@@ -324,7 +324,7 @@ class Pool:
         failures = self.storage_failures[unit]
         if failures >= self.job.compute.attempts:
             raise storage_failure(error) from error
-        self.live.notes.append(f"unit {unit}, storage: {error}; trying again")
+        self.live.notes.append(redacted(f"unit {unit}, storage: {error}; trying again"))
         self.idle[done.actor] = time.monotonic() + pause(failures)  # another one may see the storage
         if done.inquiry is not None:
             self.inquiries.append(done.inquiry)

@@ -37,12 +37,18 @@ OPERATIONAL = (
 """Fields that may change between a run and its continuation; of the prior, the checksum must not."""
 
 
+MAX_SIZE = 4096  # pixels: decompositions take the cube of it
+
+
 class JobError(Exception):
     """The job cannot run; the message names the cause and the fix. Exit code 1."""
 
+    def __init__(self, message: str):
+        super().__init__(storage.redacted(message))
+
 
 class Model(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, hide_input_in_errors=True)
 
 
 class Data(Model):
@@ -59,6 +65,7 @@ class Data(Model):
     )
     size: PositiveInt = Field(
         default=256,
+        le=MAX_SIZE,
         description="Side of the square images, pixels; of measurements, the side of the tiles that the "
         "network sees of larger images.",
     )
@@ -76,12 +83,14 @@ class Data(Model):
         description="Whether shards are read once at planning to compare them with the SHA256SUMS beside "
         "them, where there is one.",
     )
-    limit: PositiveInt | None = Field(default=None, description="Only the first N samples.")
+    limit: PositiveInt | None = Field(default=None, lt=2**63, description="Only the first N samples.")
 
     @field_validator("shards")
     @classmethod
     def no_secrets(cls, value: str | list[str]) -> str | list[str]:
         for pattern in [value] if isinstance(value, str) else value:
+            if not pattern:
+                raise ValueError("an empty name")
             storage.at(pattern)
         return value
 
@@ -139,13 +148,15 @@ class Compute(Model):
     gpus_per_actor: NonNegativeFloat = Field(
         default=1, description="Ignored, with a message, where the cluster has no GPU."
     )
-    cpus_per_actor: PositiveInt = Field(default=2, description="Also the number of compute threads.")
+    cpus_per_actor: PositiveInt = Field(default=2, le=1024, description="Also the number of compute threads.")
     batch_size: PositiveInt | Literal["auto"] = Field(
         default=16,
         description="auto: the largest that fits into the GPU's memory, found once and kept in the run "
         "directory; 16 on a CPU.",
     )
-    unit_size: PositiveInt = Field(default=256, description="Samples per unit of work, committed as one.")
+    unit_size: PositiveInt = Field(
+        default=256, lt=2**31, description="Samples per unit of work, committed as one."
+    )
     precision: Literal["float32", "bf16", "fp16"] = Field(
         default="float32",
         description="Of the network; the sampler's state is float32 always. fp16 loses the small gradients "
@@ -186,7 +197,7 @@ class Job(Model):
         description="Pictures kept in the rows, PNG. The first images keep all three, for the report.",
     )
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
-    output: str = Field(description="The run directory: a path, or an s3:// or gs:// URL.")
+    output: str = Field(min_length=1, description="The run directory: a path, or an s3:// or gs:// URL.")
 
     @field_validator("output")
     @classmethod

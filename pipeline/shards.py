@@ -11,6 +11,7 @@ import re
 import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, cast
 
@@ -25,6 +26,7 @@ MAX_HEADER = (
 SKIPPED = re.compile(r"__[^/]*__($|/)")  # webdataset's rule for metadata members
 SUFFIXES = ("png", "jpg", "jpeg", "webp", "bmp", "tif", "tiff", "ppm", "npy")
 SHA256SUMS = "SHA256SUMS"
+MAX_SHARDS = 1_000_000
 
 
 @dataclass(frozen=True)
@@ -52,9 +54,11 @@ def expand(patterns: str | list[str]) -> list[Location]:
     found: list[Location] = []
     for pattern in [patterns] if isinstance(patterns, str) else patterns:
         try:
-            names = list(braceexpand(pattern))
+            names = list(islice(braceexpand(pattern), MAX_SHARDS + 1))
         except ValueError as error:
             raise JobError(f"data.shards: {pattern!r}: {error}") from error
+        if len(names) > MAX_SHARDS:
+            raise JobError(f"data.shards: {pattern!r} stands for more than {MAX_SHARDS:,} shards")
         for name in names:
             if glob.has_magic(name):
                 matched = storage.matches(name)

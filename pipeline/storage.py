@@ -10,6 +10,7 @@ AWS_ENDPOINT_URL names another server that speaks S3.
 import glob
 import io
 import os
+import re
 import shutil
 import tempfile
 import time
@@ -166,6 +167,10 @@ def at(text: str | os.PathLike[str]) -> Location:
     """
     text = os.fspath(text)
     scheme, separator, rest = text.partition("://")
+    if re.match(r"(s3|gs):/[^/]", text):
+        raise ValueError("a URL has two slashes: s3://BUCKET/KEY or gs://BUCKET/KEY")
+    if "\0" in text:
+        raise ValueError("a path with a zero byte in it")
     if not separator:
         return Path(os.path.expanduser(text)).absolute()
     if any(mark in rest.partition("/")[0] for mark in "@:") or "?" in rest or "#" in rest:
@@ -185,6 +190,14 @@ def make_folder(folder: Location) -> None:
     """The folder and those it lies in; object stores have none."""
     if isinstance(folder, Path):
         folder.mkdir(parents=True, exist_ok=True)
+
+
+SECRET = re.compile(r"(:/{1,3})[^\s'\"]*@|(://[^\s'\"?]*\?)[^\s'\"]*")
+
+
+def redacted(text: str) -> str:
+    """A text for the user without what URLs in it may give away: KEY:SECRET@ and queries."""
+    return SECRET.sub(lambda found: f"{found[1]}…@" if found[1] else f"{found[2]}…", text)
 
 
 def size(location: Location) -> int:
