@@ -182,9 +182,7 @@ def plan(
     unit_size: Annotated[int, typer.Option()] = 256,
 ) -> None:
     """Plan many samples, and none of them run."""
-    print(
-        "| samples | shards | units | planning, s | listing units, s | memory before, MiB | at most, MiB |"
-    )
+    print("| samples | shards | units | planning, s | listing units, s | memory before, MiB | at most, MiB |")
     print("|---|---|---|---|---|---|---|")
     for count in samples or [20_000, 1_280_000]:
         with tempfile.TemporaryDirectory() as name:
