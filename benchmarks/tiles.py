@@ -36,8 +36,8 @@ FACTOR = 4
 SAMPLER = {"name": "conjugate", "steps": 5, "w": 15}
 NEAR = 4
 """Pixels on either side of a window's edge that count as near it."""
-BESIDE = 8
-"""Lines on either side of an edge that its jump is compared to."""
+BESIDE = (8, 16)
+"""Distances of the lines that an edge is compared to: they lie alike on the grid of the measurement."""
 OVERLAPS = [0, 16, 32, 64, 128]
 app = typer.Typer(
     help="What tiles cost: seams beside the sampler's own noise, and a large restoration.",
@@ -91,7 +91,7 @@ def jump_ratio(image: Tensor, tiled: Tiled) -> float:
         jumps = image.diff(dim=dim).abs().movedim(dim, 0).flatten(1).mean(1)  # [c − 1]: across line c
         distances = (torch.arange(1, image.shape[dim])[:, None] - lines).abs().min(1).values
         at.append(jumps[distances == 0])
-        beside.append(jumps[(distances > 0) & (distances <= BESIDE)])
+        beside.append(jumps[torch.isin(distances, torch.tensor(BESIDE))])
     return (torch.cat(at).mean() / torch.cat(beside).mean()).item()
 
 

@@ -267,9 +267,11 @@ class Disk:
 
     def fill(self) -> None:
         """No space is left from now on."""
-        found = os.statvfs(self.device)
-        used = (found.f_blocks - found.f_bfree) * found.f_frsize
-        mount("-o", f"remount,size={used}", self.device)
+        while True:
+            found = os.statvfs(self.device)
+            used = (found.f_blocks - found.f_bfree) * found.f_frsize
+            with suppress(subprocess.CalledProcessError):  # more is used by now
+                return mount("-o", f"remount,size={used}", self.device)
 
     def extend(self) -> None:
         mount("-o", "remount,size=1g", self.device)
@@ -277,10 +279,8 @@ class Disk:
     def protect(self) -> None:
         """Nothing can be written from now on."""
         while True:
-            try:
+            with suppress(subprocess.CalledProcessError):  # a file is open for writing
                 return mount("-o", "remount,ro", self.device)
-            except subprocess.CalledProcessError:  # a file is open for writing
-                time.sleep(0.001)
 
     def permit(self) -> None:
         mount("-o", "remount,rw", self.device)
