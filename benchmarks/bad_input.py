@@ -1,104 +1,952 @@
-"""What a user sees for each kind of bad input: a table.
+"""What a user sees for each kind of malicious or broken input: docs/bad-input.md is what this prints.
 
     python benchmarks/bad_input.py
 
-Every kind is a shard with the bad sample between two good ones, run as a job of its own.
+Every case is a folder of its own and a command of the command line, run in a process of its own that is
+bounded in time and memory. A case fails, and so does this script, where the command ends with a traceback,
+does not end, or leaves a file outside the folder it was to write to.
 """
 
 import io
+import os
+import pickle
+import re
+import resource
+import shutil
+import signal
+import struct
+import sys
 import tarfile
 import tempfile
+import time
+import traceback
+import zipfile
+import zlib
+from collections.abc import Callable
+from contextlib import redirect_stderr, redirect_stdout, suppress
+from dataclasses import dataclass
+from functools import cache, partial
+from importlib import import_module
+from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
+import torch
+import yaml
 from PIL import Image
 
-from pipeline.aggregate import committed
-from pipeline.executors import Live, in_process
-from pipeline.job import Job, JobError
-from pipeline.run import open_or_plan
+SIZE = 32
+SECONDS, MEMORY = 60, 3 << 30  # of a case at most
+OUT = "out"  # the only place in a case's folder where a command may write
+SECRET = "wJalrXUtnFEMI"
 
-SIZE = 64
-PICTURE = Image.fromarray(np.random.default_rng(0).integers(0, 256, (SIZE, SIZE, 3), np.uint8))
-GREY16 = (np.asarray(PICTURE.convert("L")).astype(np.uint16) + 1) * 255
+Make = Callable[[Path], list[str]]
+"""Puts the input into a folder, which is the current one of the command; returns the command's arguments."""
 
 
-def saved(image: Image.Image, kind: str = "PNG") -> bytes:
+@dataclass(frozen=True)
+class Case:
+    group: str
+    name: str
+    make: Make
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of a case.
+
+    Attributes:
+        code: the exit code, None if the command did not end by itself.
+        output: all that it printed. rows: key, status, error and source of the samples it recorded.
+        made: files outside of OUT that were not there before. mebibytes: beyond those of an idle process.
+    """
+
+    code: int | None
+    output: str
+    rows: list[dict[str, Any]]
+    made: list[str]
+    seconds: float = 0.0
+    mebibytes: float = 0.0
+
+    @property
+    def crashed(self) -> bool:
+        return self.code is None or "Traceback" in self.output or bool(self.made)
+
+
+CASES: list[Case] = []
+
+
+def case(group: str, name: str, make: Make) -> None:
+    CASES.append(Case(group, name, make))
+
+
+# What cases are made of
+
+
+def saved(image: Image.Image, kind: str = "PNG", **options: Any) -> bytes:
     buffer = io.BytesIO()
-    image.save(buffer, format=kind)
+    image.save(buffer, format=kind, **options)
     return buffer.getvalue()
 
 
-def tar_of(members: list[tuple[str, bytes]]) -> bytes:
+def tar_of(*members: tuple[str | tarfile.TarInfo, bytes], **options: Any) -> bytes:
     buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w") as tar:
+    with tarfile.open(fileobj=buffer, mode="w", **options) as tar:
         for name, content in members:
-            info = tarfile.TarInfo(name)
+            info = tarfile.TarInfo(name) if isinstance(name, str) else name
             info.size = len(content)
             tar.addfile(info, io.BytesIO(content))
     return buffer.getvalue()
 
 
+def special(name: str, kind: bytes, link: str = "") -> tarfile.TarInfo:
+    """The header of a link or a device."""
+    info = tarfile.TarInfo(name)
+    info.type, info.linkname = kind, link
+    return info
+
+
+def header(name: bytes, kind: bytes, size: bytes) -> bytes:
+    """The block of a tar header with any size that it claims."""
+    block = bytearray(tarfile.TarInfo("x").tobuf(tarfile.USTAR_FORMAT))
+    block[:100] = name.ljust(100, b"\0")
+    block[124:136], block[156:157], block[148:156] = size, kind, b" " * 8
+    block[148:156] = b"%06o\0 " % sum(block)
+    return bytes(block)
+
+
+def png(width: int, height: int, *chunks: tuple[bytes, bytes], bits: int = 8, colour: int = 2) -> bytes:
+    """A PNG of a few bytes that claims a size."""
+    head = struct.pack(">IIBBBBB", width, height, bits, colour, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+        for kind, content in ((b"IHDR", head), *chunks, (b"IDAT", zlib.compress(b"")), (b"IEND", b""))
+    )
+
+
+def npy(array: np.ndarray, **options: Any) -> bytes:
+    buffer = io.BytesIO()
+    np.save(buffer, array, **options)
+    return buffer.getvalue()
+
+
+def npy_header(text: str, version: bytes = b"\1\0") -> bytes:
+    """An .npy file that ends after its header, which may be any text."""
+    return b"\x93NUMPY" + version + struct.pack("<H", len(text)) + text.encode()
+
+
+def npy_claims(shape: str, kind: str = "<f4") -> str:
+    return f"{{'descr': '{kind}', 'fortran_order': False, 'shape': {shape}}}"
+
+
+PICTURE = Image.fromarray(np.random.default_rng(0).integers(0, 256, (SIZE, SIZE, 3), np.uint8))
+PIXELS = np.asarray(PICTURE)
+GREY = PICTURE.convert("L")
 GOOD = saved(PICTURE)
-SHARD = tar_of([("a.png", GOOD), ("b.png", GOOD), ("c.png", GOOD)])
+MEASURED = np.zeros((3, SIZE // 4, SIZE // 4), np.float32)
+BOMB = zlib.compress(bytes(200 << 20), 9)
+
+
+def fields(folder: Path, shards: str | list[str] = "s.tar", **others: Any) -> dict[str, Any]:
+    """A small job."""
+    data = {"shards": shards, "size": SIZE} | others.pop("data", {})
+    measured = data.get("kind") == "measurements"
+    return {
+        "data": data,
+        "degradation": {"operator": {"name": "average_pool", "factor": 4}},
+        "sampler": {"name": "conjugate", "steps": 1},
+        "metrics": [] if measured else ["psnr"],
+        "compute": {"cpus_per_actor": 1},
+        "output": OUT,
+    } | others
+
+
+def job(folder: Path, *arguments: str, **others: Any) -> list[str]:
+    (folder / "job.yaml").write_text(yaml.safe_dump(fields(folder, **others)))
+    return ["run", "job.yaml", "--address", "none", *arguments]
+
+
+def sample(content: bytes | Callable[[], bytes], suffix: str, folder: Path, **others: Any) -> list[str]:
+    """A job on the sample b between two good ones."""
+    content = content if isinstance(content, bytes) else content()
+    measured = others.get("data", {}).get("kind") == "measurements"
+    good = ("npy", npy(MEASURED)) if measured else ("png", GOOD)
+    members = [(f"a.{good[0]}", good[1]), (f"b.{suffix}", content), (f"c.{good[0]}", good[1])]
+    (folder / "s.tar").write_bytes(tar_of(*members))
+    return job(folder, **others)
+
+
+def shard(content: bytes | Callable[[], bytes], folder: Path, **others: Any) -> list[str]:
+    """A job on a shard."""
+    (folder / "s.tar").write_bytes(content if isinstance(content, bytes) else content())
+    return job(folder, **others)
+
+
+MEASUREMENTS = {"data": {"kind": "measurements"}}
+CROPPED = {"data": {"fit": "resize_crop"}}
+SALVAGE = {"data": {"damaged": "salvage"}}
+
+# Images
+
+EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 32 32\n%%EndComments\n(evil) run\n"
+SVG = b'<svg xmlns="http://www.w3.org/2000/svg"><script>alert(1)</script></svg>'
+PSD = b"8BPS" + struct.pack(">H6xHIIHH", 1, 3, SIZE, SIZE, 8, 3) + bytes(1000)
+FRAMES = {"save_all": True, "append_images": [PICTURE.rotate(90)]}
+ROTATED = Image.Exif()
+ROTATED[0x0112] = 6
+
+IMAGES: dict[str, tuple[str, bytes | Callable[[], bytes], dict[str, Any]]] = {
+    "a good image, for comparison": ("png", GOOD, {}),
+    "not an image": ("png", b"hello", {}),
+    "zero bytes": ("png", b"", {}),
+    "a web page instead of the image": ("jpg", b"<!DOCTYPE html><title>404</title>", {}),
+    "JPEG, truncated": ("jpg", saved(PICTURE, "JPEG")[:-300], {}),
+    "PNG, truncated": ("png", GOOD[:-500], {}),
+    "WebP, truncated": ("webp", saved(PICTURE, "WEBP")[:-100], {}),
+    "PNG with a wrong checksum": ("png", GOOD[:60] + bytes([GOOD[60] ^ 1]) + GOOD[61:], {}),
+    "PNG of no pixels": ("png", png(0, 0), {}),
+    "bomb: PNG that claims 65535×65535": ("png", png(65535, 65535), CROPPED),
+    "bomb: PNG that claims 12000×12000": ("png", png(12000, 12000), CROPPED),
+    "bomb: 9990×9990 in 12 kB, decoded": (
+        "png",
+        lambda: saved(Image.new("1", (9990, 9990), 1), optimize=True),
+        CROPPED,
+    ),
+    "bomb: WebP of 16383×16383 in 35 kB": (
+        "webp",
+        lambda: saved(Image.new("RGB", (16383, 16383)), "WEBP", lossless=True, quality=0, method=0),
+        CROPPED,
+    ),
+    "bomb: zTXt chunk of 200 MiB": ("png", png(SIZE, SIZE, (b"zTXt", b"a\0\0" + BOMB)), {}),
+    "bomb: iCCP chunk of 200 MiB": ("png", png(SIZE, SIZE, (b"iCCP", b"a\0\0" + BOMB)), {}),
+    "huge thin picture, 20000×1": ("png", saved(Image.new("L", (20000, 1))), CROPPED),
+    "GIF named .png": ("png", saved(PICTURE, "GIF"), {}),
+    "TIFF named .png": ("png", saved(PICTURE, "TIFF"), {}),
+    "EPS, which would start Ghostscript, named .png": ("png", EPS, {}),
+    "SVG with a script, named .png": ("png", SVG, {}),
+    "PDF named .png": ("png", saved(PICTURE, "PDF"), {}),
+    "PSD named .png": ("png", PSD, {}),
+    "animated WebP": ("webp", saved(PICTURE, "WEBP", **FRAMES), {}),
+    "animated PNG": ("png", saved(PICTURE, **FRAMES), {}),
+    "TIFF of two pages": ("tif", saved(PICTURE, "TIFF", **FRAMES), {}),
+    "CMYK JPEG": ("jpg", saved(PICTURE.convert("CMYK"), "JPEG"), {}),
+    "16-bit grey": ("png", saved(Image.fromarray(np.asarray(GREY).astype(np.uint16) * 257)), {}),
+    "palette": ("png", saved(PICTURE.quantize(16)), {}),
+    "alpha": ("png", saved(PICTURE.convert("RGBA")), {}),
+    "one bit": ("png", saved(PICTURE.convert("1")), {}),
+    "EXIF rotation": ("jpg", saved(PICTURE, "JPEG", exif=ROTATED), {}),
+    "broken EXIF": ("jpg", saved(PICTURE, "JPEG", exif=b"Exif\0\0MM\0*\0\0\0\x08\xff\xff" + bytes(9)), {}),
+    "TIFF of floating point numbers": ("tif", saved(GREY.convert("F"), "TIFF"), {}),
+    "PFM named .ppm": ("ppm", b"Pf\n32 32\n-1\n" + bytes(4 * SIZE * SIZE), {}),
+    "wrong size": ("png", saved(PICTURE.resize((40, 30))), {}),
+    "wrong size, data.fit=resize_crop": ("png", saved(PICTURE.resize((40, 30))), CROPPED),
+    "one pixel, data.fit=resize_crop": ("png", saved(PICTURE.resize((1, 1))), CROPPED),
+}
+for _name, (_suffix, _content, _others) in IMAGES.items():
+    case("Images", _name, partial(sample, _content, _suffix, **_others))
+
+# Tars
+
+SHARD = tar_of(("a.png", GOOD), ("b.png", GOOD), ("c.png", GOOD))
 BOUNDARY = 512 + -(-len(GOOD) // 512) * 512  # where the second sample begins
-SAMPLES = {
-    "not an image": b"hello",
-    "truncated JPEG": saved(PICTURE, "JPEG")[:-300],
-    "greyscale": saved(PICTURE.convert("L")),
-    "RGBA": saved(PICTURE.convert("RGBA")),
-    "palette": saved(PICTURE.quantize(64)),
-    "16-bit": saved(Image.fromarray(GREY16)),
-    "wrong size": saved(PICTURE.resize((80, 60))),
+ENDING = bytes(1024)
+HTML = '<img src=x onerror="alert(1)">|`</td>'
+LONGNAME = b"".join(header(b"././@LongLink", b"L", b"00000001000\0") + bytes(512) for _ in range(200))
+PAX = b"1000000000 path=x\n"
+SPARSE = tarfile.TarInfo("b.png")
+SPARSE.pax_headers = {
+    f"GNU.sparse.{name}": n for name, n in (("major", "1"), ("minor", "0"), ("realsize", "9" * 11))
 }
-SHARDS = {
-    "tar cut between members": SHARD[:BOUNDARY],
-    "tar cut inside a header": SHARD[: BOUNDARY + 100],
-    "tar cut inside an image": SHARD[: BOUNDARY + 1000],
-    "duplicate keys": tar_of([("a.png", GOOD), ("b.png", GOOD), ("a.png", GOOD)]),
-    "empty shard": tar_of([]),
+CUTS = {
+    "between two members": BOUNDARY,
+    "inside a header": BOUNDARY + 100,
+    "inside an image": BOUNDARY + 1000,
 }
 
 
-def outcome(content: bytes, salvage: bool) -> str:
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        (folder / "bad.tar").write_bytes(content)
-        (folder / "good.tar").write_bytes(tar_of([("z.png", GOOD)]))
-        job = Job.model_validate(
-            {
-                "data": {
-                    "shards": [str(folder / "bad.tar"), str(folder / "good.tar")],
-                    "size": SIZE,
-                    "damaged": "salvage" if salvage else "refuse",
-                },
-                "degradation": {"operator": {"name": "bicubic"}},
-                "sampler": {"name": "conjugate", "steps": 1},
-                "metrics": ["psnr"],
-                "output": str(folder / "run"),
-            }
-        )
+def named(name: str) -> bytes:
+    return tar_of((f"{name}.png", GOOD), ("c.png", GOOD))
+
+
+def pax_named(name: str) -> bytes:
+    info = tarfile.TarInfo("b.png")
+    info.pax_headers = {"path": name}
+    return tar_of((info, GOOD), ("c.png", GOOD))
+
+
+def many_suffixes() -> bytes:
+    """One sample of 60,000 members."""
+    member = [header(f"a.{i}".encode(), b"0", b"00000000000\0") for i in range(60_000)]
+    return b"".join(member) + SHARD
+
+
+TARS: dict[str, tuple[bytes | Callable[[], bytes], dict[str, Any]]] = {
+    "member ../../evil.png": (named("../../evil"), {}),
+    "measurement ../../evil.png": (named("../../evil"), MEASUREMENTS),
+    "measurement /tmp/kintsugi-evil.png": (named("/tmp/kintsugi-evil"), MEASUREMENTS),
+    "measurement ./a/../../evil.png": (named("./a/../../evil"), MEASUREMENTS),
+    "name with a zero byte": (pax_named("b\0.png"), {}),
+    "name with line breaks": (named("b\n\r\nc"), {}),
+    "name of 10 kB": (named("n" * 10_000), {}),
+    "name of 20 kB": (named("n" * 20_000), {}),
+    "name that turns the writing direction": (named("b\u202egnp.exe"), {}),
+    "name that steers the terminal, twice": (tar_of(("\x1b[2J.png", GOOD), ("\x1b[2J.png", GOOD)), {}),
+    "name of HTML and Markdown": (tar_of((f"{HTML}.png", b"<script>"), ("c.png", GOOD)), {}),
+    "name that is not UTF-8": (tar_of(("\udcff.png", GOOD), ("c.png", GOOD)), {}),
+    "symbolic link to /etc/passwd": (
+        tar_of((special("b.png", tarfile.SYMTYPE, "/etc/passwd"), b""), ("c.png", GOOD)),
+        {},
+    ),
+    "hard link to ../../x": (
+        tar_of((special("b.png", tarfile.LNKTYPE, "../../x"), b""), ("c.png", GOOD)),
+        {},
+    ),
+    "devices and pipes": (
+        tar_of(
+            (special("b.png", tarfile.CHRTYPE), b""),
+            (special("d.png", tarfile.BLKTYPE), b""),
+            (special("e.png", tarfile.FIFOTYPE), b""),
+            ("c.png", GOOD),
+        ),
+        {},
+    ),
+    "sparse member of 100 GB": (tar_of((SPARSE, b"1\n0\n1\n".ljust(512, b"\0"))), {}),
+    "member that claims 8 GiB": (header(b"b.png", b"0", b"77777777777\0") + ENDING, {}),
+    "member of negative size": (header(b"b.png", b"0", b"\xff" * 12) + ENDING, {}),
+    "PAX record that claims 1 GB": (header(b"p", b"x", b"00000001000\0") + PAX.ljust(512, b"\0") + SHARD, {}),
+    "PAX header that claims 8 GiB": (header(b"p", b"x", b"77777777777\0") + SHARD, {}),
+    "GNU long names, 200 in a row": (LONGNAME + SHARD, {}),
+    "a sample of 60,000 members": (many_suffixes, {}),
+    "gzip-compressed tar": (lambda: zlib_gzip(SHARD), {}),
+    "a zip named .tar": (lambda: zip_of({"a.png": GOOD}), {}),
+    "random bytes": (np.random.default_rng(1).bytes(5000), {}),
+    "empty file": (b"", {}),
+    "empty tar": (tar_of(), {}),
+    "tar without images": (tar_of(("notes.txt", b"hello")), {}),
+    "the same key twice": (tar_of(("a.png", GOOD), ("b.png", GOOD), ("a.png", GOOD)), {}),
+    "member without a key (.png)": (tar_of((".png", GOOD), ("c.png", GOOD)), {}),
+    "broken b.json beside the image": (tar_of(("b.png", GOOD), ("b.json", b"{"), ("c.png", GOOD)), {}),
+    "b.cls that is no number": (tar_of(("b.png", GOOD), ("b.cls", b"cat; rm -rf"), ("c.png", GOOD)), {}),
+    "b.cls of 10⁶ digits": (tar_of(("b.png", GOOD), ("b.cls", b"9" * 10**6), ("c.png", GOOD)), {}),
+}
+for _cut, _place in CUTS.items():
+    TARS[f"cut {_cut}"] = (SHARD[: BOUNDARY + _place], {})
+    TARS[f"cut {_cut}, data.damaged=salvage"] = (SHARD[: BOUNDARY + _place], SALVAGE)
+for _name, (_content, _others) in TARS.items():
+    case("Tars", _name, partial(shard, _content, **_others))
+
+
+def zlib_gzip(content: bytes) -> bytes:
+    import gzip
+
+    return gzip.compress(content)
+
+
+def zip_of(members: dict[str, bytes], method: int = zipfile.ZIP_DEFLATED) -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", method) as archive:
+        for name, content in members.items():
+            archive.writestr(name, content)
+    return buffer.getvalue()
+
+
+def two_shards(folder: Path) -> list[str]:
+    for name in ("s.tar", "t.tar"):
+        (folder / name).write_bytes(SHARD)
+    return job(folder, shards=["s.tar", "t.tar"])
+
+
+def pipe_as_shard(folder: Path) -> list[str]:
+    os.mkfifo(folder / "s.tar")
+    return job(folder, shards="*.tar")
+
+
+def checksums(text: bytes, folder: Path) -> list[str]:
+    (folder / "SHA256SUMS").write_bytes(text)
+    return shard(SHARD, folder)
+
+
+def folder_of(names: list[str], folder: Path, **others: Any) -> list[str]:
+    """A job on a folder of images, of which the hostile ones are links or pipes."""
+    (folder / "secret.png").write_bytes(GOOD)
+    (folder / "in").mkdir()
+    (folder / "in" / "c.png").write_bytes(GOOD)
+    for name in names:
+        file = folder / "in" / f"{name}.png"
+        targets = {"outside": "../secret.png", "loop": "loop.png", "zeros": "/dev/zero", "nowhere": "nothing"}
+        if name == "pipe":
+            os.mkfifo(file)
+        elif name in targets:
+            file.symlink_to(targets[name])
+        else:
+            with file.open("wb") as sparse:
+                sparse.truncate(2 << 30)
+    return job(folder, shards="in", **others)
+
+
+def folder_named_tar(folder: Path) -> list[str]:
+    (folder / "s.tar").mkdir()
+    return job(folder)
+
+
+case("Tars", "the same key in two shards", two_shards)
+case("Tars", "missing shard", job)
+case("Tars", "a pipe among the shards", pipe_as_shard)
+case("Tars", "an empty folder as a shard", folder_named_tar)
+case("Tars", "SHA256SUMS of another file", partial(checksums, b"0" * 64 + b"  s.tar\n"))
+case("Tars", "SHA256SUMS that is no text", partial(checksums, b"\xff\xfe\0"))
+for _name, _file in {
+    "link out of the folder": "outside",
+    "link to itself": "loop",
+    "link to nothing": "nowhere",
+    "link to /dev/zero": "zeros",
+    "pipe": "pipe",
+    "file of 2 GiB": "large",
+}.items():
+    case("Folders of images", _name, partial(folder_of, [_file], **MEASUREMENTS))
+
+# Measurements
+
+
+class Code:
+    """What a pickle runs when it is loaded."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (Path("executed"),)
+
+
+ARRAYS: dict[str, bytes] = {
+    "float64, fine": npy(MEASURED.astype(float)),
+    "pickled objects with code": npy(np.array([Code()] * 3, object), allow_pickle=True),
+    "wrong shape": npy(np.zeros((8, 8, 3), np.float32)),
+    "two dimensions": npy(np.zeros((8, 8), np.float32)),
+    "one channel where the operator has three": npy(MEASURED[:1]),
+    "integers": npy(np.zeros((3, 8, 8), np.int64)),
+    "NaN": npy(np.full_like(MEASURED, np.nan)),
+    "truncated": npy(MEASURED)[:-100],
+    "zero bytes": b"",
+    "header that claims 10¹² values": npy_header(npy_claims("(3, 1000000, 1000000)")),
+    "header that claims 1 GiB": npy_header(npy_claims("(3, 6688, 6688)", "<f8")),
+    "header of negative shape": npy_header(npy_claims("(3, -8, -8)")),
+    "header of 60 kB": npy_header(
+        repr({"descr": "<f4", "fortran_order": False, "shape": (3, 8, 8)}) + " " * 60000
+    ),
+    "header with code": npy_header("__import__('os').system('touch executed')"),
+    "header of 9,000 brackets": npy_header("(" * 9000),
+    "version 9": npy_header("{}", version=b"\x09\0"),
+}
+for _name, _content in ARRAYS.items():
+    case("Measurements (.npy)", _name, partial(sample, _content, "npy", **MEASUREMENTS))
+
+# kintsugi shard
+
+
+def shard_zip(content: bytes | Callable[[], bytes], folder: Path) -> list[str]:
+    (folder / "set.zip").write_bytes(content if isinstance(content, bytes) else content())
+    return ["shard", "set.zip", OUT]
+
+
+def patched(content: bytes, offset: int, value: bytes) -> bytes:
+    """A zip whose last member's entry in the central directory is another at a place."""
+    entry = content.rindex(b"PK\1\2")
+    return content[: entry + offset] + value + content[entry + offset + len(value) :]
+
+
+def duplicate_names() -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        archive.writestr("a.png", GOOD)
+        archive.writestr("b.png", GOOD)
+    return buffer.getvalue().replace(b"b.png", b"a.png")
+
+
+def listed(text: str, folder: Path) -> list[str]:
+    (folder / "names.txt").write_text(text)
+    return [*shard_zip(zip_of({"a.png": GOOD}), folder), "--list", "names.txt"]
+
+
+def links(folder: Path) -> list[str]:
+    folder_of(["outside", "loop", "zeros", "pipe"], folder)
+    return ["shard", "in", OUT]
+
+
+def forged_lmdb(content: bytes, folder: Path) -> list[str]:
+    (folder / "set.lmdb").mkdir()
+    (folder / "set.lmdb" / "data.mdb").write_bytes(content)
+    return ["shard", "set.lmdb", OUT]
+
+
+def cut_lmdb(folder: Path) -> list[str]:
+    import lmdb
+
+    environment = lmdb.open(str(folder / "set.lmdb"), map_size=1 << 24)
+    with environment, environment.begin(write=True) as transaction:
+        for i in range(50):
+            transaction.put(b"%d.png" % i, GOOD)
+    file = folder / "set.lmdb" / "data.mdb"
+    file.write_bytes(file.read_bytes()[:20_000])
+    return ["shard", "set.lmdb", OUT]
+
+
+TWO = {"a.png": GOOD, "b.png": GOOD}
+SLIPS = (
+    "../../evil.png",
+    "/tmp/kintsugi-evil.png",
+    "..\\evil.png",
+    "\x1b[2J.png",
+    "__meta__/x.png",
+    "n" * 300 + ".png",
+)
+SOURCES: dict[str, Make] = {
+    "zip bomb: 255 MiB of zeros in 260 kB": partial(
+        shard_zip, lambda: zip_of({"a.png": GOOD, "b.png": bytes(255 << 20)})
+    ),
+    "zip bomb: member that claims 4 GiB": partial(shard_zip, patched(zip_of(TWO), 24, b"\xfe\xff\xff\xff")),
+    "zip bomb: 1 GiB that claims 1 kB": partial(
+        shard_zip, lambda: patched(zip_of({"a.png": GOOD, "b.png": bytes(1 << 30)}), 24, b"\0\4\0\0")
+    ),
+    "zip slip: ../, /tmp, \\, ESC, __meta__, 300 characters": partial(
+        shard_zip, zip_of(dict.fromkeys(("a.png", *SLIPS), GOOD))
+    ),
+    "encrypted zip": partial(shard_zip, patched(zip_of(TWO), 8, b"\1\0")),
+    "zip with bzip2": partial(shard_zip, lambda: zip_of(TWO, zipfile.ZIP_BZIP2)),
+    "zip cut in the middle": partial(shard_zip, zip_of(TWO)[:2000]),
+    "zip with one name twice": partial(shard_zip, duplicate_names),
+    "folder with links out of it, to /dev/zero, to itself, and a pipe": links,
+    "list with an unknown name": partial(listed, "a.png\nb.png\n"),
+    "list with a name twice": partial(listed, "a.png\na\n"),
+    "list with a line of 200,000 folders": partial(listed, "a/" * 200_000 + "\n"),
+    "list that is no text": lambda folder: [*listed("", folder)[:-1], "set.zip"],
+    "LMDB, cut": cut_lmdb,
+    "LMDB that is none": partial(forged_lmdb, b"hello"),
+    "no images": partial(shard_zip, zip_of({"notes.txt": b"hello"})),
+    "no such source": lambda folder: ["shard", "nowhere", OUT],
+    "output as a URL with a secret": lambda folder: [
+        *shard_zip(zip_of(TWO), folder)[:2],
+        f"s3://AKIA:{SECRET}@bucket/x",
+    ],
+}
+for _name, _make in SOURCES.items():
+    case("kintsugi shard: zips, folders, LMDBs, lists", _name, _make)
+
+# Checkpoints
+
+
+@cache
+def adm_state() -> dict[str, torch.Tensor]:
+    """A small guided-diffusion network that predicts no noise."""
+    from priors import adm
+
+    layout = adm.Layout(32, (32, 32), 1, (1,), None, 6, 32, Path("x"))
+    return {entry.file: torch.zeros(entry.shape) for entry in adm.entries(layout)}
+
+
+def torch_file(content: Any, **options: Any) -> bytes:
+    buffer = io.BytesIO()
+    torch.save(content, buffer, **options)
+    return buffer.getvalue()
+
+
+def repacked(content: bytes, change: Callable[[str, bytes], bytes], method: int) -> bytes:
+    """A zip again, with changed and compressed records."""
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        return zip_of({name: change(name, archive.read(name)) for name in archive.namelist()}, method)
+
+
+def changed(**values: Any) -> dict[str, Any]:
+    return adm_state() | {key.replace("__", "."): value for key, value in values.items()}
+
+
+def pickle_bomb() -> bytes:
+    def grow(name: str, content: bytes) -> bytes:
+        return content + bytes(1 << 30) if name.endswith("data.pkl") else content
+
+    return repacked(torch_file({"a": torch.zeros(3)}), grow, zipfile.ZIP_DEFLATED)
+
+
+def zeros_inside() -> bytes:
+    content = torch_file(adm_state() | {"out.2.weight": torch.ones(6, 32, 3, 3)})
+    place = content.index(torch.ones(100).numpy().tobytes())
+    return content[: place + 40] + bytes(40) + content[place + 80 :]
+
+
+def checkpoint(
+    content: bytes | Callable[[], bytes] | None, folder: Path, name: str = "adm", file: str = "x.pt"
+) -> list[str]:
+    if content is not None:
+        (folder / file).write_bytes(content if isinstance(content, bytes) else content())
+    parameters = {"head_channels": 32} if name == "adm" else {}
+    return shard(SHARD, folder, prior={"name": name, "path": file, **parameters})
+
+
+TENSORS = b'{"a":{"dtype":"F32","shape":[3],"data_offsets":[0,12]}}'
+STEERING = TENSORS.replace(b"F32", rb"\u001b[2J")
+CHECKPOINTS: dict[str, Make] = {
+    "a good one, for comparison": partial(checkpoint, lambda: torch_file(adm_state())),
+    "pickle with code, in torch's zip": partial(checkpoint, lambda: torch_file({"a": Code()})),
+    "pickle with code, in torch's old format": partial(
+        checkpoint, lambda: torch_file({"a": Code()}, _use_new_zipfile_serialization=False)
+    ),
+    "bare pickle with code": partial(checkpoint, pickle.dumps({"model": Code()}, 2)),
+    "a web page": partial(checkpoint, b"<!DOCTYPE html><title>Sign in</title>"),
+    "zero bytes": partial(checkpoint, b""),
+    "missing": partial(checkpoint, None),
+    "a folder": lambda folder: ((folder / "x.pt").mkdir(), checkpoint(None, folder))[1],
+    "cut": partial(checkpoint, lambda: torch_file(adm_state())[:-5000]),
+    "40 bytes lost inside": partial(checkpoint, zeros_inside),
+    "NaN among the weights": partial(
+        checkpoint, lambda: torch_file(changed(out__2__bias=torch.full((6,), torch.nan)))
+    ),
+    "format of another name": partial(checkpoint, lambda: torch_file(adm_state()), name="rectified_flow"),
+    "no such format": partial(checkpoint, lambda: torch_file(adm_state()), name="evil"),
+    "weight of another shape": partial(
+        checkpoint, lambda: torch_file(changed(time_embed__0__bias=torch.zeros(7)))
+    ),
+    "a list": partial(checkpoint, lambda: torch_file([1, 2])),
+    "key that steers the terminal": partial(
+        checkpoint, lambda: torch_file(adm_state() | {"\x1b[2J": torch.zeros(1)})
+    ),
+    "bomb: record of 1 GiB in 1 MB": partial(checkpoint, pickle_bomb),
+    "bomb: 10¹² values from one": partial(
+        checkpoint, lambda: torch_file(changed(out__2__bias=torch.zeros(1).expand(10**12)))
+    ),
+    "safetensors with a header of 2⁶³ bytes": partial(
+        checkpoint, struct.pack("<Q", 1 << 63) + TENSORS, file="x.safetensors"
+    ),
+    "safetensors that ends early": partial(
+        checkpoint, struct.pack("<Q", len(TENSORS)) + TENSORS + bytes(4), file="x.safetensors"
+    ),
+    "safetensors whose header steers the terminal": partial(
+        checkpoint,
+        struct.pack("<Q", 70)
+        + rb'{"a":{"dtype":"\u001b[2J","shape":[3],"data_offsets":[0,12]}}'.ljust(70)
+        + bytes(12),
+        file="x.safetensors",
+    ),
+}
+for _name, _make in CHECKPOINTS.items():
+    case("Checkpoints", _name, _make)
+
+# Job files
+
+
+def job_text(text: str | bytes, folder: Path) -> list[str]:
+    (folder / "job.yaml").write_bytes(text if isinstance(text, bytes) else text.encode())
+    return ["run", "job.yaml", "--address", "none"]
+
+
+def setting(folder: Path, *pairs: str) -> list[str]:
+    return [*shard(SHARD, folder), *(part for pair in pairs for part in ("--set", pair))]
+
+
+TAG = "!!python/object/apply:os.system ['touch executed']"
+LAUGHS = "a: &a [x, x]\n" + "".join(f"{b}: &{b} [*{a}, *{a}]\n" for a, b in pairwise("abcdefghij"))
+JOBS: dict[str, Make] = {
+    "tag that calls a function": partial(
+        job_text, "data: !!python/object/apply:os.system ['touch executed']\n"
+    ),
+    "tag that makes an object": partial(job_text, "data: !!python/object:pathlib.Path {}\n"),
+    "aliases that grow (billion laughs)": partial(job_text, LAUGHS),
+    "a field twice": lambda folder: job_text(yaml.safe_dump(fields(folder)) + "seed: 1\nseed: 2\n", folder),
+    "tabs": partial(job_text, "data:\n\tshards: s.tar\n"),
+    "empty file": partial(job_text, ""),
+    "binary file": partial(job_text, bytes(range(256))),
+    "UTF-16": partial(job_text, "data: 3\n".encode("utf-16")),
+    "characters that steer the terminal": partial(job_text, 'data: "\\e[2J\\u202e"\n'),
+    "list at the top": partial(job_text, "- data\n- degradation\n"),
+    "two documents": partial(job_text, "seed: 1\n---\nseed: 2\n"),
+    "10,000 brackets": partial(job_text, "data: " + "[" * 10_000),
+    "a list as a key": partial(job_text, "? [data]\n: 3\n"),
+    "a number as a key": partial(job_text, "1: 2\n"),
+    "date that there is none of": partial(job_text, "seed: 2024-99-99\n"),
+    "number of 5,000 digits": lambda folder: setting(folder, "seed=" + "9" * 5000),
+    "!!int of text": lambda folder: setting(folder, "seed=!!int x"),
+    "unknown field": lambda folder: setting(folder, "data.sice=3"),
+    "text for a number": lambda folder: setting(folder, "data.size=big"),
+    "a list for a name": lambda folder: setting(folder, "sampler.name=[a]"),
+    "sigma NaN": lambda folder: setting(folder, "degradation.sigma=.nan"),
+    "sigma infinite": lambda folder: setting(folder, "degradation.sigma=.inf"),
+    "sigma negative": lambda folder: setting(folder, "degradation.sigma=-1"),
+    "size of 10¹²": lambda folder: setting(folder, "data.size=1000000000000"),
+    "seed of 10⁴⁰": lambda folder: setting(folder, f"seed={10**40}"),
+    "10¹¹ shards": lambda folder: setting(folder, "data.shards='{1..100000000000}.tar'"),
+    "1,200 nested braces": lambda folder: setting(folder, f"data.shards='{'{' * 1200}{'}' * 1200}'"),
+    "unbalanced braces": lambda folder: setting(folder, "data.shards='{1..3'"),
+    "zero byte in a path": lambda folder: setting(folder, 'data.shards="a\\0b"'),
+    "no such job": lambda folder: ["run", "nowhere.yaml"],
+    "a folder as the job": lambda folder: ["run", "."],
+    "--limit 0": lambda folder: [*shard(SHARD, folder), "--limit", "0"],
+}
+for _name, _make in JOBS.items():
+    case("Job files and settings", _name, _make)
+
+# URLs
+
+URLS: dict[str, Make] = {
+    f"data.shards: {url}": partial(lambda url, folder: setting(folder, f"data.shards={url!r}"), url)
+    for url in (
+        f"s3://AKIA:{SECRET}@bucket/x.tar",
+        f"s3://bucket/x.tar?X-Amz-Signature={SECRET}",
+        f"gs://{SECRET}@bucket/x.tar",
+        f"https://user:{SECRET}@host/x.tar",
+        "https://host/x.tar",
+        "file:///etc/passwd",
+        "ftp://host/x.tar",
+        "s3:/bucket/x.tar",
+        "s3://",
+        f"{{s3:/,x}}/AKIA:{SECRET}@bucket/x.tar",
+    )
+} | {
+    "output: with a secret": lambda folder: setting(folder, f"output=s3://AKIA:{SECRET}@bucket/run"),
+    "prior.path: with a secret": lambda folder: setting(
+        folder, f"prior={{name: adm, path: 's3://AKIA:{SECRET}@bucket/x.pt'}}"
+    ),
+    "prior: a URL with a secret for a group of fields": lambda folder: setting(
+        folder, f"prior='s3://{SECRET}:{SECRET}@bucket/with/a/long/path/x.pt'"
+    ),
+    "mask: a URL with a signature": lambda folder: setting(
+        folder,
+        f"degradation.operator={{name: inpaint, mask: 'https://host/m?sig={SECRET}.png', known: white}}",
+    ),
+    "kintsugi run URL, with a secret": lambda folder: ["run", f"https://user:{SECRET}@host/job.yaml"],
+    "kintsugi status URL, with a secret": lambda folder: ["status", f"s3://AKIA:{SECRET}@bucket/run"],
+}
+for _name, _make in URLS.items():
+    case("URLs", _name.replace(SECRET, "SECRET"), _make)
+
+# Run directories
+
+
+@cache
+def finished() -> Path:
+    """A finished run to be copied; its shard stays where it is."""
+    folder = Path(os.environ.get("KINTSUGI_BAD_INPUT") or tempfile.mkdtemp()) / "finished" / "work"
+    folder.mkdir(parents=True)
+    (folder / "s.tar").write_bytes(SHARD)
+    arguments = job(folder, shards=str(folder / "s.tar"))
+    outcome = forked(arguments, folder)
+    assert outcome.code == 0, outcome.output
+    return folder
+
+
+def damaged(
+    change: Callable[[Path], object], command: str, folder: Path, arguments: tuple[str, ...] = ()
+) -> list[str]:
+    """A command on a run directory that somebody has changed."""
+    shutil.copytree(finished() / OUT, folder / OUT)
+    change(folder / OUT)
+    if command != "run":
+        return [command, OUT, *arguments]
+    return job(folder, shards=str(finished() / "s.tar"))
+
+
+def edit(name: str, change: Callable[[bytes], bytes]) -> Callable[[Path], object]:
+    def apply(run: Path) -> None:
+        (file,) = run.glob(name)
+        file.write_bytes(change(file.read_bytes()))
+
+    return apply
+
+
+def moved(run: Path) -> None:
+    run.rename(run.with_name("elsewhere"))
+    run.symlink_to("elsewhere")
+
+
+def half(content: bytes) -> bytes:
+    return content[: len(content) // 2]
+
+
+def flipped(content: bytes) -> bytes:
+    middle = len(content) // 3
+    return content[:middle] + bytes(b ^ 255 for b in content[middle : middle + 40]) + content[middle + 40 :]
+
+
+RUNS: dict[str, Make] = {
+    "torn commit record, run again": partial(damaged, edit("commits/*.json", half), "run"),
+    "torn commit record, verify": partial(damaged, edit("commits/*.json", half), "verify"),
+    "commit record of wrong types, run again": partial(
+        damaged, edit("commits/*.json", lambda _: b'{"unit": 3}'), "run"
+    ),
+    "rows changed after the commit, report": partial(damaged, edit("data/*.parquet", flipped), "report"),
+    "rows changed after the commit, verify": partial(damaged, edit("data/*.parquet", flipped), "verify"),
+    "foreign files among the commits, verify": partial(
+        damaged, lambda run: (run / "commits" / "evil.json").write_text("{}"), "verify"
+    ),
+    "job.yaml changed, run again": partial(
+        damaged, edit("job.yaml", lambda text: text.replace(b"steps: 1", b"steps: 2")), "run"
+    ),
+    "job.yaml with a tag, status": partial(damaged, edit("job.yaml", lambda _: TAG.encode()), "status"),
+    "job.yaml empty, status": partial(damaged, edit("job.yaml", lambda _: b""), "status"),
+    "plan cut, status": partial(damaged, edit("plan.parquet", half), "status"),
+    "prior.json broken, status": partial(damaged, edit("prior.json", half), "status"),
+    "prior.json of another checkpoint, run again": partial(
+        damaged, edit("prior.json", lambda text: re.sub(rb"[0-9a-f]{64}", b"0" * 64, text)), "run"
+    ),
+    "run directory is a link, run again": partial(damaged, moved, "run"),
+    "a file in place of the run directory": lambda folder: (
+        (folder / OUT).write_text("hello"),
+        shard(SHARD, folder),
+    )[1],
+    "no run directory, status": lambda folder: ["status", "nowhere"],
+}
+for _name, _make in RUNS.items():
+    case("Run directories", _name, _make)
+
+# Running
+
+
+def told(arguments: list[str]) -> tuple[int, str]:
+    """The command's exit code and all it prints, in this process."""
+    from jobs.cli import main
+
+    printed = io.StringIO()
+    before, sys.argv = sys.argv, ["kintsugi", *arguments]
+    try:
+        with redirect_stdout(printed), redirect_stderr(printed):
+            main()
+    except SystemExit as end:
+        return int(end.code or 0), printed.getvalue()
+    finally:
+        sys.argv = before
+    return 0, printed.getvalue()
+
+
+def tree(folder: Path) -> set[str]:
+    """All in the folder around a case's, but for what is in OUT or in a run directory that was moved."""
+    around = folder.parent
+    free = {folder / OUT, folder / "elsewhere", around / "modules"}
+    return {
+        str(path.relative_to(around)) for path in around.rglob("*") if free.isdisjoint({path, *path.parents})
+    }
+
+
+def rows_of(folder: Path) -> list[dict[str, Any]]:
+    file = folder / OUT / "report" / "rows.parquet"
+    names = ["key", "status", "error", "source"]
+    return pq.read_table(file, columns=names).to_pylist() if file.is_file() else []
+
+
+def forked(arguments: list[str], folder: Path) -> Outcome:
+    """The command in a process of its own, of bounded time and memory; files are looked at here."""
+    before, outside = tree(folder), Path("/tmp/kintsugi-evil.png")
+    started = time.monotonic()
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.close(reader)
+        code, output, used = None, "", 0.0
         try:
-            run = open_or_plan(job)
-        except JobError as error:
-            return "refused: " + " ".join(str(error).replace(str(folder) + "/", "").split())
-        list(in_process(job, run.folder, run.outstanding(), Live()))
-        rows = [row for table, _ in committed(run, ["key", "status", "error"]) for row in table.to_pylist()]
-        said = [f"{row['key']}: {row['error'] or 'ok'}" for row in rows]
-        return "; ".join(said) + (
-            f" (named: empty {Path(run.summary.empty[0]).name})" if run.summary.empty else ""
-        )
+            os.chdir(folder)
+            space, resident = (4096 * int(n) for n in Path("/proc/self/statm").read_text().split()[:2])
+            resource.setrlimit(resource.RLIMIT_AS, (space + MEMORY, space + MEMORY))
+            code, output = told(arguments)
+            used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024 - resident / 2**20
+            (folder.parent / "modules").write_text("\n".join(sys.modules))
+        except BaseException:
+            output = traceback.format_exc()
+        with os.fdopen(writer, "wb") as pipe:
+            pickle.dump((code, output, used), pipe)
+        os._exit(0)
+    os.close(writer)
+    timer = signal.signal(signal.SIGALRM, lambda *_: os.kill(child, signal.SIGKILL))
+    signal.alarm(SECONDS)
+    with os.fdopen(reader, "rb") as pipe:
+        answer = pipe.read()
+    os.waitpid(child, 0)
+    signal.alarm(0)
+    signal.signal(signal.SIGALRM, timer)
+    seconds = time.monotonic() - started
+    code, output, used = pickle.loads(answer) if answer else (None, "killed: too slow, or crashed", 0.0)
+    made = sorted(tree(folder) - before) + [str(outside)] * outside.exists()
+    return Outcome(code, output, rows_of(folder), made, seconds, max(used, 0.0))
+
+
+def outcome(this: Case, folder: Path) -> Outcome:
+    """Make a case in an empty folder and run it."""
+    return forked(this.make(folder), folder)
+
+
+def seen(found: Outcome, folder: Path) -> str:
+    """What matters of it to a user: the error, warnings, and the samples that are not good ones."""
+    lines = [line.strip() for line in found.output.splitlines() if line.strip()]
+    if found.code == 1:
+        start = next((i for i, line in enumerate(lines) if line.startswith("error: ")), 0)
+        said = [" ".join(lines[start:])]
+    elif found.rows:
+        said = [line for line in lines if line.startswith(("damaged", "holds no"))]
+        for row in found.rows:
+            if row["key"] not in ("a", "c"):
+                what = row["error"] or f"restored ({row['source']})"
+                said.append(f"{shorten(ascii(row['key'])[1:-1], 60)}: {what}")
+        said = said or ["restored: " + ", ".join(row["key"] for row in found.rows)]
+    else:
+        said = [line for line in lines if not re.search(r"━|─", line)]
+    text = " · ".join(said).replace(f"{folder}/", "").replace(str(folder), ".").replace(SECRET, "**LEAK**")
+    if os.environ.get("KINTSUGI_BAD_INPUT"):
+        text = text.replace(os.environ["KINTSUGI_BAD_INPUT"], "…")
+    return shorten(text, 300)
+
+
+def shorten(text: str, length: int) -> str:
+    return text if len(text) <= length else f"{text[: length - 1]}…"
+
+
+def cell(text: str) -> str:
+    """For a table in Markdown."""
+    from pipeline.report import plain
+
+    return plain(text)
+
+
+HEAD = """# Malicious and broken input
+
+This page is what `python benchmarks/bad_input.py` prints.
+[What is done about it, and the tests](security.md).
+
+Every case is a command of its own, in a process of its own: a job on three images of 32², unless something
+else is said, of which the input is one, b. Exit codes: 0 all samples done, 1 the job could not run, 2
+finished and some samples failed. `s` is the time of the whole command, and `MiB` the memory that it took at
+most beyond an idle process; a job on good images is in the first line. Long messages are cut here.
+"""
 
 
 def main() -> None:
-    print("| input | rows, or what planning says |\n|---|---|")
-    for kind, content in SAMPLES.items():
-        shard = tar_of([("a.png", GOOD), ("b.png", content), ("c.png", GOOD)])
-        print(f"| {kind} (b) | {outcome(shard, False)} |", flush=True)
-    for kind, shard in SHARDS.items():
-        print(f"| {kind} | {outcome(shard, False)} |", flush=True)
-        if kind.startswith("tar cut"):
-            print(f"| {kind}, data.damaged=salvage | {outcome(shard, True)} |", flush=True)
+    torch.set_num_threads(1)
+    wanted = sys.argv[1] if len(sys.argv) > 1 else ""
+    bad: list[str] = []
+    print(HEAD)
+    with tempfile.TemporaryDirectory() as name:
+        root = Path(name).resolve()
+        os.environ["COLUMNS"] = "1000"  # messages are not wrapped
+        os.environ |= {"KINTSUGI_CACHE": str(root / "cache"), "KINTSUGI_BAD_INPUT": str(root)}
+        for module in (finished().parent / "modules").read_text().split():
+            with suppress(Exception):  # some are made, not imported
+                import_module(module)  # once here, not in every case
+        group, number = "", 0
+        for number, this in enumerate((c for c in CASES if wanted in f"{c.group}: {c.name}"), 1):
+            if this.group != group:
+                group = this.group
+                print(
+                    f"\n## {group}\n\n| input | exit | what the user sees | s | MiB |\n|---|---|---|---|---|"
+                )
+            folder = root / f"{number:03d}" / "work"
+            folder.mkdir(parents=True)
+            found = outcome(this, folder)
+            text = seen(found, folder)
+            figures = f"{found.seconds:.1f} | {found.mebibytes:.0f}"
+            print(f"| {cell(this.name)} | {found.code} | {cell(text)} | {figures} |", flush=True)
+            if found.crashed or SECRET in found.output:
+                bad.append(this.name)
+                print(f"{this.name}: {found.made}\n{found.output}", file=sys.stderr)
+            shutil.rmtree(folder.parent, ignore_errors=True)
+    print(
+        f"\n{number} cases; {len(bad)} ended with a traceback, did not end, or wrote outside of their folder."
+    )
+    if bad:
+        sys.exit(1)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,6 @@
 """Job files: find one, read it, apply overrides, check it."""
 
 import os
-import reprlib
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +8,10 @@ import yaml
 from pydantic import ValidationError
 
 from pipeline.job import Job, JobError
+from pipeline.storage import redacted
 
 FOLDER = Path(__file__).parent
+SHOWN = 60  # characters of a value that does not fit
 
 
 def ready_jobs() -> dict[str, Path]:
@@ -54,7 +55,9 @@ def check(values: dict[str, Any], source: str) -> Job:
     try:
         return Job.model_validate(absolute_files(values))
     except ValidationError as error:
-        problems = [problem(dict(e)) for e in error.errors()]
+        # A default that waits for another field, which is named itself, says nothing.
+        found = [dict(e) for e in error.errors() if e["type"] != "default_factory_not_called"]
+        problems = [problem(e) for e in found]
         raise JobError(f"{source}:\n  " + "\n  ".join(problems)) from None
 
 
@@ -65,31 +68,49 @@ def problem(error: dict[str, Any]) -> str:
     if error["type"] == "extra_forbidden":
         message = "no such field; see `kintsugi run --help`"
     elif error["type"] not in ("value_error", "missing"):
-        message += f" (got {reprlib.repr(error['input'])})"
+        # Redacted while it is whole: of a URL that is cut nobody can tell what is secret in it.
+        message += f" (got {shorten(redacted(repr(error['input'])))})"
     return f"{field}: {message}" if field else message
 
 
 def apply(values: dict[str, Any], override: str) -> None:
     """Set one field: "sampler.w=8" sets values["sampler"]["w"] to 8; the value is YAML."""
     path, equals, text = override.partition("=")
+    where = f"--set {shorten(redacted(repr(override)))}"
     if not equals or not path:
-        raise JobError(f"--set {override!r}: expected key.path=value, for instance sampler.w=8")
+        raise JobError(f"{where}: expected key.path=value, for instance sampler.w=8")
     *parents, last = path.split(".")
     for parent in parents:
         values = values.setdefault(parent, {})
         if not isinstance(values, dict):
-            raise JobError(f"--set {override!r}: {parent!r} is a value, not a group of fields")
-    values[last] = parse_yaml(text, f"--set {override!r}")
+            raise JobError(f"{where}: {parent!r} is a value, not a group of fields")
+    values[last] = parse_yaml(text, where)
+
+
+def shorten(text: str) -> str:
+    return text if len(text) <= SHOWN else f"{text[: SHOWN - 1]}…"
 
 
 class Plain(yaml.SafeLoader):
-    """YAML without aliases, of which a few lines may stand for gigabytes."""
+    """YAML without aliases, of which a few lines may stand for gigabytes, and without fields given twice."""
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         if self.check_event(yaml.AliasEvent):
             mark = self.peek_event().start_mark  # type: ignore[no-untyped-call]
             raise yaml.composer.ComposerError(None, None, "aliases (*name) are not read", mark)
         return super().compose_node(parent, index)
+
+    def compose_mapping_node(self, anchor: Any) -> Any:
+        node = super().compose_mapping_node(anchor)
+        seen: set[Any] = set()
+        for key, _ in node.value:
+            if not isinstance(key.value, str):  # a list or a mapping, which PyYAML refuses as a key
+                continue
+            if key.value in seen:
+                what = f"{key.value!r} is there twice"
+                raise yaml.composer.ComposerError(None, None, what, key.start_mark)
+            seen.add(key.value)
+        return node
 
 
 def parse_yaml(text: str, source: str) -> Any:
@@ -99,6 +120,8 @@ def parse_yaml(text: str, source: str) -> Any:
         raise JobError(f"{source}: not valid YAML: {error}") from None
     except RecursionError:
         raise JobError(f"{source}: not valid YAML: nested too deep") from None
+    except Exception as error:  # what PyYAML makes of 2024-99-99, of !!int x and of 5,000 digits
+        raise JobError(f"{source}: not valid YAML: a value that is none of its type: {error}") from None
 
 
 def absolute_files(values: dict[str, Any]) -> dict[str, Any]:

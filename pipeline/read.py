@@ -1,22 +1,23 @@
 """Read a unit: its bytes of the shard, decoded in background threads."""
 
+import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BytesIO
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from queue import Full, Queue
 from typing import Any, Literal
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from pipeline.commit import error_text
 from pipeline.plan import Members, Unit
 from pipeline.shards import SUFFIXES, DamagedShard, Member, Tar, measure
-from pipeline.storage import at, size
+from pipeline.storage import Location, at, size
 
 FORMATS = {"PNG": "png", "JPEG": "jpg", "WEBP": "webp", "BMP": "bmp", "TIFF": "tif", "PPM": "ppm"}
 """What Pillow may take a file for, with a suffix: some of its other decoders start programs."""
@@ -117,11 +118,37 @@ def in_folder(unit: Unit, files: Sequence[str]) -> Iterator[Content]:
     folder = at(unit.shard)
     for name in files:
         try:
-            yield {PurePosixPath(name).suffix.lower()[1:]: (folder / name).read_bytes()}
+            if why := unsafe(folder, name):
+                yield UnreadableImage(why)
+            elif (length := size(folder / name)) > MAX_BYTES:
+                yield UnreadableImage(f"a file of {length:,} bytes, more than {MAX_BYTES:,}")
+            else:
+                yield {PurePosixPath(name).suffix.lower()[1:]: (folder / name).read_bytes()}
         except FileNotFoundError:
             if not measure(folder):
                 raise  # the folder is gone, not the file
             yield UnreadableImage("not in the folder any more; did it change after planning?")
+        except PermissionError:
+            if not isinstance(folder, Path):
+                raise  # the credentials, not the file
+            yield UnreadableImage("the file may not be read")
+
+
+def unsafe(folder: Location, name: str) -> str | None:
+    """Why a name in a folder is not that of one of its files, if so: it may come from somebody else's tar."""
+    path = PurePosixPath(name)
+    if ".." in path.parts or path.is_absolute() or str(path) != name:  # object stores have such names
+        return "its name is not that of one file in the folder"
+    if not isinstance(folder, Path):
+        return None
+    file = folder / name
+    if file.is_symlink() and not Path(os.path.realpath(file)).is_relative_to(os.path.realpath(folder)):
+        return "a link that leads out of the folder"
+    if file.is_symlink() and not file.exists():
+        return "a link that leads nowhere"
+    if file.exists() and not file.is_file():  # a pipe would be waited for without end
+        return "not a regular file"
+    return None
 
 
 def in_tar(unit: Unit, keys: Sequence[str]) -> Iterator[Content]:
@@ -224,7 +251,10 @@ class Measurements:
         reader = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
         if version not in reader:
             raise UnreadableImage(f"an .npy file of version {version}; write it with numpy.save")
-        shape, _, kind = reader[version](stream)  # before any memory is taken for the values
+        try:
+            shape, _, kind = reader[version](stream)  # before any memory is taken for the values
+        except Exception as error:  # numpy's own message advises to trust the file
+            raise UnreadableImage("an .npy file with a header that numpy.save does not write") from error
         note(f"NPY {kind} {'x'.join(map(str, shape))}")
         if kind.kind != "f" or len(shape) != 3:
             raise UnreadableImage(
@@ -232,10 +262,24 @@ class Measurements:
             )
         if np.prod(shape, dtype=float) > 3 * MAX_PIXELS:
             raise UnreadableImage(f"an array of shape {shape}: more than {3 * MAX_PIXELS:,} values")
+        if min(shape) < 0 or stream.tell() + np.prod(shape, dtype=float) * kind.itemsize > len(content):
+            raise UnreadableImage(f"cut: {len(content):,} bytes do not hold an array of shape {shape}")
         values = np.load(BytesIO(content), allow_pickle=False).astype(np.float32)
         if not np.isfinite(values).all():
             raise UnreadableImage("the array holds NaN or infinity")
         return values
+
+
+def open_image(content: bytes) -> Image.Image:
+    """An image of one of `FORMATS`, not yet decoded.
+
+    Raises:
+        UnidentifiedImageError: it is none.
+    """
+    try:
+        return Image.open(BytesIO(content), formats=tuple(FORMATS))
+    except UnidentifiedImageError:
+        raise UnidentifiedImageError(f"cannot identify image file: none of {', '.join(FORMATS)}") from None
 
 
 @contextmanager
@@ -244,7 +288,7 @@ def opened(content: dict[str, Any], note: Callable[[str], None]) -> Iterator[Ima
     suffix = next((s for s in IMAGE_SUFFIXES if s in content), None)
     if suffix is None:
         raise UnreadableImage(f"no image among its members ({', '.join(sorted(content)) or 'none'})")
-    with Image.open(BytesIO(content[suffix]), formats=tuple(FORMATS)) as image:
+    with open_image(content[suffix]) as image:
         note(f"{image.format} {image.mode} {image.width}x{image.height}")
         if image.width * image.height > MAX_PIXELS:
             raise UnreadableImage(f"{image.width}x{image.height} pixels, more than {MAX_PIXELS:,}")
@@ -257,11 +301,17 @@ def read_label(members: dict[str, Any]) -> int | None:
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """8-bit RGB from any mode, upright: grey is repeated, palettes are looked up, alpha is over white."""
+    """8-bit RGB from any mode, upright: grey is repeated, palettes are looked up, alpha is over white.
+
+    Raises:
+        UnreadableImage: floating point numbers, of which nothing says what white is.
+    """
     image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I;16") or image.mode == "I":
         values = np.asarray(image).clip(0, 65535).astype(np.uint32)
         return Image.fromarray(((values + 128) // 257).astype(np.uint8)).convert("RGB")  # 65535 → 255
+    if image.mode == "F":  # Pillow would cut it to 0 … 255, whatever its range is
+        raise UnreadableImage("an image of floating point numbers; store 8 or 16 bits")
     if image.has_transparency_data:
         rgba = image.convert("RGBA")
         white = Image.new("RGBA", rgba.size, "white")

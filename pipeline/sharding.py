@@ -18,7 +18,6 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from io import BytesIO
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, Literal, NamedTuple, TypeVar
 
@@ -29,12 +28,13 @@ from PIL import Image
 from pipeline.commit import error_text
 from pipeline.job import JobError
 from pipeline.pictures import encode
-from pipeline.read import FORMATS, IMAGE_SUFFIXES, MAX_PIXELS, resize_crop, to_rgb
+from pipeline.read import FORMATS, IMAGE_SUFFIXES, MAX_PIXELS, open_image, resize_crop, to_rgb
 from pipeline.shards import SKIPPED
 from pipeline.storage import make_folder, publish
 
 MANIFEST, UNFINISHED, SUMS = "manifest.json", ".manifest.json", "SHA256SUMS"
 MAX_BYTES = 1 << 28  # of one encoded image: 89 megapixels of RGB without any compression
+MAX_LINE = 4096  # characters of a list's line: the work on one grows with the square of its folders
 DECODERS = 4
 AHEAD = 2 * DECODERS  # images being decoded, or waiting for their turn to be written
 
@@ -149,6 +149,9 @@ def make_shards(
     """
     if options.size is None and (options.filter, options.crop) != (Options.filter, Options.crop):
         raise JobError("--filter and --crop say how to resize; give --size too")
+    for place in (source, out):
+        if re.match(r"[a-zA-Z][\w+.-]+:/", str(place)):  # pathlib leaves one slash of two
+            raise JobError(f"shard: {place}: only files of this machine; copy them to or from a store")
     source = Path(os.path.abspath(source))  # so that "." has a name
     stem = re.sub(r"[^\w .-]", "_", source.stem) or "images"
     with open_source(source) as opened, ThreadPoolExecutor(DECODERS) as decoders:
@@ -267,18 +270,21 @@ def open_folder(source: Path) -> Iterator[Source]:
             continue
         for entry in entries:
             name = folder + entry.name
-            if entry.is_dir(follow_symlinks=False):
-                waiting.append(f"{name}/")
-            elif entry.is_dir():
-                left_out.append((f"{name}/", "a link to a folder, which is not followed"))
-            elif not is_image(name):
-                continue
-            elif entry.is_symlink() and not Path(os.path.realpath(entry)).is_relative_to(root):
-                left_out.append((name, "a link that leads out of the source"))
-            elif entry.is_file():
-                images[name] = entry.stat().st_size
-            else:
-                left_out.append((name, "not a regular file"))
+            try:
+                if entry.is_dir(follow_symlinks=False):
+                    waiting.append(f"{name}/")
+                elif entry.is_dir():
+                    left_out.append((f"{name}/", "a link to a folder, which is not followed"))
+                elif not is_image(name):
+                    continue
+                elif entry.is_symlink() and not Path(os.path.realpath(entry)).is_relative_to(root):
+                    left_out.append((name, "a link that leads out of the source"))
+                elif entry.is_file():
+                    images[name] = entry.stat().st_size
+                else:
+                    left_out.append((name, "not a regular file"))
+            except OSError as error:  # a link to itself
+                left_out.append((name, reason(error)))
 
     def read(name: str) -> bytes:
         with (root / name).open("rb") as file:
@@ -305,6 +311,8 @@ def open_zip(source: Path) -> Iterator[Source]:
 
         def read(name: str) -> bytes:
             member = members[name]
+            if member.flag_bits & 1:
+                raise ValueError("it is encrypted")
             if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
                 # zipfile unpacks these without a bound, whatever size the member says it has.
                 raise ValueError(f"compression method {member.compress_type}: only deflate is read")
@@ -441,6 +449,8 @@ def read_lines(where: str, file: Path, keys: Iterable[str]) -> list[tuple[str, s
         raise JobError(f"{where}: cannot be read: {error}") from error
     lines: list[tuple[str, int | None]] = []
     for line in filter(None, map(str.strip, text.split("\n"))):
+        if len(line) > MAX_LINE:
+            raise JobError(f"{where}: a line of {len(line):,} characters; it has lines NAME or NAME LABEL")
         name, *label = line.rsplit(maxsplit=1)
         labelled = label and LABEL.fullmatch(label[0])
         lines.append((name, int(label[0])) if labelled else (line, None))
@@ -500,7 +510,7 @@ def store(source: Source, name: str, options: Options) -> Stored:
         if source.images[name] > MAX_BYTES:
             raise ValueError(f"{source.images[name]:,} bytes, more than {MAX_BYTES:,}")
         content = source.read(name)
-        with Image.open(BytesIO(content), formats=tuple(FORMATS)) as image:
+        with open_image(content) as image:
             if image.width * image.height > MAX_PIXELS:
                 raise ValueError(f"{image.width}x{image.height} pixels, more than {MAX_PIXELS:,}")
             image.load()

@@ -27,6 +27,10 @@ SKIPPED = re.compile(r"__[^/]*__($|/)")  # webdataset's rule for metadata member
 SUFFIXES = ("png", "jpg", "jpeg", "webp", "bmp", "tif", "tiff", "ppm", "npy")
 SHA256SUMS = "SHA256SUMS"
 MAX_SHARDS = 1_000_000
+MAX_SUMS = 1 << 28  # bytes of SHA256SUMS
+RANGE = re.compile(r"\{(-?\d+)\.\.(-?\d+)")
+PACKED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd", b"PK": "zip"}
+"""What files begin with that are taken for tars."""
 
 
 @dataclass(frozen=True)
@@ -47,29 +51,31 @@ def expand(patterns: str | list[str]) -> list[Location]:
     """The shards that brace ranges and globs stand for, in order.
 
     Raises:
-        JobError: a pattern that matches nothing, or a shard named twice.
+        JobError: a pattern that matches nothing or what is no file, or a shard named twice.
     """
     from braceexpand import braceexpand
 
     found: list[Location] = []
     for pattern in [patterns] if isinstance(patterns, str) else patterns:
         try:
-            names = list(islice(braceexpand(pattern), MAX_SHARDS + 1))
-        except ValueError as error:
+            # A range is a list in memory before the first of its names comes.
+            large = any(abs(int(a) - int(b)) >= MAX_SHARDS for a, b in RANGE.findall(pattern))
+            names = [] if large else list(islice(braceexpand(pattern), MAX_SHARDS + 1))
+            locations = [(name, storage.at(name)) for name in names]
+        except (ValueError, RecursionError) as error:
             raise JobError(f"data.shards: {pattern!r}: {error}") from error
-        if len(names) > MAX_SHARDS:
+        if large or len(names) > MAX_SHARDS:
             raise JobError(f"data.shards: {pattern!r} stands for more than {MAX_SHARDS:,} shards")
-        for name in names:
-            if glob.has_magic(name):
-                matched = storage.matches(name)
-                if not matched:
-                    raise JobError(f"data.shards: no such file: {storage.at(name)}")
-                found += matched
-            else:
-                location = storage.at(name)
-                if isinstance(location, Path) and not location.exists():  # of remote ones planning tells
-                    raise JobError(f"data.shards: no such file: {location}")
-                found.append(location)
+        for name, location in locations:
+            matched = storage.matches(name) if glob.has_magic(name) else [location]
+            if not matched:
+                raise JobError(f"data.shards: no such file: {location}")
+            for one in matched:
+                # Of remote ones planning tells.
+                if isinstance(one, Path) and not (one.is_file() or one.is_dir()):
+                    what = "neither a file nor a folder" if one.exists() else "no such file"
+                    raise JobError(f"data.shards: {what}: {one}")
+            found += matched
     if len(set(found)) < len(found):
         twice = next(shard for shard in found if found.count(shard) > 1)
         raise JobError(f"data.shards: {twice} is named twice")
@@ -145,13 +151,14 @@ class Tar:
             DamagedShard: after the last sample of which anything is left.
         """
         group: list[Member] = []
+        known: set[str] = set()  # suffixes in the group
         try:
             for member in self.members():
-                known = {other.suffix for other in group}
                 if group and (member.key != group[0].key or member.suffix in known):
                     yield group
-                    group = []
+                    group, known = [], set()
                 group.append(member)
+                known.add(member.suffix)
         except DamagedShard:
             if group:
                 yield group
@@ -179,7 +186,7 @@ class Tar:
                 raise
             except Exception as error:  # whatever tarfile makes of forged headers
                 what = "not an uncompressed tar" if tar is None else f"a bad header at byte {place}"
-                raise DamagedShard(f"{what}: {error}") from error
+                raise DamagedShard(f"{what}: {(tar is None and packed(self.file)) or error}") from error
             if found is None:
                 break
             if found.offset < place or found.size < 0 or found.issparse():
@@ -208,6 +215,14 @@ class Tar:
         return content
 
 
+def packed(file: BinaryIO) -> str | None:
+    """What to do with a file that is compressed, if it is."""
+    file.seek(0)
+    start = file.read(8)
+    kind = next((kind for magic, kind in PACKED.items() if start.startswith(magic)), None)
+    return kind and f"compressed with {kind}; unpack it first"
+
+
 class Bounded:
     """A file for tarfile, which would read headers of any size that they claim: `left` bytes may be read."""
 
@@ -232,7 +247,10 @@ def stated_checksums(folder: Location) -> dict[str, str]:
     if not listing.is_file():
         return {}
     stated: dict[str, str] = {}
-    for number, line in enumerate(listing.read_text().splitlines(), 1):
+    if storage.size(listing) > MAX_SUMS:
+        raise JobError(f"data.shards: {listing} is larger than {MAX_SUMS:,} bytes; set data.checksums=ignore")
+    text = listing.read_bytes().decode(errors="replace")  # bytes that are no text make a line that is refused
+    for number, line in enumerate(text.splitlines(), 1):
         found = re.fullmatch(r"([0-9a-f]{64}) [ *](?:\./)?(.+)", line)
         if found is None:
             raise JobError(

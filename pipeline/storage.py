@@ -192,12 +192,20 @@ def make_folder(folder: Location) -> None:
         folder.mkdir(parents=True, exist_ok=True)
 
 
-SECRET = re.compile(r"(:/{1,3})[^\s'\"]*@|(://[^\s'\"?]*\?)[^\s'\"]*")
+SECRET = re.compile(r"(:/{1,3})[^\s'\"]*@|(:/{1,3}[^\s'\"?]*\?)[^\s'\"]*")  # pathlib leaves one slash
+CONTROL = re.compile(  # characters, turns of the writing direction, and bytes that are not UTF-8
+    r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]"
+)
 
 
 def redacted(text: str) -> str:
-    """A text for the user without what URLs in it may give away: KEY:SECRET@ and queries."""
-    return SECRET.sub(lambda found: f"{found[1]}…@" if found[1] else f"{found[2]}…", text)
+    """A text for the user without what URLs in it may give away: KEY:SECRET@ and queries.
+
+    What could steer a terminal, or turn the order of what follows, is written as an escape: names and
+    errors may come from files of others.
+    """
+    without = SECRET.sub(lambda found: f"{found[1]}…@" if found[1] else f"{found[2]}…", text)
+    return CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), without)
 
 
 def size(location: Location) -> int:

@@ -210,7 +210,11 @@ def read(path: Path, device: str = "cpu") -> Any:
             with safe_open(path, framework="pt") as file:  # no mapping: it has `keys`, and is not iterable
                 return {key: file.get_tensor(key).to(device) for key in file.keys()}  # noqa: SIM118
         # Files older than the zip format of torch 1.6 cannot be mapped.
-        return torch.load(path, map_location=device, mmap=zipfile.is_zipfile(path), weights_only=True)
+        if zipped := zipfile.is_zipfile(path):
+            check_stored(path)
+        return torch.load(path, map_location=device, mmap=zipped, weights_only=True)
+    except CheckpointError:
+        raise
     except pickle.UnpicklingError as error:
         # torch's own message advises to switch its protection off.
         if code := re.search(r"GLOBAL (\S+)", str(error)):
@@ -221,6 +225,23 @@ def read(path: Path, device: str = "cpu") -> Any:
     except Exception as error:  # whatever the readers make of damaged bytes
         cause = str(error).partition(". ")[0] or type(error).__name__
         raise CheckpointError(f"path: {str(path)!r} cannot be read as a checkpoint: {cause}") from error
+
+
+def check_stored(path: Path) -> None:
+    """Refuse a zip that unpacks to more than it is: torch stores its records as they are, and would unpack.
+
+    Raises:
+        CheckpointError: a record is compressed, or several lie in the same bytes.
+    """
+    with zipfile.ZipFile(path) as archive:
+        records = archive.infolist()
+    for record in records:
+        if record.compress_type != zipfile.ZIP_STORED:
+            raise CheckpointError(
+                f"path: {str(path)!r} is no file of torch.save: {record.filename!r} is compressed"
+            )
+    if sum(record.file_size for record in records) > path.stat().st_size:
+        raise CheckpointError(f"path: {str(path)!r} is damaged: its records claim more bytes than it has")
 
 
 def beginning(path: Path) -> bytes:
@@ -236,10 +257,15 @@ def tensors(content: Any, path: Path) -> State:
     """
     if not isinstance(content, Mapping) or not content:
         raise CheckpointError(f"path: {str(path)!r} holds no state dict but {type(content).__name__!r}")
+    size = path.stat().st_size
     for key, value in content.items():
         if not isinstance(value, Tensor):
             raise CheckpointError(
                 f"path: {str(path)!r} holds no plain state dict: {key!r} is {type(value).__name__!r}"
+            )
+        if value.numel() * value.element_size() > size:  # one number repeated a trillion times
+            raise CheckpointError(
+                f"path: {str(path)!r} is damaged: {key!r} has shape {tuple(value.shape)}, more than the file"
             )
     return {str(key): value.detach() for key, value in content.items()}
 

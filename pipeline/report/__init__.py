@@ -3,6 +3,7 @@
 import base64
 import json
 import math
+import re
 from datetime import UTC, datetime
 from io import BytesIO
 from typing import Any
@@ -27,6 +28,7 @@ TITLES = {
     "spread": "standard deviation of the samples, RMS",
     "seconds": "sampler, s per image",
 }
+MARKUP = re.compile(r"[&<>`|*~\[\]\\]")
 SHEET_ROWS, GAP = 4, 4  # of pictures.png
 SHOWN = 1024  # pixels of the longer side of a picture in the report, at most
 PARTS = {
@@ -50,18 +52,19 @@ def write_report(run: Run) -> Location:
     metrics = describe(run, summary)
     with publish(folder / "metrics.json") as temporary:
         temporary.write_text(json.dumps(metrics, indent=1, allow_nan=False) + "\n")
-    environment = Environment(
+    html = Environment(
         loader=PackageLoader("pipeline.report", "."),
         autoescape=select_autoescape(["html.jinja"]),
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    markdown = html.overlay(finalize=plain)
     pictures = gallery(run, GALLERY)
     if pictures:
         with publish(folder / "pictures.png") as temporary:
             contact_sheet(pictures[:SHEET_ROWS]).save(temporary, format="PNG")
-    for name in ("report.md", "report.html"):
+    for name, environment in (("report.md", markdown), ("report.html", html)):
         text = environment.get_template(f"{name}.jinja").render(
             m=metrics,
             titles=TITLES,
@@ -186,6 +189,14 @@ def finite(value: float) -> float | None:
 
 def number(value: float | None, digits: int = 3) -> str:
     return "–" if value is None else f"{value:.{digits}f}"
+
+
+def plain(value: Any) -> str:
+    """A value in Markdown, without any markup of its own: keys and errors come from the data of others.
+
+    Character references stand for text only, in tables too, where a backslash may end a cell.
+    """
+    return MARKUP.sub(lambda found: f"&#{ord(found[0])};", " ".join(str(value).split()))
 
 
 def data_uri(picture: bytes) -> str:
