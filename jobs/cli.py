@@ -17,6 +17,7 @@ from rich.table import Table
 from typer.exceptions import TyperException
 
 from pipeline.job import JobError
+from pipeline.storage import redacted
 
 if TYPE_CHECKING:  # imported where they are used, so that --help is quick
     from pipeline.executors import Live
@@ -27,8 +28,20 @@ if TYPE_CHECKING:  # imported where they are used, so that --help is quick
 
 EXIT_CANNOT_RUN, EXIT_SOME_FAILED, EXIT_INTERRUPTED = 1, 2, 130
 
-console = Console(markup=False)  # names of files are no markup
-errors = Console(stderr=True, markup=False)
+
+class Terminal(Console):
+    """Prints names and errors, also from files of others: no markup, no secrets, nothing that steers it."""
+
+    def __init__(self, *, stderr: bool = False):
+        super().__init__(stderr=stderr, markup=False, highlight=False)
+
+    def print(self, *objects: Any, **options: Any) -> None:
+        if all(isinstance(it, str) for it in objects):  # lines, whose paths can be copied whole
+            objects, options = tuple(map(redacted, objects)), {"soft_wrap": True} | options
+        super().print(*objects, **options)
+
+
+console, errors = Terminal(), Terminal(stderr=True)
 app = typer.Typer(
     help="Restore image datasets with diffusion and flow priors, and measure how well it was done.",
     no_args_is_help=True,
@@ -96,19 +109,18 @@ def run(
     console.print(
         f"{this.folder}: {this.summary.samples} samples in {this.summary.units} units"
         + (f", {before.rows} samples done before" if before.rows else ""),
-        highlight=False,
     )
     failed = list(this.with_failures()) if retry_failed else []
     if before.units < this.summary.units:
         execute(this, list(this.outstanding()), address, before)
     if failed:
-        console.print(f"{before.failed} failed samples in {len(failed)} units again", highlight=False)
+        console.print(f"{before.failed} failed samples in {len(failed)} units again")
         execute(this, failed, address, Progress(0, 0, 0), failed_only=True)
     clear_temporaries(this.folder)
     if loaded.measured:
         with console.status("writing the restored shards"):
             for target in export.write_restored(this):
-                console.print(f"restored: {target}", highlight=False)
+                console.print(f"restored: {target}")
     metrics = finish(write_report(this))
     missing = metrics["samples"]["planned"] - metrics["samples"]["done"]
     if missing:
@@ -151,7 +163,6 @@ def execute(
     if live.stopping:
         errors.print(
             f"interrupted: {display.done} of {total} samples are committed; the same command continues",
-            highlight=False,
         )
         raise typer.Exit(EXIT_INTERRUPTED)
 
@@ -190,7 +201,7 @@ def finish(report: Location) -> dict[str, Any]:
         mean, low, high = (number(value[part]) for part in ("mean", "low", "high"))
         table.add_row(name, mean, f"{low} … {high}", str(value["n"]))
     console.print(table)
-    console.print(f"{samples['ok']} restored, {samples['failed']} failed · {report}", highlight=False)
+    console.print(f"{samples['ok']} restored, {samples['failed']} failed · {report}")
     return metrics
 
 
@@ -256,7 +267,6 @@ def status(run: RunArgument) -> None:
     console.print(
         f"{done.rows} of {this.summary.samples} samples, {done.units} of {this.summary.units} units, "
         f"{done.failed} failed" + (" · complete" if done.units == this.summary.units else ""),
-        highlight=False,
     )
 
 
@@ -305,7 +315,7 @@ def verify(
             advance()
     for finding in findings:
         where = "" if finding.unit is None else f"unit {finding.unit.unit}: "
-        errors.print(f"{where}{finding.what}", style="yellow", highlight=False)
+        errors.print(f"{where}{finding.what}", style="yellow")
     damaged = [finding for finding in findings if finding.unit is not None]
     if repair:
         repaired(this, damaged)
@@ -319,7 +329,6 @@ def verify(
             if left
             else "A rerun does nothing."
         ),
-        highlight=False,
     )
     if len(findings) > (len(damaged) if repair else 0):
         raise typer.Exit(EXIT_CANNOT_RUN)
@@ -332,7 +341,7 @@ def repaired(this: Run, damaged: list[Finding]) -> None:
     drop_restored(this, [finding.unit for finding in damaged if finding.unit is not None])
     for finding in damaged:
         repair(this, finding)
-    console.print(f"dropped {len(damaged)} damaged units", highlight=False)
+    console.print(f"dropped {len(damaged)} damaged units")
 
 
 def open_run(run: str) -> Run:
@@ -388,7 +397,7 @@ def list_(
     console.print(table)
     if kind == "samplers":
         *_, shared = (samplers.__doc__ or "").split("\n\n")
-        console.print(reflow(shared), highlight=False)
+        console.print(reflow(shared))
 
 
 def reflow(text: str) -> str:
@@ -457,7 +466,7 @@ def shard(
                 advance()
                 return
             if done:
-                console.print(f"{done} of {total} images were done before", highlight=False)
+                console.print(f"{done} of {total} images were done before")
             advance = stack.enter_context(progress_bar(console, total - done, "images"))
 
         try:
@@ -469,10 +478,10 @@ def shard(
         except OSError as error:
             raise JobError(f"{error}; the same command continues when this is mended") from error
     for name, reason in result.left_out[:20]:
-        errors.print(f"left out {name}: {reason}", style="yellow", highlight=False)
+        errors.print(f"left out {name}: {reason}", style="yellow")
     if len(result.left_out) > 20:
         errors.print(f"and {len(result.left_out) - 20} more: see {out / MANIFEST}", style="yellow")
-    console.print(f"{result.images} images in {len(result.shards)} shards in {out}", highlight=False)
+    console.print(f"{result.images} images in {len(result.shards)} shards in {out}")
     if result.left_out:
         raise typer.Exit(EXIT_SOME_FAILED)
 
@@ -530,7 +539,7 @@ def submit(
             return
         if loaded is not None:
             follow = cluster_jobs.submit_job(client, loaded)
-            console.print(f"submitted {follow}", highlight=False)
+            console.print(f"submitted {follow}")
         assert follow is not None
         if not wait:
             return
@@ -540,13 +549,14 @@ def submit(
             try:
                 cluster_jobs.fetch(client, follow, fetch or Path("reports", follow), console)
             except JobError as error:
-                errors.print(str(error), style="yellow", soft_wrap=True)
+                errors.print(str(error), style="yellow")
     raise typer.Exit(code)
 
 
 def main() -> None:
     """The `kintsugi` command: clear errors instead of tracebacks for what a user can mend."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C, also while nothing is in hand
     try:
         # Not standalone: typer would exit with 2 for a wrong option, which here means failed samples.
         sys.exit(app(standalone_mode=False))
@@ -562,9 +572,7 @@ def main() -> None:
 
 
 def fail(message: str) -> NoReturn:
-    from pipeline.storage import redacted
-
-    errors.print(f"error: {redacted(message)}", style="red", highlight=False, soft_wrap=True)
+    errors.print(f"error: {message}", style="red")
     sys.exit(EXIT_CANNOT_RUN)
 
 
