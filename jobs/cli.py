@@ -250,7 +250,12 @@ def plan(
             seconds = seconds_per_image(loaded, device)
         where = "one GPU" if device == "cuda" else f"{compute.cpus_per_actor} cores"
         hours = summary.samples * seconds / 3600
-        table.add_row("time", f"{seconds:.3f} s per image on {where}, {hours:.2f} hours for all on one actor")
+        if loaded.measured:
+            side = loaded.data.size
+            table.add_row("time", f"{seconds:.3f} s per tile of {side}x{side} on {where}")
+        else:
+            row = f"{seconds:.3f} s per image on {where}, {hours:.2f} hours for all on one actor"
+            table.add_row("time", row)
     console.print(table)
 
 

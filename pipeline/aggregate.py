@@ -11,8 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipeline.commit import PICTURES, ROWS, Commit, Damaged, read_rows
-from pipeline.job import JobError
+from pipeline.commit import PICTURES, ROWS, Commit, read_rows
 from pipeline.run import Run
 from pipeline.storage import Location, publish
 
@@ -112,12 +111,7 @@ def committed(run: Run, columns: list[str]) -> Iterator[tuple[pa.Table, Commit]]
     for _, commit in run.commits():
         if commit is None:
             continue
-        try:
-            table = read_rows(run.folder, commit, stored)
-        except Damaged as error:
-            raise JobError(
-                f"{error}; `kintsugi verify {run.folder} --repair` drops it, then run again"
-            ) from error
+        table = read_rows(run.folder, commit, stored)
         if "seconds" in columns:
             seconds = pa.array(commit.sample_seconds, pa.float64())
             ok = pc.equal(table["status"], "ok")
@@ -136,14 +130,10 @@ def summarise(run: Run, rows_file: Location) -> Summary:
 
 
 def gallery(run: Run, most: int) -> list[dict[str, Any]]:
-    """The first rows that have their pictures."""
-    found: list[dict[str, Any]] = []
+    """Those of the first `most` rows that are restored."""
+    first: list[dict[str, Any]] = []
     for table, _ in committed(run, ROWS.names):
-        for row in table.to_pylist():
-            if row["status"] == "ok" and row["measurement"] is not None:
-                found.append(row)
-            if len(found) == most:
-                return found
-        if found and table["measurement"].null_count == table.num_rows:
+        first += table.slice(0, most - len(first)).to_pylist()
+        if len(first) == most:
             break
-    return found
+    return [row for row in first if row["status"] == "ok"]

@@ -10,7 +10,7 @@ import hashlib
 import json
 import re
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from io import BytesIO
@@ -20,9 +20,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline import storage
+from pipeline.job import JobError
 from pipeline.storage import Location, Remote, publish
 
 MAX_ERROR = 1000  # characters: names in shards can be of any length
+ROW_GROUP = 1 << 28  # bytes at most of the samples in it: Parquet cannot read back lists of 2 GiB
 READERS = 16  # records of a remote run that are read at once
 
 ROWS = pa.schema(
@@ -101,27 +103,34 @@ def commit(
     unit: str,
     rows: list[dict[str, Any]],
     started: float,
-    seconds: dict[str, float],
+    seconds: Mapping[str, float],
+    earlier: Mapping[str, float] | None = None,
     **record: Any,
 ) -> Commit:
     """Write a unit's rows, then its record.
 
     Args:
         started: when work on the unit began, by time.perf_counter.
-        seconds: by part, to which the writing and the total are added; record: the other fields.
+        seconds: by part, to which the writing and the total are added.
+        earlier: of the record that this one replaces, some of whose rows are kept.
+        record: the other fields.
     """
     mark = time.perf_counter()
     with publish(data_file(run, unit)) as temporary:
-        pq.write_table(pa.Table.from_pylist(rows, ROWS), temporary, compression="zstd")
+        table = pa.Table.from_pylist(rows, ROWS)
+        largest = max((sum(map(len, row["samples"] or ())) for row in rows), default=0)
+        group = max(1, ROW_GROUP // largest) if largest else None
+        pq.write_table(table, temporary, compression="zstd", row_group_size=group)
         content = temporary.read_bytes()
     now = time.perf_counter()
+    spent = {**seconds, "write": now - mark, "total": now - started}
     done = Commit(
         unit=unit,
         rows=len(rows),
         failed=sum(row["status"] == "failed" for row in rows),
         data_bytes=len(content),
         data_sha256=hashlib.sha256(content).hexdigest(),
-        seconds={**seconds, "write": now - mark, "total": now - started},
+        seconds={part: value + (earlier or {}).get(part, 0.0) for part, value in spent.items()},
         **record,
     )
     with publish(commit_file(run, unit)) as temporary:
@@ -178,14 +187,13 @@ def read_rows(run: Location, record: Commit, columns: list[str]) -> pa.Table:
     """The rows of a committed unit.
 
     Raises:
-        Damaged: the data file is not the one that was committed.
+        JobError: the data file is not the one that was committed.
     """
     file = data_file(run, record.unit)
     content = file.read_bytes()
     if hashlib.sha256(content).hexdigest() != record.data_sha256:
-        raise Damaged(f"{file} is not the file that was committed")
+        raise JobError(
+            f"{file} is not the file that was committed; `kintsugi verify {run} --repair` drops it, then run "
+            "again"
+        )
     return pq.read_table(BytesIO(content), columns=columns)
-
-
-class Damaged(Exception):
-    """A data file that was changed after its commit."""

@@ -2,6 +2,9 @@
 
 import logging
 import math
+import os
+import re
+import secrets
 import signal
 import statistics
 import threading
@@ -27,7 +30,10 @@ SCALE_SECONDS = 2.0  # between looks at the nodes of the cluster
 FROZEN_SECONDS = 120.0  # without an answer, after which a worker is replaced
 SLOW = 1.5  # times the usual duration of a unit, after which an idle worker does it too
 SLOW_SECONDS = 5.0  # at least
+LEAVE_SECONDS = 5.0  # for actors to be gone at the end
 DEATHS_IN_A_ROW = 30  # of workers without any success: more than one bad sample takes to be found
+IDENTIFIER = re.compile(r" ?(\b[0-9a-f]{16,}\b|(ipv[46]:)?\b\d+(\.\d+){3}(:\d+)?\b|rpc_code: \d+)")
+FIELD = re.compile(r"(class_name|actor_id|pid|name|namespace|ip): ")  # a line of Ray's texts
 
 
 @dataclass
@@ -196,6 +202,13 @@ class Pool:
         return ready
 
     def close(self) -> None:
+        """End the actors, and wait for those at work, so that nothing is written after what is cleared next.
+
+        These end themselves, as Ray calls an actor that it kills dead before its process is.
+        """
+        leaving = [working.actor.leave.remote() for working in self.working.values()]
+        if leaving:
+            self.ray.wait(leaving, num_returns=len(leaving), timeout=LEAVE_SECONDS)
         for actor in (*self.starting.values(), *self.states):
             self.ray.kill(actor)
 
@@ -220,7 +233,7 @@ class Pool:
             num_gpus=self.size.gpus,
             max_restarts=0,  # a dead actor is replaced here, where its unit is known
             max_task_retries=0,
-            max_concurrency=2,  # process or probe, and state beside it
+            max_concurrency=2,  # process or probe, and state or leave beside it
         )
         actor = actor_class.remote(self.job.model_dump(), str(self.run), self.device)
         self.starting[actor.state.remote()] = actor
@@ -434,6 +447,10 @@ class RayWorker:
     def state(self) -> tuple[int, float]:
         return self.worker.in_hand, self.worker.busy
 
+    def leave(self) -> None:
+        """End this process, whatever it is doing."""
+        os._exit(0)
+
 
 @dataclass(frozen=True)
 class ActorSize:
@@ -497,6 +514,10 @@ def connected(address: str | None) -> Iterator[None]:
         yield
         return
     local = address in (None, "local")
+    if local and not (os.environ.get("RAY_AUTH_TOKEN") or os.environ.get("RAY_AUTH_TOKEN_PATH")):
+        # Ray's ports listen on all interfaces, and whoever has the token runs code here. Ray would make one
+        # and leave it in the home directory, readable to everybody; this one ends with the process.
+        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
     handler = signal.getsignal(signal.SIGTERM)
     try:
         ray.init(
@@ -516,9 +537,18 @@ def connected(address: str | None) -> Iterator[None]:
 
 
 def reason(error: Exception) -> str:
-    """The last line of a Ray error: the exception the worker raised, or how it died."""
+    """What a worker raised, or how it died, in one sentence.
+
+    Ray's own texts are a page long. Identifiers and addresses are left out, as rows may hold what is
+    returned here, and must not differ between two executions.
+    """
     cause = getattr(error, "cause", None)
     if cause is not None:
         return f"{type(cause).__name__}: {cause}"
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[-1] if lines else 'the worker died'}"
+    texts = [line for line in lines if not FIELD.match(line)]
+    text = texts[-1] if texts else "the worker died"
+    if text.startswith(("The ", "Task ")):  # Ray's; else the last line of a traceback
+        text = IDENTIFIER.sub("", re.split(r"[.;] ", text)[0].removesuffix("."))
+        text = text.removeprefix("The actor is unavailable: ")  # which it says twice
+    return f"{type(error).__name__}: {text}"

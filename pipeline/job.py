@@ -231,6 +231,10 @@ class Job(Model):
             raise ValueError(
                 f"metrics: {listed} compare with the truth, which measurements do not have; set metrics=[]"
             )
+        if self.measured and self.data.fit != "exact":
+            raise ValueError("data.fit: measurements are restored in the size they have; leave it out")
+        if self.measured and self.images != "restored":
+            raise ValueError("images: restored measurements are always kept; set images=restored")
         if not self.measured and self.restoration != Restoration():
             raise ValueError("restoration: is for data.kind=measurements; leave it out")
         score.check(self.metrics, self.data.size)

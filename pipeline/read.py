@@ -2,13 +2,13 @@
 
 import os
 import threading
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path, PurePosixPath
-from queue import Full, Queue
 from typing import Any, Literal
 
 import numpy as np
@@ -26,6 +26,7 @@ IMAGE_SUFFIXES = tuple(suffix for suffix in SUFFIXES if suffix != "npy")
 MAX_PIXELS = 100_000_000
 MAX_BYTES = 1 << 30  # of one sample's members together
 BATCHES_AHEAD = 3
+BYTES_AHEAD = 1 << 30  # of decoded images, if that is less
 DECODERS = 2
 
 Content = dict[str, Any] | Exception
@@ -60,7 +61,7 @@ def read_unit(
     batch_size: int,
     skip: Callable[[str], Exception | None] = lambda key: None,
 ) -> Iterator[list[Decoded]]:
-    """The unit's samples in order, in batches; a few batches are decoded ahead.
+    """The unit's samples in order, in batches; a few batches are decoded ahead, fewer of large images.
 
     Batch k always holds samples k·batch_size … of the unit, readable or not, so that results do not
     depend on what went before. Every key of the plan appears once.
@@ -68,18 +69,33 @@ def read_unit(
     Args:
         skip: an error for samples that are not to be decoded.
     """
-    ahead: Queue[Future[Decoded] | None] = Queue(BATCHES_AHEAD * batch_size)
+    ahead: deque[Future[Decoded] | None] = deque()
+    changed = threading.Condition()
     stop = threading.Event()
     pool = ThreadPoolExecutor(DECODERS)
     broken: list[BaseException] = []
+    largest = 0  # bytes of an image so far; 0: none is decoded yet
+
+    def room() -> bool:
+        fit = max(DECODERS, BYTES_AHEAD // largest) if largest else DECODERS
+        return stop.is_set() or len(ahead) < min(fit, BATCHES_AHEAD * batch_size)
 
     def put(item: Future[Decoded] | None) -> None:
-        while not stop.is_set():
-            try:
-                ahead.put(item, timeout=0.1)
-                return
-            except Full:
-                continue
+        with changed:
+            changed.wait_for(room)
+            ahead.append(item)
+            changed.notify()
+
+    def take() -> Decoded | None:
+        nonlocal largest
+        with changed:
+            changed.wait_for(lambda: ahead)
+            future = ahead.popleft()
+        sample = None if future is None else future.result()
+        with changed:
+            largest = max(largest, 1 if sample is None or sample.image is None else sample.image.nbytes)
+            changed.notify()
+        return sample
 
     def produce() -> None:
         try:
@@ -98,8 +114,8 @@ def read_unit(
     reader.start()
     try:
         batch: list[Decoded] = []
-        while (future := ahead.get()) is not None:
-            batch.append(future.result())
+        while (sample := take()) is not None:
+            batch.append(sample)
             if len(batch) == batch_size:
                 yield batch
                 batch = []
@@ -108,7 +124,9 @@ def read_unit(
         if batch:
             yield batch
     finally:
-        stop.set()
+        with changed:
+            stop.set()
+            changed.notify()
         reader.join()
         pool.shutdown(cancel_futures=True)
 

@@ -96,14 +96,26 @@ class Stage:
             speed.half_precision(self.prior, precision)
             if self.device.type == "cuda":
                 speed.channels_last(self.prior)
+        self.problems: OrderedDict[Shape, Problem] = OrderedDict()
+        self.problems_kept = PROBLEMS
         self.batch_size = BATCH_ON_CPU if job.compute.batch_size == "auto" else job.compute.batch_size
         self.notes: list[str] = []
         self.seconds = dict.fromkeys(("degrade", "sample", "score"), 0.0)
-        self.problems: OrderedDict[Shape, Problem] = OrderedDict()
         try:
             self.typical = self.typical_problem()
         except ValueError as error:
             raise JobError(f"sampler.{error}") from error
+
+    @property
+    def batch_size(self) -> int:
+        return self._batch_size
+
+    @batch_size.setter
+    def batch_size(self, count: int) -> None:
+        self._batch_size = count
+        for problem in self.problems.values():
+            if isinstance(problem.prior, Tiled):
+                problem.prior.batch = count
 
     def typical_problem(self) -> Problem | None:
         size = self.job.data.size
@@ -131,9 +143,13 @@ class Stage:
         found = Problem(operator, samplers.build(self.job.sampler), prior)
         found.sampler.prepare(prior, operator, degradation.sigma_y, torch.empty(0, device=self.device))
         self.problems[shape] = found
-        if len(self.problems) > PROBLEMS:
-            self.problems.popitem(last=False)
+        self.forget_problems()
         return found
+
+    def forget_problems(self) -> None:
+        """Keep the problems that were used last."""
+        while len(self.problems) > self.problems_kept:
+            self.problems.popitem(last=False)
 
     def problem_of(self, sample: tuple[int, ...]) -> Problem:
         """The problem of samples of this shape: of images, (H, W, 3), or of measurements, (C, h, w).
@@ -212,6 +228,7 @@ class Stage:
         if self.typical is None:
             raise JobError("compute: the operator fits no image of data.size; give batch_size as a number")
         problem = self.typical
+        self.batch_size = count
         truth = torch.zeros(count, *problem.operator.image_shape, device=self.device)
         noise = KeyedNoise(0, [str(i) for i in range(count)])
         self.label(problem.prior, [0] * count)
@@ -236,8 +253,8 @@ class Stage:
     ) -> list[Restored]:
         """Restore images (H, W, 3) uint8, or measurements (C, h, w) float32, those of one shape together.
 
-        Too little device memory halves the batch, and stays so; when a single image does not fit,
-        activations are computed twice instead of being kept.
+        Too little device memory halves the batch, and stays so; when a single image of one tile does not fit,
+        activations are computed twice instead of being kept. What a larger image lacks is its own affair.
 
         Raises:
             Exception: what the operator, prior or sampler raised.
@@ -264,26 +281,37 @@ class Stage:
         problem = self.problem_of(samples[0].shape)
         # Of an image that is larger than a tile, the tiles are the batch.
         whole = max(problem.operator.image_shape[1:]) <= self.job.data.size
+        before = self.batch_size
         while len(results) < len(keys):
             part = slice(len(results), len(results) + (self.batch_size if whole else 1))
             try:
                 results += self.run_batch(problem, keys[part], np.stack(samples[part]), labels[part])
                 continue
             except torch.OutOfMemoryError:
-                alone = self.batch_size == 1
-                if alone and not speed.checkpointed(self.prior):
+                change = self.use_less_memory(whole)
+                if change is None:
+                    if not whole:
+                        self.batch_size = before
                     raise
             # Outside the handler, whose traceback keeps the tensors of the failed batch alive.
             self.release_memory()
-            self.batch_size = (self.batch_size + 1) // 2
-            for kept in self.problems.values():
-                if isinstance(kept.prior, Tiled):
-                    kept.prior.batch = self.batch_size
-            change = (
-                "activations are computed twice" if alone else f"batches of {self.batch_size}, not compiled"
-            )
             self.notes.append(f"out of device memory: {change} from now on")
         return results
+
+    def use_less_memory(self, whole: bool) -> str | None:
+        """Do something about device memory that ran out; returns what, or None where nothing is left to do.
+
+        Args:
+            whole: the network sees whole images; of tiles it keeps no activations anyway.
+        """
+        if len(self.problems) > 1:
+            self.problems_kept = 1
+            self.forget_problems()
+            return "one size of images at a time is kept prepared"
+        if self.batch_size > 1:
+            self.batch_size = (self.batch_size + 1) // 2
+            return f"batches of {self.batch_size}, not compiled"
+        return "activations are computed twice" if whole and speed.checkpointed(self.prior) else None
 
     def label(self, prior: Prior, labels: Sequence[int | None]) -> None:
         """Tell a class-conditional prior the classes of the next batch.

@@ -62,7 +62,7 @@ def fault(run: Run, unit: Unit, record: bytes, data: bytes | None) -> str | None
         return "the data is not what was committed: its SHA-256 differs"
     try:
         table = pq.read_table(BytesIO(data))
-    except (pa.ArrowInvalid, OSError) as error:
+    except (pa.ArrowException, OSError) as error:
         return f"the data cannot be read: {error}"
     return fault_of_rows(run, unit, commit, table)
 

@@ -103,6 +103,7 @@ class Worker:
         self.in_hand = 0
         unit = task.unit
         kept: dict[str, tuple[dict[str, Any], float]] = {}  # row and seconds by key
+        earlier, made_by = None, self.made_by
         committed = read_commit(self.run, unit.unit, self.config_hash)
         if committed is not None:
             if not task.failed_only:
@@ -110,6 +111,7 @@ class Worker:
             old = read_rows(self.run, committed, ROWS.names).to_pylist()
             done = zip(old, committed.sample_seconds, strict=True)
             kept = {row["key"]: (row, seconds) for row, seconds in done if row["status"] == "ok"}
+            earlier, made_by = committed.seconds, both(committed.made_by, self.made_by)
 
         def skip(key: str) -> Exception | None:
             if key in task.poison:
@@ -157,8 +159,9 @@ class Worker:
             prior_sha256=self.stage.prior.sha256,
             attempt=task.attempt,
             seconds={"read": reading, **spent, "encode": encoding},
+            earlier=earlier,
             sample_seconds=sample_seconds,
-            made_by=self.made_by,
+            made_by=made_by,
             notes=notes,
         )
 
@@ -246,6 +249,14 @@ def stays_inside(key: str) -> bool:
     """Whether a file of this name lies in the folder it is unpacked in, by this name only."""
     path = PurePosixPath(key)
     return not path.is_absolute() and ".." not in path.parts and str(path) == key
+
+
+def both(before: dict[str, str], now: dict[str, str]) -> dict[str, str]:
+    """The provenance of a unit of which some rows were made before, perhaps elsewhere."""
+    return {
+        name: value if value in before.get(name, value).split(", ") else f"{before[name]}, {value}"
+        for name, value in now.items()
+    }
 
 
 def seconds_of(result: Restored | str) -> float:

@@ -3,6 +3,7 @@
 import io
 import logging
 import tarfile
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -129,6 +130,18 @@ def ray_cluster() -> Iterator[str]:
     """One local Ray with two cores for all tests that need it; its address."""
     import ray
 
-    context = ray.init(num_cpus=2, include_dashboard=True, dashboard_port=0, log_to_driver=False)
-    yield context.dashboard_url
-    ray.shutdown()
+    # Not in pytest's folder: paths of sockets have at most 107 characters.
+    with tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as folder:
+        context = ray.init(
+            "local",
+            num_cpus=2,
+            include_dashboard=True,
+            dashboard_port=0,
+            log_to_driver=False,
+            _temp_dir=folder,
+            _system_config={"worker_niceness": 0},  # else actors starve beside other processes
+        )
+        # As `ray start` does: else a submitted job takes any Ray of this machine.
+        Path(folder, "ray_current_cluster").write_text(context.address_info["gcs_address"])
+        yield context.dashboard_url
+        ray.shutdown()

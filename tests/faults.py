@@ -1,10 +1,12 @@
 """Faults, commands that go through them, and what became of their runs.
 
-    python tests/faults.py FOLDER --runs 50 --seed 0
+    python tests/faults.py storm FOLDER --runs 50 --seed 0
+    python tests/faults.py kintsugi run JOB …
 
-puts the in-process executor through faults at random points and writes FOLDER/outcomes.json, for
+`storm` puts the in-process executor through faults at random points and writes FOLDER/outcomes.json, for
 tests/test_faults.py and benchmarks/faults.py. It forks a child for every command after it has imported
 everything once: starting Python a hundred times takes minutes, and a process with Ray cannot be forked.
+`kintsugi` is the command itself, which knows the prior of this file beside its own.
 
 Nothing is simulated that can be had. Signals are sent. An audit hook sees every operation on files of a run
 before it happens, and there kills or stops its process, or raises the error that takes the operation's
@@ -37,12 +39,17 @@ import pyarrow.parquet as pq
 import torch
 import yaml
 from conftest import SIZE, encode, picture, write_tar
+from ray import cloudpickle
 
+import priors
 from jobs import cli
 from pipeline import executors
 from pipeline.plan import read_members
 from pipeline.run import Run
 from pipeline.verify import Finding, verify
+from priors.analytic import StandardNormal
+from priors.checkpoint import checksum
+from priors.natural import Description
 
 NAMESPACE = ("unshare", "--map-root-user", "--mount")  # before a command that mounts
 CHANGES = ("os.mkdir", "os.rename", "os.link", "os.remove")
@@ -53,6 +60,48 @@ NUMBER = struct.Struct("d")
 # ---- what is run, and what must come out
 
 
+class Gaussian(StandardNormal):
+    """x₀ ~ N(0, I), known after a pause that stands for a network.
+
+    An actor with it is there in half the time: importing what networks are made of takes seconds.
+    """
+
+    sha256 = checksum(())
+
+    def __init__(self, pause: float):
+        super().__init__()
+        self.pause, self.network = pause, torch.nn.Identity()
+
+    def __call__(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        time.sleep(self.pause)
+        return super().__call__(x, t)
+
+
+def gaussian(device: str | torch.device = "cpu", *, pause: float = 0.0) -> Gaussian:
+    return Gaussian(pause)
+
+
+def describe_gaussian(*, pause: float = 0.0) -> Description:
+    return Description(multiple=1, parameters=0, files=())
+
+
+def know_gaussian() -> None:
+    """Let this process load the prior `gaussian`."""
+    priors.REGISTRY["gaussian"] = gaussian  # type: ignore[index]
+    priors.DESCRIBE["gaussian"] = describe_gaussian  # type: ignore[index]
+
+
+class GaussianWorker(executors.RayWorker):
+    """An actor that knows the prior `gaussian`."""
+
+    def __init__(self, *arguments: Any):
+        know_gaussian()
+        super().__init__(*arguments)
+
+
+cloudpickle.register_pickle_by_value(sys.modules[__name__])  # actors cannot import this file
+
+
 def write_shards(folder: Path, shards: int, images: int) -> str:
     """Shards of so many images each; returns the pattern that stands for them."""
     for shard in range(shards):
@@ -61,10 +110,13 @@ def write_shards(folder: Path, shards: int, images: int) -> str:
     return f"{folder}/*.tar"
 
 
-def write_job(file: Path, shards: str, output: Path, steps: int = 1, **compute: Any) -> Path:
+def write_job(
+    file: Path, shards: str, output: Path, prior: dict[str, Any], steps: int = 1, **compute: Any
+) -> Path:
     values = {
         "data": {"shards": shards, "size": SIZE},
         "degradation": {"operator": {"name": "average_pool", "factor": 4}, "sigma": 0.02},
+        "prior": prior,
         "sampler": {"name": "conjugate", "steps": steps, "w": 15},
         "metrics": ["psnr"],
         "compute": {"batch_size": 2, "unit_size": 2, "cpus_per_actor": 1} | compute,
@@ -319,22 +371,22 @@ MOUNTED: dict[str, tuple[Callable[[Disk], None], Callable[[Disk], None]]] = {
 KILLED, DAMAGED = "kill -9 at any moment", "files damaged"
 
 
-def damage(run: Path, rng: np.random.Generator) -> None:
-    """Truncate, delete, or flip a bit of one file in commits/ or data/."""
+def damage(run: Path, rng: np.random.Generator) -> bool:
+    """Truncate, delete, or flip a bit of one file in commits/ or data/; returns whether its size tells."""
     found = sorted(path for part in ("commits", "data") for path in (run / part).glob("[!.]*"))
     if not found:
-        return
+        return True
     victim = found[rng.integers(len(found))]
     content = bytearray(victim.read_bytes())
-    place = int(rng.integers(len(content)))
-    match rng.integers(3):
-        case 0:
-            victim.write_bytes(content[:place])
-        case 1:
-            victim.unlink()
-        case 2:
-            content[place] ^= 1 << rng.integers(8)
-            victim.write_bytes(content)
+    place, kind = int(rng.integers(len(content))), rng.integers(3)
+    if kind == 0:
+        victim.unlink()
+    elif kind == 1:
+        victim.write_bytes(content[:place])
+    else:
+        content[place] ^= 1 << rng.integers(8)
+        victim.write_bytes(content)
+    return bool(kind < 2)
 
 
 def descendants(process: int) -> Iterator[tuple[int, str]]:
@@ -374,9 +426,10 @@ class Forked:
         assert self.command(self.job(base / "counted"), trap) == 0, self.log.read_text()
         self.operations, self.seconds = trap.operations, time.monotonic() - started
 
-    def job(self, output: Path) -> list[str]:
+    def job(self, output: Path, pause: float = 0.0) -> list[str]:
         """The command for a run, without `kintsugi`."""
-        file = write_job(self.base / f"{output.name}.yaml", self.shards, output)
+        prior = {"name": "gaussian", "pause": pause}
+        file = write_job(self.base / f"{output.name}.yaml", self.shards, output, prior)
         return ["run", str(file), "--address", "none"]
 
     def command(
@@ -459,15 +512,12 @@ class Forked:
     def damaged(
         self, outcome: Outcome, arguments: list[str], output: Path, rng: np.random.Generator
     ) -> float:
-        """Files of the run, as far as it is, are damaged; `verify --repair` comes before the same command."""
-        self.command(
-            arguments, Trap(self.base, int(rng.integers(self.operations)), signalled((0, signal.SIGKILL)))
-        )
-        damage(output, rng)
+        """A file of the run, as far as it is, is damaged; where its size does not tell, `verify --repair`."""
+        killed = Trap(self.base, int(rng.integers(self.operations)), signalled((0, signal.SIGKILL)))
+        self.command(arguments, killed)
+        if not damage(output, rng):
+            assert self.command(["verify", str(output), "--repair"]) == 0, self.log.read_text()
         began = time.monotonic()
-        if (output / "job.yaml").exists():
-            code = self.command(["verify", str(output), "--repair"])
-            assert code == 0, self.log.read_text()
         outcome.codes.append(self.command(arguments))
         return began
 
@@ -492,7 +542,8 @@ class Forked:
     def on_disk(self, output: Path, fault: str, rng: np.random.Generator) -> Outcome:
         """A run whose disk has a fault at a random moment, for a moment or until its process has ended."""
         outcome = Outcome(self.executor, [fault])
-        arguments = self.job(output)
+        pause = 0.05  # for each of six batches, so that the run is still going on
+        arguments = self.job(output, pause)
         self.log.unlink(missing_ok=True)
         output.parent.parent.mkdir(parents=True, exist_ok=True)
         disk = Disk(output.parent)
@@ -502,7 +553,7 @@ class Forked:
         def act(child: int) -> None:
             while not (output / "job.yaml").exists():
                 time.sleep(0.001)
-            time.sleep(rng.uniform(0, self.seconds))
+            time.sleep(rng.uniform(0, 6 * pause))
             outcome.began = time.monotonic()
             happen(disk)
             if for_a_moment:
@@ -521,13 +572,31 @@ class Forked:
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("--runs", type=int, default=50)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument(
+    commands = parser.add_subparsers(required=True)
+    storm = commands.add_parser("storm")
+    storm.set_defaults(do=weather)
+    storm.add_argument("folder", type=Path)
+    storm.add_argument("--runs", type=int, default=50)
+    storm.add_argument("--seed", type=int, default=0)
+    storm.add_argument(
         "--disks", type=int, default=0, help="runs for each fault of a mounted disk, beside the others"
     )
+    kintsugi = commands.add_parser("kintsugi", add_help=False, prefix_chars="\0")
+    kintsugi.set_defaults(do=command)
+    kintsugi.add_argument("arguments", nargs="*")
+    know_gaussian()
     options = parser.parse_args()
+    options.do(options)
+
+
+def command(options: argparse.Namespace) -> None:
+    executors.RayWorker = GaussianWorker  # type: ignore[misc]
+    executors.FROZEN_SECONDS = float(os.environ.get("KINTSUGI_FROZEN_SECONDS", executors.FROZEN_SECONDS))
+    sys.argv[1:] = options.arguments
+    cli.main()
+
+
+def weather(options: argparse.Namespace) -> None:
     torch.set_num_threads(1)
     executor = Forked(options.folder)
     kinds = (*INJECTED, KILLED, DAMAGED)

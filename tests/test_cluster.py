@@ -9,8 +9,11 @@ import sys
 import tempfile
 import tomllib
 import zipfile
+from collections.abc import Iterator
+from contextlib import closing, suppress
+from http.client import HTTPConnection, HTTPException
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jsonschema
 import kubernetes_validate
@@ -27,6 +30,33 @@ from pipeline.job import Job, JobError
 
 ROOT = Path(__file__).parent.parent
 LAUNCHER_FILES = ("cluster.yaml", "deploy/on-premise.yaml")
+OWN_RAY = """
+import json, os, sys
+import psutil, ray
+from pipeline.executors import connected
+
+with connected("local"):
+    processes = [psutil.Process(), *psutil.Process().children(recursive=True)]
+    ports = [
+        (connection.laddr.ip.replace("::", "0.0.0.0"), connection.laddr.port)
+        for process in processes
+        for connection in process.net_connections("inet")
+        if connection.status == psutil.CONN_LISTEN
+    ]
+    address, token = ray.get_runtime_context().gcs_address, os.environ["RAY_AUTH_TOKEN"]
+    print(json.dumps([address, ports, token]), flush=True)
+    sys.stdin.read()
+"""
+VISITOR = """
+import sys
+from ray._raylet import GcsClient
+from ray.exceptions import AuthenticationError
+
+try:
+    print(len(GcsClient(sys.argv[1]).get_all_node_info()), "node")
+except AuthenticationError:
+    print("refused")
+"""
 ISOLATED = ["unshare", "--user", "--map-root-user", "--mount", "--pid", "--fork", "--net", "--mount-proc"]
 
 
@@ -49,6 +79,68 @@ def test_launcher_files_are_what_ray_takes(name):
     workers = [t for t in prepared["available_node_types"].values() if t.get("min_workers")]
     assert workers
     assert all(t["min_workers"] <= t["max_workers"] <= prepared["max_workers"] for t in workers)
+
+
+class OwnRay(NamedTuple):
+    """The Ray that `kintsugi run` starts for a user who has no token."""
+
+    address: str
+    ports: list[tuple[str, int]]
+    token: str
+    environment: dict[str, str]
+
+
+@pytest.fixture(scope="class")
+def own_ray(tmp_path_factory) -> Iterator[OwnRay]:
+    home = tmp_path_factory.mktemp("home")
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    environment |= {"HOME": str(home), "PYTHONPATH": str(ROOT)}
+    with subprocess.Popen(
+        [sys.executable, "-c", OWN_RAY],
+        env=environment,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    ) as process:
+        yield OwnRay(*json.loads(process.stdout.readline()), environment)
+        process.stdin.close()
+    assert not (home / ".ray").exists(), "the token is written nowhere"
+
+
+class TestTheRayThatAJobStarts:
+    @pytest.mark.parametrize(
+        ("token", "answer"), [("its own", "1 node"), ("another", "refused"), ("none", "refused")]
+    )
+    def test_wants_its_token(self, own_ray, token, answer):
+        mode = {} if token == "none" else {"RAY_AUTH_MODE": "token"}
+        sent = {"its own": own_ray.token, "another": "0" * 64, "none": ""}[token]
+        said = subprocess.run(
+            [sys.executable, "-c", VISITOR, own_ray.address],
+            env={**own_ray.environment, **mode, "RAY_AUTH_TOKEN": sent},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert said.stdout == f"{answer}\n", said.stderr[-2000:]
+
+    def test_has_no_dashboard_and_tells_strangers_its_metrics_only(self, own_ray):
+        answers = set()
+        for host, port in own_ray.ports:
+            for method, path in [
+                ("GET", "/"),
+                ("GET", "/api/version"),
+                ("POST", "/api/job_agent/jobs/"),
+                ("POST", "/get_or_create_runtime_env"),
+            ]:
+                connection = HTTPConnection(host, port, timeout=2)
+                with suppress(OSError, HTTPException), closing(connection):
+                    connection.request(method, path, body="{}", headers={"Content-Type": "application/json"})
+                    response = connection.getresponse()
+                    answers.add((response.status, response.getheader("Content-Type", "").split(";")[0]))
+        allowed = {status for status, _ in answers if status < 400}
+        assert {kind for status, kind in answers if status in allowed} <= {"text/plain"}, answers
+        assert 401 in {status for status, _ in answers}, answers
 
 
 @pytest.mark.parametrize("name", LAUNCHER_FILES)

@@ -10,10 +10,10 @@ import random
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,49 +26,27 @@ from faults import MOUNTED, NAMESPACE, Outcome, descendants, why_no_mounts, writ
 
 from jobs import cli
 from pipeline import executors
+from pipeline.executors import Pool, reason
 from pipeline.inquiry import DEATHS, Inquiry
 from pipeline.plan import Unit
 from pipeline.worker import Task
 
 RUNS, DISKS = 50, 2
+UNITS, SAMPLES = 4, 12  # of the runs on Ray
+PAUSE = 0.1  # seconds for each sample there
 
 
-# ---- in process
-
-
-@pytest.fixture(scope="module")
-def outcomes(tmp_path_factory: pytest.TempPathFactory) -> list[Outcome]:
-    """Of `RUNS` runs through random faults, then `DISKS` for each fault of a disk, where one is mounted."""
+@pytest.fixture(scope="module", autouse=True)
+def weather(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[subprocess.Popen[bytes], Path]]:
+    """The runs in process, which go on beside the tests on Ray: these wait most of the time."""
     folder = tmp_path_factory.mktemp("faults")
     mounting = why_no_mounts() is None
-    subprocess.run(
-        [
-            *(NAMESPACE if mounting else ()),
-            *(sys.executable, faults.__file__, folder, "--runs", str(RUNS), "--seed", "0"),
-            *("--disks", str(DISKS if mounting else 0)),
-        ],
-        check=True,
-        timeout=600,
-    )
-    return [Outcome(**outcome) for outcome in json.loads((folder / "outcomes.json").read_text())]
-
-
-def test_runs_through_random_faults_end_as_an_undisturbed_one(outcomes):
-    stormy = outcomes[:RUNS]
-    assert not [outcome for outcome in stormy if not outcome.clean]
-    assert sum(outcome.began is not None for outcome in stormy) > 0.8 * RUNS, "the faults fall into the runs"
-    codes = {code for outcome in stormy for code in outcome.codes}
-    assert {0, 1, 130, -signal.SIGKILL} <= codes, "and some of them end it"
-
-
-@pytest.mark.parametrize("fault", MOUNTED)
-def test_a_run_outlives_its_disk(outcomes, fault):
-    """Full, read-only, unmounted: for a moment or until the command has given up."""
-    if (why := why_no_mounts()) is not None:
-        pytest.skip(f"nothing can be mounted here: {why}")
-    found = [outcome for outcome in outcomes[RUNS:] if outcome.faults == [fault]]
-    assert len(found) == DISKS
-    assert not [outcome for outcome in found if not outcome.clean]
+    storm = [sys.executable, faults.__file__, "storm", folder, "--runs", str(RUNS), "--seed", "0"]
+    disks = ["--disks", str(DISKS if mounting else 0)]
+    process = subprocess.Popen([*(NAMESPACE if mounting else ()), *storm, *disks])
+    yield process, folder
+    process.kill()
+    process.wait()
 
 
 # ---- samples that end their process
@@ -117,19 +95,16 @@ class Station:
     address: str
 
     def job(self, name: str, **compute: int) -> Path:
-        compute = {"batch_size": 1, "unit_size": 3, "actors": 2} | compute
-        return write_job(self.base / f"{name}.yaml", self.shards, self.base / name, 8, **compute)
+        compute = {"batch_size": 1, "unit_size": SAMPLES // UNITS, "actors": 1} | compute
+        prior = {"name": "gaussian", "pause": PAUSE}
+        return write_job(self.base / f"{name}.yaml", self.shards, self.base / name, prior, **compute)
 
     def run(self, name: str, **compute: int) -> int:
         """`kintsugi run` in this process; its exit code."""
         return command(self.job(name, **compute), self.address)
 
-    def actor(self, name: str, commits: int, rng: np.random.Generator) -> int:
-        """The process of some actor at a random moment, after so many units."""
-        while not (found := actors()) or len(list(self.base.glob(f"{name}/commits/*.json"))) < commits:
-            time.sleep(0.01)
-        time.sleep(rng.uniform(0, 0.3))
-        return int(rng.choice(actors() or found))
+    def commits(self, name: str) -> int:
+        return len(list(self.base.glob(f"{name}/commits/*.json")))
 
     def check(self, name: str) -> None:
         """The run is as the undisturbed one."""
@@ -138,63 +113,103 @@ class Station:
         assert outcome.clean, outcome
 
 
+@dataclass
+class Strikes:
+    """What happens to some actor after so many commits, and to another after so many more.
+
+    It happens in the driver, before it looks what the actors have done: however late it comes on a busy
+    machine, the run is not over.
+
+    Attributes:
+        left: numbers of commits. struck: processes it has happened to.
+    """
+
+    station: Station
+    name: str
+    left: list[int]
+    rng: np.random.Generator
+    act: Callable[[int], None]
+
+    def __post_init__(self) -> None:
+        self.struck: list[int] = []
+
+    def begin(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        original = Pool.ready
+
+        def ready(pool: Pool) -> list[Any]:
+            if self.left and self.station.commits(self.name) >= self.left[0] and actors():
+                time.sleep(self.rng.uniform(0, 3 * PAUSE))
+                victim = int(self.rng.choice(sorted(actors())))
+                self.act(victim)
+                self.struck.append(victim)
+                del self.left[0]
+            return original(pool)
+
+        monkeypatch.setattr(Pool, "ready", ready)
+
+
 def command(job: Path, address: str) -> int:
     return cli.app(["run", str(job), "--address", address], standalone_mode=False) or 0
 
 
 def actors() -> list[int]:
     """Process ids of the workers on clusters of this process."""
-    return [process for process, name in descendants(os.getpid()) if name.startswith("ray::RayWorker")]
+    return [process for process, name in descendants(os.getpid()) if name.startswith("ray::GaussianWorker")]
+
+
+def kill(process: int, number: int = signal.SIGKILL) -> None:
+    with suppress(ProcessLookupError):
+        os.kill(process, number)
 
 
 @pytest.fixture(scope="module")
-def station(tmp_path_factory: pytest.TempPathFactory, ray_cluster: str) -> Station:
+def station(tmp_path_factory: pytest.TempPathFactory, ray_cluster: str) -> Iterator[Station]:
     import ray
 
     base = tmp_path_factory.mktemp("station")
     address = ray.get_runtime_context().gcs_address
-    found = Station(base, write_shards(base / "shards", shards=3, images=6), base / "calm", address)
-    assert command(found.job("calm"), "none") == 0
-    return found
-
-
-@contextmanager
-def meanwhile(act: Callable[[], None]) -> Iterator[None]:
-    """Another thread does something; what it raises is raised here."""
-    with ThreadPoolExecutor(1) as pool:
-        acting = pool.submit(act)
-        yield
-        acting.result()
+    shards = write_shards(base / "shards", shards=2, images=SAMPLES // 2)
+    found = Station(base, shards, base / "calm", address)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(executors, "RayWorker", faults.GaussianWorker)
+        patch.setitem(faults.priors.REGISTRY, "gaussian", faults.gaussian)
+        patch.setitem(faults.priors.DESCRIBE, "gaussian", faults.describe_gaussian)
+        assert command(found.job("calm"), "none") == 0
+        yield found
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_killed_actors_leave_no_trace(station, seed):
-    rng, name = np.random.default_rng(seed), f"killed-{seed}"
-
-    def kill() -> None:
-        for commits in sorted(rng.integers(0, 5, rng.integers(1, 3)).tolist()):
-            os.kill(station.actor(name, commits, rng), signal.SIGKILL)
-
-    with meanwhile(kill):
-        assert station.run(name) == 0
+def test_killed_actors_leave_no_trace(station, monkeypatch, seed):
+    """One actor killed once, or two of which one or two are killed: while they start, work or wait."""
+    rng, name, actors = np.random.default_rng(seed), f"killed-{seed}", 1 + seed % 2
+    after = sorted(rng.integers(0, UNITS, rng.integers(1, actors + 1)).tolist())
+    strikes = Strikes(station, name, after, rng, kill)
+    strikes.begin(monkeypatch)
+    assert station.run(name, actors=actors) == 0
+    assert strikes.struck
+    assert not strikes.left
     station.check(name)
 
 
-@pytest.mark.parametrize("seed", range(2))
-def test_a_frozen_actor_is_replaced_and_may_wake_up_late(station, monkeypatch, seed):
-    rng, name = np.random.default_rng(seed), f"frozen-{seed}"
-    monkeypatch.setattr(executors, "FROZEN_SECONDS", 3.0)
+@pytest.mark.parametrize("sleep", [0.5, 4.0])
+def test_a_frozen_actor_is_replaced_and_may_wake_up_late(station, monkeypatch, capsys, sleep):
+    """It wakes up before it is missed, or when another does its work."""
+    rng, name = np.random.default_rng(int(sleep)), f"frozen-{sleep}"
+    monkeypatch.setattr(executors, "FROZEN_SECONDS", 2.0)
+    alarms: list[threading.Timer] = []
 
-    def freeze() -> None:
-        frozen = station.actor(name, int(rng.integers(0, 3)), rng)
-        os.kill(frozen, signal.SIGSTOP)
-        time.sleep(rng.uniform(2, 6))
-        with suppress(ProcessLookupError):
-            os.kill(frozen, signal.SIGCONT)
+    def freeze(process: int) -> None:
+        kill(process, signal.SIGSTOP)
+        alarms.append(threading.Timer(sleep, kill, (process, signal.SIGCONT)))
+        alarms[-1].start()
 
-    with meanwhile(freeze):
-        assert station.run(name) == 0
+    strikes = Strikes(station, name, [int(rng.integers(0, UNITS))], rng, freeze)
+    strikes.begin(monkeypatch)
+    assert station.run(name) == 0
+    (alarm,) = alarms
+    alarm.join()
     station.check(name)
+    assert sleep < 2 or "has not answered" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -207,24 +222,48 @@ def test_a_frozen_actor_is_replaced_and_may_wake_up_late(station, monkeypatch, s
 )
 def test_the_same_command_continues_after_its_driver_ended(station, name, signals, code):
     rng = np.random.default_rng(signals[0])
+    after = int(rng.integers(0, UNITS - 1))  # so that there are units left to be interrupted
     arguments = ["run", str(station.job(name)), "--address", station.address]
     driver = subprocess.Popen(
-        [sys.executable, "-m", "jobs.cli", *arguments], start_new_session=True, stdout=subprocess.DEVNULL
+        [sys.executable, faults.__file__, "kintsugi", *arguments],
+        start_new_session=True,
+        stdout=subprocess.DEVNULL,
     )
-    station.actor(name, int(rng.integers(0, 3)), rng)
+    while driver.poll() is None and (station.commits(name) < after or not actors()):
+        time.sleep(0.05)
     for number in signals:
         os.killpg(driver.pid, number)
-        time.sleep(rng.uniform(0, 0.3))
+        time.sleep(rng.uniform(0, PAUSE))
     assert driver.wait(60) == code
     assert station.run(name) == 0
     station.check(name)
 
 
-def test_poison_is_found_by_bisection_and_alone_recorded_as_failed(station, monkeypatch):
-    """Two samples of one unit end every process that restores them; an accident ends another unit's."""
-    poison, unlucky = {"image_0006", "image_0008"}, "image_0013"
+def test_an_actor_at_work_when_the_job_ends_leaves_nothing(station, monkeypatch):
+    """A unit is done twice, as the first to do it is slow; the slow one is writing when the other is done."""
 
-    class Poisoned(executors.RayWorker):
+    class Scribbler(faults.GaussianWorker):
+        def process(self, task):
+            begun = Path(self.worker.run, "begun")
+            if task.unit.unit == "00000-0000000" and not begun.exists():
+                begun.touch()
+                for number in range(100_000):
+                    Path(self.worker.run, f".{number}.tmp").touch()
+                    time.sleep(0.001)
+            return super().process(task)
+
+    monkeypatch.setattr(executors, "RayWorker", Scribbler)
+    monkeypatch.setattr(executors, "SLOW_SECONDS", 0.2)
+    assert station.run("scribbled", actors=2) == 0
+    Path(station.base, "scribbled", "begun").unlink()
+    station.check("scribbled")
+
+
+def test_poison_is_found_by_bisection_and_alone_recorded_as_failed(station, monkeypatch):
+    """A sample ends every process that restores it; an accident ends another unit's."""
+    poison, unlucky = {"image_0006"}, "image_0010"
+
+    class Poisoned(faults.GaussianWorker):
         def __init__(self, job, run, device):
             super().__init__(job, run, device)
             stage, accident = self.worker.stage, Path(run, "accident")
@@ -252,5 +291,68 @@ def test_poison_is_found_by_bisection_and_alone_recorded_as_failed(station, monk
 
 def rows(folder: Path) -> dict[str, dict[str, Any]]:
     found = [row for file in folder.glob("data/*.parquet") for row in pq.read_table(file).to_pylist()]
-    assert len(found) == 18
+    assert len(found) == SAMPLES
     return {row["key"]: row for row in found}
+
+
+@pytest.mark.parametrize(
+    ("text", "short"),
+    [
+        (
+            "The actor died unexpectedly before finishing this task.\n\tpid: 20192\n\tip: 192.0.2.2\n"
+            "The actor is dead because its worker process has died. Worker exit type: SYSTEM_ERROR Worker "
+            "exit detail: Worker unexpectedly exits with a connection error code 2. End of file. Some common "
+            "causes include: (1) the process was killed by the OOM killer due to high memory usage, (2) …",
+            "The actor is dead because its worker process has died",
+        ),
+        (
+            "The actor 7dbb6157f28f5a1e3d0e is unavailable: The actor is temporarily unavailable: RpcError: "
+            "RPC error: failed to connect to all addresses; last error: UNKNOWN: ipv4:192.0.2.2:41: failed "
+            "to connect rpc_code: 14. The task may or may not have been executed on the actor.",
+            "The actor is temporarily unavailable: RpcError: RPC error: failed to connect to all addresses",
+        ),
+        (
+            "The actor 7dbb6157f28f5a1e3d0e is unavailable: The actor is temporarily unavailable: RpcError: "
+            "RPC error: Socket closed rpc_code: 14. The task may or may not have been executed on the actor.",
+            "The actor is temporarily unavailable: RpcError: RPC error: Socket closed",
+        ),
+        (
+            "The actor died unexpectedly before finishing this task.\n\n\tactor_id: 4f3e51c71ede",
+            "The actor died unexpectedly before finishing this task",
+        ),
+        ("Traceback …\nJobError: no weights at v1. 5; see there", "JobError: no weights at v1. 5; see there"),
+        ("", "the worker died"),
+    ],
+)
+def test_a_reason_is_one_sentence_and_the_same_every_time(text, short):
+    assert reason(RuntimeError(text)) == f"RuntimeError: {short}"
+
+
+# ---- in process
+
+
+@pytest.fixture(scope="module")
+def outcomes(weather: tuple[subprocess.Popen[bytes], Path]) -> list[Outcome]:
+    """Of `RUNS` runs through random faults, then `DISKS` for each fault of a disk, where one is mounted."""
+    process, folder = weather
+    assert process.wait(600) == 0
+    return [Outcome(**outcome) for outcome in json.loads((folder / "outcomes.json").read_text())]
+
+
+def test_runs_through_random_faults_end_as_an_undisturbed_one(outcomes):
+    stormy = outcomes[:RUNS]
+    assert not [outcome for outcome in stormy if not outcome.clean]
+    assert sum(outcome.began is not None for outcome in stormy) > 0.8 * RUNS, "the faults fall into the runs"
+    codes = {code for outcome in stormy for code in outcome.codes}
+    assert {0, 1, 130, -signal.SIGKILL} <= codes, "and some of them end it"
+    assert -signal.SIGTERM not in codes, "which is taken as Ctrl-C, also before any unit is in hand"
+
+
+@pytest.mark.parametrize("fault", MOUNTED)
+def test_a_run_outlives_its_disk(outcomes, fault):
+    """Full, read-only, unmounted: for a moment or until the command has given up."""
+    if (why := why_no_mounts()) is not None:
+        pytest.skip(f"nothing can be mounted here: {why}")
+    found = [outcome for outcome in outcomes[RUNS:] if outcome.faults == [fault]]
+    assert len(found) == DISKS
+    assert not [outcome for outcome in found if not outcome.clean]
