@@ -47,7 +47,7 @@ def trial(
     display = Display(Console(stderr=True), run.summary.samples, before, live)
     if before.units < run.summary.units:
         with display.running():
-            for commit in on_ray(job, run.folder, run.outstanding(), live, None):
+            for commit in on_ray(run.job, run.folder, run.outstanding(), live, None):
                 display.add(commit)
     write_report(run)
     rows = pq.read_table(run.folder / "report" / "rows.parquet").sort_by("key")

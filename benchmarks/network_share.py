@@ -64,7 +64,7 @@ def main(
             }
         )
         run = open_or_plan(job)
-        worker = Worker(job, run.folder, default_device())
+        worker = Worker(run.job, run.folder, default_device())
         (unit,) = run.units()
         # The first execution loads libraries; the second is what a long job does all the time.
         worker.process(Task(unit))

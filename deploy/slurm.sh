@@ -17,7 +17,7 @@
 #SBATCH --mem=0               # all of the node's memory
 #SBATCH --exclusive           # Ray refuses a node on which another Ray of yours runs
 #SBATCH --requeue             # a lost node, or the end of the time: the job is queued again and continues
-#SBATCH --signal=B:TERM@600   # ten minutes before the end, to this script alone, not to Ray's processes
+#SBATCH --signal=B:USR1@600   # ten minutes before the end, to this script alone, not to Ray's processes
 
 set -euo pipefail
 job=${1:?usage: sbatch deploy/slurm.sh job.yaml}
@@ -35,7 +35,12 @@ address=$(hostname -I | cut -d ' ' -f 1):6379
 # The driver finishes the units in hand on SIGTERM; it leaves its process id here.
 driver=$(mktemp)
 stopped=""
-trap 'stopped=yes; [ ! -s "$driver" ] || kill -TERM "$(cat "$driver")"' TERM
+stop() {
+    stopped=$1
+    [ ! -s "$driver" ] || kill -TERM "$(cat "$driver")"
+}
+trap 'stop "end of time"' USR1
+trap 'stop cancelled' TERM  # by scancel; a preempted job is queued again by Slurm
 trap 'rm -f "$driver"' EXIT
 
 srun --cpus-per-task="$SLURM_CPUS_PER_TASK" \
@@ -48,7 +53,7 @@ wait $! || code=$?
 if [ -n "$stopped" ]; then  # the signal ended the first wait
     code=0
     wait $! || code=$?
-    if [ "$code" -gt 128 ]; then
+    if [ "$code" -gt 128 ] && [ "$stopped" = "end of time" ]; then
         scontrol requeue "$SLURM_JOB_ID"
     fi
 fi

@@ -233,8 +233,12 @@ def plan(
     loaded = load_job(job, sets or [], limit)
     with console.status("reading the prior"):
         prior = runs.examine_prior(loaded)
-    with console.status("reading shards"), tempfile.TemporaryDirectory() as folder:
-        summary = runs.plan(loaded, Path(folder), lambda unit: None)
+    with console.status("reading shards") as status, tempfile.TemporaryDirectory() as folder:
+        summary = runs.plan(
+            loaded,
+            Path(folder),
+            lambda unit: status.update(f"reading shards: {unit.first + unit.samples} samples"),
+        )
     show_shard_warnings(summary.damaged, summary.empty)
     compute = loaded.compute
     table = Table(show_header=False)

@@ -1,6 +1,7 @@
 """Job files: find one, read it, apply overrides, check it."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,12 @@ def load_job(name: str, overrides: list[str], limit: int | None = None) -> Job:
     Raises:
         JobError: no such file, bad YAML, or a field that does not fit; the message names the field.
     """
+    values, source = read_values(name, overrides if limit is None else [*overrides, f"data.limit={limit}"])
+    return check(values, source)
+
+
+def read_values(name: str, overrides: list[str]) -> tuple[dict[str, Any], str]:
+    """The fields of `load_job` as they are written, and where they were found."""
     ready = ready_jobs()
     path = Path(name)
     if not path.is_file():
@@ -46,9 +53,7 @@ def load_job(name: str, overrides: list[str], limit: int | None = None) -> Job:
         raise JobError(f"{path}: expected fields such as data: and degradation:, got {type(values).__name__}")
     for override in overrides:
         apply(values, override)
-    if limit is not None:
-        apply(values, f"data.limit={limit}")
-    return check(values, str(path))
+    return values, str(path)
 
 
 def check(values: dict[str, Any], source: str) -> Job:
@@ -126,17 +131,26 @@ def parse_yaml(text: str, source: str) -> Any:
 
 def absolute_files(values: dict[str, Any]) -> dict[str, Any]:
     """Files that specs name are found from the directory of the command; workers may run in another one."""
+    for _, spec, parameter in files_of(values):
+        spec[parameter] = str(absolute(spec[parameter]))
+    return values
+
+
+def files_of(values: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any], str]]:
+    """(field, the spec it is in, its name there) for every path of a file that specs name."""
     degradation, prior = values.get("degradation"), values.get("prior")
     operator = degradation.get("operator") if isinstance(degradation, dict) else None
-    if isinstance(operator, dict):
-        mask = operator.get("mask")
-        if isinstance(mask, str) and mask.endswith((".png", ".npz")):
-            operator["mask"] = str(absolute(mask))
+    specs = {"degradation.operator": operator}
+    parts = operator.get("operators") if isinstance(operator, dict) else None  # of `compose`
+    if isinstance(parts, list):
+        specs |= {f"degradation.operator.operators.{number}": part for number, part in enumerate(parts)}
+    for field, spec in specs.items():
+        if isinstance(spec, dict) and str(spec.get("mask")).endswith((".png", ".npz")):
+            yield f"{field}.mask", spec, "mask"
     if isinstance(prior, dict) and isinstance(path := prior.get("path"), str) and "://" not in path:
-        file = absolute(path)
-        if file.exists() or prior.get("name") != "diffusers":  # which may also be named by a hub id
-            prior["path"] = str(file)
-    return values
+        hub_id = prior.get("name") == "diffusers" and not absolute(path).exists()
+        if not hub_id:
+            yield "prior.path", prior, "path"
 
 
 def absolute(path: str) -> Path:

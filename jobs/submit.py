@@ -24,7 +24,7 @@ import yaml
 from rich.console import Console
 
 from jobs import send
-from jobs.files import apply, load_job, parse_yaml, ready_jobs
+from jobs.files import check, files_of, read_values
 from pipeline.job import Job, JobError
 from pipeline.storage import at, publish
 
@@ -74,19 +74,11 @@ def load_for_cluster(name: str, overrides: list[str]) -> Job:
     Raises:
         JobError: it cannot be read, or names a file by a relative path.
     """
-    job = load_job(name, overrides)
-    path = Path(name) if Path(name).is_file() else ready_jobs()[name]
-    written = parse_yaml(path.read_text(), str(path))
-    for override in overrides:
-        apply(written, override)
+    values, source = read_values(name, overrides)
+    files = [(field, spec[parameter]) for field, spec, parameter in files_of(values)]  # as they are written
+    job = check(values, source)
     shards = [job.data.shards] if isinstance(job.data.shards, str) else job.data.shards
-    paths = [("output", job.output), *(("data.shards", shard) for shard in shards)]
-    mask = written["degradation"]["operator"].get("mask", "")
-    if mask.endswith((".png", ".npz")):
-        paths.append(("degradation.operator.mask", mask))
-    prior = written.get("prior", {})
-    if "path" in prior and (prior["name"] != "diffusers" or Path(prior["path"]).exists()):  # else a hub id
-        paths.append(("prior.path", prior["path"]))
+    paths = [("output", job.output), *(("data.shards", shard) for shard in shards), *files]
     for field, text in paths:
         if not (Path(text).is_absolute() or "://" in text or text.startswith("builtin:")):
             raise JobError(f"{field}: {text!r} must be absolute: the cluster has another working directory")
@@ -117,11 +109,19 @@ def gather(packages: tuple[str, ...], job: Job | None, folder: Path) -> None:
 
 
 def pack(job: Job, target: str) -> None:
-    """Write what `submit_job` would send as one zip, for a RayJob's working_dir."""
+    """Write what `submit_job` would send as one zip, for a RayJob's working_dir.
+
+    Raises:
+        JobError: `target` is a URL that cannot be written to.
+    """
+    try:
+        place = at(target)
+    except ValueError as error:
+        raise JobError(f"--pack: {error}") from error
     with tempfile.TemporaryDirectory() as folder:
         gather(PACKAGES, job, Path(folder) / "kintsugi")
         archive = shutil.make_archive(str(Path(folder) / "archive"), "zip", folder, "kintsugi")
-        with publish(at(target)) as temporary:
+        with publish(place) as temporary:
             shutil.copyfile(archive, temporary)
 
 

@@ -10,8 +10,9 @@ import hashlib
 import json
 import re
 import time
+from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from io import BytesIO
 from typing import Any
@@ -168,7 +169,12 @@ def read_commits(
 
     if isinstance(run, Remote):
         with ThreadPoolExecutor(READERS) as pool:
-            yield from pool.map(read, units)
+            ahead: deque[Future[tuple[str, Commit | None]]] = deque()
+            for unit in units:
+                ahead.append(pool.submit(read, unit))
+                if len(ahead) == 2 * READERS:
+                    yield ahead.popleft().result()
+            yield from (future.result() for future in ahead)
     else:
         yield from map(read, units)
 

@@ -190,7 +190,7 @@ class Pool:
                 elif (commit := self.settle(reference)) is not None:
                     self.live.in_hand = max(0, self.live.in_hand - commit.rows)  # until the next state
                     yield commit
-            self.ask_states()
+            yield from self.ask_states()
 
     def ready(self) -> list[Any]:
         """References that have come to something, waited for a moment."""
@@ -388,7 +388,7 @@ class Pool:
 
     # ---- states
 
-    def ask_states(self) -> None:
+    def ask_states(self) -> Iterator[Commit]:
         """Twice a second, have one question for its state under way to every actor.
 
         The answers are for the display; one that never comes tells that the actor is frozen.
@@ -399,24 +399,26 @@ class Pool:
         self.last_asked = now
         for actor, since in list(self.asked.values()):
             if now - since > FROZEN_SECONDS:
-                self.frozen(actor)
+                yield from self.frozen(actor)
         waiting = {actor for actor, _ in self.asked.values()}
         for actor in self.states:
             if actor not in waiting:
                 self.asked[actor.state.remote()] = (actor, now)
         self.live.workers = len(self.states)
 
-    def frozen(self, actor: Any) -> None:
-        """Replace an actor that does not answer. If it wakes up, it writes what the other one wrote."""
-        self.live.notes.append(f"a worker has not answered for {FROZEN_SECONDS:.0f} s and is replaced")
-        for reference, working in list(self.working.items()):
-            if working.actor is actor:
-                del self.working[reference]
-                if working.inquiry is not None:
-                    self.inquiries.append(working.inquiry)
-                elif working.task.unit.unit in self.outstanding:
-                    self.queue.append(working.task)
+    def frozen(self, actor: Any) -> Iterator[Commit]:
+        """Replace an actor that does not answer. If it wakes up, it writes what the other one wrote.
+
+        It counts as dead: a sample may be what froze it.
+        """
+        why = f"a worker has not answered for {FROZEN_SECONDS:.0f} s and is replaced"
         self.dismiss(actor)
+        held = [reference for reference, working in self.working.items() if working.actor is actor]
+        for reference in held:
+            if (commit := self.after_death(self.working.pop(reference), why)) is not None:
+                yield commit
+        if not held:
+            self.live.notes.append(why)
 
     def note_state(self, reference: Any) -> None:
         actor, _ = self.asked.pop(reference)

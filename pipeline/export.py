@@ -14,18 +14,16 @@ from typing import Any
 
 from pipeline import storage
 from pipeline.commit import ROWS, Commit, read_rows
-from pipeline.pictures import SUFFIX, Format
-from pipeline.plan import Unit
-from pipeline.run import Run
+from pipeline.job import Restoration
+from pipeline.plan import Unit, restored_names
+from pipeline.run import RESTORED, Run
 from pipeline.storage import Location, publish
-
-FOLDER = "restored"
 
 
 def write_restored(run: Run) -> list[Location]:
     """Write what is not there yet of the shards whose units are all committed; returns where."""
     written: list[Location] = []
-    form = run.job.restoration.format
+    restoration = run.job.restoration
     for shard, found in groupby(run.commits(), key=lambda pair: pair[0].shard):
         units = list(found)
         target = target_of(run, shard)
@@ -34,7 +32,7 @@ def write_restored(run: Run) -> list[Location]:
         rows = restored_rows(run, units)
         if storage.at(shard).is_dir():
             for row in rows:
-                for name, content in members(PurePosixPath(row["file"]).with_suffix(""), row, form):
+                for name, content in members(PurePosixPath(row["file"]).with_suffix(""), row, restoration):
                     if not (target / name).exists():
                         storage.make_folder((target / name).parent)
                         with publish(target / name) as temporary:
@@ -42,7 +40,7 @@ def write_restored(run: Run) -> list[Location]:
         elif not target.exists():
             with publish(target) as temporary, tarfile.open(temporary, "w") as tar:
                 for row in rows:
-                    for name, content in members(PurePosixPath(row["key"]), row, form):
+                    for name, content in members(PurePosixPath(row["key"]), row, restoration):
                         info = tarfile.TarInfo(name)
                         info.size = len(content)
                         tar.addfile(info, io.BytesIO(content))
@@ -60,7 +58,7 @@ def drop_restored(run: Run, units: Iterable[Unit]) -> None:
 
 
 def target_of(run: Run, shard: str) -> Location:
-    return run.folder / FOLDER / storage.at(shard).name
+    return run.folder / RESTORED / storage.at(shard).name
 
 
 def restored_rows(run: Run, units: list[tuple[Unit, Commit | None]]) -> Iterator[dict[str, Any]]:
@@ -70,10 +68,9 @@ def restored_rows(run: Run, units: list[tuple[Unit, Commit | None]]) -> Iterator
             yield from (row for row in table.to_pylist() if row["status"] == "ok")
 
 
-def members(stem: PurePosixPath, row: dict[str, Any], form: Format) -> Iterator[tuple[str, bytes]]:
+def members(
+    stem: PurePosixPath, row: dict[str, Any], restoration: Restoration
+) -> Iterator[tuple[str, bytes]]:
     """The files of one restored sample: name and content."""
-    yield f"{stem}.{SUFFIX[form]}", row["restored"]
-    for number, sample in enumerate(row["samples"] or []):
-        yield f"{stem}.sample{number:02d}.{SUFFIX[form]}", sample
-    if row["deviation"] is not None:
-        yield f"{stem}.std.npy", row["deviation"]
+    several = [] if row["deviation"] is None else [*row["samples"], row["deviation"]]
+    return zip(restored_names(stem, restoration), [row["restored"], *several], strict=True)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, fields
 from itertools import islice
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -17,13 +17,15 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline import shards
-from pipeline.job import Data, JobError
+from pipeline.job import Data, JobError, Restoration
+from pipeline.pictures import SUFFIX
 from pipeline.shards import SHA256SUMS, DamagedShard, Sample
 from pipeline.storage import Location, Remote, at, parquet, publish
 
 SUMMARY = "kintsugi.summary"  # key of the plan file's metadata
 GROUP = 64  # units per row group: how much of the plan is in memory at a time
 IN_FLIGHT = 8  # shards read at once where storage is far away, or where all of it is read
+MAX_NAME = 255  # bytes of a file's name, on all usual file systems
 
 SCHEMA = pa.schema(
     [
@@ -64,7 +66,10 @@ class Unit:
 
 @dataclass(frozen=True)
 class PlanSummary:
-    """What a plan holds: its shards, of which `damaged` says what is wrong, and `empty` hold nothing."""
+    """What a plan holds: its shards, of which `damaged` says what is wrong, and `empty` hold nothing.
+
+    Those beyond `data.limit` are among the shards, and nothing is known of them.
+    """
 
     shards: list[str]
     units: int
@@ -88,18 +93,25 @@ def make_plan(
     unit_size: int,
     target: Location,
     on_unit: Callable[[Unit], None] = lambda unit: None,
+    restoration: Restoration | None = None,
 ) -> PlanSummary:
     """Index the shards and write the plan to `target`; memory grows by 8 bytes a sample.
 
+    Shards beyond `data.limit` are neither read nor checked.
+
+    Args:
+        on_unit: called with each unit, and with the last one of a shard again when its checksum was compared.
+        restoration: what will be written of each sample, if the data are measurements.
+
     Raises:
-        JobError: missing or damaged shards (unless salvaged), a key that occurs twice, or no samples.
+        JobError: missing or damaged shards (unless salvaged), a key that occurs twice, restorations that
+            cannot have names of their own, or no samples.
     """
     damaged: dict[str, str] = {}
     empty: list[str] = []
     hashes = array("Q")
     units = samples = 0
-    if data.checksums == "check":
-        damaged |= changed_contents(paths)
+    last: dict[str, Unit] = {}  # of each shard
     with publish(target) as temporary:
         with pq.ParquetWriter(temporary, SCHEMA, compression="zstd") as writer:
             found = divide(paths, unit_size, data.limit, damaged, empty)
@@ -107,8 +119,16 @@ def make_plan(
                 writer.write_table(pa.Table.from_pylist([row for _, row in group], SCHEMA))
                 for unit, row in group:
                     hashes.extend(map(key_hash, row["keys"]))
-                    units, samples = units + 1, samples + unit.samples
+                    units, samples, last[unit.shard] = units + 1, samples + unit.samples, unit
                     on_unit(unit)
+            if data.checksums == "check":
+                read = {*last, *damaged, *empty}
+                for path, what in changed_contents([path for path in paths if str(path) in read]):
+                    if what is not None:
+                        damaged.setdefault(str(path), what)
+                    if str(path) in last:
+                        on_unit(last[str(path)])
+            empty = [shard for shard in empty if shard not in damaged]
             summary = PlanSummary([str(path) for path in paths], units, samples, damaged, empty)
             writer.add_key_value_metadata({SUMMARY: json.dumps(asdict(summary))})
         if damaged and data.damaged == "refuse":
@@ -120,20 +140,19 @@ def make_plan(
         if samples == 0:
             raise JobError(f"data.shards: no samples in {', '.join(str(p) for p in paths)}")
         refuse_duplicates(temporary, np.frombuffer(hashes, np.uint64))
+        if restoration is not None:
+            refuse_names(temporary, restoration)
     return summary
 
 
-def changed_contents(paths: Sequence[Location]) -> dict[str, str]:
-    """What is wrong with the shards whose checksums are stated beside them, by shard."""
+def changed_contents(paths: Sequence[Location]) -> Iterator[tuple[Location, str | None]]:
+    """The shards whose checksums are stated beside them, and what is wrong with each, if anything."""
     stated = {folder: shards.stated_checksums(folder) for folder in dict.fromkeys(p.parent for p in paths)}
     checked = [path for path in paths if path.name in stated[path.parent]]
     with ThreadPoolExecutor(IN_FLIGHT) as pool:
-        found = dict(zip(checked, pool.map(checksum, checked), strict=True))
-    return {
-        str(path): f"its SHA-256 is {now}, {SHA256SUMS} says {stated[path.parent][path.name]}"
-        for path, now in found.items()
-        if now != stated[path.parent][path.name]
-    }
+        for path, now in zip(checked, pool.map(checksum, checked), strict=True):
+            said = stated[path.parent][path.name]
+            yield path, None if now == said else f"its SHA-256 is {now}, {SHA256SUMS} says {said}"
 
 
 def checksum(shard: Location) -> str:
@@ -148,7 +167,7 @@ def divide(
 ) -> Iterator[tuple[Unit, dict[str, Any]]]:
     """Units and their rows in order; what is wrong with shards goes into `damaged` and `empty`."""
     first = 0
-    for number, found in enumerate(indexed(paths, damaged)):
+    for number, found in enumerate(indexed(paths, limit, damaged)):
         start = 0
         samples = islice(found.samples, None if limit is None else limit - first)
         while batch := list(islice(samples, unit_size)):
@@ -166,32 +185,38 @@ def divide(
             files = [sample.file for sample in batch] if batch[0].file is not None else None
             yield unit, {**asdict(unit), "keys": keys, "files": files}
             start, first = start + len(batch), first + len(batch)
-        if start == 0 and first != limit and str(found.shard) not in damaged:
+        if start == 0 and str(found.shard) not in damaged:
             empty.append(str(found.shard))
+        if first == limit:
+            return
 
 
-def indexed(paths: Sequence[Location], damaged: dict[str, str]) -> Iterator[Indexed]:
-    """The shards with their samples, in order. Of remote ones several are read at once, and whole."""
+def indexed(paths: Sequence[Location], limit: int | None, damaged: dict[str, str]) -> Iterator[Indexed]:
+    """The shards with their samples, in order. Of remote ones several are read at once, up to the limit."""
 
-    def read(path: Location) -> Indexed:
-        found = open_shard(path, damaged)
-        return Indexed(path, found.size, list(found.samples))
+    def read(path: Location) -> tuple[Indexed, dict[str, str]]:
+        wrong: dict[str, str] = {}  # which counts when it is the shard's turn, if that comes
+        found = open_shard(path, wrong)
+        return Indexed(path, found.size, list(islice(found.samples, limit))), wrong
+
+    def result(shard: Future[tuple[Indexed, dict[str, str]]] | Path) -> Indexed:
+        if isinstance(shard, Path):
+            return open_shard(shard, damaged)
+        found, wrong = shard.result()
+        damaged.update(wrong)
+        return found
 
     pool = ThreadPoolExecutor(IN_FLIGHT)
-    reading: deque[Future[Indexed] | Path] = deque()
+    reading: deque[Future[tuple[Indexed, dict[str, str]]] | Path] = deque()
     try:
         for path in paths:
             reading.append(pool.submit(read, path) if isinstance(path, Remote) else path)
             if len(reading) == IN_FLIGHT:
-                yield result(reading.popleft(), damaged)
+                yield result(reading.popleft())
         while reading:
-            yield result(reading.popleft(), damaged)
+            yield result(reading.popleft())
     finally:
         pool.shutdown(cancel_futures=True)
-
-
-def result(read: Future[Indexed] | Path, damaged: dict[str, str]) -> Indexed:
-    return open_shard(read, damaged) if isinstance(read, Path) else read.result()
 
 
 def open_shard(path: Location, damaged: dict[str, str]) -> Indexed:
@@ -243,6 +268,41 @@ def refuse_duplicates(plan: Path, hashes: np.ndarray) -> None:
             f"data.shards: {len(twice)} keys occur more than once (noise and rows belong to keys); "
             f"rename them, for instance with `kintsugi shard`:\n  {listed}"
         )
+
+
+def restored_names(stem: PurePosixPath, restoration: Restoration) -> list[str]:
+    """The files of one restored sample: the restoration; of several samples each, and their deviation."""
+    suffix, count = SUFFIX[restoration.format], restoration.samples_per_image
+    if count == 1:
+        return [f"{stem}.{suffix}"]
+    samples = [f"{stem}.sample{number:02d}.{suffix}" for number in range(count)]
+    return [f"{stem}.{suffix}", *samples, f"{stem}.std.npy"]
+
+
+def refuse_names(plan: Path, restoration: Restoration) -> None:
+    """Raise a JobError for files of a folder whose restorations cannot be written beside each other.
+
+    In a tar they can: its keys are unique and have no dots, and its names any length.
+    """
+    files: dict[str, list[str]] = {}
+    for batch in pq.ParquetFile(plan).iter_batches(GROUP, columns=["shard", "files"]):
+        for row in batch.to_pylist():
+            files.setdefault(row["shard"], []).extend(row["files"] or ())
+    for shard, names in files.items():
+        stems = {PurePosixPath(name).with_suffix(""): name for name in names}
+        restored = {restored_names(stem, restoration)[0]: name for stem, name in stems.items()}
+        for stem, name in stems.items():
+            for one in restored_names(stem, restoration):
+                if (length := len(PurePosixPath(one).name.encode())) > MAX_NAME:
+                    raise JobError(
+                        f"data.shards: {shard}: the restoration of {name!r} would have a name of {length} "
+                        f"bytes, and files have {MAX_NAME} at most; rename it"
+                    )
+                if (other := restored.get(one, name)) != name:
+                    raise JobError(
+                        f"data.shards: {shard}: {one!r} would be a sample of {name!r} and the restoration of "
+                        f"{other!r}; rename one, or set restoration.samples_per_image=1"
+                    )
 
 
 def read_summary(plan: Location) -> PlanSummary:

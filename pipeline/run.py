@@ -1,9 +1,11 @@
 """A run: a directory that holds a job, its plan, what is done of it, and its report."""
 
 import json
+import os
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
+from pathlib import Path
 
 import yaml
 
@@ -13,12 +15,12 @@ from pipeline import builtin, storage
 from pipeline.commit import Commit, read_commits
 from pipeline.job import Job, JobError, config_hash, differences
 from pipeline.plan import PlanSummary, Unit, changed_shards, make_plan, read_summary, read_units
-from pipeline.shards import expand
+from pipeline.shards import expand, from_root
 from pipeline.storage import Location, publish
 from pipeline.weights import on_this_node
 from priors import Examined
 
-PRIOR = "prior.json"
+PRIOR, RESTORED = "prior.json", "restored"
 
 
 @dataclass(frozen=True)
@@ -91,10 +93,11 @@ def open_or_plan(job: Job, on_unit: Callable[[Unit], None] = lambda unit: None) 
             cannot be made.
     """
     folder = storage.at(job.output)
+    job = from_anywhere(job)
     prior = examine_prior(job)
     if (folder / "job.yaml").exists():
         run = Run.open(folder)
-        if changed := differences(run.job, job):
+        if changed := differences(from_anywhere(run.job), job):
             listed = "\n".join(f"  {field}: {before!r} → {now!r}" for field, before, now in changed)
             raise JobError(
                 f"{folder} holds a run of another job; choose another output, delete it, or undo:\n{listed}"
@@ -105,24 +108,35 @@ def open_or_plan(job: Job, on_unit: Callable[[Unit], None] = lambda unit: None) 
                 f"  {run.prior.title}, SHA-256 {run.prior.sha256}\n"
                 f"  now {prior.title}, SHA-256 {prior.sha256}"
             )
-        now = [str(path) for path in shard_paths(job, folder)]
-        if now != run.summary.shards:
-            fresh = sorted(set(now) ^ set(run.summary.shards))
+        now, planned = shard_paths(job, folder), list(map(storage.at, run.summary.shards))
+        if now != planned:
+            fresh = sorted(map(str, set(now) ^ set(planned)))
             raise JobError(
                 f"{folder} was planned with other shards; choose another output, or restore them:\n  "
                 + "\n  ".join(fresh[:10])
             )
         if gone := changed_shards(folder / "plan.parquet"):
             raise JobError("shards have changed since the plan was made:\n  " + "\n  ".join(gone))
-        return Run(folder, job, prior, run.summary)
+        # As they were written: commit records name the configuration by them.
+        return Run(folder, with_shards(job, run.job.data.shards), prior, run.summary)
     check_writable(folder)
     summary = plan(job, folder, on_unit)
-    job = job.model_copy(update={"output": str(folder)})  # so that job.yaml works from anywhere
+    job = job.model_copy(update={"output": str(folder)})
     with publish(folder / PRIOR) as temporary:
         temporary.write_text(json.dumps(asdict(prior), indent=2) + "\n")
     with publish(folder / "job.yaml") as temporary:
         temporary.write_text(yaml.safe_dump(job.model_dump(mode="json"), sort_keys=False))
     return Run(folder, job, prior, summary)
+
+
+def from_anywhere(job: Job) -> Job:
+    """The job with shards that are the same from any folder, so that job.yaml works from there."""
+    shards = job.data.shards
+    return job if shards == builtin.SCIKIT_IMAGE else with_shards(job, from_root(shards))
+
+
+def with_shards(job: Job, shards: str | list[str]) -> Job:
+    return job.model_copy(update={"data": job.data.model_copy(update={"shards": shards})})
 
 
 def examine_prior(job: Job) -> Examined:
@@ -168,13 +182,43 @@ def plan(job: Job, folder: Location, on_unit: Callable[[Unit], None]) -> PlanSum
     """Make the plan of a job in a folder.
 
     Raises:
-        JobError: as `make_plan`, or restorations would get the same name.
+        JobError: as `make_plan`, input and output lie in each other, or restorations cannot have the names
+            of their shards.
     """
     paths = shard_paths(job, folder)
-    names = Counter(path.name for path in paths)
-    if job.measured and (twice := [name for name, count in names.items() if count > 1]):
+    output = storage.at(job.output)
+    for path in paths:
+        if lies_in(output, path):
+            raise JobError(
+                f"output: {output} lies in {path}, one of data.shards: its pictures would count as samples; "
+                "choose another output"
+            )
+        if job.measured and lies_in(path, output / RESTORED):
+            raise JobError(
+                f"data.shards: {path} lies where restorations are written; move it, or choose another output"
+            )
+    if job.measured:
+        refuse_shard_names([path.name for path in paths])
+    restoration = job.restoration if job.measured else None
+    return make_plan(job.data, paths, job.compute.unit_size, folder / "plan.parquet", on_unit, restoration)
+
+
+def lies_in(location: Location, folder: Location) -> bool:
+    """Whether a location is the folder, or below it."""
+    if isinstance(location, Path) and isinstance(folder, Path):
+        return Path(os.path.realpath(location)).is_relative_to(os.path.realpath(folder))
+    return f"{location}/".startswith(f"{folder}/")
+
+
+def refuse_shard_names(names: list[str]) -> None:
+    """Raise a JobError for shards after which no file or folder of restorations can be named."""
+    if nameless := [name for name in names if name in ("", "..")]:
+        raise JobError(
+            f"data.shards: a folder without a name ({nameless[0] or '/'}), and so would be its restorations; "
+            "name the folders in it"
+        )
+    if twice := [name for name, count in Counter(names).items() if count > 1]:
         raise JobError(
             f"data.shards: two shards are named {twice[0]}, and so would be their restorations; "
             "rename one, or restore them by two jobs"
         )
-    return make_plan(job.data, paths, job.compute.unit_size, folder / "plan.parquet", on_unit)

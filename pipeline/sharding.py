@@ -29,10 +29,10 @@ from pipeline.commit import error_text
 from pipeline.job import JobError
 from pipeline.pictures import encode
 from pipeline.read import FORMATS, IMAGE_SUFFIXES, MAX_PIXELS, open_image, resize_crop, to_rgb
-from pipeline.shards import SKIPPED
-from pipeline.storage import make_folder, publish
+from pipeline.shards import SHA256SUMS, SKIPPED, counts, key_of
+from pipeline.storage import make_folder, publish, temporary_name
 
-MANIFEST, UNFINISHED, SUMS = "manifest.json", ".manifest.json", "SHA256SUMS"
+MANIFEST, UNFINISHED = "manifest.json", ".manifest.json"
 MAX_BYTES = 1 << 28  # of one encoded image: 89 megapixels of RGB without any compression
 MAX_LINE = 4096  # characters of a list's line: the work on one grows with the square of its folders
 DECODERS = 4
@@ -188,14 +188,15 @@ def make_shards(
             manifest.shards[name], missing = write_shard(out / name, counted(stored))
             manifest.left_out += missing
             manifest.write(out / UNFINISHED)
-    with publish(out / SUMS) as temporary:
+    with publish(out / SHA256SUMS) as temporary:
         temporary.write_text(
             "".join(f"{manifest.shards[name]['sha256']}  {name}\n" for name in parts), "utf-8"
         )
     manifest.write(out / MANIFEST)
     (out / UNFINISHED).unlink()
-    for killed in out.glob(f".{stem}-*.tar.*.tmp"):
-        killed.unlink()
+    for file in list(out.iterdir()):
+        if temporary_name(file.name):  # left by a killed process
+            file.unlink()
     left = [(entry["name"], entry["reason"]) for entry in manifest.left_out]
     return Sharded([out / name for name in parts], manifest.images, left)
 
@@ -275,7 +276,7 @@ def open_folder(source: Path) -> Iterator[Source]:
                     waiting.append(f"{name}/")
                 elif entry.is_dir():
                     left_out.append((f"{name}/", "a link to a folder, which is not followed"))
-                elif not is_image(name):
+                elif not counts(name, IMAGE_SUFFIXES):
                     continue
                 elif entry.is_symlink() and not Path(os.path.realpath(entry)).is_relative_to(root):
                     left_out.append((name, "a link that leads out of the source"))
@@ -303,7 +304,7 @@ def open_zip(source: Path) -> Iterator[Source]:
     with archive:
         members: dict[str, zipfile.ZipInfo] = {}
         for member in archive.infolist():
-            if is_image(member.filename) and not member.is_dir():
+            if counts(member.filename, IMAGE_SUFFIXES) and not member.is_dir():
                 if member.filename in members:
                     raise JobError(f"{source}: {shown(member.filename)} is in it twice")
                 members[member.filename] = member
@@ -354,21 +355,7 @@ def open_lmdb(source: Path) -> Iterator[Source]:
         raise JobError(f"{source}: not a readable LMDB: {error}") from error
 
 
-def is_image(name: str) -> bool:
-    """By its suffix. macOS writes a file `._NAME` beside each NAME into its archives."""
-    path = PurePosixPath(name)
-    return path.suffix.lower()[1:] in IMAGE_SUFFIXES and not path.name.startswith("._")
-
-
 # Names, keys and labels
-
-
-def key_of(name: str) -> str:
-    """The path without its suffix; webdataset ends a key at the first dot, so other dots are replaced."""
-    path = PurePosixPath(name)
-    if path.suffix.lower()[1:] in IMAGE_SUFFIXES:
-        path = path.with_suffix("")
-    return str(path).replace(".", "_")
 
 
 def unsafe(key: str) -> str | None:

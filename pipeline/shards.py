@@ -9,7 +9,7 @@ import glob
 import hashlib
 import re
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path, PurePosixPath
@@ -53,23 +53,12 @@ def expand(patterns: str | list[str]) -> list[Location]:
     Raises:
         JobError: a pattern that matches nothing or what is no file, or a shard named twice.
     """
-    from braceexpand import braceexpand
-
     found: list[Location] = []
     for pattern in [patterns] if isinstance(patterns, str) else patterns:
-        try:
-            # A range is a list in memory before the first of its names comes.
-            large = any(abs(int(a) - int(b)) >= MAX_SHARDS for a, b in RANGE.findall(pattern))
-            names = [] if large else list(islice(braceexpand(pattern), MAX_SHARDS + 1))
-            locations = [(name, storage.at(name)) for name in names]
-        except (ValueError, RecursionError) as error:
-            raise JobError(f"data.shards: {pattern!r}: {error}") from error
-        if large or len(names) > MAX_SHARDS:
-            raise JobError(f"data.shards: {pattern!r} stands for more than {MAX_SHARDS:,} shards")
-        for name, location in locations:
-            matched = storage.matches(name) if glob.has_magic(name) else [location]
+        for name in without_braces(pattern):
+            matched = storage.matches(name) if glob.has_magic(name) else [storage.at(name)]
             if not matched:
-                raise JobError(f"data.shards: no such file: {location}")
+                raise JobError(f"data.shards: no such file: {name}")
             for one in matched:
                 # Of remote ones planning tells.
                 if isinstance(one, Path) and not (one.is_file() or one.is_dir()):
@@ -80,6 +69,46 @@ def expand(patterns: str | list[str]) -> list[Location]:
         twice = next(shard for shard in found if found.count(shard) > 1)
         raise JobError(f"data.shards: {twice} is named twice")
     return found
+
+
+def without_braces(pattern: str) -> list[str]:
+    """The names and globs that a pattern stands for, from the root.
+
+    Raises:
+        JobError: braces that are not closed, too many names, or a URL that is refused.
+    """
+    from braceexpand import braceexpand
+
+    try:
+        # Where an alternative may be a whole path or URL, no folder is common to all.
+        whole = "://" in pattern or pattern.startswith("{")
+        folder, rest = (None, pattern) if whole else storage.anchored(pattern)
+        # A range is a list in memory before the first of its names comes.
+        large = any(abs(int(a) - int(b)) >= MAX_SHARDS for a, b in RANGE.findall(rest))
+        names = [] if large else list(islice(braceexpand(rest), MAX_SHARDS + 1))
+        if large or len(names) > MAX_SHARDS:
+            raise JobError(f"data.shards: {pattern!r} stands for more than {MAX_SHARDS:,} shards")
+        return [str(storage.at(name if folder is None else folder / name)) for name in names]
+    except (ValueError, RecursionError) as error:
+        raise JobError(f"data.shards: {pattern!r}: {error}") from error
+
+
+def from_root(patterns: str | list[str]) -> str | list[str]:
+    """Patterns of the same shards, whatever the current folder is.
+
+    Raises:
+        JobError: as `without_braces`.
+    """
+    rooted: list[str] = []
+    for pattern in [patterns] if isinstance(patterns, str) else patterns:
+        if "://" in pattern:
+            rooted.append(pattern)
+        elif pattern.startswith("{"):
+            rooted += without_braces(pattern)
+        else:
+            folder, rest = storage.anchored(pattern)
+            rooted.append(str(folder / rest))
+    return rooted[0] if isinstance(patterns, str) and len(rooted) == 1 else rooted
 
 
 def measure(shard: Location) -> int:
@@ -95,21 +124,34 @@ def measure(shard: Location) -> int:
 
 def samples_of(folder: Location) -> list[str]:
     """The files in a folder that are samples, in order."""
-    return [name for name in storage.walk(folder) if PurePosixPath(name).suffix.lower()[1:] in SUFFIXES]
+    return [name for name in storage.walk(folder) if counts(name, SUFFIXES)]
+
+
+def counts(name: str, suffixes: Collection[str]) -> bool:
+    """Whether a file counts, by its suffix. Hidden ones do not: macOS puts a file `._NAME` beside NAME."""
+    path = PurePosixPath(name)
+    return path.suffix.lower()[1:] in suffixes and not path.name.startswith(".")
+
+
+def key_of(name: str) -> str:
+    """The path without its suffix; webdataset ends a key at the first dot, so other dots are replaced."""
+    path = PurePosixPath(name)
+    if path.suffix.lower()[1:] in SUFFIXES:
+        path = path.with_suffix("")
+    return str(path).replace(".", "_")
 
 
 def index(shard: Location) -> Iterator[Sample]:
     """The samples of a shard in order, without reading their contents.
 
-    The key of a file in a folder is its path without the suffix, with _ for the other dots, as
-    `kintsugi shard` makes them. Memory does not grow with a tar.
+    A file in a folder has the key that `kintsugi shard` would give it. Memory does not grow with a tar.
 
     Raises:
         DamagedShard: after the last sample of which anything is left, which may be incomplete.
     """
     if shard.is_dir():
         for place, name in enumerate(samples_of(shard)):
-            yield Sample(str(PurePosixPath(name).with_suffix("")).replace(".", "_"), place, place + 1, name)
+            yield Sample(key_of(name), place, place + 1, name)
         return
     with shard.open("rb") as file:
         tar = Tar(file, storage.size(shard))

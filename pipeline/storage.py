@@ -8,15 +8,17 @@ AWS_ENDPOINT_URL names another server that speaks S3.
 """
 
 import glob
+import hashlib
 import io
 import os
 import re
 import shutil
+import socket
 import tempfile
 import time
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from fnmatch import fnmatchcase
@@ -32,6 +34,10 @@ from pyarrow import fs
 SCHEMES = ("s3", "gs")
 BLOCK = 4 << 20  # bytes of one request for an object that is read in order
 ATTEMPTS = 6  # of one request, with growing pauses
+MAGIC = re.compile(r"[*?\[{]")  # of globs and braces
+TEMPORARY = re.compile(r"\.([0-9a-f]{8})-([0-9]+)-[0-9a-f]{16}\.tmp")
+"""Host and process of who is writing it. Without the target's name, which may be as long as names can be."""
+ABANDONED = 3600.0  # seconds without change, after which a temporary file of another host is removed
 
 
 @dataclass(frozen=True, order=True)
@@ -50,14 +56,6 @@ class Remote:
     @property
     def name(self) -> str:
         return PurePosixPath(self.path).name
-
-    @property
-    def stem(self) -> str:
-        return PurePosixPath(self.path).stem
-
-    @property
-    def suffix(self) -> str:
-        return PurePosixPath(self.path).suffix
 
     @property
     def parent(self) -> "Remote":
@@ -160,7 +158,7 @@ def filesystem(scheme: str, bucket: str) -> fs.FileSystem:
 
 
 def at(text: str | os.PathLike[str]) -> Location:
-    """The location that a path or URL names; paths from the root, ~ expanded.
+    """The location that a path or URL names; paths from the root, without `..`, ~ expanded.
 
     Raises:
         ValueError: an unknown scheme, or a URL with something secret in it; the message does not repeat it.
@@ -172,7 +170,7 @@ def at(text: str | os.PathLike[str]) -> Location:
     if "\0" in text:
         raise ValueError("a path with a zero byte in it")
     if not separator:
-        return Path(os.path.expanduser(text)).absolute()
+        return Path(os.path.abspath(os.path.expanduser(text)))
     if any(mark in rest.partition("/")[0] for mark in "@:") or "?" in rest or "#" in rest:
         raise ValueError(
             "a URL with credentials or a query in it is refused, since it would be stored with the run; give "
@@ -242,11 +240,30 @@ def walk(folder: Location) -> list[str]:
     return sorted(Path(name).relative_to(folder).as_posix() for name in names)
 
 
+def anchored(pattern: str) -> tuple[Path, str]:
+    """A pattern of paths as the folder that it begins with, from the root, and the rest; "" for a plain path.
+
+    What is there by its very name stands for itself, such as a folder named `set [1]`.
+    """
+    start, rest = "", os.path.expanduser(pattern)
+    while rest:
+        part, slash, after = rest.partition("/")
+        if MAGIC.search(part) and not os.path.exists(start + part):
+            break
+        start, rest = start + part + slash, after
+    return Path(os.path.abspath(start)), rest
+
+
 def matches(pattern: str) -> list[Location]:
-    """The files that a pattern with *, ? and [] stands for, in order."""
+    """The file of this name; without one, the files that it stands for with *, ? and [], in order."""
     location = at(pattern)
     if isinstance(location, Path):
-        return [Path(found) for found in sorted(glob.glob(str(location)))]
+        folder, rest = anchored(pattern)
+        if not rest:
+            return [folder]
+        return [at(folder / found) for found in sorted(glob.glob(rest, root_dir=folder))]
+    if location.exists():
+        return [location]
     parts = PurePosixPath(location.path).parts
     plain = list(takewhile(lambda part: not glob.has_magic(part), parts))
     base = Remote(location.scheme, "/".join(plain))
@@ -259,7 +276,8 @@ def fits(parts: tuple[str, ...], patterns: tuple[str, ...]) -> bool:
 
 
 def temporary_name(name: str) -> bool:
-    return name.startswith(".") and name.endswith(".tmp")
+    """Whether `publish` writes to files of such names."""
+    return TEMPORARY.fullmatch(name) is not None
 
 
 @contextmanager
@@ -280,7 +298,7 @@ def publish(target: Location, *, first: bool = False) -> Iterator[Path]:
         return
     # Not its parents: where a mount was lost, they would be made on the disk beneath.
     target.parent.mkdir(exist_ok=True)
-    temporary = target.parent / f".{target.name}.{uuid.uuid4().hex}.tmp"
+    temporary = target.parent / f".{this_host()}-{os.getpid()}-{uuid.uuid4().hex[:16]}.tmp"
     try:
         yield temporary
         with temporary.open("rb") as file:
@@ -317,16 +335,39 @@ def pause(attempt: int) -> float:
     return float(min(2 ** (attempt - 1), 30))
 
 
-def clear_temporaries(folder: Location, older_than: float = 0.0) -> None:
-    """Remove what killed writers left behind: temporary files of so many seconds without change."""
+def clear_temporaries(folder: Location) -> None:
+    """Remove what killed writers left behind; what somebody is writing stays."""
     if isinstance(folder, Remote):
         return
     for temporary in folder.glob("**/.*.tmp"):
-        try:
-            if time.time() - temporary.stat().st_mtime >= older_than:
-                temporary.unlink()
-        except FileNotFoundError:
+        if (found := TEMPORARY.fullmatch(temporary.name)) is None:
             continue
+        with suppress(FileNotFoundError):
+            if found[1] == this_host():
+                abandoned = not alive(int(found[2]))
+            else:
+                abandoned = time.time() - temporary.stat().st_mtime > ABANDONED
+            if abandoned:
+                temporary.unlink()
+
+
+@cache
+def this_host() -> str:
+    """Eight digits that stand for this machine's name."""
+    return hashlib.sha256(socket.gethostname().encode()).hexdigest()[:8]
+
+
+def alive(process: int) -> bool:
+    """Whether a process other than this one is there."""
+    if process == os.getpid():  # which clears when it writes nothing
+        return False
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
 
 
 @contextmanager

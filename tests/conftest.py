@@ -2,6 +2,7 @@
 
 import io
 import logging
+import os
 import tarfile
 import tempfile
 from collections.abc import Callable, Iterator
@@ -19,6 +20,13 @@ from pipeline import storage
 from pipeline.job import Job
 
 SIZE = 32
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests on Ray have one cluster, and so one process where there are several (`pytest -n 2`)."""
+    for item in items:
+        if "ray_cluster" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.xdist_group("ray"))
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -130,6 +138,8 @@ def ray_cluster() -> Iterator[str]:
     """One local Ray with two cores for all tests that need it; its address."""
     import ray
 
+    # Ray switches its tokens on itself, but only where it is not told to after it was imported.
+    os.environ.pop("RAY_AUTH_MODE", None)
     # Not in pytest's folder: paths of sockets have at most 107 characters.
     with tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as folder:
         context = ray.init(

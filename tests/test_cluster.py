@@ -377,9 +377,12 @@ def test_the_slurm_script_runs_a_job_on_a_ray_of_its_own(make_job, slurm):
     assert not (slurm / "requeued").exists()
 
 
-@pytest.mark.parametrize(("after_signal", "requeued"), [(143, True), (0, False)])
-def test_the_slurm_script_signals_the_driver_alone_and_queues_again_what_is_unfinished(
-    after_signal, requeued, slurm
+@pytest.mark.parametrize(
+    ("number", "after_signal", "requeued"),
+    [(signal.SIGUSR1, 130, True), (signal.SIGUSR1, 0, False), (signal.SIGTERM, 130, False)],
+)
+def test_the_slurm_script_signals_the_driver_alone_and_queues_again_what_time_cut_short(
+    number, after_signal, requeued, slurm
 ):
     """With commands in the place of Ray and the driver, which says when it is there."""
     commands = {
@@ -398,7 +401,7 @@ def test_the_slurm_script_signals_the_driver_alone_and_queues_again_what_is_unfi
         text=True,
     ) as script:
         assert script.stdout.readline() == "driver\n"
-        script.send_signal(signal.SIGTERM)
+        script.send_signal(number)
     assert script.returncode == after_signal
     assert not (slurm / "ray-was-signalled").exists()
     assert (slurm / "requeued").exists() == requeued
@@ -411,4 +414,4 @@ def test_the_slurm_scripts_options_come_before_its_commands():
     head = list(itertools.takewhile(lambda line: line.startswith("#") or not line, lines))
     options = [line.split()[1] for line in lines if line.startswith("#SBATCH")]
     assert len([line for line in head if line.startswith("#SBATCH")]) == len(options)
-    assert {"--requeue", "--signal=B:TERM@600", "--ntasks-per-node=1", "--exclusive"} <= set(options)
+    assert {"--requeue", "--signal=B:USR1@600", "--ntasks-per-node=1", "--exclusive"} <= set(options)

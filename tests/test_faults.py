@@ -260,17 +260,21 @@ def test_an_actor_at_work_when_the_job_ends_leaves_nothing(station, monkeypatch)
 
 
 def test_poison_is_found_by_bisection_and_alone_recorded_as_failed(station, monkeypatch):
-    """A sample ends every process that restores it; an accident ends another unit's."""
+    """A sample ends or freezes every process that restores it; an accident ends another unit's."""
     poison, unlucky = {"image_0006"}, "image_0010"
 
     class Poisoned(faults.GaussianWorker):
         def __init__(self, job, run, device):
             super().__init__(job, run, device)
-            stage, accident = self.worker.stage, Path(run, "accident")
+            stage, accident, frozen = self.worker.stage, Path(run, "accident"), Path(run, "frozen")
             original = stage.run
 
             def run_or_die(keys, *samples):
                 if poison & set(keys):
+                    if not frozen.exists():
+                        frozen.touch()
+                        os.kill(os.getpid(), signal.SIGSTOP)
+                    frozen.unlink()
                     os._exit(1)
                 if unlucky in keys and not accident.exists():
                     accident.touch()
@@ -280,6 +284,7 @@ def test_poison_is_found_by_bisection_and_alone_recorded_as_failed(station, monk
             stage.run = run_or_die
 
     monkeypatch.setattr(executors, "RayWorker", Poisoned)
+    monkeypatch.setattr(executors, "FROZEN_SECONDS", 1.0)
     assert station.run("poison", attempts=1) == cli.EXIT_SOME_FAILED
     calm, found = (rows(station.base / name) for name in ("calm", "poison"))
     assert {key for key, row in found.items() if row["status"] == "failed"} == poison

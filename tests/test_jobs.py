@@ -3,15 +3,18 @@
 import json
 import re
 from pathlib import Path
+from unittest.mock import Mock
 
 import jsonschema
+import numpy as np
 import pytest
 import yaml
 from conftest import SIZE, encode, picture, write_tar
 from typer.testing import CliRunner
 
+from jobs import submit
 from jobs.cli import app
-from jobs.files import load_job, ready_jobs
+from jobs.files import load_job, parse_yaml, ready_jobs
 from pipeline.job import JobError
 
 ROOT = Path(__file__).parent.parent
@@ -101,6 +104,35 @@ def test_a_missing_mask_file_is_named():
             "imagenet-inpaint-box",
             ["degradation.operator.mask=/nowhere/mask.png", "degradation.operator.known=white"],
         )
+
+
+@pytest.fixture
+def composed(tmp_path, monkeypatch) -> list[str]:
+    """Overrides with a mask, by a relative path, of an operator among others."""
+    monkeypatch.chdir(tmp_path)
+    Path("m.png").write_bytes(encode(np.full((256, 256), 255, np.uint8)))
+    parts = "[{name: denoise}, {name: inpaint, mask: m.png, known: white}]"
+    return [f"degradation.operator={{name: compose, operators: {parts}}}"]
+
+
+def test_files_of_composed_operators_are_absolute(composed, tmp_path):
+    operator = load_job("quickstart", composed).degradation.operator
+    assert operator["operators"][1]["mask"] == str(tmp_path / "m.png")
+
+
+def test_submit_finds_files_of_composed_operators_and_reads_the_job_once(composed, monkeypatch):
+    places = ["output=/run", "data.shards=/a.tar"]
+    with pytest.raises(JobError, match=r"degradation\.operator\.operators\.1\.mask: 'm\.png' must"):
+        submit.load_for_cluster("quickstart", [*composed, *places])
+    monkeypatch.setattr("jobs.files.parse_yaml", counted := Mock(wraps=parse_yaml))
+    absolute = composed[0].replace("m.png", str(Path("m.png").absolute()))
+    assert submit.load_for_cluster("quickstart", [absolute, *places]).output == "/run"
+    assert counted.call_count == 1 + 3, "the file and each override"
+
+
+def test_packing_for_a_wrong_url_is_an_error_in_words(job_file):
+    with pytest.raises(JobError, match="--pack: a URL has two slashes"):
+        kintsugi("submit", job_file, "--pack", "s3:/x/y")
 
 
 def test_yaml_tags_do_not_run(tmp_path):
@@ -211,30 +243,6 @@ def test_quickstart_photographs_are_there(tmp_path):
     assert len(list(index(shard))) == len(builtin.PHOTOGRAPHS)
     shard.unlink()
     assert builtin.scikit_image_shard(tmp_path, 64).read_bytes() == content
-
-
-def test_submit_runs_the_job_on_a_cluster(make_job, tmp_path, ray_cluster):
-    (tmp_path / "job.yaml").write_text(yaml.safe_dump(make_job().model_dump(mode="json")))
-    result = kintsugi("submit", tmp_path / "job.yaml", "--address", f"http://{ray_cluster}")
-    assert result.exit_code == 0, result.output
-    assert "12 restored, 0 failed" in result.output
-    metrics = json.loads((Path(make_job().output) / "report" / "metrics.json").read_text())
-    assert metrics["samples"]["ok"] == 12
-
-
-def test_submit_refuses_paths_that_the_cluster_cannot_find():
-    with pytest.raises(JobError, match="output: 'runs/quickstart' must be absolute"):
-        kintsugi("submit", "quickstart", "--address", "http://127.0.0.1:1")
-
-
-def test_submit_says_when_the_cluster_is_not_up(job_file, tmp_path):
-    with pytest.raises(JobError, match="no way to the head"):
-        kintsugi("submit", job_file, "--cluster", tmp_path / "nothing.yaml")
-
-
-def test_submit_needs_a_place(job_file):
-    with pytest.raises(JobError, match=r"either --cluster .* or --address"):
-        kintsugi("submit", job_file)
 
 
 def test_cluster_yaml_fits_rays_schema():

@@ -25,7 +25,9 @@ from pipeline.job import JobError
 from pipeline.pictures import BITS, array_file
 from pipeline.pictures import encode as encoded
 from pipeline.restore import Stage
-from pipeline.run import Run
+from pipeline.run import Run, open_or_plan
+from pipeline.run import plan as planned
+from priors.natural import NaturalPrior
 
 CONJUGATE = {"name": "conjugate", "steps": 2, "w": 15}
 POOL = {"name": "average_pool", "factor": 4}
@@ -247,6 +249,84 @@ def test_two_shards_of_one_name_are_refused(make_measurement_job, tmp_path):
         execute(make_measurement_job(f"{tmp_path}/{{a,b}}/s.tar"))
 
 
+def photographs(folder: Path, *names: str) -> Path:
+    for i, name in enumerate(names):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(encode(picture(i, 8)))
+    return folder
+
+
+def test_a_restoration_that_would_have_the_name_of_anothers_sample_is_refused(make_measurement_job, tmp_path):
+    folder = photographs(tmp_path / "photos", "a.png", "a.sample00.png", "b.sample07.png", "c.std.png")
+    single, several = (
+        make_measurement_job(folder, restoration={"samples_per_image": k}, output=str(tmp_path / f"run{k}"))
+        for k in (1, 2)
+    )
+    with pytest.raises(JobError, match=r"'a.sample00.png' would be a sample of 'a.png' and the restoration"):
+        open_or_plan(several)
+    assert not (tmp_path / "run2" / "plan.parquet").exists()
+    assert open_or_plan(single).summary.samples == 4
+    (folder / "a.sample00.png").rename(folder / "a.sample02.png")  # of two samples there is no third
+    (target,) = write_restored(execute(several))
+    files = {path.name for path in target.iterdir()}
+    assert len(files) == 4 * 4
+    assert files > {"a.sample01.png", "a.sample02.png", "a.sample02.sample00.png", "c.std.png", "a.std.npy"}
+
+
+@pytest.mark.parametrize(("length", "count", "form"), [(251, 1, "png"), (242, 2, "png"), (250, 1, "webp")])
+def test_names_may_be_long_and_those_that_would_be_too_long_are_refused(
+    make_measurement_job, tmp_path, length, count, form
+):
+    """The longest that fits is written, and one byte more is refused before any work."""
+    restoration = {"samples_per_image": count, "format": form}
+    fits = make_measurement_job(
+        photographs(tmp_path / "fits", f"{'n' * length}.png"), restoration=restoration
+    )
+    (target,) = write_restored(execute(fits))
+    assert max(len(path.name) for path in target.iterdir()) == 255
+    if length < 251:
+        folder = photographs(tmp_path / "long", f"{'n' * (length + 1)}.png")
+        with pytest.raises(JobError, match="a name of 256 bytes, and files have 255 at most; rename it"):
+            open_or_plan(make_measurement_job(folder, restoration=restoration, output=str(tmp_path / "o")))
+
+
+def test_a_folder_named_by_dots_is_restored_under_its_own_name(make_measurement_job, tmp_path, monkeypatch):
+    folder = photographs(tmp_path / "photos", "a.png", "below/b.png")
+    monkeypatch.chdir(folder / "below")
+    run = execute(make_measurement_job(str(folder / "below" / "..")))
+    assert write_restored(run) == [run.folder / "restored" / "photos"]
+    assert (run.folder / "restored" / "photos" / "below" / "b.png").exists()
+
+
+def test_a_folder_without_a_name_is_refused(make_measurement_job, tmp_path):
+    job = make_measurement_job("/", output="s3://bucket/run")
+    with pytest.raises(JobError, match=r"data\.shards: a folder without a name \(/\)"):
+        planned(job, tmp_path, lambda unit: None)
+
+
+@pytest.mark.parametrize("output", [".", "run", "deep/run", "../link/run"])
+def test_an_output_inside_the_input_is_refused(make_measurement_job, make_job, tmp_path, output):
+    folder = photographs(tmp_path / "photos", "a.png", "deep/b.png")
+    (tmp_path / "link").symlink_to(folder)
+    place = str(folder / output) if output[0] != "." else str(tmp_path / output.removeprefix("../"))
+    for job in (
+        make_measurement_job(folder, output=str(folder) if output == "." else place),
+        make_job(data={"shards": str(folder), "size": SIZE}, output=str(folder) if output == "." else place),
+    ):
+        with pytest.raises(JobError, match=r"output: .* lies in .*photos, one of data\.shards"):
+            open_or_plan(job)
+    beside = make_measurement_job(folder, output=str(tmp_path / "photos-restored"))
+    assert open_or_plan(beside).summary.samples == 2
+
+
+def test_an_input_where_restorations_are_written_is_refused(make_measurement_job, tmp_path):
+    """It would be taken for what is restored already, and removed before it is restored again."""
+    shard = tar_of_arrays(tmp_path / "run" / "restored" / "s.tar", [measured(picture(0), POOL)])
+    with pytest.raises(JobError, match="lies where restorations are written"):
+        open_or_plan(make_measurement_job(shard, output=str(tmp_path / "run")))
+    assert shard.exists()
+
+
 def test_metrics_that_need_the_truth_are_refused(make_measurement_job, make_job):
     with pytest.raises(ValidationError, match="metrics: psnr compare with the truth"):
         make_measurement_job("unused.tar", metrics=["psnr"])
@@ -266,7 +346,7 @@ def test_the_command_restores_reports_and_says_where(make_measurement_job, tmp_p
     html = (Path(job.output) / "report" / "report.html").read_text()
     assert html.count("<figure>") == 3
     assert 'alt="truth"' not in html
-    assert "s per image" in kintsugi("plan", tmp_path / "job.yaml").output
+    assert "s per tile of" in kintsugi("plan", tmp_path / "job.yaml").output
 
 
 def test_resuming_restores_the_same_bytes(make_measurement_job, tmp_path):
@@ -278,3 +358,64 @@ def test_resuming_restores_the_same_bytes(make_measurement_job, tmp_path):
     assert digests(execute(job)) == before
     assert Run.open(run.folder).progress().units == run.summary.units
     assert pq.read_table(next((run.folder / "data").iterdir())).column_names[0] == "key"
+
+
+def network_that_takes(monkeypatch, tiles):
+    """Inject: calls of the network with more than so many tiles run out of memory; returns what was asked."""
+    asked: list[int] = []
+    original = NaturalPrior.__call__
+
+    def call(self, x, t):
+        asked.append(len(x))
+        if len(x) > tiles:
+            raise torch.OutOfMemoryError("injected")
+        return original(self, x, t)
+
+    monkeypatch.setattr(NaturalPrior, "__call__", call)
+    return asked
+
+
+def test_a_batch_of_tiles_is_rehearsed_as_large_as_it_will_be(make_measurement_job, monkeypatch):
+    stage = Stage(make_measurement_job("unused"), "cpu")
+    asked = network_that_takes(monkeypatch, 5)
+    stage.batch_size = stage.largest_batch(40)
+    assert stage.batch_size == 5
+    assert max(asked) > 5
+    asked.clear()
+    stage.run(["large"], [np.zeros((3, 24, 24), np.float32)])  # 96² and more than 5 tiles
+    assert max(asked) == 5
+
+
+def test_a_size_that_lacks_memory_has_what_was_kept_for_others(make_measurement_job, monkeypatch):
+    stage = Stage(make_measurement_job("unused", compute={"batch_size": 8, "cpus_per_actor": 1}), "cpu")
+    network_that_takes(monkeypatch, 3)
+    (restored,) = stage.run(["large"], [np.zeros((3, 24, 24), np.float32)])
+    assert restored.error is None
+    assert list(stage.problems) == [(3, 96, 96)]
+    assert stage.batch_size == 2
+    assert [note.split(": ")[1] for note in stage.notes] == [
+        "one size of images at a time is kept prepared from now on",
+        "batches of 4, not compiled from now on",
+        "batches of 2, not compiled from now on",
+    ]
+
+
+def test_an_image_that_never_fits_costs_the_others_nothing(make_measurement_job, monkeypatch):
+    stage = Stage(make_measurement_job("unused", compute={"batch_size": 8, "cpus_per_actor": 1}), "cpu")
+    network_that_takes(monkeypatch, 0)
+    with pytest.raises(torch.OutOfMemoryError):
+        stage.run(["large"], [np.zeros((3, 24, 24), np.float32)])
+    assert stage.batch_size == 8
+    assert not stage.prior.network.unet.is_gradient_checkpointing
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"data": {"kind": "measurements", "shards": "a", "fit": "resize_crop"}}, "data.fit: measurements"),
+        ({"images": "none"}, "images: restored measurements are always kept"),
+    ],
+)
+def test_settings_that_mean_nothing_for_measurements_are_refused(make_measurement_job, fields, message):
+    with pytest.raises(ValidationError, match=message):
+        make_measurement_job("a", **fields)

@@ -9,7 +9,7 @@ from conftest import SIZE, encode, picture, write_tar
 
 from pipeline.job import Data, JobError
 from pipeline.plan import make_plan, read_members, read_units
-from pipeline.shards import DamagedShard, expand, index
+from pipeline.shards import DamagedShard, checksum, expand, from_root, index
 
 
 def plan(paths: list[Path], target: Path, unit_size: int = 3, **data):
@@ -57,6 +57,34 @@ def test_limit(shards, tmp_path, limit):
     assert plan(shards, tmp_path / "plan.parquet", limit=limit).samples == min(limit, 12)
 
 
+def test_shards_beyond_the_limit_are_neither_read_nor_checked(shards, tmp_path, monkeypatch):
+    copies = [tmp_path / "in" / f"{i}.tar" for i in range(4)]
+    copies[0].parent.mkdir()
+    for copy, shard in zip(copies, shards, strict=False):
+        copy.write_bytes(shard.read_bytes())
+    copies[3].write_text("no tar")
+    (tmp_path / "in" / "SHA256SUMS").write_text("".join(f"{checksum(c)}  {c.name}\n" for c in copies[:3]))
+    hashed, seen = [], []
+    monkeypatch.setattr(
+        "pipeline.shards.checksum", lambda shard: hashed.append(shard.name) or checksum(shard)
+    )
+    data = Data(shards="unused", size=SIZE, limit=6)
+    summary = make_plan(data, copies, 3, tmp_path / "plan.parquet", lambda unit: seen.append(unit.unit))
+    assert (summary.samples, summary.damaged, summary.empty) == (6, {}, [])
+    assert sorted(hashed) == ["0.tar", "1.tar"]
+    units = ["00000-0000000", "00000-0000003", "00001-0000000"]
+    assert seen == [*units, *units[1:]], "each unit, and each shard again when it was compared"
+    with pytest.raises(JobError, match=r"3\.tar: not an uncompressed tar"):
+        plan(copies, tmp_path / "plan.parquet", limit=13)
+
+
+def test_an_empty_shard_is_compared_with_its_checksum(shards, tmp_path):
+    empty = write_tar(tmp_path / "empty.tar", [])
+    (tmp_path / "SHA256SUMS").write_text(f"{'0' * 64}  empty.tar\n")
+    summary = plan([empty, shards[0]], tmp_path / "plan.parquet", damaged="salvage")
+    assert (list(summary.damaged), summary.empty) == ([str(empty)], [])
+
+
 def test_braces_and_globs(shards):
     folder = shards[0].parent
     assert expand(f"{folder}/set-{{0000..0002}}.tar") == shards
@@ -70,6 +98,36 @@ def test_braces_and_globs(shards):
         expand("x-{0..")
     with pytest.raises(JobError, match="named twice"):
         expand([str(shards[0]), str(shards[0])])
+
+
+def test_patterns_mean_the_same_from_any_folder(shards, tmp_path, monkeypatch):
+    """Also where the current folder, or a file, has brackets or braces in its name."""
+    folder = tmp_path / "e9 [1] {a,b}"
+    for name in ("in/0.tar", "in/1.tar", "in/[x].tar", "{y,z}.tar"):
+        write_tar(folder / name, [])
+    (folder / "run").mkdir()
+    plain = write_tar(tmp_path / "plain" / "2.tar", []).parent
+    both = [folder / "in" / "0.tar", folder / "in" / "1.tar"]
+    expected = {
+        "in/?.tar": both,
+        "in/{0..1}.tar": both,
+        "../e9 [1] {a,b}/in/[0-9].tar": both,
+        "run/../in/{1,0}.tar": both[::-1],
+        "{in/0,in/1}.tar": both,
+        f"{{{plain}/2,in/1}}.tar": [plain / "2.tar", both[1]],
+        "in/[x].tar": [folder / "in" / "[x].tar"],
+        "./{y,z}.tar": [folder / "{y,z}.tar"],
+        "in/": [folder / "in"],
+    }
+    monkeypatch.chdir(folder)
+    rooted = {pattern: from_root(pattern) for pattern in expected}
+    assert {pattern: expand(pattern) for pattern in expected} == expected
+    monkeypatch.chdir(tmp_path)
+    assert {pattern: expand(rooted[pattern]) for pattern in expected} == expected
+    assert from_root(rooted["in/?.tar"]) == rooted["in/?.tar"]
+    assert from_root(["s3://b/{0..9}/", "x.tar"]) == ["s3://b/{0..9}/", f"{tmp_path}/x.tar"]
+    with pytest.raises(JobError, match="no such file"):
+        expand(f"{folder}/in/2.tar")
 
 
 def test_a_shard_cut_anywhere_is_noticed(shards, tmp_path):

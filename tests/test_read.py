@@ -3,7 +3,9 @@
 import io
 import re
 import struct
+import time
 import zlib
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -178,3 +180,27 @@ def test_an_abandoned_read_ends_its_threads(shards, tmp_path):
     next(batches)
     batches.close()
     assert threading.active_count() == before
+
+
+def test_few_large_images_are_decoded_ahead(tmp_path, monkeypatch):
+    """Of a unit of 40 images, as many as fit into the bound, beside those being decoded."""
+    import pipeline.read
+
+    monkeypatch.setattr(pipeline.read, "BYTES_AHEAD", 4 * picture(0).nbytes)
+    write_tar(tmp_path / "s.tar", [(f"{n:02d}.png", encode(picture(n))) for n in range(40)])
+    make_plan(Data(shards="unused", size=SIZE), [tmp_path / "s.tar"], 100, tmp_path / "plan.parquet")
+    (unit,) = read_units(tmp_path / "plan.parquet")
+    alive: Counter[str] = Counter()
+
+    class Counting(Images):
+        def __call__(self, *arguments):
+            alive["decoded"] += 1
+            return super().__call__(*arguments)
+
+    most = 0
+    for batch in read_unit(unit, read_members(tmp_path / "plan.parquet", unit), Counting(SIZE, "exact"), 8):
+        time.sleep(0.05)  # the network; what is decoded meanwhile waits
+        alive["taken"] += len(batch)
+        most = max(most, alive["decoded"] - alive["taken"])
+    assert alive["taken"] == 40
+    assert 4 <= most <= 4 + 2

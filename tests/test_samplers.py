@@ -448,7 +448,7 @@ def test_a_spec_that_does_not_fit_is_refused_by_field(spec, message):
         ({"end": 0.0, "grid": "karras"}, VP, "grid"),
         ({"end": 0.0, "schedule": "constant"}, VP, "end: .* diverge"),
     ],
-    ids=str,
+    ids=lambda value: str(value) if isinstance(value, str | dict) else type(value).__name__,
 )
 def test_times_that_lead_nowhere_are_refused_by_name(parameters, path, message):
     with pytest.raises(ValueError, match=message):

@@ -1,6 +1,9 @@
 """Storage: files and objects behave alike; a real S3 server on loopback stands for the object stores."""
 
 import contextlib
+import os
+import subprocess
+import sys
 import threading
 import uuid
 
@@ -50,7 +53,7 @@ def test_files_and_objects_have_one_interface(place):
     assert storage.walk(place) == ["b.txt", "sub/a.bin"]
     assert storage.matches(f"{place}/*.txt") == [place / "b.txt"]
     assert storage.matches(f"{place}/s*b/[a-c].bin") == [file]
-    assert (file.name, file.stem, file.suffix, file.parent.name) == ("a.bin", "a", ".bin", "sub")
+    assert (file.name, file.parent.name) == ("a.bin", "sub")
     assert at(str(file)) == file
     with file.open("rb") as opened:
         opened.seek(9_999_000)
@@ -77,6 +80,51 @@ def test_what_is_published_is_there_whole_or_not_at_all(place):
     put(target, b"new")
     assert target.read_bytes() == b"new"
     assert storage.sizes(place) == {"a": 3}, "nothing else is left"
+
+
+def test_names_may_be_as_long_as_file_systems_allow(tmp_path):
+    target = tmp_path / ("n" * 255)
+    with publish(target) as temporary:
+        assert storage.temporary_name(temporary.name)
+        temporary.write_bytes(b"content")
+    assert target.read_bytes() == b"content"
+    assert not storage.temporary_name(".nobody's.tmp")
+
+
+def test_what_another_process_is_writing_is_not_cleared(tmp_path):
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as other:
+        ours, theirs = storage.this_host(), "0" * 8
+        names = {
+            "being written": f".{ours}-{other.pid}-{'a' * 16}.tmp",
+            "elsewhere, new": f".{theirs}-1-{'a' * 16}.tmp",
+            "elsewhere, old": f".{theirs}-2-{'a' * 16}.tmp",
+            "nobody's": ".mine.tmp",
+        }
+        for name in names.values():
+            (tmp_path / name).touch()
+        os.utime(tmp_path / names["elsewhere, old"], (0, 0))
+        storage.clear_temporaries(tmp_path)
+        left = {what for what, name in names.items() if (tmp_path / name).exists()}
+        assert left == {"being written", "elsewhere, new", "nobody's"}
+        other.communicate()
+    storage.clear_temporaries(tmp_path)
+    assert not (tmp_path / names["being written"]).exists()
+
+
+def test_paths_are_from_the_root_and_without_dots(tmp_path, monkeypatch):
+    (tmp_path / "a").mkdir()
+    monkeypatch.chdir(tmp_path / "a")
+    assert (at(".."), at("../b/./c/"), at("~")) == (tmp_path, tmp_path / "b" / "c", at("~/x/.."))
+
+
+def test_what_is_there_by_its_very_name_is_no_pattern(place, s3):
+    names = ["a[1].txt", "a1.txt", "deep [2]/b.txt"]
+    literal, other, deep = (put(place / name, b"") for name in names)
+    assert storage.matches(f"{place}/a[1].txt") == [literal]
+    assert storage.matches(f"{place}/a[12].txt") == [other]
+    assert storage.matches(f"{place}/a[23].txt") == []
+    if not isinstance(place, storage.Remote):  # buckets have no folders that could be there
+        assert storage.matches(f"{place}/deep [2]/*.txt") == [deep]
 
 
 @pytest.mark.parametrize(
@@ -201,12 +249,33 @@ def test_checksums_beside_the_shards_are_compared(make_job, shards, tmp_path):
         open_or_plan(make_job(data=fresh.data.model_dump(), output=str(tmp_path / "other")))
 
 
+def test_remote_shards_beyond_the_limit_do_not_count(make_job, shards, s3, monkeypatch):
+    """A few are asked for ahead; of these no more than the limit is read, and nothing is made of them."""
+    folder = at(s3) / uuid.uuid4().hex
+    for number in range(12):
+        put(folder / f"{number:02d}.tar", shards[number % 3].read_bytes() if number < 1 else b"no tar")
+    opened: dict[str, int] = {}
+    original = storage.Remote.open
+
+    def counted(self, mode="rb"):
+        opened[self.name] = opened.get(self.name, 0) + 1
+        return original(self, mode)
+
+    monkeypatch.setattr(storage.Remote, "open", counted)
+    job = make_job(data={"shards": f"{folder}/*.tar", "size": SIZE, "limit": 2})
+    summary = open_or_plan(job).summary
+    assert (summary.samples, summary.damaged) == (2, {})
+    assert len(opened) <= 9
+
+
 def test_images_in_a_folder_are_a_shard(make_job, tmp_path):
     folder = tmp_path / "in"
     (folder / "deep").mkdir(parents=True)
     for i, name in enumerate(["b.png", "c.v1.png", "deep/a.png"]):
         (folder / name).write_bytes(encode(picture(i)))
     (folder / "notes.txt").write_text("ignored")
+    (folder / "._b.png").write_text("macOS writes such files")
+    (folder / "deep" / ".hidden.png").write_text("ignored, too")
     members = [(f"{key}.png", encode(picture(i))) for i, key in enumerate(["b", "c_v1", "deep/a"])]
     tar = write_tar(tmp_path / "s.tar", members)
     runs = [

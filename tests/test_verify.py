@@ -12,11 +12,13 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 import yaml
+from conftest import SIZE, encode, picture, write_tar
 from test_jobs import kintsugi
 from test_run import digests, execute, rows
 
 from pipeline.commit import commit_file, data_file
 from pipeline.executors import Live, in_process
+from pipeline.job import JobError
 from pipeline.restore import Stage
 from pipeline.run import Run, open_or_plan
 from pipeline.verify import Finding, verify
@@ -197,12 +199,12 @@ def test_a_job_that_is_asked_to_stop_finishes_its_unit(make_job):
     assert run.progress().units == 1
 
 
-@pytest.mark.parametrize(("number", "count"), [(signal.SIGTERM, 1), (signal.SIGINT, 1), (signal.SIGINT, 2)])
+@pytest.mark.parametrize(("number", "count"), [(signal.SIGTERM, 1), (signal.SIGINT, 2)])
 def test_signals_end_the_job_in_good_order(make_job, job_file, tmp_path, number, count):
     """One signal: the unit in hand is committed. Two: it is not. Either way the exit code is 130."""
     slow = make_job(
         compute={"batch_size": 1, "unit_size": 4, "cpus_per_actor": 1},
-        sampler={"name": "conjugate", "steps": 40, "w": 1},
+        sampler={"name": "conjugate", "steps": 20, "w": 1},
     )
     job_file.write_text(yaml.safe_dump(slow.model_dump(mode="json")))
     command = [sys.executable, "-m", "jobs.cli", "run", str(job_file), "--address", "none"]
@@ -230,3 +232,39 @@ def wait_until(condition, seconds: float = 60) -> None:
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.01)
+
+
+def test_a_unit_whose_samples_are_many_megabytes_is_read_back(make_job, tmp_path, monkeypatch):
+    """Parquet writes lists of 2 GiB in one group of rows and cannot read them; the bound is lower here."""
+    import pipeline.commit
+
+    monkeypatch.setattr(pipeline.commit, "ROW_GROUP", 2000)
+    shard = write_tar(tmp_path / "s.tar", [(f"{n}.png", encode(picture(n, 8))) for n in range(3)])
+    data = {"kind": "measurements", "shards": str(shard), "size": SIZE}
+    run = execute(make_job(data=data, metrics=[], restoration={"samples_per_image": 2}))
+    groups = pq.ParquetFile(data_file(run.folder, next(run.units()).unit)).metadata
+    assert groups.num_row_groups == groups.num_rows == 3
+    assert findings(run) == {}
+    assert all(len(row["samples"]) == 2 for row in rows(run))
+
+
+def test_a_changed_data_file_is_told_in_words_by_every_command(finished, job_file):
+    flip(data_file(finished.folder, next(finished.units()).unit))
+    for command in (["run", job_file, "--address", "none"], ["report", finished.folder]):
+        with pytest.raises(JobError, match=r"not the file that was committed.*verify .* --repair"):
+            kintsugi(*command)
+
+
+def test_a_retried_unit_keeps_the_time_and_the_place_of_the_rows_it_keeps(make_job, tmp_path):
+    shard = write_tar(tmp_path / "s.tar", [("a.png", encode(picture(0))), ("b.png", b"no image")])
+    job = make_job(data={"shards": str(shard), "size": SIZE})
+    run = execute(job)
+    unit = next(run.units()).unit
+    record = commit_file(run.folder, unit)
+    before = json.loads(record.read_text())
+    rewrite(record, made_by=before["made_by"] | {"host": "elsewhere"})
+    list(in_process(job, run.folder, list(run.with_failures()), Live(), failed_only=True))
+    after = json.loads(record.read_text())
+    assert after["seconds"]["sample"] == before["seconds"]["sample"]
+    assert after["seconds"]["total"] > before["seconds"]["total"]
+    assert after["made_by"] == before["made_by"] | {"host": f"elsewhere, {before['made_by']['host']}"}
