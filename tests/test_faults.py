@@ -25,7 +25,7 @@ import pytest
 from faults import MOUNTED, NAMESPACE, Outcome, descendants, why_no_mounts, write_job, write_shards
 
 from jobs import cli
-from pipeline import executors
+from pipeline import executors, storage
 from pipeline.executors import Pool, reason
 from pipeline.inquiry import DEATHS, Inquiry
 from pipeline.plan import Unit
@@ -248,7 +248,8 @@ def test_an_actor_at_work_when_the_job_ends_leaves_nothing(station, monkeypatch)
             if task.unit.unit == "00000-0000000" and not begun.exists():
                 begun.touch()
                 for number in range(100_000):
-                    Path(self.worker.run, f".{number}.tmp").touch()
+                    name = f".{storage.this_host()}-{os.getpid()}-{number:016x}.tmp"
+                    Path(self.worker.run, name).touch()
                     time.sleep(0.001)
             return super().process(task)
 

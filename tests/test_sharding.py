@@ -312,7 +312,7 @@ def test_an_interrupted_command_continues_to_the_same_bytes(tmp_path, images_bef
     finished = sorted(out.glob("*.tar"))
     assert len(finished) == images_before // 2
     assert sorted(files(out)) == sorted([".manifest.json", *(path.name for path in finished)])
-    (out / f".{'0123456789abcdef' * 2}.tmp").write_bytes(b"left by a killed process")
+    (out / f".{'0' * 8}-1-{'0' * 16}.tmp").write_bytes(b"left by a killed process")
     (out / f"set-{images_before // 2:06d}.tar").write_bytes(b"of which the record was not written any more")
     inodes = {path: path.stat().st_ino for path in finished}
     counts = []
