@@ -345,7 +345,7 @@ def test_a_unit_that_kills_its_workers_is_given_up_and_the_rest_done(make_job, r
             return super().process(task)
 
     monkeypatch.setattr(executors, "RayWorker", Deadly)
-    job = make_job(compute={"batch_size": 2, "unit_size": 3, "cpus_per_actor": 1, "attempts": 2, "actors": 1})
+    job = make_job(compute={"batch_size": 2, "unit_size": 3, "cpus_per_actor": 1, "attempts": 1, "actors": 1})
     found = rows(execute(job, on_ray, None))
     assert [row["key"] for row in found] == [f"image_{i:03d}" for i in range(12)]
     assert [row["key"] for row in found if row["status"] == "failed"] == [
@@ -366,9 +366,6 @@ def test_workers_that_cannot_start_end_the_job(make_job, ray_cluster, monkeypatc
     monkeypatch.setattr(executors, "RayWorker", Broken)
     with pytest.raises(JobError, match=r"cannot start.*no weights at /nowhere"):
         execute(make_job(), on_ray, None)
-
-
-# ---- the driver killed
 
 
 def test_storage_that_fails_is_not_a_failed_row(make_job, tmp_path):
