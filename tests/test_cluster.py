@@ -91,7 +91,8 @@ class OwnRay(NamedTuple):
 
 
 @pytest.fixture(scope="class")
-def own_ray(tmp_path_factory) -> Iterator[OwnRay]:
+def own_ray(tmp_path_factory, ray_cluster) -> Iterator[OwnRay]:
+    """Started after the session's: the job agent of a machine's first Ray gets the port that it wants."""
     home = tmp_path_factory.mktemp("home")
     environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     environment |= {"HOME": str(home), "PYTHONPATH": str(ROOT)}
