@@ -36,10 +36,10 @@ import operators
 import priors
 import samplers
 from pipeline.job import Degradation
-from pipeline.perception import fine_energy, sliced_wasserstein
+from pipeline.metrics.scoring import Scorer
+from pipeline.metrics.texture import fine_energy, sliced_wasserstein
 from pipeline.read import resize_crop, to_rgb
 from pipeline.restore import PRECISIONS, measure
-from pipeline.score import score
 from priors import speed
 from priors.base import Prior
 from samplers import KeyedNoise, Restoration, Sampler
@@ -239,7 +239,7 @@ class Benchmark:
             raise FloatingPointError(f"{task}, {noise}: {spec} gave a result that is not finite")
         image = image.clamp(-1, 1)
         return {
-            **score(["psnr", "ssim"], image, truth),
+            **Scorer(["psnr", "ssim"])(image, truth),
             "swd": sliced_wasserstein(image, truth),
             "fine": fine_energy(image, truth),
             "seconds": seconds / len(images.keys),

@@ -24,8 +24,8 @@ from safetensors.torch import load_file
 import operators
 import priors
 import samplers
-from pipeline import score
 from pipeline.job import Data
+from pipeline.metrics.scoring import Scorer
 from pipeline.plan import make_plan, read_members, read_units
 from pipeline.read import Images, read_unit
 from pipeline.restore import PRECISIONS
@@ -153,7 +153,7 @@ def main(
         if not classical:
             work[task] = (by_sampler(prior, spec), count)
             work[f"{task}, C-ΠGFM"] = (by_sampler(prior, spec, path="flow"), flows)
-    done = set()
+    scorer, done = Scorer(METRICS), set()
     if out.exists():
         done = {(row["task"], row["key"]) for row in map(json.loads, out.read_text().splitlines())}
     with tempfile.TemporaryDirectory() as folder, out.open("a") as file:
@@ -164,7 +164,7 @@ def main(
             for task, (restore, limit) in work.items():
                 if i < limit and (task, key) not in done:
                     with torch.no_grad():
-                        values = score.score(METRICS, restore(key, truth), truth)
+                        values = scorer(restore(key, truth), truth)
                     row = {"task": task, "key": key} | {name: values[name][0] for name in METRICS}
                     file.write(json.dumps(row) + "\n")
                     file.flush()

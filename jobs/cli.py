@@ -16,6 +16,11 @@ from rich.console import Console
 from rich.table import Table
 from typer.exceptions import TyperException
 
+from jobs.compare import compare
+from jobs.query import query
+from jobs.score import score
+from jobs.stats import stats
+from jobs.sweep import sweep
 from pipeline.job import JobError
 from pipeline.storage import redacted
 
@@ -190,7 +195,7 @@ def finish(report: Location) -> dict[str, Any]:
     """Say what came out."""
     import json
 
-    from pipeline.report import number
+    from pipeline.report import interval, number
 
     metrics: dict[str, Any] = json.loads((report.parent / "metrics.json").read_text())
     samples = metrics["samples"]
@@ -198,9 +203,14 @@ def finish(report: Location) -> dict[str, Any]:
     for column in ("measure", "mean", "95 % interval", "n"):
         table.add_column(column, justify="left" if column == "measure" else "right")
     for name, value in metrics["metrics"].items():
-        mean, low, high = (number(value[part]) for part in ("mean", "low", "high"))
-        table.add_row(name, mean, f"{low} … {high}", str(value["n"]))
+        table.add_row(name, number(value["mean"]), interval(value["low"], value["high"]), str(value["n"]))
+    for name, value in metrics["sets"].items():
+        cells = number(value["value"]), interval(value["low"], value["high"]), str(value["n"])
+        table.add_row(f"{name}, of the set", *cells)
     console.print(table)
+    for name, value in metrics["sets"].items():
+        for warning in value["warnings"]:
+            errors.print(f"{name}: {warning}", style="yellow")
     console.print(f"{samples['ok']} restored, {samples['failed']} failed · {report}")
     return metrics
 
@@ -380,13 +390,12 @@ def list_(
     import samplers
     from jobs.files import describe, ready_jobs
     from operators.registry import parameters
-    from pipeline import score
+    from pipeline.metrics import IMAGE, SETS
 
     registries = {
         "operators": operators.REGISTRY,
         "samplers": samplers.REGISTRY,
         "priors": priors.REGISTRY,
-        "metrics": score.REGISTRY,
     }
     table = Table(show_lines=True)
     if kind == "jobs":
@@ -394,6 +403,13 @@ def list_(
         table.add_column("what it does")
         for name, path in ready_jobs().items():
             table.add_row(name, describe(path))
+    elif kind == "metrics":
+        for column in ("name", "of", "better", "what it is"):
+            table.add_column(column)
+        for of, metrics in (("image", IMAGE), ("set", SETS)):
+            for name, metric in metrics.items():
+                what = "\n\n".join(metric.about.split("\n", 1))
+                table.add_row(name, of, "near 1" if metric.better == "one" else metric.better, what)
     elif kind in registries:
         for column in ("name", "parameters", "what it is"):
             table.add_column(column)
@@ -402,7 +418,7 @@ def list_(
             what, _, _ = (inspect.getdoc(factory) or "").partition("\n\nRaises:")
             table.add_row(name, "\n".join(settings), reflow(what))
     else:
-        raise JobError(f"list: no {kind!r}; choose from {', '.join(registries)}, jobs")
+        raise JobError(f"list: no {kind!r}; choose from {', '.join(registries)}, metrics, jobs")
     console.print(table)
     if kind == "samplers":
         *_, shared = (samplers.__doc__ or "").split("\n\n")
@@ -560,6 +576,13 @@ def submit(
             except JobError as error:
                 errors.print(str(error), style="yellow")
     raise typer.Exit(code)
+
+
+app.command()(score)
+app.command()(stats)
+app.command()(sweep)
+app.command()(compare)
+app.command()(query)
 
 
 def main() -> None:

@@ -84,12 +84,17 @@ def apply(values: dict[str, Any], override: str) -> None:
     where = f"--set {shorten(redacted(repr(override)))}"
     if not equals or not path:
         raise JobError(f"{where}: expected key.path=value, for instance sampler.w=8")
+    assign(values, path, parse_yaml(text, where), where)
+
+
+def assign(values: dict[str, Any], path: str, value: Any, where: str) -> None:
+    """Set the field at a path such as sampler.w; `where` begins the message of the error."""
     *parents, last = path.split(".")
     for parent in parents:
         values = values.setdefault(parent, {})
         if not isinstance(values, dict):
             raise JobError(f"{where}: {parent!r} is a value, not a group of fields")
-    values[last] = parse_yaml(text, where)
+    values[last] = value
 
 
 def shorten(text: str) -> str:
@@ -138,6 +143,9 @@ def absolute_files(values: dict[str, Any]) -> dict[str, Any]:
 
 def files_of(values: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any], str]]:
     """(field, the spec it is in, its name there) for every path of a file that specs name."""
+    reference = values.get("reference", "truth")
+    if isinstance(reference, str) and reference != "truth" and "://" not in reference:
+        yield "reference", values, "reference"
     degradation, prior = values.get("degradation"), values.get("prior")
     operator = degradation.get("operator") if isinstance(degradation, dict) else None
     specs = {"degradation.operator": operator}

@@ -10,7 +10,7 @@ import sys
 from pipeline.storage import at
 
 MARK = "kintsugi-report"
-FILES = ("report.html", "report.md", "metrics.json", "pictures.png")
+FILES = ("report.html", "report.md", "metrics.json", "metrics.csv", "metrics.tex", "pictures.png")
 
 
 def send(run: str) -> None:

@@ -1,10 +1,16 @@
-"""From committed rows to numbers: one pass over the units, memory independent of their number."""
+"""From committed rows to numbers.
 
+One pass over the units writes all rows without the pictures as one flat table; statistics are made from it,
+a column at a time: 8 bytes a row, beside the keys. They depend neither on the order of the rows nor on their
+split into units.
+"""
+
+import hashlib
 import math
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -12,48 +18,65 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline.commit import PICTURES, ROWS, Commit, read_rows
+from pipeline.metrics import IMAGE, Better
 from pipeline.run import Run
-from pipeline.storage import Location, publish
-
-MEASURES = ("psnr", "ssim", "ms_ssim", "lpips", "residual", "spread", "seconds")
-FAILURES_LISTED = 50
+from pipeline.statistics import mean_interval, moments
+from pipeline.storage import Location, parquet, publish
 
 FLAT_ROWS = pa.schema([f for f in ROWS if f.name not in PICTURES] + [pa.field("seconds", pa.float64())])
+FAILURES_LISTED, EXTREMES, GROUPS, BINS = 50, 8, 50, 40  # at most
+ROW_GROUP = 1 << 16  # rows
+QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
+STATE = b"kintsugi.commits"  # in the metadata of the flat table
 
 
-@dataclass
-class Mean:
-    """A running mean and variance (Chan et al. 1979); infinite values are counted apart."""
+def measures_in(schema: pa.Schema) -> list[str]:
+    """The columns that measure something: those of real numbers."""
+    return [field.name for field in schema if pa.types.is_floating(field.type)]
 
-    n: int = 0
-    mean: float = 0.0
-    squares: float = 0.0
-    infinite: int = 0
 
-    def add(self, values: np.ndarray) -> None:
-        finite = values[np.isfinite(values)]
-        self.infinite += int(np.isinf(values).sum())
-        if not len(finite):
-            return
-        n, mean = len(finite), finite.mean()
-        delta = mean - self.mean
-        total = self.n + n
-        self.squares += ((finite - mean) ** 2).sum() + delta**2 * self.n * n / total
-        self.mean += delta * n / total
-        self.n = total
+MEASURES = tuple(measures_in(FLAT_ROWS))
 
-    @property
-    def deviation(self) -> float:
-        return math.sqrt(self.squares / (self.n - 1)) if self.n > 1 else math.nan
 
-    def interval(self) -> tuple[float, float]:
-        """The 95 % confidence interval of the mean (Student's t)."""
-        from scipy.special import stdtrit
+@dataclass(frozen=True)
+class Measure:
+    """How one measure is distributed over the restored samples.
 
-        if self.n < 2:
-            return math.nan, math.nan
-        half = float(stdtrit(self.n - 1, 0.975)) * self.deviation / math.sqrt(self.n)
-        return self.mean - half, self.mean + half
+    Attributes:
+        mean, low, high, deviation: of the finite values, with the 95 % interval of the mean; None where
+            there are too few.
+        n, infinite: how many values are finite, and how many are infinite and left out of all numbers.
+        quantiles: of the finite values, under "0.05", "0.25", "0.5", "0.75" and "0.95".
+        edges, counts: their histogram of at most 40 bins; one more edge than counts.
+        worst, best: keys of at most 8 samples, the extreme first; infinite values take part.
+    """
+
+    mean: float | None
+    low: float | None
+    high: float | None
+    deviation: float | None
+    n: int
+    infinite: int
+    quantiles: dict[str, float]
+    edges: list[float]
+    counts: list[int]
+    worst: list[str]
+    best: list[str]
+
+
+@dataclass(frozen=True)
+class Group:
+    """The samples of one shard, or with one label.
+
+    Attributes:
+        n, failed: samples, and those of them that failed.
+        measures: mean of the finite values, and its 95 % interval (None for a single value).
+    """
+
+    name: str
+    n: int
+    failed: int
+    measures: dict[str, tuple[float, float | None, float | None]]
 
 
 @dataclass
@@ -64,6 +87,8 @@ class Summary:
         planned, rows, failed: samples. units, units_done: units of work.
         seconds: wall-clock time of all units by part.
         made_by: every distinct value of each provenance field.
+        measures: by name; only those of which there are values.
+        breakdowns: by "shard" and "label" the largest groups, at most 50. groups: how many there are.
     """
 
     planned: int
@@ -73,32 +98,23 @@ class Summary:
     units_done: int = 0
     forwards: int = 0
     vjps: int = 0
-    means: dict[str, Mean] = field(default_factory=dict)
     errors: Counter[str] = field(default_factory=Counter)
     failures: list[tuple[str, str, str]] = field(default_factory=list)
     seconds: Counter[str] = field(default_factory=Counter)
     made_by: dict[str, set[str]] = field(default_factory=dict)
+    measures: dict[str, Measure] = field(default_factory=dict)
+    breakdowns: dict[str, list[Group]] = field(default_factory=dict)
+    groups: dict[str, int] = field(default_factory=dict)
 
-    def add(self, table: pa.Table, commit: Commit) -> None:
+    def add(self, commit: Commit) -> None:
+        """Count what the record of a unit says."""
         self.units_done += 1
-        self.rows += table.num_rows
+        self.rows += commit.rows
         self.failed += commit.failed
         self.seconds.update(commit.seconds)
         provenance = {**commit.made_by, "prior_sha256": commit.prior_sha256 or "none"}
         for name, value in provenance.items():
             self.made_by.setdefault(name, set()).add(value)
-        for failure in table.filter(pc.equal(table["status"], "failed")).to_pylist():
-            self.errors[failure["error"].split(":")[0]] += 1
-            if len(self.failures) < FAILURES_LISTED:
-                self.failures.append((failure["key"], failure["shard"], failure["error"]))
-        good = table.filter(pc.equal(table["status"], "ok"))
-        for name in MEASURES:
-            values = good[name].drop_null().to_numpy()
-            if len(values):
-                self.means.setdefault(name, Mean()).add(values)
-        if good.num_rows:
-            self.forwards = max(self.forwards, pc.max(good["forwards"]).as_py())
-            self.vjps = max(self.vjps, pc.max(good["vjps"]).as_py())
 
 
 def committed(run: Run, columns: list[str]) -> Iterator[tuple[pa.Table, Commit]]:
@@ -122,18 +138,168 @@ def committed(run: Run, columns: list[str]) -> Iterator[tuple[pa.Table, Commit]]
 def summarise(run: Run, rows_file: Location) -> Summary:
     """Aggregate a run, and write its rows without the pictures as one flat table."""
     summary = Summary(planned=run.summary.samples, units=run.summary.units)
-    with publish(rows_file) as temporary, pq.ParquetWriter(temporary, FLAT_ROWS) as writer:
-        for table, commit in committed(run, FLAT_ROWS.names):
-            summary.add(table, commit)
-            writer.write_table(table.select(FLAT_ROWS.names).cast(FLAT_ROWS))
+    with publish(rows_file) as temporary:
+        write_rows(run, temporary, summary)
+        describe_rows(temporary, summary)
     return summary
 
 
-def gallery(run: Run, most: int) -> list[dict[str, Any]]:
-    """Those of the first `most` rows that are restored."""
-    first: list[dict[str, Any]] = []
-    for table, _ in committed(run, ROWS.names):
-        first += table.slice(0, most - len(first)).to_pylist()
-        if len(first) == most:
-            break
-    return [row for row in first if row["status"] == "ok"]
+def write_rows(run: Run, file: Path, summary: Summary) -> None:
+    """All rows in one table, in large groups, with the state of the run that they show."""
+    state = hashlib.sha256()
+    waiting: list[pa.Table] = []
+    rows = 0
+    with pq.ParquetWriter(file, FLAT_ROWS) as writer:
+
+        def flush() -> None:
+            if waiting:
+                writer.write_table(pa.concat_tables(waiting).select(FLAT_ROWS.names).cast(FLAT_ROWS))
+                waiting.clear()
+
+        for table, commit in committed(run, FLAT_ROWS.names):
+            summary.add(commit)
+            state.update(mark(commit))
+            waiting.append(table)
+            rows += len(table)
+            if rows >= ROW_GROUP:
+                flush()
+                rows = 0
+        flush()
+        writer.add_key_value_metadata({STATE: state.hexdigest()})
+
+
+def mark(commit: Commit) -> bytes:
+    return f"{commit.unit} {commit.data_sha256} {commit.seconds}\n".encode()
+
+
+def shows_state_of(run: Run, rows_file: Location) -> bool:
+    """Whether a flat table is there and holds what is committed now."""
+    state = hashlib.sha256()
+    for _, commit in run.commits():
+        if commit is not None:
+            state.update(mark(commit))
+    try:
+        with parquet(rows_file) as file:
+            return bool((file.metadata.metadata or {}).get(STATE) == state.hexdigest().encode())
+    except (FileNotFoundError, pa.ArrowInvalid):
+        return False
+
+
+def describe_rows(rows: Path, summary: Summary) -> None:
+    """Fill in what is known only when all rows are there."""
+    with pq.ParquetFile(rows, read_dictionary=["shard"]) as file:
+
+        def column(name: str) -> pa.ChunkedArray:
+            return file.read(columns=[name])[name]
+
+        good = pc.equal(column("status"), "ok")
+        ok = good.to_numpy()
+        keys = column("key")
+        count_failures(file.read(columns=["key", "shard", "error"]).filter(pc.invert(good)), summary)
+        summary.forwards, summary.vjps = (pc.max(column(name)).as_py() or 0 for name in ("forwards", "vjps"))
+        members: list[tuple[Group, np.ndarray]] = []
+        for by in ("shard", "label"):
+            summary.groups[by], found = largest_groups(column(by), ok)
+            summary.breakdowns[by] = [group for group, _ in found]
+            members += found
+        for name in MEASURES:
+            values = np.where(ok, column(name).to_numpy(), np.nan)
+            if np.isnan(values).all():
+                continue
+            summary.measures[name] = measure(values, keys, name)
+            for group, places in members:
+                inside = values[places]
+                inside = np.sort(inside[np.isfinite(inside)])
+                if len(inside):
+                    low, high = map(finite, mean_interval(inside))
+                    group.measures[name] = (moments(inside)[0], low, high)
+
+
+def count_failures(failed: pa.Table, summary: Summary) -> None:
+    for failure in failed.slice(0, FAILURES_LISTED).to_pylist():
+        summary.failures.append((failure["key"], failure["shard"], failure["error"]))
+    kinds = pc.list_element(pc.split_pattern(failed["error"], ":", max_splits=1), 0)
+    summary.errors.update({found["values"]: found["counts"] for found in pc.value_counts(kinds).to_pylist()})
+
+
+def measure(values: np.ndarray, keys: pa.ChunkedArray, name: str) -> Measure:
+    """Describe the values of one measure; NaN where there is none."""
+    ordered = np.sort(values[np.isfinite(values)])
+    n = len(ordered)
+    mean, deviation, _ = moments(ordered) if n else (math.nan, math.nan, 0.0)
+    low, high = mean_interval(ordered)
+    counts, edges = histogram(ordered) if n else (np.array([], int), np.array([]))
+    return Measure(
+        mean=finite(mean),
+        low=finite(low),
+        high=finite(high),
+        deviation=finite(deviation),
+        n=n,
+        infinite=int(np.isinf(values).sum()),
+        quantiles={str(q): float(np.quantile(ordered, q)) for q in QUANTILES} if n else {},
+        edges=edges.tolist(),
+        counts=counts.tolist(),
+        **extremes(values, keys, name),
+    )
+
+
+def histogram(ordered: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Counts and edges by Rice's rule; values that differ by rounding only share one bin."""
+    first, last = ordered[0], ordered[-1]
+    alike = last - first <= 1e-9 * max(abs(first), abs(last))
+    return np.histogram(ordered, 1 if alike else min(BINS, math.ceil(2 * len(ordered) ** (1 / 3))))
+
+
+def better(name: str) -> Better | None:
+    """Which values of a measure are: of residuals and seconds the lower; None where neither is."""
+    if name in IMAGE:
+        return IMAGE[name].better
+    return "lower" if name in ("residual", "seconds") else None
+
+
+def badness(name: str, values: np.ndarray) -> np.ndarray:
+    """Values so that lower is better; where neither is, as they are."""
+    match better(name):
+        case "higher":
+            return -values
+        case "one":
+            with np.errstate(divide="ignore", invalid="ignore"):
+                return np.abs(np.log(values))
+        case _:
+            return values
+
+
+def extremes(values: np.ndarray, keys: pa.ChunkedArray, name: str) -> dict[str, list[str]]:
+    """The keys of the worst and the best samples; of equal ones, the first keys."""
+    known = ~np.isnan(values)
+    table = pa.table({"key": keys.filter(pa.array(known)), "bad": badness(name, values[known])})
+
+    def first(order: str) -> list[str]:
+        chosen = pc.select_k_unstable(table, EXTREMES, [("bad", order), ("key", "ascending")])
+        return table["key"].take(chosen).to_pylist()
+
+    return {"worst": first("descending"), "best": first("ascending")}
+
+
+def largest_groups(column: pa.ChunkedArray, ok: np.ndarray) -> tuple[int, list[tuple[Group, np.ndarray]]]:
+    """How many values a column has, and the rows of the most frequent ones."""
+    encoded = column.combine_chunks()
+    if not pa.types.is_dictionary(encoded.type):
+        encoded = encoded.dictionary_encode()
+    names = encoded.dictionary.to_pylist()
+    codes = encoded.indices.fill_null(len(names)).to_numpy()
+    counts = np.bincount(codes, minlength=len(names) + 1)[: len(names)]
+    order = np.argsort(codes, kind="stable")
+    ends = np.cumsum(counts)
+    largest = sorted(range(len(names)), key=lambda i: (-counts[i], names[i]))[:GROUPS]
+    found = []
+    for i in largest:
+        places = order[ends[i] - counts[i] : ends[i]]
+        failed = int(len(places) - ok[places].sum())
+        found.append((Group(str(names[i]), len(places), failed, {}), places))
+    return len(names), found
+
+
+def finite(value: float) -> float | None:
+    """JSON has no NaN: an interval of a single value is null."""
+    return value if math.isfinite(value) else None

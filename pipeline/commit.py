@@ -1,9 +1,10 @@
 """Commit: how a unit's rows come to exist, whole or not at all.
 
-The rows are written to a temporary name in the same directory, synced and renamed; the commit record
-is written last, in the same way. A unit is done if and only if its record is valid and describes
-the file that is there. Rows contain nothing that differs between two executions (timings are in the
-record), so a worker thought dead that wakes up and writes again writes the same bytes.
+The rows are written to a temporary name in the same directory, synced and renamed; the commit record is
+written last, in the same way; before both come the features that metrics of sets need. A unit is done if
+and only if its record is valid and describes the files that are there. Rows contain nothing that differs
+between two executions (timings are in the record), so a worker thought dead that wakes up and writes
+again writes the same bytes.
 """
 
 import hashlib
@@ -14,7 +15,6 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
-from io import BytesIO
 from typing import Any
 
 import pyarrow as pa
@@ -22,6 +22,7 @@ import pyarrow.parquet as pq
 
 from pipeline import storage
 from pipeline.job import JobError
+from pipeline.metrics import IMAGE
 from pipeline.storage import Location, Remote, publish
 
 MAX_ERROR = 1000  # characters: names in shards can be of any length
@@ -41,10 +42,7 @@ ROWS = pa.schema(
         ("forwards", pa.int32()),
         ("vjps", pa.int32()),
         ("batch_size", pa.int32()),
-        ("psnr", pa.float64()),
-        ("ssim", pa.float64()),
-        ("ms_ssim", pa.float64()),
-        ("lpips", pa.float64()),
+        *((name, pa.float64()) for name in IMAGE),
         ("residual", pa.float64()),  # RMS of H x̂ − y on the [-1, 1] scale
         ("spread", pa.float64()),  # RMS over the pixels of the samples' standard deviation, on [-1, 1]
         ("file", pa.string()),  # the sample's file, where the shard is a folder
@@ -63,7 +61,8 @@ class Commit:
     """The record of a finished unit.
 
     Attributes:
-        data_bytes, data_sha256: of data/UNIT.parquet.
+        data_bytes, data_sha256: of data/UNIT.parquet. features_bytes, features_sha256: of
+            features/UNIT.parquet, None where there is none.
         seconds: wall-clock time by part: read and encode (waiting for them), degrade, sample, score,
             write, total.
         sample_seconds: the sampler's time for each row, in order; 0 for failed rows.
@@ -83,6 +82,8 @@ class Commit:
     sample_seconds: list[float]
     made_by: dict[str, str]
     notes: tuple[str, ...] = ()
+    features_bytes: int | None = None
+    features_sha256: str | None = None
 
 
 def error_text(error: Exception) -> str:
@@ -93,6 +94,10 @@ def error_text(error: Exception) -> str:
 
 def data_file(run: Location, unit: str) -> Location:
     return run / "data" / f"{unit}.parquet"
+
+
+def features_file(run: Location, unit: str) -> Location:
+    return run / "features" / f"{unit}.parquet"
 
 
 def commit_file(run: Location, unit: str) -> Location:
@@ -106,17 +111,24 @@ def commit(
     started: float,
     seconds: Mapping[str, float],
     earlier: Mapping[str, float] | None = None,
+    features: pa.Table | None = None,
     **record: Any,
 ) -> Commit:
-    """Write a unit's rows, then its record.
+    """Write a unit's features and rows, then its record.
 
     Args:
         started: when work on the unit began, by time.perf_counter.
         seconds: by part, to which the writing and the total are added.
         earlier: of the record that this one replaces, some of whose rows are kept.
+        features: of the restored samples, `key` and a list of numbers per feature space.
         record: the other fields.
     """
     mark = time.perf_counter()
+    if features is not None:
+        with publish(features_file(run, unit)) as temporary:
+            pq.write_table(features, temporary, compression="zstd")
+            content = temporary.read_bytes()
+        record |= {"features_bytes": len(content), "features_sha256": hashlib.sha256(content).hexdigest()}
     with publish(data_file(run, unit)) as temporary:
         table = pa.Table.from_pylist(rows, ROWS)
         largest = max((sum(map(len, row["samples"] or ())) for row in rows), default=0)
@@ -147,7 +159,10 @@ def read_commit(run: Location, unit: str, config_hash: str) -> Commit | None:
     """
     try:
         record = commit_file(run, unit).read_bytes()
-        return valid(record, unit, config_hash, storage.size(data_file(run, unit)))
+        found = valid(record, unit, config_hash, storage.size(data_file(run, unit)))
+        if found is None or found.features_bytes is None:
+            return found
+        return found if found.features_bytes == storage.size(features_file(run, unit)) else None
     except FileNotFoundError:
         return None
 
@@ -156,16 +171,19 @@ def read_commits(
     run: Location, units: Iterable[str], config_hash: str
 ) -> Iterator[tuple[str, Commit | None]]:
     """`read_commit` of many units, in order, from a listing of the run's folders."""
-    records, data = storage.sizes(run / "commits"), storage.sizes(run / "data")
+    records, data, features = (storage.sizes(run / folder) for folder in ("commits", "data", "features"))
 
     def read(unit: str) -> tuple[str, Commit | None]:
         record, rows = commit_file(run, unit), data_file(run, unit)
         if record.name not in records or rows.name not in data:
             return unit, None
         try:
-            return unit, valid(record.read_bytes(), unit, config_hash, data[rows.name])
+            found = valid(record.read_bytes(), unit, config_hash, data[rows.name])
         except FileNotFoundError:
             return unit, None
+        if found is not None and found.features_bytes not in (None, features.get(rows.name)):
+            return unit, None
+        return unit, found
 
     if isinstance(run, Remote):
         with ThreadPoolExecutor(READERS) as pool:
@@ -180,7 +198,10 @@ def read_commits(
 
 
 def valid(record: bytes, unit: str, config_hash: str, data_bytes: int) -> Commit | None:
-    """The record in these bytes, if it is one of this unit, configuration and size of its data."""
+    """The record in these bytes, if it is one of this unit, configuration and size of its data.
+
+    The file of features is for the caller to look at.
+    """
     try:
         found = Commit(**json.loads(record))
     except (ValueError, TypeError):
@@ -190,16 +211,34 @@ def valid(record: bytes, unit: str, config_hash: str, data_bytes: int) -> Commit
 
 
 def read_rows(run: Location, record: Commit, columns: list[str]) -> pa.Table:
-    """The rows of a committed unit.
+    """The rows of a committed unit; metrics that are newer than the run are null.
 
     Raises:
         JobError: the data file is not the one that was committed.
     """
-    file = data_file(run, record.unit)
+    table = read_committed(run, data_file(run, record.unit), record.data_sha256, columns)
+    for name in columns:
+        if name not in table.column_names:
+            table = table.append_column(name, pa.nulls(len(table), ROWS.field(name).type))
+    return table.select(columns)
+
+
+def read_features(run: Location, record: Commit, columns: list[str] | None = None) -> pa.Table | None:
+    """The features of a committed unit, all or some columns, None if it was committed without.
+
+    Raises:
+        JobError: the file is not the one that was committed.
+    """
+    if record.features_sha256 is None:
+        return None
+    return read_committed(run, features_file(run, record.unit), record.features_sha256, columns)
+
+
+def read_committed(run: Location, file: Location, sha256: str, columns: list[str] | None) -> pa.Table:
     content = file.read_bytes()
-    if hashlib.sha256(content).hexdigest() != record.data_sha256:
+    if hashlib.sha256(content).hexdigest() != sha256:
         raise JobError(
             f"{file} is not the file that was committed; `kintsugi verify {run} --repair` drops it, then run "
             "again"
         )
-    return pq.read_table(BytesIO(content), columns=columns)
+    return pq.ParquetFile(pa.BufferReader(content)).read(columns)  # in half the time of read_table

@@ -22,6 +22,7 @@ from pipeline.inquiry import Inquiry
 from pipeline.job import Job, JobError
 from pipeline.plan import Unit, read_members
 from pipeline.storage import Location, at, pause, redacted
+from pipeline.telemetry import TellingWorker
 from pipeline.worker import Task, Worker, give_up
 
 POLL_SECONDS = 0.5
@@ -438,7 +439,7 @@ class RayWorker:
     """The actor: a `Worker` whose state can be read while it works."""
 
     def __init__(self, job: dict[str, Any], run: str, device: str):
-        self.worker = Worker(Job.model_validate(job), at(run), device)
+        self.worker = TellingWorker(Job.model_validate(job), at(run), device)
 
     def process(self, task: Task) -> Commit:
         return self.worker.process(task)

@@ -21,13 +21,14 @@ import operators
 import priors
 import samplers
 from operators.registry import SpecError
-from pipeline import score, storage
+from pipeline import metrics, storage
 from priors.tiled import OVERLAP
 
 Spec = dict[str, Any]
 
 OPERATIONAL = (
     "output",
+    "published",
     "prior.path",
     "data.checksums",
     "compute.actors",
@@ -35,6 +36,9 @@ OPERATIONAL = (
     "compute.attempts",
 )
 """Fields that may change between a run and its continuation; of the prior, the checksum must not."""
+
+LATER = {"reference": "truth"}
+"""Fields that older runs do not have, with the value that means the same: their hashes must not change."""
 
 
 MAX_SIZE = 4096  # pixels: decompositions take the cube of it
@@ -49,6 +53,17 @@ class JobError(Exception):
 
 class Model(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, hide_input_in_errors=True)
+
+
+class Subset(Model):
+    """A part of the images, by their keys alone: the same in whatever shards and order they are."""
+
+    part: Literal["tune", "evaluate"] = Field(
+        default="evaluate", description="tune: those for choosing settings. evaluate: all others."
+    )
+    fraction: float = Field(
+        default=0.1, gt=0, lt=1, description="Of all keys, how many are for choosing settings, about."
+    )
 
 
 class Data(Model):
@@ -83,7 +98,12 @@ class Data(Model):
         description="Whether shards are read once at planning to compare them with the SHA256SUMS beside "
         "them, where there is one.",
     )
-    limit: PositiveInt | None = Field(default=None, lt=2**63, description="Only the first N samples.")
+    subset: Subset | None = Field(
+        default=None, description="Only a part of the samples; all of them where it is left out."
+    )
+    limit: PositiveInt | None = Field(
+        default=None, lt=2**63, description="Only the first N samples, of the subset where there is one."
+    )
 
     @field_validator("shards")
     @classmethod
@@ -177,6 +197,24 @@ class Compute(Model):
         return value
 
 
+class PublishedNumbers(Model):
+    """A row of a table of the literature, for the report to print beside what was measured."""
+
+    method: str = Field(description="As its source calls it.")
+    nfe: PositiveInt = Field(description="Network evaluations per image.")
+    values: dict[str, float | None] = Field(description="By metric, as in `metrics`; null: not known to us.")
+    source: str = Field(description="Where they are printed.")
+    caveat: str = Field(default="", description="Why they may not be comparable.")
+
+
+class Published(Model):
+    """clean-fid's published statistics of a data set."""
+
+    name: str = Field(pattern=r"^[\w-]+$", description="Such as ffhq; see clean-fid's list.")
+    split: str = Field(pattern=r"^[\w-]+$", description="Such as trainval70k.")
+    resolution: PositiveInt | Literal["na"] = Field(description="Pixels, or na.")
+
+
 def default_metrics(fields: dict[str, Any]) -> list[str]:
     data = fields.get("data")
     return [] if isinstance(data, Data) and data.kind == "measurements" else ["psnr", "ssim", "ms_ssim"]
@@ -189,7 +227,15 @@ class Job(Model):
     degradation: Degradation
     prior: Spec = Field(default={"name": "natural"}, description="See `kintsugi list priors`.")
     sampler: Spec = Field(default={"name": "conjugate"}, description="See `kintsugi list samplers`.")
-    metrics: list[str] = Field(default_factory=default_metrics, validate_default=True)
+    metrics: list[str] = Field(
+        default_factory=default_metrics, validate_default=True, description="See `kintsugi list metrics`."
+    )
+    reference: Published | str = Field(
+        default="truth",
+        description="What metrics of sets compare with. truth: the true images of this job. "
+        "{name, split, resolution}: clean-fid's published statistics. Else a path: a folder, shards, or an "
+        ".npz that `kintsugi stats` made.",
+    )
     restoration: Restoration = Restoration()
     compute: Compute = Compute()
     images: Literal["none", "restored", "all"] = Field(
@@ -197,6 +243,9 @@ class Job(Model):
         description="Pictures kept in the rows, PNG. The first images keep all three, for the report.",
     )
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    published: list[PublishedNumbers] = Field(
+        default=[], description="Numbers of the literature for this experiment; nothing depends on them."
+    )
     output: str = Field(min_length=1, description="The run directory: a path, or an s3:// or gs:// URL.")
 
     @field_validator("output")
@@ -226,18 +275,13 @@ class Job(Model):
         priors.check(self.prior)
         if isinstance(path := self.prior.get("path"), str):
             storage.at(path)
-        if self.measured and self.metrics:
-            listed = ", ".join(self.metrics)
-            raise ValueError(
-                f"metrics: {listed} compare with the truth, which measurements do not have; set metrics=[]"
-            )
+        metrics.check(self.metrics, self.data.size, not self.measured, self.reference)
         if self.measured and self.data.fit != "exact":
             raise ValueError("data.fit: measurements are restored in the size they have; leave it out")
         if self.measured and self.images != "restored":
             raise ValueError("images: restored measurements are always kept; set images=restored")
         if not self.measured and self.restoration != Restoration():
             raise ValueError("restoration: is for data.kind=measurements; leave it out")
-        score.check(self.metrics, self.data.size)
         return self
 
     @property
@@ -268,7 +312,8 @@ def deciding(job: Job) -> dict[str, Any]:
         return int(value) if isinstance(value, float) and value.is_integer() else value
 
     fields = flatten(job.model_dump(mode="json"))
-    return {k: plain(v) for k, v in fields.items() if k not in OPERATIONAL and v is not None}
+    decide = {k: v for k, v in fields.items() if k not in OPERATIONAL and v is not None}
+    return {k: plain(v) for k, v in decide.items() if (k, v) not in LATER.items()}
 
 
 def config_hash(job: Job) -> str:

@@ -6,8 +6,8 @@ from array import array
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, dataclass, fields
-from itertools import islice
+from dataclasses import asdict, dataclass, fields, replace
+from itertools import chain, islice
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline import shards
-from pipeline.job import Data, JobError, Restoration
+from pipeline.job import Data, JobError, Restoration, Subset
 from pipeline.pictures import SUFFIX
 from pipeline.shards import SHA256SUMS, DamagedShard, Sample
 from pipeline.storage import Location, Remote, at, parquet, publish
@@ -26,6 +26,7 @@ SUMMARY = "kintsugi.summary"  # key of the plan file's metadata
 GROUP = 64  # units per row group: how much of the plan is in memory at a time
 IN_FLIGHT = 8  # shards read at once where storage is far away, or where all of it is read
 MAX_NAME = 255  # bytes of a file's name, on all usual file systems
+TUNING = b"kintsugi tuning"  # salt of the hash by which keys are for tuning; never to be changed
 
 SCHEMA = pa.schema(
     [
@@ -50,7 +51,8 @@ class Unit:
     Attributes:
         unit: its name, a function of the shard's position and `start` alone.
         shard_size: `shards.measure` of the shard.
-        first: position of its first sample in the job; start: in the shard.
+        first: position of its first sample in the job; start: in the shard, or in what `data.subset` leaves
+            of it.
         offset, end: the bytes of the shard that hold its samples.
     """
 
@@ -80,11 +82,16 @@ class PlanSummary:
 
 @dataclass(frozen=True)
 class Indexed:
-    """A shard on its way into the plan."""
+    """A shard on its way into the plan.
+
+    Attributes:
+        samples: those in `data.subset`. empty: there are no others either.
+    """
 
     shard: Location
     size: int
     samples: Iterable[Sample]
+    empty: bool
 
 
 def make_plan(
@@ -114,7 +121,7 @@ def make_plan(
     last: dict[str, Unit] = {}  # of each shard
     with publish(target) as temporary:
         with pq.ParquetWriter(temporary, SCHEMA, compression="zstd") as writer:
-            found = divide(paths, unit_size, data.limit, damaged, empty)
+            found = divide(paths, unit_size, data, damaged, empty)
             while group := list(islice(found, GROUP)):
                 writer.write_table(pa.Table.from_pylist([row for _, row in group], SCHEMA))
                 for unit, row in group:
@@ -138,7 +145,8 @@ def make_plan(
                 f"readable in them:\n  {listed}"
             )
         if samples == 0:
-            raise JobError(f"data.shards: no samples in {', '.join(str(p) for p in paths)}")
+            part = "" if data.subset is None else f" of data.subset.part={data.subset.part}"
+            raise JobError(f"data.shards: no samples{part} in {', '.join(str(p) for p in paths)}")
         refuse_duplicates(temporary, np.frombuffer(hashes, np.uint64))
         if restoration is not None:
             refuse_names(temporary, restoration)
@@ -163,11 +171,11 @@ def checksum(shard: Location) -> str:
 
 
 def divide(
-    paths: Sequence[Location], unit_size: int, limit: int | None, damaged: dict[str, str], empty: list[str]
+    paths: Sequence[Location], unit_size: int, data: Data, damaged: dict[str, str], empty: list[str]
 ) -> Iterator[tuple[Unit, dict[str, Any]]]:
     """Units and their rows in order; what is wrong with shards goes into `damaged` and `empty`."""
-    first = 0
-    for number, found in enumerate(indexed(paths, limit, damaged)):
+    first, limit = 0, data.limit
+    for number, found in enumerate(indexed(paths, data, damaged)):
         start = 0
         samples = islice(found.samples, None if limit is None else limit - first)
         while batch := list(islice(samples, unit_size)):
@@ -185,23 +193,23 @@ def divide(
             files = [sample.file for sample in batch] if batch[0].file is not None else None
             yield unit, {**asdict(unit), "keys": keys, "files": files}
             start, first = start + len(batch), first + len(batch)
-        if start == 0 and str(found.shard) not in damaged:
+        if found.empty and str(found.shard) not in damaged:
             empty.append(str(found.shard))
         if first == limit:
             return
 
 
-def indexed(paths: Sequence[Location], limit: int | None, damaged: dict[str, str]) -> Iterator[Indexed]:
+def indexed(paths: Sequence[Location], data: Data, damaged: dict[str, str]) -> Iterator[Indexed]:
     """The shards with their samples, in order. Of remote ones several are read at once, up to the limit."""
 
     def read(path: Location) -> tuple[Indexed, dict[str, str]]:
         wrong: dict[str, str] = {}  # which counts when it is the shard's turn, if that comes
-        found = open_shard(path, wrong)
-        return Indexed(path, found.size, list(islice(found.samples, limit))), wrong
+        found = open_shard(path, data.subset, wrong)
+        return replace(found, samples=list(islice(found.samples, data.limit))), wrong
 
     def result(shard: Future[tuple[Indexed, dict[str, str]]] | Path) -> Indexed:
         if isinstance(shard, Path):
-            return open_shard(shard, damaged)
+            return open_shard(shard, data.subset, damaged)
         found, wrong = shard.result()
         damaged.update(wrong)
         return found
@@ -219,9 +227,12 @@ def indexed(paths: Sequence[Location], limit: int | None, damaged: dict[str, str
         pool.shutdown(cancel_futures=True)
 
 
-def open_shard(path: Location, damaged: dict[str, str]) -> Indexed:
+def open_shard(path: Location, subset: Subset | None, damaged: dict[str, str]) -> Indexed:
     try:
-        return Indexed(path, shards.measure(path), readable(path, damaged))
+        size, samples = shards.measure(path), readable(path, damaged)
+        begin = list(islice(samples, 1))
+        chosen = (one for one in chain(begin, samples) if subset is None or belongs(one.key, subset))
+        return Indexed(path, size, chosen, empty=not begin)
     except FileNotFoundError as error:
         raise JobError(f"data.shards: no such file: {path}") from error
     except OSError as error:
@@ -245,8 +256,19 @@ def checked_key(shard: Location, key: str) -> str:
     return key
 
 
-def key_hash(key: str) -> int:
-    return int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest(), "little")
+def key_hash(key: str, salt: bytes = b"") -> int:
+    digest = hashlib.blake2b(key.encode("utf-8", "surrogateescape"), digest_size=8, salt=salt).digest()
+    return int.from_bytes(digest, "little")
+
+
+def belongs(key: str, subset: Subset) -> bool:
+    """Whether a sample is in a part of the data: for tuning are the keys whose hash is below a threshold.
+
+    So the two parts are disjoint and make up the whole, and each is the same however the samples are spread
+    over shards. The keys for tuning of a smaller fraction are among those of a larger one.
+    """
+    tuning = key_hash(key, TUNING) < subset.fraction * 2**64
+    return tuning == (subset.part == "tune")
 
 
 def refuse_duplicates(plan: Path, hashes: np.ndarray) -> None:

@@ -172,19 +172,21 @@ def unsafe(folder: Location, name: str) -> str | None:
 def in_tar(unit: Unit, keys: Sequence[str]) -> Iterator[Content]:
     """The members of each planned key, in order."""
     damage: DamagedShard | None = None
-    expected = iter(keys)
+    expected, planned = iter(keys), set(keys)
     shard = at(unit.shard)
     with shard.open("rb") as file:
         tar = Tar(file, size(shard), unit.offset)
         try:
             for group in tar.samples():
+                if group[0].offset >= unit.end:
+                    break
+                if group[0].key not in planned:  # not in data.subset
+                    continue
                 for key in expected:
                     if key == group[0].key:
                         yield content_of(tar, group)
                         break
                     yield missing(None)
-                else:
-                    return
         except DamagedShard as error:
             damage = error
     for _ in expected:

@@ -14,8 +14,11 @@ import operators
 import priors
 import samplers
 from operators import Operator, SpecError
-from pipeline import score
 from pipeline.job import Degradation, Job, JobError
+from pipeline.metrics import SETS
+from pipeline.metrics.features import Extractor
+from pipeline.metrics.scoring import Scorer, residual
+from pipeline.metrics.weights import MissingWeights
 from pipeline.pictures import BITS
 from pipeline.read import MAX_PIXELS
 from pipeline.weights import on_this_node
@@ -44,6 +47,8 @@ class Restored:
     Attributes:
         samples, deviation, spread: where there are several samples: each, their standard deviation
             (3, H, W) float16 on [-1, 1], and the RMS of that.
+        features: of the restored picture, and of the truth under "SPACE_truth", where set metrics ask for
+            them.
     """
 
     metrics: dict[str, float]
@@ -58,6 +63,7 @@ class Restored:
     samples: list[np.ndarray] = field(default_factory=list)
     deviation: np.ndarray | None = None
     spread: float | None = None
+    features: dict[str, np.ndarray] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -80,11 +86,16 @@ class Stage:
             None where none of these fits the operator.
 
     Raises:
-        JobError: the prior cannot be loaded, or the sampler does not fit it.
+        JobError: the prior cannot be loaded, or the sampler does not fit it; weights of a metric are missing.
     """
 
     def __init__(self, job: Job, device: str | torch.device):
         self.job, self.device = job, torch.device(device)
+        try:
+            self.scorer = Scorer(job.metrics, device)
+            self.extractor = Extractor({SETS[name].space for name in job.metrics if name in SETS}, device)
+        except MissingWeights as error:
+            raise JobError(f"metrics: {error}") from error
         try:
             here = on_this_node(job.prior)
             self.prior = priors.load(here, device=device)
@@ -238,8 +249,7 @@ class Stage:
             problem.sampler(
                 problem.prior, problem.operator, y, noise, sigma_y=sigma_y, callback=end_of_rehearsal
             )
-        with torch.no_grad():
-            score.score(self.job.metrics, truth, truth)
+        self.scorer(truth, truth)
 
     def release_memory(self) -> None:
         if self.device.type == "cuda":
@@ -353,12 +363,18 @@ class Stage:
         with self.timed("score"), torch.no_grad():
             image = outcome.image if count == 1 else spread.mean
             finite = image.isfinite().flatten(1).all(1).tolist()
-            metrics = {} if truth is None else score.score(job.metrics, image, truth)
-            residuals = score.residual(operator.forward(image), y)
+            metrics = self.scorer(image, truth)
+            residuals = residual(operator.forward(image), y)
             seen = y if operator.pixels else operator.pinv(y)
             deviation = spread.deviation.half().cpu().numpy() if count > 1 else [None] * len(keys)
             spreads = spread.deviation.square().mean((1, 2, 3)).sqrt().tolist() if count > 1 else deviation
             restored, measurement = levels(image, bits), levels(seen, 8)
+            features = [
+                self.features(key, levels(image[i : i + 1], 8)[0], None if job.measured else samples[i])
+                if finite[i] and self.extractor.spaces
+                else {}
+                for i, key in enumerate(keys)
+            ]
         return [
             Restored(
                 metrics={name: values[i] for name, values in metrics.items()},
@@ -373,9 +389,17 @@ class Stage:
                 samples=[one[i] for one in drawn],
                 deviation=deviation[i],
                 spread=spreads[i],
+                features=features[i],
             )
             for i in range(len(keys))
         ]
+
+    def features(self, key: str, restored: np.ndarray, truth: np.ndarray | None) -> dict[str, np.ndarray]:
+        """What set metrics need to know of pictures (H, W, 3) uint8; of the truth if it is the reference."""
+        found = self.extractor(key, restored)
+        if truth is not None and self.job.reference == "truth":
+            found |= {f"{space}_truth": values for space, values in self.extractor(key, truth).items()}
+        return found
 
     @contextmanager
     def timed(self, part: str) -> Iterator[None]:

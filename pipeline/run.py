@@ -14,6 +14,7 @@ from operators import SpecError
 from pipeline import builtin, storage
 from pipeline.commit import Commit, read_commits
 from pipeline.job import Job, JobError, config_hash, differences
+from pipeline.metrics.reference import refuse_missing
 from pipeline.plan import PlanSummary, Unit, changed_shards, make_plan, read_summary, read_units
 from pipeline.shards import expand, from_root
 from pipeline.storage import Location, publish
@@ -182,9 +183,10 @@ def plan(job: Job, folder: Location, on_unit: Callable[[Unit], None]) -> PlanSum
     """Make the plan of a job in a folder.
 
     Raises:
-        JobError: as `make_plan`, input and output lie in each other, or restorations cannot have the names
-            of their shards.
+        JobError: as `make_plan` and `refuse_missing`, input and output lie in each other, or restorations
+            cannot have the names of their shards.
     """
+    refuse_missing(job.metrics, job.reference)
     paths = shard_paths(job, folder)
     output = storage.at(job.output)
     for path in paths:

@@ -10,7 +10,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline import storage
-from pipeline.commit import ROWS, Commit, commit_file, data_file, valid
+from pipeline.commit import ROWS, Commit, commit_file, data_file, features_file, valid
 from pipeline.plan import Unit, changed_shards, read_members
 from pipeline.run import Run
 
@@ -41,9 +41,11 @@ def verify(run: Run) -> Iterator[Finding | Unit]:
         record, data = commit_file(run.folder, unit.unit), data_file(run.folder, unit.unit)
         if not record.exists():
             continue  # rows without a record were never committed
-        what = fault(run, unit, record.read_bytes(), data.read_bytes() if data.exists() else None)
+        features = features_file(run.folder, unit.unit)
+        rows, more = (each.read_bytes() if each.exists() else None for each in (data, features))
+        what = fault(run, unit, record.read_bytes(), rows, more)
         yield unit if what is None else Finding(unit, what)
-    for folder, suffix in (("commits", ".json"), ("data", ".parquet")):
+    for folder, suffix in (("commits", ".json"), ("data", ".parquet"), ("features", ".parquet")):
         for name in storage.sizes(run.folder / folder):
             if not name.endswith(suffix) or name.removesuffix(suffix) not in names:
                 yield Finding(None, f"{folder}/{name} belongs to no unit of the plan", repairable=False)
@@ -51,7 +53,7 @@ def verify(run: Run) -> Iterator[Finding | Unit]:
         yield Finding(None, f"{shard} is gone, or has changed since the plan was made", repairable=False)
 
 
-def fault(run: Run, unit: Unit, record: bytes, data: bytes | None) -> str | None:
+def fault(run: Run, unit: Unit, record: bytes, data: bytes | None, features: bytes | None) -> str | None:
     """What is wrong with a committed unit, None if nothing is."""
     if data is None:
         return "there is a commit record, and no data"
@@ -64,7 +66,18 @@ def fault(run: Run, unit: Unit, record: bytes, data: bytes | None) -> str | None
         table = pq.read_table(BytesIO(data))
     except (pa.ArrowException, OSError) as error:
         return f"the data cannot be read: {error}"
-    return fault_of_rows(run, unit, commit, table)
+    return fault_of_rows(run, unit, commit, table) or fault_of_features(commit, table, features)
+
+
+def fault_of_features(commit: Commit, rows: pa.Table, content: bytes | None) -> str | None:
+    if commit.features_sha256 is None:
+        return None
+    if content is None or hashlib.sha256(content).hexdigest() != commit.features_sha256:
+        return "the features are not what was committed: they are gone, or their SHA-256 differs"
+    restored = rows.filter(pc.equal(rows["status"], "ok"))["key"]
+    if pq.read_table(BytesIO(content), columns=["key"])["key"] != restored:
+        return "the features are not those of the restored samples, each once and in order"
+    return None
 
 
 def fault_of_rows(run: Run, unit: Unit, commit: Commit, table: pa.Table) -> str | None:
@@ -85,3 +98,4 @@ def repair(run: Run, finding: Finding) -> None:
     if finding.unit is not None and finding.repairable:
         commit_file(run.folder, finding.unit.unit).unlink(missing_ok=True)
         data_file(run.folder, finding.unit.unit).unlink(missing_ok=True)
+        features_file(run.folder, finding.unit.unit).unlink(missing_ok=True)

@@ -14,8 +14,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from pipeline.commit import ROWS, Commit, commit, error_text, read_commit, read_rows
+from pipeline.commit import ROWS, Commit, commit, error_text, read_commit, read_features, read_rows
 from pipeline.job import Job, JobError, config_hash
+from pipeline.metrics import ALL
+from pipeline.metrics.features import arrays, table_of
 from pipeline.pictures import array_file, encode
 from pipeline.plan import Unit, read_members
 from pipeline.read import Decoded, Images, Measurements, UnreadableImage, read_unit
@@ -81,7 +83,7 @@ class Worker:
         self.convert = (
             Measurements(self.stage.measured_channels) if job.measured else Images(data.size, data.fit)
         )
-        self.made_by = provenance(self.stage.device)
+        self.made_by = provenance(self.stage.device) | weights_of(job)
         self.in_hand = 0
         self.on_batch = on_batch
 
@@ -103,6 +105,7 @@ class Worker:
         self.in_hand = 0
         unit = task.unit
         kept: dict[str, tuple[dict[str, Any], float]] = {}  # row and seconds by key
+        features: dict[str, dict[str, np.ndarray]] = {}  # by key
         earlier, made_by = None, self.made_by
         committed = read_commit(self.run, unit.unit, self.config_hash)
         if committed is not None:
@@ -111,6 +114,12 @@ class Worker:
             old = read_rows(self.run, committed, ROWS.names).to_pylist()
             done = zip(old, committed.sample_seconds, strict=True)
             kept = {row["key"]: (row, seconds) for row, seconds in done if row["status"] == "ok"}
+            if (stored := read_features(self.run, committed)) is not None:
+                columns = arrays(stored)
+                features = {
+                    key: {name: values[i] for name, values in columns.items()}
+                    for i, key in enumerate(stored["key"].to_pylist())
+                }
             earlier, made_by = committed.seconds, both(committed.made_by, self.made_by)
 
         def skip(key: str) -> Exception | None:
@@ -135,6 +144,11 @@ class Worker:
                     break
                 results = self.restore(batch)
                 written.append(writer.submit(self.rows, unit, batch, results))
+                features |= {
+                    sample.key: result.features
+                    for sample, result in zip(batch, results, strict=True)
+                    if isinstance(result, Restored) and result.features
+                }
                 sample_seconds += [
                     kept[sample.key][1] if sample.key in kept else seconds_of(result)
                     for sample, result in zip(batch, results, strict=True)
@@ -160,6 +174,7 @@ class Worker:
             attempt=task.attempt,
             seconds={"read": reading, **spent, "encode": encoding},
             earlier=earlier,
+            features=table_of({row["key"]: features[row["key"]] for row in rows if row["key"] in features}),
             sample_seconds=sample_seconds,
             made_by=made_by,
             notes=notes,
@@ -243,6 +258,12 @@ class Worker:
             "measurement": encode(result.measurement) if everything else None,
             "truth": encode(sample) if everything else None,
         }
+
+
+def weights_of(job: Job) -> dict[str, str]:
+    """Which files of weights the job's metrics use."""
+    needed = ((name, ALL[name].weights) for name in job.metrics)
+    return {f"weights of {name}": weights.describe() for name, weights in needed if weights is not None}
 
 
 def stays_inside(key: str) -> bool:

@@ -48,7 +48,9 @@ def test_ready_jobs_cover_both_sets_and_every_task_noiseless_and_noisy():
         f"{data}-{t}{noise}" for data in ("imagenet", "ffhq") for t in tasks for noise in ("", "-noisy")
     }
     fast = {f"fast-{t}{noise}" for t in tasks if t != "inpaint-freeform" for noise in ("", "-noisy")}
-    assert wanted | fast | {"quickstart"} == set(ready_jobs())
+    of_paper = ("sr4", "inpaint-freeform", "deblur")
+    flow = {f"{data}-{task}" for data in ("celebahq", "afhq-cat", "bedroom") for task in of_paper}
+    assert wanted | fast | flow | {"ffhq-pool4", "quickstart"} == set(ready_jobs())
     for name in wanted | fast:
         assert (load_job(name, []).degradation.sigma_y == 0.1) == name.endswith("-noisy")
     for name in fast:
@@ -81,7 +83,7 @@ def test_overrides():
         ("degradation.sigma=-1", "degradation.sigma: .*greater than or equal to 0"),
         ("prior.name=magic", "prior.name: no prior 'magic'; choose one of adm, "),
         ("prior.path=/nowhere", "prior.path: 'natural' has no such parameter; it has: none"),
-        ("metrics=[psnr, fid]", "no metric 'fid'; choose from ms_ssim, psnr, ssim"),
+        ("metrics=[psnr, psrn]", "no metric 'psrn'; choose from fid, "),
         ("degradation=3", "degradation: "),
         ("degradation.operator.mask=/nowhere/mask.png", "no such parameter"),
         ("compute.gpus_per_actor=1.5", "compute.gpus_per_actor: more than one GPU must be a whole number"),
@@ -211,13 +213,13 @@ def test_list(kind):
     import priors
     import samplers
     from operators.registry import parameters
-    from pipeline import score
+    from pipeline.metrics import IMAGE, SETS
 
     expected = {
         "samplers": samplers.REGISTRY,
         "operators": operators.REGISTRY,
         "priors": priors.REGISTRY,
-        "metrics": score.REGISTRY,
+        "metrics": IMAGE | SETS,
         "jobs": ready_jobs(),
     }[kind]
     output = kintsugi("list", kind).output
@@ -228,7 +230,9 @@ def test_list(kind):
             assert re.search(r"Source|Setting|\d{4}\.\d{4,5}|[12]\d{3}", factory.__doc__), factory
 
 
-@pytest.mark.parametrize("command", ["run", "plan", "status", "report", "list", "shard", "submit"])
+@pytest.mark.parametrize(
+    "command", ["run", "plan", "status", "report", "list", "shard", "submit", "score", "stats", "sweep"]
+)
 def test_every_command_has_help_with_an_example(command):
     output = kintsugi(command, "--help").output
     assert re.search(rf"Examples?:.*kintsugi {command} ", output, re.DOTALL)

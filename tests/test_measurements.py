@@ -328,7 +328,7 @@ def test_an_input_where_restorations_are_written_is_refused(make_measurement_job
 
 
 def test_metrics_that_need_the_truth_are_refused(make_measurement_job, make_job):
-    with pytest.raises(ValidationError, match="metrics: psnr compare with the truth"):
+    with pytest.raises(ValidationError, match="metrics: psnr compares with the truth"):
         make_measurement_job("unused.tar", metrics=["psnr"])
     with pytest.raises(ValidationError, match=r"restoration: is for data\.kind=measurements"):
         make_job(restoration={"format": "jpeg"})

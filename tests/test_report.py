@@ -1,21 +1,35 @@
-"""The numbers: statistics against NumPy and SciPy, metrics against their definitions, HTML that escapes."""
+"""The report says what the rows say, shows what they hold, escapes, stays small and works in a browser."""
 
+import base64
+import hashlib
+import http.server
 import json
-import math
+import re
+import shutil
+import subprocess
+import threading
+from collections import Counter
+from io import BytesIO
 
 import numpy as np
+import pyarrow.csv
 import pyarrow.parquet as pq
 import pytest
 import torch
 from conftest import SIZE, encode, picture, write_tar
-from scipy import stats
-from scipy.ndimage import gaussian_filter
+from PIL import Image
 
-from pipeline import score
-from pipeline.aggregate import Mean, Summary
+from pipeline import report
+from pipeline.aggregate import Summary
+from pipeline.commit import read_rows
 from pipeline.executors import Live, in_process
-from pipeline.report import describe, write_report
+from pipeline.metrics.sets import SetResult
+from pipeline.report import gallery, histogram, mask_sources, number, spent, write_report
 from pipeline.run import open_or_plan
+from pipeline.telemetry import TellingWorker
+from pipeline.worker import Task
+
+PICTURE = re.compile(r'data-kind="([^"]+)"><img alt="[^"]*" src="data:image/webp;base64,([^"]+)"')
 
 
 def report_of(job):
@@ -26,78 +40,16 @@ def report_of(job):
     return run, json.loads((html.parent / "metrics.json").read_text()), html.read_text()
 
 
-def test_mean_and_interval_in_pieces_equal_scipys_on_the_whole():
-    values = np.random.default_rng(0).normal(25, 3, 101)
-    mean = Mean()
-    for piece in np.split(values, [1, 2, 40, 97]):
-        mean.add(piece)
-    low, high = stats.t.interval(0.95, len(values) - 1, values.mean(), stats.sem(values))
-    assert mean.mean == pytest.approx(values.mean(), rel=1e-12)
-    assert mean.deviation == pytest.approx(values.std(ddof=1), rel=1e-12)
-    assert mean.interval() == pytest.approx((low, high), rel=1e-9)
-
-
-def test_infinite_values_are_counted_and_left_out_of_the_mean():
-    mean = Mean()
-    mean.add(np.array([20.0, np.inf, 30.0]))
-    assert (mean.mean, mean.n, mean.infinite) == (25.0, 2, 1)
-    assert math.isnan(Mean(n=1, mean=3.0).interval()[0])
-
-
-def test_a_mean_of_nothing_but_infinite_values_is_not_a_number(make_job):
-    run = open_or_plan(make_job())
-    summary = Summary(planned=1, units=1, means={"psnr": Mean(infinite=1)})
-    assert describe(run, summary)["metrics"]["psnr"]["mean"] is None
-
-
-def test_metrics_agree_with_their_definitions():
-    rng = np.random.default_rng(0)
-    truth = torch.from_numpy(picture(3, 100)).permute(2, 0, 1)[None].float() / 127.5 - 1
-    restored = truth + 0.1 * torch.from_numpy(rng.standard_normal(truth.shape, np.float32))
-    values = score.score(["psnr", "ssim"], restored, truth)
-    a, b = (((x.double() + 1) / 2).clamp(0, 1)[0].permute(1, 2, 0).numpy() for x in (restored, truth))
-    assert values["psnr"][0] == pytest.approx(-10 * np.log10(((a - b) ** 2).mean()), rel=1e-7)
-    assert values["ssim"][0] == pytest.approx(ssim_of_wang(a, b), abs=1e-5)
-
-
-def ssim_of_wang(a: np.ndarray, b: np.ndarray) -> float:
-    """Equation 13 of Wang et al. 2004 with the 11-pixel Gaussian window, borders mirrored."""
-
-    def local_mean(x: np.ndarray) -> np.ndarray:
-        return gaussian_filter(x, 1.5, mode="mirror", truncate=3.5, axes=(0, 1))
-
-    ma, mb = local_mean(a), local_mean(b)
-    va, vb = local_mean(a * a) - ma**2, local_mean(b * b) - mb**2
-    covariance = local_mean(a * b) - ma * mb
-    c1, c2 = 0.01**2, 0.03**2
-    index = (2 * ma * mb + c1) * (2 * covariance + c2) / ((ma**2 + mb**2 + c1) * (va + vb + c2))
-    return float(index.mean())
-
-
-def test_metrics_do_not_depend_on_the_batch():
-    truth = torch.rand(3, 3, 200, 200) * 2 - 1
-    restored = truth + 0.05 * torch.randn_like(truth)
-    names = list(score.REGISTRY)
-    together = score.score(names, restored, truth)
-    for i in range(3):
-        alone = score.score(names, restored[i : i + 1], truth[i : i + 1])
-        assert {name: together[name][i] for name in names} == {name: alone[name][0] for name in names}
-
-
-def test_ssim_in_float32_is_float64s_to_1e_5():
-    from torchmetrics.functional.image import structural_similarity_index_measure
-
-    truth = torch.from_numpy(picture(3, 100)).permute(2, 0, 1)[None].double() / 127.5 - 1
-    restored = truth * 0.95
-    value = score.score(["ssim"], restored, truth)["ssim"][0]
-    exact = structural_similarity_index_measure((restored + 1) / 2, (truth + 1) / 2, data_range=1.0)
-    assert value == pytest.approx(exact.item(), abs=1e-5)
-
-
-def test_identical_images():
-    x = torch.rand(1, 3, 200, 200) * 2 - 1
-    values = score.score(list(score.REGISTRY), x, x)
-    assert values == {"psnr": [math.inf], "ssim": [pytest.approx(1)], "ms_ssim": [pytest.approx(1)]}
+def pictures_in(html):
+    """Of each card in order: arrays by what they show."""
+    cards = html.split('<figure class="card"')[1:]
+    return [
+        {
+            kind: np.asarray(Image.open(BytesIO(base64.b64decode(content)))).astype(int)
+            for kind, content in PICTURE.findall(card)
+        }
+        for card in cards
+    ]
 
 
 def test_the_report_is_what_the_rows_say(make_job):
@@ -106,22 +58,131 @@ def test_the_report_is_what_the_rows_say(make_job):
     promised = "key shard status error seed seconds forwards vjps batch_size psnr ssim lpips residual"
     assert set(promised.split()) <= set(rows.column_names)
     psnr = rows["psnr"].to_numpy()
-    low, high = stats.t.interval(0.95, 11, psnr.mean(), stats.sem(psnr))
     stated = metrics["metrics"]["psnr"]
-    assert (stated["mean"], stated["low"], stated["high"]) == pytest.approx((psnr.mean(), low, high))
+    assert stated["mean"] == pytest.approx(psnr.mean(), rel=1e-12)
+    assert stated["low"] < psnr.mean() < stated["high"]
+    assert (stated["worst"][0], sum(stated["counts"])) == (rows["key"][psnr.argmin()].as_py(), 12)
     assert metrics["samples"] == {"planned": 12, "done": 12, "ok": 12, "failed": 0}
     assert (metrics["cost"]["forwards"], metrics["cost"]["vjps"]) == (2, 2)
     assert sum(part["share"] for part in metrics["time"]["parts"].values()) == pytest.approx(1)
     assert f"{psnr.mean():.3f}" in html
-    assert html.count("data:image/png;base64,") == 3 * 12
     for text in (metrics["config_hash"], metrics["provenance"]["prior_sha256"][0], torch.__version__[:4]):
         assert text in html
+    table = pyarrow.csv.read_csv(run.folder / "report" / "metrics.csv").to_pydict()
+    assert table["value"] == [v["mean"] for v in metrics["metrics"].values()], "all digits"
+    assert r"\begin{tabular}" in (run.folder / "report" / "metrics.tex").read_text()
+
+
+def test_pictures_are_those_of_the_rows_without_loss_and_the_pseudo_inverse_is_the_operators(make_job):
+    job = make_job(degradation={"operator": {"name": "average_pool", "factor": 4}}, images="none")
+    run, _, html = report_of(job)
+    rows = [
+        row
+        for _, commit in run.commits()
+        for row in read_rows(run.folder, commit, ["truth", "measurement", "restored"]).to_pylist()
+    ]
+    shown = pictures_in(html)
+    assert len(shown) == len(rows) == 12
+    for card, row in zip(shown, rows, strict=True):
+        assert list(card) == ["truth", "measurement", "pseudo-inverse", "restoration"]
+        for kind, name in gallery.KINDS.items():
+            np.testing.assert_array_equal(card[name], np.asarray(Image.open(BytesIO(row[kind]))))
+        np.testing.assert_array_equal(
+            card["pseudo-inverse"], np.kron(card["measurement"], np.ones((4, 4, 1)))
+        )
+
+
+def test_where_h_plus_y_is_y_it_is_shown_once_and_where_y_is_no_image_it_is_named(make_job):
+    inpaint = {"operator": {"name": "inpaint", "mask": "random", "seed": 3}}
+    _, metrics, html = report_of(make_job(degradation=inpaint))
+    assert {tuple(card) for card in pictures_in(html)} == {("truth", "measurement", "restoration")}
+    assert metrics["masks"] == ["random, drawn with seed 3 (operators/masks.py)"]
+    assert metrics["masks"][0] in html
+
+
+def test_measurements_that_are_no_images_are_shown_by_their_pseudo_inverse(make_job):
+    _, _, html = report_of(make_job(degradation={"operator": {"name": "compressed_sensing"}}))
+    assert {tuple(card) for card in pictures_in(html)} == {("truth", "pseudo-inverse", "restoration")}
+
+
+def test_shown_are_the_first_samples_and_the_ends_of_the_first_measure(make_job, monkeypatch):
+    monkeypatch.setattr(gallery, "GALLERY", 2)
+    monkeypatch.setattr(gallery, "EXTREMES", 3)
+    _, metrics, html = report_of(make_job(images="all"))
+    cards = re.findall(r"<figcaption><span>(image_\d+)(.*?)</figcaption>", html)
+    ends = {end: set(metrics["metrics"]["psnr"][end][:3]) for end in ("worst", "best")}
+    assert [key for key, _ in cards] == sorted({"image_000", "image_001"} | ends["worst"] | ends["best"])
+    for end, keys in ends.items():
+        assert {key for key, text in cards if f"{end} PSNR" in text} == keys
+
+
+def noise_card(side):
+    pixels = np.random.default_rng(side).integers(0, 256, (side, side, 3), np.uint8)
+    return gallery.Card({}, [], {"restoration": encode(pixels)})
+
+
+def test_pictures_keep_within_their_budget(monkeypatch):
+    cards = [noise_card(300), noise_card(600)]
+    sizes = []
+    for budget in (1 << 21, 1 << 18, 1 << 17):
+        monkeypatch.setattr(gallery, "BUDGET", budget)
+        found, _ = gallery.fitted(cards)
+        sizes.append(sum(len(content) for pictures in found for content in pictures.values()))
+        assert sizes[-1] <= budget
+    assert sizes == sorted(sizes, reverse=True)
+
+
+def test_the_largest_report_has_eight_mebibytes():
+    most = 4 * (gallery.GALLERY + 2 * gallery.EXTREMES)  # pictures, of noise at worst
+    side, quality = gallery.FORMS[-1]
+    worst = most * len(gallery.webp(noise_card(600).pictures["restoration"], side, quality))
+    assert max(worst, gallery.BUDGET) * 4 / 3 < 7 << 20, "a MiB is left for the text"
+
+
+@pytest.mark.parametrize(
+    ("part", "device", "words"),
+    [
+        ("sample", "cuda (H100)", "GPU-bound: the network took 90.0 %"),
+        ("sample", "cpu (x86_64)", "CPU-bound: the network took 90.0 %"),
+        ("read", "cuda (H100)", "I/O-bound: reading took 90.0 %"),
+        ("write", "cuda (H100)", "I/O-bound: writing took 90.0 %"),
+        ("score", "cuda (H100)", "GPU-bound: scoring took 90.0 %"),
+    ],
+)
+def test_what_bounds_a_run_is_said(part, device, words):
+    seconds = Counter({"degrade": 0.5, "total": 10.0}) + Counter({part: 9.0})
+    time = spent(Summary(planned=1, units=1, seconds=seconds, made_by={"device": {device}}))
+    assert time["verdict"].startswith(words)
+    assert time["device_share"] == pytest.approx(0.95 if part in ("sample", "score") else 0.05)
+    assert time["parts"]["the rest"]["seconds"] == pytest.approx(0.5)
+
+
+def test_masks_are_traced_to_their_file(tmp_path):
+    file = tmp_path / "mask.png"
+    file.write_bytes(encode(picture(1)))
+    spec = {"name": "inpaint", "mask": str(file), "known": "black"}
+    (found,) = mask_sources({"name": "compose", "operators": [{"name": "bicubic"}, spec]})
+    assert hashlib.sha256(file.read_bytes()).hexdigest() in found
+    assert "black is known" in found
+    file.unlink()
+    assert "not there any more" in next(mask_sources(spec))
+
+
+def test_histograms_have_the_counts_as_areas():
+    edges, counts = [1.0, 2.0, 3.0, 5.0], [3, 0, 6]
+    shapes = histogram({"edges": edges, "counts": counts, "quantiles": {"0.5": 3.0}})
+    assert shapes == {"bars": [(0.0, 50.0, 25.0, 50.0), (50.0, 0.0, 50.0, 100.0)], "quantiles": {"0.5": 50.0}}
+
+
+def test_numbers_keep_three_digits():
+    values = (None, 0.0, 24.78512, -0.15, 0.0042, 0.00000123)
+    assert [number(value) for value in values] == ["–", "0.000", "24.785", "-0.150", "0.00420", "1.23e-06"]
 
 
 def test_a_partial_run_says_so(make_job):
     run = open_or_plan(make_job())
-    commits = in_process(run.job, run.folder, run.outstanding(), Live())
-    next(commits)
+    assert "0 of 12 samples restored" in write_report(run).read_text()
+    next(in_process(run.job, run.folder, run.outstanding(), Live()))
     html = write_report(run).read_text()
     assert "3 of 12 samples restored" in html
     assert "9 not done yet" in html
@@ -136,8 +197,167 @@ def test_keys_and_errors_are_escaped(make_job, tmp_path):
     assert "&lt;img src=x" in html
 
 
+def test_metrics_of_the_set_have_their_warnings_beside_them(make_job, monkeypatch):
+    result = SetResult(12.5, 11.0, None, 12, ("only 12 <samples>",), "the truth", {"fid_infinity": 9.25})
+    monkeypatch.setattr(report, "set_metrics", lambda run: {"fid": result})
+    run, metrics, html = report_of(make_job())
+    assert metrics["sets"]["fid"]["value"] == 12.5
+    row = next(line for line in html.split("<tr>") if "FID ↓, of the set" in line)
+    for text in (
+        "12.500",
+        "11.000 … –",
+        "against the truth",
+        "fid_infinity 9.250",
+        "only 12 &lt;samples&gt;",
+    ):
+        assert text in row
+    assert "only 12 &lt;samples&gt;" in row
+    assert "only 12 &#60;samples&#62;" in (run.folder / "report" / "report.md").read_text()
+    assert "fid,12.5,11.0,,,12" in (run.folder / "report" / "metrics.csv").read_text()
+
+
+def test_published_numbers_stand_beside_the_measured_ones(make_job):
+    entry = {"method": "<b>C-ΠGDM", "nfe": 5, "source": "table 1", "caveat": "another crop"}
+    published = [entry | {"values": values} for values in ({"psnr": 23.5}, {"fid": None, "ssim": 0.75})]
+    _, metrics, html = report_of(make_job(published=published))
+    here, first, second = (
+        re.findall(r'<td class="n">(?:<b>)?([^<]*)', line)
+        for line in html.partition("Published numbers")[2].partition("</table>")[0].splitlines()
+        if "this run" in line or "&lt;b&gt;C-ΠGDM" in line
+    )
+    psnr, ssim = (f"{metrics['metrics'][name]['mean']:.3f}" for name in ("psnr", "ssim"))
+    assert [here, first, second] == [
+        ["2", psnr, "–", ssim],
+        ["5", "23.500", "–", "–"],
+        ["5", "–", "–", "0.750"],
+    ]
+    assert html.count("another crop</div>") == 2
+
+
 def test_the_report_needs_no_network(make_job):
     _, _, html = report_of(make_job())
     assert "http://" not in html
     assert "https://" not in html
-    assert "<script" not in html
+    (script,) = re.findall(r"<script>(.*?)</script>", html, re.DOTALL)
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    assert (
+        f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{digest}'" in html
+    )
+
+
+# In a browser
+
+
+def chromium(*arguments, file):
+    """What the page became, and what the console says; no name resolves."""
+    program = shutil.which("chromium") or shutil.which("google-chrome")
+    if program is None:
+        pytest.skip("no Chromium is installed")
+    rules = "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1"
+    options = ["--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr", rules]
+    with_time = ["--virtual-time-budget=3000", f"--user-data-dir={file.parent / 'profile'}", "--dump-dom"]
+    command = [program, *options, *with_time, *arguments, file.as_uri()]
+    command[-1] += "#psnr:1"
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    return done.stdout, [line for line in done.stderr.splitlines() if "CONSOLE" in line]
+
+
+def test_in_a_browser_samples_are_sorted_compared_and_enlarged(make_job, tmp_path):
+    shard = write_tar(
+        tmp_path / "s.tar",
+        [("broken.png", b"no"), *((f"image_{i}.png", encode(picture(i))) for i in range(4))],
+    )
+    run, metrics, html = report_of(make_job(data={"shards": str(shard), "size": SIZE}))
+    page, console = chromium(file=run.folder / "report" / "report.html")
+    assert console == []
+    assert re.findall(r"<figcaption><span>(\w+)", html)[0] == "image_0"
+    cards = re.findall(r'<figure class="card([^"]*)"(.*?)</figure>', page, re.DOTALL)
+    keys = [re.search(r"<figcaption><span>(\w+)", text)[1] for _, text in cards]
+    assert keys == [*metrics["metrics"]["psnr"]["worst"], "broken"], "worst first, without a value last"
+    for classes, text in cards[:4]:
+        assert "pair" in classes
+        assert text.count("<canvas") == 4
+        sides = dict(re.findall(r'class="view (left|right)" data-kind="([\w-]+)"', text))
+        assert sides == {"left": "measurement", "right": "restoration"}
+
+
+def test_in_a_browser_nothing_leaves_the_page_whatever_is_in_it(make_job, tmp_path):
+    asked = []
+
+    class Server(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            asked.append(self.path)
+            self.send_response(204)
+            self.end_headers()
+
+        def log_message(self, *arguments):
+            pass
+
+    _, _, html = report_of(make_job())
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Server)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    url = f"http://127.0.0.1:{server.server_port}"
+    hostile = (
+        f"<img src='{url}/img'><script src='{url}/script'></script><link rel=stylesheet href='{url}/style'>"
+        f"<iframe src='{url}/frame'></iframe><script>document.title = 'taken'; fetch('{url}/fetch')</script>"
+        f"<img src='data:,' onerror=\"document.title = 'taken'\">"
+    )
+    bare = tmp_path / "bare.html"
+    bare.write_text(f"<title>mine</title>{hostile}")
+    page, _ = chromium(file=bare)
+    assert {"/img", "/script", "/style", "/frame", "/fetch"} <= set(asked), (
+        "without the policy all are asked for"
+    )
+    assert "<title>taken" in page
+    asked.clear()
+    injected = tmp_path / "injected.html"
+    injected.write_text(html.replace("<h1>", f"{hostile}<h1>", 1))
+    page, console = chromium(file=injected)
+    server.shutdown()
+    assert asked == []
+    assert "<title>taken" not in page
+    assert len(console) >= 6, "the browser says what it refused"
+
+
+# What actors tell Prometheus
+
+
+def test_telemetry_counts_what_the_rows_hold(make_job, tmp_path, monkeypatch):
+    told = Counter()
+    gauges = {}
+
+    class Metric:
+        def __init__(self, name, description, tag_keys):
+            self.name, self.tags = name, {}
+            assert "run" in tag_keys
+
+        def set_default_tags(self, tags):
+            self.tags = tags
+            return self
+
+        def inc(self, value, tags):
+            assert value > 0
+            assert self.tags == {"run": run.config_hash[:12]}
+            told[(self.name, *tags.items())] += value
+
+        def set(self, value):
+            gauges[self.name] = value
+
+    monkeypatch.setattr("ray.util.metrics.Counter", Metric)
+    monkeypatch.setattr("ray.util.metrics.Gauge", Metric)
+    shard = write_tar(
+        tmp_path / "s.tar",
+        [("broken.png", b"no"), *((f"image_{i}.png", encode(picture(i))) for i in range(4))],
+    )
+    run = open_or_plan(make_job(data={"shards": str(shard), "size": SIZE}))
+    worker = TellingWorker(run.job, run.folder, "cpu")
+    commits = [worker.process(Task(unit)) for unit in run.units()]
+    seconds = {name: value for name, value in told.items() if name[0] == "kintsugi_seconds"}
+    assert seconds[("kintsugi_seconds", ("part", "total"))] == sum(c.seconds["total"] for c in commits)
+    assert {name: value for name, value in told.items() if name not in seconds} == {
+        ("kintsugi_samples", ("status", "ok")): 4,
+        ("kintsugi_samples", ("status", "failed")): 1,
+        ("kintsugi_evaluations", ("kind", "forward")): 8,
+        ("kintsugi_evaluations", ("kind", "vjp")): 8,
+    }
+    assert gauges == {"kintsugi_batch_size": 2}

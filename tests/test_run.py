@@ -5,6 +5,7 @@ import io
 import json
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,7 @@ import priors
 import samplers
 from pipeline import worker
 from pipeline.aggregate import committed
-from pipeline.commit import ROWS, commit_file, read_commit
+from pipeline.commit import ROWS, commit_file, data_file, read_commit, read_rows
 from pipeline.executors import Live, actor_size, capacity, in_process, on_ray
 from pipeline.job import Degradation, Job, JobError, config_hash
 from pipeline.restore import Stage, measure
@@ -588,3 +589,15 @@ def test_samples_without_a_class_fail_alone_where_the_prior_needs_one(make_job, 
     found = rows(execute(make_job(data={"shards": str(shard), "size": SIZE})))
     assert [row["status"] for row in found] == ["ok", "failed"]
     assert "no .cls; set prior.label" in found[1]["error"]
+
+
+def test_rows_that_were_written_before_a_metric_was_added_are_read(finished):
+    (unit, *_), file = finished.units(), data_file(finished.folder, next(finished.units()).unit)
+    record = read_commit(finished.folder, unit.unit, finished.config_hash)
+    before = pq.read_table(file).drop_columns(["vif"])
+    pq.write_table(before, file)
+    record = replace(record, data_sha256=hashlib.sha256(file.read_bytes()).hexdigest())
+    now = read_rows(finished.folder, record, ROWS.names)
+    assert now.column_names == ROWS.names
+    assert now["vif"].null_count == len(now)
+    assert now.drop_columns(["vif"]).equals(before)

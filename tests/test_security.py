@@ -5,6 +5,8 @@ import os
 import re
 import tarfile
 import zipfile
+from base64 import b64encode
+from hashlib import sha256
 from html.parser import HTMLParser
 from io import BytesIO
 from pathlib import Path
@@ -371,7 +373,13 @@ def hostile_report(make_job, tmp_path):
 def test_html_in_keys_errors_and_records_is_text_in_the_page(hostile_report):
     page = (hostile_report / "report.html").read_text()
     assert "&lt;script&gt;alert(1)" in page
-    assert_harmless(page, "data:image/png;base64,")
+    script = (ROOT / "pipeline" / "report" / "report.js").read_text()
+    page, found, rest = page.partition(f"<script>{script}</script>")
+    assert found, "our own, of which no letter depends on data"
+    assert b64encode(sha256(script.encode()).digest()).decode() in page, (
+        "is the only one that the page allows"
+    )
+    assert_harmless(page + rest, "data:image/webp;base64,")
 
 
 def test_html_and_markdown_in_keys_errors_and_records_is_text_in_the_markdown(hostile_report):

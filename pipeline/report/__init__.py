@@ -1,36 +1,47 @@
-"""The report of a run: report.html, report.md, pictures.png, metrics.json and rows.parquet."""
+"""The report of a run: report.html, report.md, tables, pictures.png, metrics.json and rows.parquet."""
 
 import base64
+import hashlib
 import json
-import math
 import re
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict
 from datetime import UTC, datetime
-from io import BytesIO
+from functools import cache
+from importlib.resources import files
+from pathlib import Path
 from typing import Any
 
-import numpy as np
+import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
-from PIL import Image
+from markupsafe import Markup
 
-from pipeline.aggregate import MEASURES, Summary, gallery, summarise
+from pipeline.aggregate import Summary, summarise
 from pipeline.job import Job
-from pipeline.pictures import encode, mime
+from pipeline.metrics import IMAGE, SETS, ImageMetric, SetMetric
+from pipeline.metrics.sets import SetResult, set_metrics
+from pipeline.pictures import mime
+from pipeline.report.gallery import choose, contact_sheet, fitted
 from pipeline.run import Run
 from pipeline.storage import Location, publish
-from pipeline.worker import GALLERY
+from pipeline.tables import Table, markdown_text
 
+METRICS: Mapping[str, ImageMetric | SetMetric] = {**IMAGE, **SETS}
+ARROWS = {"higher": " ↑", "lower": " ↓", "one": " → 1"}
 TITLES = {
-    "psnr": "PSNR, dB ↑",
-    "ssim": "SSIM ↑",
-    "ms_ssim": "MS-SSIM ↑",
-    "lpips": "LPIPS ↓",
-    "residual": "residual RMS(H x̂ − y) ↓",
-    "spread": "standard deviation of the samples, RMS",
+    **{name: metric.title + ARROWS[metric.better] for name, metric in METRICS.items()},
+    "residual": "residual, RMS ↓",
+    "spread": "deviation of the samples, RMS",
     "seconds": "sampler, s per image",
 }
-MARKUP = re.compile(r"[&<>`|*~\[\]\\]")
-SHEET_ROWS, GAP = 4, 4  # of pictures.png
-SHOWN = 1024  # pixels of the longer side of a picture in the report, at most
+ABOUT = {
+    **{name: metric.about.replace("\n", " ") for name, metric in METRICS.items()},
+    "residual": "Root mean square of H x̂ − y, on [-1, 1].",
+    "spread": "Root mean square over the pixels of the samples' standard deviation, on [-1, 1].",
+    "seconds": "The sampler's time for a batch divided by its samples.",
+}
+ASCENDING = {"higher": ("worst", "best"), "lower": ("best", "worst"), "one": ("lowest", "highest")}
 PARTS = {
     "read": "waiting for images",
     "degrade": "degrading",
@@ -39,6 +50,15 @@ PARTS = {
     "encode": "waiting for pictures to be encoded",
     "write": "writing",
 }
+REST = "the rest"
+BOUNDS = {
+    "the network": ("sample",),
+    "degrading": ("degrade",),
+    "scoring": ("score",),
+    "reading": ("read",),
+    "writing": ("encode", "write"),
+}
+ON_DEVICE = ("degrade", "sample", "score")
 
 
 def write_report(run: Run) -> Location:
@@ -49,9 +69,42 @@ def write_report(run: Run) -> Location:
     """
     folder = run.folder / "report"
     summary = summarise(run, folder / "rows.parquet")
-    metrics = describe(run, summary)
+    metrics = describe(run, summary, set_metrics(run))
     with publish(folder / "metrics.json") as temporary:
         temporary.write_text(json.dumps(metrics, indent=1, allow_nan=False) + "\n")
+    for name, text in (
+        ("metrics.csv", table(metrics, exact=True).csv()),
+        ("metrics.tex", table(metrics).latex()),
+    ):
+        with publish(folder / name) as temporary:
+            temporary.write_text(text, newline="\n")
+    first = next(iter(summary.measures), None)
+    ranked = summary.measures.get(first or "")
+    cards = choose(run, folder / "rows.parquet", bare(first or ""), ranked)
+    if cards:
+        with publish(folder / "pictures.png") as temporary:
+            contact_sheet(cards).save(temporary, format="PNG")
+    pictures, form = fitted(cards)
+    for name, environment in environments().items():
+        text = environment.get_template(f"{name}.jinja").render(
+            m=metrics,
+            titles=TITLES,
+            means={name: v["value"] for name, v in numbers(metrics).items()},
+            about=ABOUT,
+            cards=list(zip(cards, pictures, strict=True)),
+            form=form,
+            orders=orders(metrics["metrics"]),
+            job=yaml.safe_dump(metrics["job"], sort_keys=False, allow_unicode=True),
+            made=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        )
+        with publish(folder / name) as temporary:
+            temporary.write_text(text, newline="\n")
+    return folder / "report.html"
+
+
+@cache
+def environments() -> Mapping[str, Environment]:
+    """The templates' environments by the file they make."""
     html = Environment(
         loader=PackageLoader("pipeline.report", "."),
         autoescape=select_autoescape(["html.jinja"]),
@@ -59,32 +112,23 @@ def write_report(run: Run) -> Location:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    markdown = html.overlay(finalize=plain)
-    pictures = gallery(run, GALLERY)
-    if pictures:
-        with publish(folder / "pictures.png") as temporary:
-            contact_sheet(pictures[:SHEET_ROWS]).save(temporary, format="PNG")
-    for name, environment in (("report.md", markdown), ("report.html", html)):
-        text = environment.get_template(f"{name}.jinja").render(
-            m=metrics,
-            titles=TITLES,
-            gallery=pictures,
-            data_uri=data_uri,
-            number=number,
-            made=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
-        )
-        with publish(folder / name) as temporary:
-            temporary.write_text(text)
-    return folder / "report.html"
+    script = (files("pipeline.report") / "report.js").read_text()
+    html.globals |= {
+        "number": number,
+        "interval": interval,
+        "data_uri": data_uri,
+        "bare": bare,
+        "histogram": histogram,
+        "style": Markup((files("pipeline.report") / "report.css").read_text()),
+        "script": Markup(script),
+        "script_hash": base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+    }
+    return {"report.md": html.overlay(finalize=plain), "report.html": html}
 
 
-def describe(run: Run, summary: Summary) -> dict[str, Any]:
+def describe(run: Run, summary: Summary, sets: Mapping[str, SetResult]) -> dict[str, Any]:
     """Everything the report states, as JSON values."""
     degradation = run.job.degradation
-    total = summary.seconds.get("total", 0.0)
-    parts = {label: summary.seconds.get(part, 0.0) for part, label in PARTS.items()}
-    if total:
-        parts["the rest"] = max(total - sum(parts.values()), 0.0)
     return {
         "title": title(run.job),
         "samples": {
@@ -94,25 +138,14 @@ def describe(run: Run, summary: Summary) -> dict[str, Any]:
             "failed": summary.failed,
         },
         "units": {"planned": summary.units, "done": summary.units_done},
-        "metrics": {
-            name: {
-                "mean": mean.mean if mean.n else None,
-                "low": finite(mean.interval()[0]),
-                "high": finite(mean.interval()[1]),
-                "deviation": finite(mean.deviation),
-                "n": mean.n,
-                "infinite": mean.infinite,
-            }
-            for name in MEASURES
-            if (mean := summary.means.get(name)) is not None
+        "metrics": {name: asdict(measure) for name, measure in summary.measures.items()},
+        "sets": {name: asdict(result) for name, result in sets.items()},
+        "breakdowns": {
+            by: {"groups": summary.groups[by], "largest": [asdict(group) for group in groups]}
+            for by, groups in summary.breakdowns.items()
         },
         "cost": {"forwards": summary.forwards, "vjps": summary.vjps},
-        "time": {
-            "worker_seconds": total,
-            "parts": {label: {"seconds": s, "share": s / total} for label, s in parts.items()}
-            if total
-            else {},
-        },
+        "time": spent(summary),
         "failures": {
             "by_kind": dict(summary.errors.most_common()),
             "first": [dict(zip(("key", "shard", "error"), f, strict=True)) for f in summary.failures],
@@ -127,6 +160,7 @@ def describe(run: Run, summary: Summary) -> dict[str, Any]:
             if degradation.sigma_y
             else "no noise"
         ),
+        "masks": list(mask_sources(degradation.operator)),
         "provenance": {
             "prior": [run.prior.title],
             **{name: sorted(values) for name, values in sorted(summary.made_by.items())},
@@ -135,6 +169,25 @@ def describe(run: Run, summary: Summary) -> dict[str, Any]:
         "job": run.job.model_dump(mode="json"),
         "command": f"kintsugi run {run.folder / 'job.yaml'}",
     }
+
+
+def numbers(metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """Measures of images, whose mean is the value, and of the set."""
+    return {name: {"value": v["mean"], **v} for name, v in metrics["metrics"].items()} | metrics["sets"]
+
+
+def table(metrics: Mapping[str, Any], exact: bool = False) -> Table:
+    """The headline table; `exact` for programs: names for titles, all digits, nothing where nothing is."""
+
+    def cell(value: float | None) -> str:
+        return ("" if value is None else repr(value)) if exact else number(value)
+
+    parts = ("value", "low", "high", "deviation")
+    rows = [
+        [name if exact else TITLES[name], *(cell(v.get(part)) for part in parts), str(v["n"])]
+        for name, v in numbers(metrics).items()
+    ]
+    return Table(["measure", *parts, "n"], rows)
 
 
 def title(job: Job) -> str:
@@ -148,57 +201,102 @@ def title(job: Job) -> str:
     return " · ".join(parts)
 
 
-def contact_sheet(rows: list[dict[str, Any]]) -> Image.Image:
-    """Measurement, restoration and truth side by side, a sample per row; measurements are not smoothed."""
-    names = [name for name in ("measurement", "restored", "truth") if rows[0][name] is not None]
-    images = [[Image.open(BytesIO(row[name])).convert("RGB") for name in names] for row in rows]
-    # A row is as large as its restoration, up to a bound.
-    sides = [thumbnail(pictures[1].size) for pictures in images]
-    width = max(len(names) * (w + GAP) - GAP for w, _ in sides)
-    sheet = Image.new("RGB", (width, sum(h + GAP for _, h in sides) - GAP), "white")
-    top = 0
-    for (w, h), pictures in zip(sides, images, strict=True):
-        for x, picture in enumerate(pictures):
-            smooth = picture.width > w
-            how = Image.Resampling.LANCZOS if smooth else Image.Resampling.NEAREST
-            sheet.paste(picture.resize((w, h), how), (x * (w + GAP), top))
-        top += h + GAP
-    return sheet
+def spent(summary: Summary) -> dict[str, Any]:
+    """Where the workers' time went, and what bounds them."""
+    total = summary.seconds.get("total", 0.0)
+    if not total:
+        return {"worker_seconds": 0.0, "parts": {}, "device_share": None, "verdict": "No unit is done yet."}
+    seconds: dict[str, float] = defaultdict(float, summary.seconds)
+    parts = {label: seconds[part] for part, label in PARTS.items()}
+    parts[REST] = max(total - sum(parts.values()), 0.0)
+    shares = {what: sum(seconds[part] for part in of) / total for what, of in BOUNDS.items()}
+    first, *others = sorted(shares, key=lambda what: -shares[what])
+    on_device = sum(seconds[part] for part in ON_DEVICE) / total
+    if first in ("reading", "writing"):
+        kind = "I/O-bound"
+    else:
+        on_gpu = any("cuda" in device for device in summary.made_by.get("device", ()))
+        kind = "GPU-bound" if on_gpu else "CPU-bound"
+    rest = ", ".join(f"{what} {percent(shares[what])}" for what in others)
+    return {
+        "worker_seconds": total,
+        "parts": {label: {"seconds": s, "share": s / total} for label, s in parts.items()},
+        "device_share": on_device,
+        "verdict": f"{kind}: {first} took {percent(shares[first])} of the workers' time; {rest}. "
+        f"The device was busy for {percent(on_device)} of it.",
+    }
 
 
-def thumbnail(size: tuple[int, int]) -> tuple[int, int]:
-    """Width and height, reduced to at most `SHOWN` pixels."""
-    scale = min(1.0, SHOWN / max(size))
-    return max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
+def mask_sources(spec: Mapping[str, Any]) -> Iterator[str]:
+    """Where the masks of an operator come from: a file and its checksum, or a rule and its seed."""
+    for part in spec.get("operators", ()):
+        yield from mask_sources(part)
+    mask = spec.get("mask")
+    if mask is None:
+        return
+    if not mask.endswith((".png", ".npz")):
+        drawn = f", drawn with seed {spec.get('seed', 0)}" if mask in ("random", "freeform") else ""
+        yield f"{mask}{drawn} (operators/masks.py)"
+        return
+    try:
+        checksum = f"SHA-256 {hashlib.sha256(Path(mask).read_bytes()).hexdigest()}"
+    except OSError:
+        checksum = "which is not there any more"
+    yield f"{mask}, {spec['known']} is known, {checksum}"
 
 
-def shown(content: bytes) -> bytes:
-    """A picture for the report: large ones are reduced."""
-    with Image.open(BytesIO(content)) as image:
-        if max(image.size) <= SHOWN:
-            return content
-        return encode(
-            np.asarray(image.convert("RGB").resize(thumbnail(image.size), Image.Resampling.LANCZOS))
-        )
+def orders(metrics: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """What the samples can be sorted by, as the script reads it, and in words."""
+    found = [("place:1", "as in the job"), ("failed:-1", "failures first")]
+    for name in metrics:
+        better = IMAGE[name].better if name in IMAGE else "lower"
+        low, high = (f"{bare(name)}, {end} first" for end in ASCENDING[better])
+        found += [(f"{name}:1", low), (f"{name}:-1", high)]
+    return [order for order in found if not order[0].startswith("seconds")]
 
 
-def finite(value: float) -> float | None:
-    """JSON has no NaN: an interval of a single value is null."""
-    return value if math.isfinite(value) else None
+def histogram(measure: Mapping[str, Any]) -> dict[str, Any]:
+    """A histogram as shapes in a square of 100 × 100: bars (x, y, width, height), and where quantiles are."""
+    edges, counts = measure["edges"], measure["counts"]
+    width, most = (edges[-1] - edges[0]) or 1.0, max(counts)
+
+    def place(value: float) -> float:
+        return round(100 * (value - edges[0]) / width, 2)
+
+    bars = [
+        (place(left), round(100 - 100 * count / most, 2), place(edges[0] + right - left), 100 * count / most)
+        for left, right, count in zip(edges, edges[1:], counts, strict=False)
+        if count
+    ]
+    return {"bars": bars, "quantiles": {q: place(value) for q, value in measure["quantiles"].items()}}
 
 
-def number(value: float | None, digits: int = 3) -> str:
-    return "–" if value is None else f"{value:.{digits}f}"
+def bare(name: str) -> str:
+    """The title of a measure without the arrow and the unit."""
+    return re.sub(r"( [↑↓]| → 1|, .*)+$", "", TITLES.get(name, name))
+
+
+def percent(share: float) -> str:
+    return f"{100 * share:.1f} %"
+
+
+def number(value: float | None, digits: int | None = None) -> str:
+    """A number for reading, with three digits behind the point, or with three that count if it is small."""
+    if value is None:
+        return "–"
+    if digits is None and 0 < abs(value) < 0.1:
+        return f"{value:#.3g}"
+    return f"{value:.{3 if digits is None else digits}f}"
+
+
+def interval(low: float | None, high: float | None) -> str:
+    return "–" if low is None and high is None else f"{number(low)} … {number(high)}"
 
 
 def plain(value: Any) -> str:
-    """A value in Markdown, without any markup of its own: keys and errors come from the data of others.
-
-    Character references stand for text only, in tables too, where a backslash may end a cell.
-    """
-    return MARKUP.sub(lambda found: f"&#{ord(found[0])};", " ".join(str(value).split()))
+    """A value in Markdown, without any markup of its own: keys and errors come from the data of others."""
+    return markdown_text(str(value))
 
 
 def data_uri(picture: bytes) -> str:
-    picture = shown(picture)
     return f"data:{mime(picture)};base64," + base64.b64encode(picture).decode()

@@ -5,7 +5,7 @@ import pytest
 import scipy.ndimage
 import torch
 
-from pipeline.perception import fine_energy, finest_laplacian, sliced_wasserstein
+from pipeline.metrics.texture import fine_energy, finest_laplacian, sliced_wasserstein
 
 
 @pytest.fixture

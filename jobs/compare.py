@@ -1,0 +1,77 @@
+"""`kintsugi compare`: runs side by side on the same images."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.table import Table as Shown
+
+    from pipeline.tables import Table
+
+
+def compare(
+    runs: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="RUN RUN...",
+            help="Run directories, or folders that `kintsugi score` made, paths or URLs; the first is the "
+            "baseline.",
+        ),
+    ],
+    out: Annotated[str, typer.Option(help="The folder for the results, a path or URL.")] = "compare",
+    by: Annotated[
+        str | None,
+        typer.Option(help="The measure in which the images that are shown differ most. [default: psnr]"),
+    ] = None,
+) -> None:
+    """Compare runs image by image: differences with intervals and p-values, wins, cost, and pictures.
+
+    Only images that all of the runs restored are compared, paired by key. Up to four runs every pair is
+    compared, of more runs each with the first. In the folder: compare.html, .md, .json, .csv and .tex,
+    runs.csv, and frontier.svg, quality against cost.
+
+    Examples:
+
+        kintsugi compare runs/conjugate runs/pigdm
+
+        kintsugi compare runs/ours scored/resshift scored/diffir --by lpips --out tables/sr4
+    """
+    from jobs.cli import console, errors
+    from pipeline import compare as comparing
+    from pipeline.storage import at
+
+    with console.status("reading rows"):
+        entries = comparing.open_entries(runs)
+        found = comparing.compare(entries, by)
+    for line in [*found.warnings, *comparing.left_out(found)]:
+        errors.print(line, style="yellow")
+    console.print(shown(turned(comparing.runs_table(found))))
+    console.print(shown(comparing.paired_table(found)))
+    with console.status("writing"):
+        page = comparing.write(found, entries, at(out))
+    console.print(f"{found.images} images compared · {page}")
+
+
+def turned(table: Table) -> Table:
+    """Columns as rows: there are many measures, and a terminal is narrow."""
+    from pipeline.tables import Table
+
+    columns, *rows = zip(table.columns, *table.rows, strict=True)
+    return Table(list(columns), [list(row) for row in rows])
+
+
+def shown(table: Table) -> Shown:
+    """A table for the terminal; what could steer it is written as an escape."""
+    from rich.table import Table as Shown
+
+    from pipeline.storage import redacted
+
+    target = Shown()
+    for i, column in enumerate(table.columns):
+        target.add_column(redacted(column), justify="right" if i else "left", overflow="fold")
+    for row in table.rows:
+        target.add_row(*map(redacted, row))
+    return target

@@ -1,0 +1,73 @@
+"""`kintsugi score`: metrics of images that any other method has made."""
+
+from typing import Annotated
+
+import typer
+from rich.table import Table
+
+from pipeline.job import JobError
+
+NAMED = 20  # of the images without a partner
+
+
+def score(
+    restored: Annotated[
+        str, typer.Argument(help="Restored images: a folder, or shards with braces and globs.")
+    ],
+    truth: Annotated[str, typer.Argument(help="The true images, with the same keys: a folder, or shards.")],
+    metrics: Annotated[
+        str, typer.Option(help="Names with commas between them; see `kintsugi list metrics`.")
+    ] = "psnr,ssim",
+    out: Annotated[str, typer.Option(help="Where the report goes; `kintsugi compare` takes it.")] = "scores",
+    reference: Annotated[
+        str, typer.Option(help="What metrics of sets compare with: truth, a folder, shards, or an .npz.")
+    ] = "truth",
+) -> None:
+    """Measure images that another method restored against the truth, paired by key.
+
+    A key is the path without its suffix, so restored PNG and true JPEG fit together. Exit code 2 if images
+    have no partner, or cannot be compared.
+
+    Examples:
+
+        kintsugi score resshift/ imagenet256/ --metrics psnr,lpips,fid --out runs/resshift
+
+        kintsugi score 'diffir/*.tar' 'imagenet256/*.tar' --out runs/diffir
+
+        kintsugi compare runs/sr4 runs/diffir
+    """
+    from jobs.cli import EXIT_SOME_FAILED, console, errors
+    from jobs.display import progress_bar
+    from pipeline.executors import default_device
+    from pipeline.metrics.compared import compare_sets, pair
+    from pipeline.report import number
+    from pipeline.storage import at
+
+    names = [name.strip() for name in metrics.split(",") if name.strip()]
+    if not names:
+        raise JobError("--metrics: names none")
+    pairs = pair(restored, truth)
+    for keys, what in ((pairs.without_truth, "no truth for"), (pairs.without_restored, "not restored")):
+        for key in keys[:NAMED]:
+            errors.print(f"{what}: {key}", style="yellow")
+        if len(keys) > NAMED:
+            errors.print(f"{what}: and {len(keys) - NAMED} more", style="yellow")
+    with progress_bar(console, len(pairs.keys), "images") as advance:
+        found = compare_sets(pairs, names, reference, at(out), default_device(), advance)
+    table = Table(title=found["title"], title_justify="left")
+    for column in ("measure", "mean", "95 % interval", "n"):
+        table.add_column(column, justify="left" if column == "measure" else "right")
+    for name, value in found["metrics"].items():
+        mean, low, high = (number(value[part]) for part in ("mean", "low", "high"))
+        table.add_row(name, mean, f"{low} … {high}", str(value["n"]))
+    for name, value in found["sets"].items():
+        mean, low, high = (number(value[part]) for part in ("value", "low", "high"))
+        table.add_row(f"{name}, of the set", mean, f"{low} … {high}", str(value["n"]))
+    console.print(table)
+    for name, value in found["sets"].items():
+        for warning in value["warnings"]:
+            errors.print(f"{name}: {warning}", style="yellow")
+    samples = found["samples"]
+    console.print(f"{samples['ok']} compared, {samples['failed']} failed · {at(out)}")
+    if samples["failed"] or pairs.without_truth or pairs.without_restored:
+        raise typer.Exit(EXIT_SOME_FAILED)

@@ -1,0 +1,116 @@
+"""What the metrics of sets see of an image: features of clean-fid's networks, and patches."""
+
+import hashlib
+from collections.abc import Callable, Collection, Mapping
+from functools import cache
+
+import numpy as np
+import pyarrow as pa
+import torch
+
+from pipeline.metrics import SPACE_WEIGHTS
+from pipeline.metrics.statistics import on_grid
+from pipeline.metrics.texture import finest_laplacian, patches_of
+from pipeline.metrics.weights import Weights
+
+SIZES = {"clean": 2048, "legacy_tensorflow": 2048, "legacy_pytorch": 2048, "patches": 32 * 7 * 7 * 3}
+PATCHES = 32  # of an image: 9 KiB, about as much as its features
+
+Network = Callable[[torch.Tensor], torch.Tensor]
+
+
+class Extractor:
+    """Features of images in some spaces, each image by itself, so that they cannot depend on the batch.
+
+    Args:
+        spaces: keys of `SIZES`.
+
+    Raises:
+        MissingWeights: a network's file is not there.
+    """
+
+    def __init__(self, spaces: Collection[str], device: str | torch.device = "cpu"):
+        self.spaces = sorted(spaces)
+        self.device = torch.device(device)
+        self.networks = {space: network(space, self.device) for space in self.spaces if space != "patches"}
+
+    @torch.no_grad()
+    def __call__(self, key: str, picture: np.ndarray) -> dict[str, np.ndarray]:
+        """Features by space: float32 multiples of 2⁻¹⁶, of patches float16.
+
+        Args:
+            picture: (H, W, 3) uint8. key: decides where its patches are taken.
+        """
+        found = {}
+        for space in self.spaces:
+            if space == "patches":
+                found[space] = patches(key, picture)
+            else:
+                resized = torch.from_numpy(resizer(space)(picture).transpose(2, 0, 1).copy())[None]
+                values = self.networks[space](resized.float().to(self.device)).flatten()
+                found[space] = on_grid(values.cpu().numpy())
+        return found
+
+
+@cache
+def resizer(mode: str) -> Callable[[np.ndarray], np.ndarray]:
+    """clean-fid's own resizing: (H, W, 3) uint8 to 299² float32 in [0, 255]; legacy_tensorflow: inside."""
+    import warnings
+
+    from cleanfid.resize import build_resizer
+
+    with warnings.catch_warnings():  # it switches off all warnings of the process
+        return build_resizer(mode)
+
+
+def network(mode: str, device: torch.device) -> Network:
+    """clean-fid's feature network of a mode, of images (B, 3, H, W) in [0, 255], from the file that is here.
+
+    Raises:
+        MissingWeights: the file is not there.
+    """
+    weights = SPACE_WEIGHTS[mode]
+    assert isinstance(weights, Weights)
+    file = weights.find()
+    if mode == "legacy_pytorch":
+        from cleanfid.features import feature_extractor
+
+        return feature_extractor("pytorch_inception", device, use_dataparallel=False)
+    from cleanfid.inception_torchscript import InceptionV3W
+
+    # Not through clean-fid's build_feature_extractor, which looks in the world's /tmp and fetches.
+    inside = mode == "legacy_tensorflow"
+    return InceptionV3W(str(file.parent), download=False, resize_inside=inside).to(device).eval()
+
+
+def patches(key: str, picture: np.ndarray) -> np.ndarray:
+    """7×7 patches of the finest Laplacian level, on [0, 1], where the key says: (4704,) float16."""
+    level = finest_laplacian(torch.tensor(picture).permute(2, 0, 1)[None].double() / 255)
+    seed = int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big")
+    rng = np.random.default_rng(seed)
+    rows, columns = (torch.from_numpy(rng.integers(0, side - 6, (1, PATCHES))) for side in level.shape[-2:])
+    return patches_of(level, rows, columns).flatten().numpy().astype(np.float16)
+
+
+def table_of(features: Mapping[str, Mapping[str, np.ndarray]]) -> pa.Table | None:
+    """Features by key and space as a table: `key`, and a list of fixed size per space; None of none."""
+    if not features:
+        return None
+    stacked = {
+        space: np.stack([each[space] for each in features.values()])
+        for space in next(iter(features.values()))
+    }
+    lists = {
+        space: pa.FixedSizeListArray.from_arrays(values.ravel(), values.shape[1])
+        for space, values in stacked.items()
+    }
+    return pa.table({"key": pa.array(features, pa.string()), **lists})
+
+
+def arrays(table: pa.Table) -> dict[str, np.ndarray]:
+    """The features in such a table: (n, values) by space."""
+    return {
+        space: table[space].combine_chunks().flatten().to_numpy().reshape(table.num_rows, -1)
+        for space in table.column_names
+        if space != "key"
+    }

@@ -1,0 +1,74 @@
+"""Images of a folder or of shards, by key, in the size they have."""
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+
+from pipeline.job import JobError
+from pipeline.plan import Unit
+from pipeline.read import DECODERS, Decoded, UnreadableImage, decode, in_folder, in_tar, opened, to_rgb
+from pipeline.shards import DamagedShard, Sample, expand, index
+from pipeline.storage import Location
+
+AHEAD = 8  # images decoded before they are needed
+
+
+class Pictures:
+    """The images of a folder or of shards.
+
+    Keys are the paths without suffix, as everywhere.
+
+    Args:
+        field: what the patterns are called in errors. patterns: as `data.shards`.
+
+    Raises:
+        JobError: no such folder or shard, a damaged one, no images in it, or a key that occurs twice.
+    """
+
+    def __init__(self, field: str, patterns: str | list[str]):
+        self.name = str(patterns)
+        self.places: dict[str, tuple[Location, Sample]] = {}
+        try:
+            for shard in expand(patterns):
+                for sample in index(shard):
+                    if sample.key in self.places:
+                        raise JobError(f"{field}: the key {sample.key!r} occurs twice")
+                    self.places[sample.key] = (shard, sample)
+        except DamagedShard as error:
+            raise JobError(f"{field}: {shard}: {error}") from error
+        except JobError as error:
+            raise JobError(str(error).replace("data.shards: ", f"{field}: ", 1)) from error
+        if not self.places:
+            raise JobError(f"{field}: there are no images in {patterns}")
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def read(self, key: str) -> Decoded:
+        """One image, (H, W, 3) uint8, or why there is none."""
+        shard, sample = self.places[key]
+        unit = Unit("", str(shard), 0, 0, 0, 1, sample.offset, sample.end)
+        contents = in_tar(unit, [key]) if sample.file is None else in_folder(unit, [sample.file])
+        return decode(key, sample.offset, next(iter(contents)), as_it_is, sample.file)
+
+    def read_all(self, keys: Iterable[str]) -> Iterator[Decoded]:
+        """Images in the order of the keys, a few of them decoded ahead."""
+        ahead: deque[Future[Decoded]] = deque()
+        with ThreadPoolExecutor(DECODERS) as pool:
+            for key in keys:
+                ahead.append(pool.submit(self.read, key))
+                if len(ahead) > AHEAD:
+                    yield ahead.popleft().result()
+            while ahead:
+                yield ahead.popleft().result()
+
+
+def as_it_is(content: dict[str, Any], note: Callable[[str], None]) -> np.ndarray:
+    """Of any size, as 8-bit RGB."""
+    if "npy" in content:
+        raise UnreadableImage("an array; metrics are of images")
+    with opened(content, note) as image:
+        return np.asarray(to_rgb(image))

@@ -1,0 +1,136 @@
+"""Intervals of means and tests of paired differences.
+
+All are functions of the multiset of values: neither the order of the rows nor their split matters. Values
+of the opposite sign give exactly the opposite result, so that comparing B with A is comparing A with B.
+"""
+
+import math
+from functools import lru_cache
+
+import numpy as np
+
+LEVEL = 0.95
+FEWEST, MOST = 10, 300  # values of which means are resampled; see `mean_interval`
+RESAMPLES = 2000  # each with its mirror image
+ENUMERATED = 20  # differences, of which all choices of signs are tried
+
+
+def mean_interval(values: np.ndarray) -> tuple[float, float]:
+    """The 95 % confidence interval of the mean: bootstrap-t (Efron and Tibshirani 1993, section 12.5).
+
+    Of the bootstrap's intervals it is the one that is second-order correct and keeps Student's width for
+    Gaussian data; the percentile interval is too short for small samples, and with BCa more so where the
+    values are skewed, as residuals and LPIPS are (`tests/test_aggregate.py`). Resampling is seeded, and
+    every resample of the sorted values is used with its mirror image.
+
+    From 300 values on the quantiles of the studentised mean are taken from its Edgeworth expansion about
+    Student's (Hall, The Bootstrap and Edgeworth Expansion, 1992, section 2.6), which is what bootstrap-t
+    estimates: they agree to O(1/n), less than the scatter of the resamples, and a million values take half a
+    second. Fewer than 10 values have too few resamples: Student's interval, as where resamples have no
+    variance.
+
+    Args:
+        values: finite, (n,).
+
+    Returns:
+        (low, high); NaN for fewer than two values.
+    """
+    from scipy.special import stdtrit
+
+    n = len(values)
+    if n < 2:
+        return math.nan, math.nan
+    mean, deviation, skewness = moments(values)
+    tail = (1 - LEVEL) / 2
+    upper = float(stdtrit(n - 1, 1 - tail))
+    lower = -upper
+    if n >= MOST:
+        shift = skewness / (6 * math.sqrt(n)) * (2 * upper**2 + 1)
+        lower, upper = lower - shift, upper - shift
+    elif n >= FEWEST:
+        resampled = studentised_quantiles(np.sort(values - mean), tail)
+        if all(map(math.isfinite, resampled)):
+            lower, upper = resampled
+    error = deviation / math.sqrt(n)
+    return mean - upper * error, mean - lower * error
+
+
+def moments(values: np.ndarray) -> tuple[float, float, float]:
+    """Mean, standard deviation (n − 1; NaN for one value) and skewness of values in any order, (n,)."""
+    ordered = np.sort(values, kind="stable")  # which sees what is sorted already
+    n = len(ordered)
+    mean = total(ordered) / n
+    ordered -= mean
+    powers = ordered * ordered
+    squares = total(powers)
+    powers *= ordered  # NumPy's own third power takes twenty times as long
+    skewness = total(powers) / n / (squares / n) ** 1.5 if squares else 0.0
+    return mean, math.sqrt(squares / (n - 1)) if n > 1 else math.nan, skewness
+
+
+def total(ordered: np.ndarray) -> float:
+    """Half the sums in this order and in the reverse: numbers of the other sign give just the negative."""
+    return float(ordered.sum() + np.ascontiguousarray(ordered[::-1]).sum()) / 2
+
+
+def studentised_quantiles(centred: np.ndarray, tail: float) -> tuple[float, float]:
+    """The lower and upper quantile of the resamples' (mean − 0) / standard error.
+
+    Args:
+        centred: sorted values of mean 0.
+    """
+    n = len(centred)
+    chosen = resamples(n)
+    statistics = []
+    for source in (centred, np.ascontiguousarray(centred[::-1])):
+        drawn = source[chosen]
+        means = drawn.mean(1)
+        variances = np.maximum(np.square(drawn).mean(1) - means**2, 0) / (n - 1)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            ratios = means / np.sqrt(variances)
+        statistics.append(np.where(means == 0, 0.0, ratios))
+    ordered = np.sort(np.concatenate(statistics))
+    place = round(tail * (len(ordered) + 1)) - 1
+    return float(ordered[place]), float(ordered[-1 - place])
+
+
+@lru_cache(maxsize=1)
+def resamples(n: int) -> np.ndarray:
+    """(RESAMPLES, n) places to draw from."""
+    return np.random.default_rng(0).integers(0, n, (RESAMPLES, n))
+
+
+def paired_p_value(differences: np.ndarray) -> float:
+    """The two-sided p-value of a sign-flip test of the mean of paired differences (Fisher 1935).
+
+    If neither run is better, each difference is as likely to have the other sign. This tests the mean, the
+    number that is reported, and not ranks as Wilcoxon's test does; it needs no assumption on the
+    distribution. Up to 20 differences all 2ⁿ signs are tried; for more, the sum with random signs is taken
+    to be Gaussian with variance Σd², whose tails are heavier than its own, so that small p-values are too
+    large rather than too small (by a third at p = 0.015 and n = 21).
+
+    Args:
+        differences: finite, (n,). Zeros say nothing.
+    """
+    sizes = np.sort(np.abs(differences[differences != 0]))
+    if not len(sizes):
+        return 1.0
+    observed = abs(total(np.sort(differences)))
+    if len(sizes) > ENUMERATED:
+        return math.erfc(observed / math.sqrt(2 * float((sizes**2).sum())))
+    # The sign of one is given by symmetry.
+    sums = sizes[:1]
+    for size in sizes[1:]:
+        sums = np.concatenate([sums + size, sums - size])
+    rounding = 1e-12 * sizes.sum()
+    return float((np.abs(sums) >= observed - rounding).mean())
+
+
+def holm(p_values: list[float]) -> list[float]:
+    """p-values corrected for their number: the family-wise error rate is kept (Holm 1979)."""
+    corrected = [0.0] * len(p_values)
+    largest = 0.0
+    for rank, i in enumerate(sorted(range(len(p_values)), key=p_values.__getitem__)):
+        largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[i]))
+        corrected[i] = largest
+    return corrected

@@ -1,0 +1,379 @@
+"""A sweep: one job with several settings on the images for tuning, and which of them is best.
+
+Each setting is a trial, an ordinary run. Successive halving (Jamieson and Talwalkar, AISTATS 2016): all
+trials do a few images, the better ones go on. A trial goes on by doing further units of its own run, so
+nothing is done twice, and all that is known of it is in its rows. Trials are compared on the same images, in
+pairs.
+"""
+
+import csv
+import hashlib
+import itertools
+import json
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from pipeline.aggregate import committed
+from pipeline.job import Job, JobError
+from pipeline.metrics import IMAGE
+from pipeline.run import Run
+from pipeline.statistics import mean_interval
+from pipeline.storage import Location, publish
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+Settings = dict[str, Any]
+SMALLEST = 8  # images of the first rung: with fewer the order is a matter of luck
+VJP_COST = 2  # evaluations of the network that a vector-Jacobian product costs beside its forward
+MAX_NAME = 60  # characters of a trial's settings in its name
+
+
+@dataclass(frozen=True)
+class Range:
+    """Values between two numbers, drawn evenly, or evenly in their logarithm."""
+
+    low: float
+    high: float
+    log: bool = False
+
+    def draw(self, generator: np.random.Generator) -> float:
+        """One of them, to four digits, so that names and job files can be read."""
+        if self.log:
+            value = math.exp(generator.uniform(math.log(self.low), math.log(self.high)))
+        else:
+            value = generator.uniform(self.low, self.high)
+        return float(f"{value:.4g}")
+
+
+Choices = list[Any] | Range
+
+
+def grid(vary: Mapping[str, list[Any]]) -> list[Settings]:
+    """Every combination; the last field changes fastest."""
+    return [dict(zip(vary, values, strict=True)) for values in itertools.product(*vary.values())]
+
+
+def random_settings(vary: Mapping[str, Choices], count: int, seed: int) -> list[Settings]:
+    """`count` combinations at random; the first ones of more are the same."""
+
+    def draw(number: int) -> Settings:
+        generator = np.random.default_rng([seed, number])
+        return {
+            field: choices.draw(generator)
+            if isinstance(choices, Range)
+            else choices[int(generator.integers(len(choices)))]
+            for field, choices in vary.items()
+        }
+
+    return [draw(number) for number in range(count)]
+
+
+def name_of(settings: Settings) -> str:
+    """The folder of a trial: its settings in short, and a hash of them."""
+    short = "_".join(f"{field.rpartition('.')[2]}={value}" for field, value in settings.items())
+    digest = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest()
+    return f"{re.sub(r'[^A-Za-z0-9.=_+-]+', '-', short)[:MAX_NAME]}-{digest[:8]}"
+
+
+@dataclass(frozen=True)
+class Rung:
+    """So many trials, each on the first so many images."""
+
+    trials: int
+    images: int
+
+
+def rungs(trials: int, images: int, halve: int) -> list[Rung]:
+    """Of all trials 1/halve go on with halve times as many images, up to all; two at least see all of them.
+
+    halve: 1 lets every trial do all images.
+    """
+    sizes = [images]
+    while halve > 1 and sizes[0] // halve >= SMALLEST and trials > halve ** len(sizes):
+        sizes.insert(0, sizes[0] // halve)
+    return [Rung(-(-trials // halve**number), size) for number, size in enumerate(sizes)]
+
+
+@dataclass(frozen=True)
+class Measured:
+    """The metric by which trials are compared."""
+
+    name: str
+
+    def __post_init__(self) -> None:
+        if self.name not in IMAGE:
+            raise JobError(
+                f"--by: {self.name!r} is no metric of single images, by which trials are compared in pairs; "
+                f"choose from {', '.join(sorted(IMAGE))}"
+            )
+
+    @property
+    def title(self) -> str:
+        metric = IMAGE[self.name]
+        return f"|{metric.title} − 1|" if metric.better == "one" else metric.title
+
+    @property
+    def sign(self) -> int:
+        """1 where more is better, else −1."""
+        return 1 if IMAGE[self.name].better == "higher" else -1
+
+    def distances(self, values: np.ndarray) -> np.ndarray:
+        """The values; of a metric that is best at 1, how far they are from it."""
+        return np.abs(values - 1) if IMAGE[self.name].better == "one" else values
+
+
+@dataclass(frozen=True)
+class Trial:
+    """Settings, and the job that has them."""
+
+    settings: Settings
+    job: Job
+
+    @property
+    def name(self) -> str:
+        return name_of(self.settings)
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a trial came to on its first images.
+
+    Attributes:
+        values: the metric of each restored image, by key. failed: images that were not restored.
+        evaluations: of the network per image; a vector-Jacobian product counts as two.
+        seconds: of the sampler per image.
+    """
+
+    trial: Trial
+    by: Measured
+    values: dict[str, float]
+    failed: int
+    evaluations: int
+    seconds: float
+
+    @cached_property
+    def mean(self) -> float:
+        return float(np.mean(list(self.values.values()))) if self.values else math.nan
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """The 95 % confidence interval of the mean."""
+        return interval(np.array(list(self.values.values())))
+
+    @property
+    def rank(self) -> tuple[int, float]:
+        """Less is better. Failures count first: those images, perhaps hard ones, are not in the mean."""
+        return self.failed, -self.by.sign * self.mean if self.values else math.inf
+
+
+def result_of(run: Run, trial: Trial, by: Measured, images: int) -> Result:
+    """What the committed rows say of a trial's first images, whatever else it has done."""
+    units = {unit.unit for unit in run.units() if unit.first < images}
+    values: dict[str, float] = {}
+    rows = evaluations = 0
+    seconds = 0.0
+    for table, commit in committed(run, ["key", "status", "forwards", "vjps", "seconds", by.name]):
+        if commit.unit not in units:
+            continue
+        rows += table.num_rows
+        for row in table.to_pylist():
+            if row["status"] == "ok":
+                values[row["key"]] = row[by.name]
+                seconds += row["seconds"]
+                evaluations = max(evaluations, row["forwards"] + VJP_COST * row["vjps"])
+    distances = by.distances(np.array(list(values.values()), float))
+    values = dict(zip(values, distances.tolist(), strict=True))
+    return Result(trial, by, values, rows - len(values), evaluations, seconds / max(len(values), 1))
+
+
+def interval(values: np.ndarray) -> tuple[float, float]:
+    """95 % confidence interval of the mean; NaN where it has none."""
+    return mean_interval(values) if np.isfinite(values).all() else (math.nan, math.nan)
+
+
+@dataclass(frozen=True)
+class Difference:
+    """How much larger a trial's metric is than the best one's: mean of the pairs, 95 % interval, pairs."""
+
+    mean: float
+    low: float
+    high: float
+    pairs: int
+
+    @property
+    def none(self) -> bool:
+        """Whether it cannot be told from 0."""
+        return self.low <= 0 <= self.high
+
+
+def difference(result: Result, best: Result) -> Difference:
+    """Over the images that both have restored."""
+    keys = sorted(result.values.keys() & best.values.keys())
+    one, other = (np.array([it.values[key] for key in keys]) for it in (result, best))
+    if not keys:
+        return Difference(math.nan, math.nan, math.nan, 0)
+    with np.errstate(invalid="ignore"):
+        pairs = np.where(one == other, 0.0, one - other)  # two infinite values are alike
+    return Difference(float(pairs.mean()), *interval(pairs), len(keys))
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A finished sweep.
+
+    Attributes:
+        results: of every trial on all its images, in the order of the trials.
+        last: places in `results` of those that have done all images, the best first.
+    """
+
+    by: Measured
+    results: list[Result]
+    last: list[int]
+
+    @property
+    def best(self) -> Result:
+        """The best mean of those that have done all images."""
+        return self.results[self.last[0]]
+
+    @cached_property
+    def differences(self) -> list[Difference]:
+        """Of each result from the best."""
+        return [difference(result, self.best) for result in self.results]
+
+    @cached_property
+    def alike(self) -> set[int]:
+        """Places of the best, and of those that cannot be told from it and have no more failures."""
+        pairs = enumerate(zip(self.results, self.differences, strict=True))
+        return {self.last[0]} | {
+            place for place, (it, differs) in pairs if differs.none and it.failed <= self.best.failed
+        }
+
+    @cached_property
+    def chosen(self) -> Result:
+        """The cheapest of those that are like the best and have done all images; then the best mean."""
+        final = [self.results[place] for place in self.last if place in self.alike]
+        return min(final, key=lambda result: result.evaluations)
+
+    def edges(self) -> list[str]:
+        """In words, where the chosen value of a field is the smallest or largest that was tried."""
+        found = []
+        for field, value in self.chosen.trial.settings.items():
+            tried = [result.trial.settings[field] for result in self.results]
+            if not all(map(number, tried)) or len(set(tried)) < 3:  # two values have no middle
+                continue
+            if value in (min(tried), max(tried)):
+                where, beyond = ("smallest", "below") if value == min(tried) else ("largest", "above")
+                found.append(
+                    f"{field} = {value:g} is the {where} that was tried; the best may lie {beyond} it"
+                )
+        return found
+
+
+def number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def write_csv(outcome: Outcome, target: Location) -> None:
+    """A line for each trial, in the order of the trials."""
+    by = outcome.by.name
+    figures = ["images", "failed", by, "low", "high", "difference", "difference_low", "difference_high"]
+    fields = list(outcome.best.trial.settings)
+    with publish(target) as temporary, temporary.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["trial", *fields, *figures, "alike", "chosen", "evaluations", "seconds"])
+        for place, (result, differs) in enumerate(zip(outcome.results, outcome.differences, strict=True)):
+            writer.writerow(
+                [
+                    result.trial.name,
+                    *result.trial.settings.values(),
+                    len(result.values) + result.failed,
+                    result.failed,
+                    result.mean,
+                    *result.interval,
+                    differs.mean,
+                    differs.low,
+                    differs.high,
+                    int(place in outcome.alike),
+                    int(result is outcome.chosen),
+                    result.evaluations,
+                    result.seconds,
+                ]
+            )
+
+
+def draw(outcome: Outcome, target: Location) -> None:
+    """An SVG of differences from the best trial: a line for one field, a map for two, else a panel each.
+
+    Differences are paired, so trials that stopped early are shown on the same footing as the others.
+    """
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    fields = list(outcome.best.trial.settings)
+    tried = [distinct(result.trial.settings[field] for result in outcome.results) for field in fields]
+    whole_grid = len(outcome.results) == math.prod(map(len, tried))
+    as_map = len(fields) == 2 and whole_grid
+    with matplotlib.rc_context({"svg.hashsalt": "kintsugi", "font.size": 9}):
+        figure = Figure(figsize=(4.5 if as_map else 4 * len(fields), 3.5), layout="constrained")
+        if as_map:
+            heat_map(figure.subplots(), outcome, fields, tried)
+        else:
+            for axes, field, values in zip(
+                np.atleast_1d(figure.subplots(1, len(fields))), fields, tried, strict=True
+            ):
+                panel(axes, outcome, field, values)
+        figure.suptitle(f"{outcome.by.title}, paired difference from the best")
+        with publish(target) as temporary:
+            figure.savefig(temporary, format="svg", metadata={"Date": None})
+
+
+def distinct(values: Any) -> list[Any]:
+    """Each value once: numbers in order, others as they come."""
+    found = list({str(value): value for value in values}.values())
+    return sorted(found) if all(map(number, found)) else found
+
+
+def panel(axes: "Axes", outcome: Outcome, field: str, values: list[Any]) -> None:
+    """Difference against the values of a field, with intervals; a ring marks the chosen trial."""
+    numeric = all(map(number, values))
+    place = {str(value): value if numeric else i for i, value in enumerate(values)}
+    x = np.array([place[str(result.trial.settings[field])] for result in outcome.results], float)
+    y = np.array([[it.mean, it.low, it.high] for it in outcome.differences])
+    order = np.argsort(x, kind="stable")
+    x, y = x[order], y[order]
+    spread = np.nan_to_num(np.stack([y[:, 0] - y[:, 1], y[:, 2] - y[:, 0]]))
+    joined = (
+        "-" if len(outcome.results) == len(values) else ""
+    )  # where other fields vary, a line says nothing
+    axes.errorbar(x, y[:, 0], spread, fmt=f"o{joined}", markersize=4, capsize=3, linewidth=1)
+    ring = place[str(outcome.chosen.trial.settings[field])], difference(outcome.chosen, outcome.best).mean
+    axes.plot(*ring, "o", markersize=11, fillstyle="none", color="tab:red")
+    axes.axhline(0, linewidth=0.5, color="grey")
+    if not numeric:
+        axes.set_xticks(range(len(values)), [str(value)[:20] for value in values])
+    axes.set_xlabel(field)
+
+
+def heat_map(axes: "Axes", outcome: Outcome, fields: list[str], tried: list[list[Any]]) -> None:
+    """Difference for every pair of values; ★ marks the chosen trial, ≈ those that are like the best."""
+    columns, rows = tried
+    shown = np.full((len(rows), len(columns)), np.nan)
+    for place, (result, differs) in enumerate(zip(outcome.results, outcome.differences, strict=True)):
+        x, y = (values.index(result.trial.settings[it]) for values, it in zip(tried, fields, strict=True))
+        shown[y, x] = differs.mean
+        mark = "★" if result is outcome.chosen else "≈" if place in outcome.alike else ""
+        behind = {"boxstyle": "round", "facecolor": "white", "alpha": 0.7, "linewidth": 0}
+        axes.text(x, y, f"{differs.mean:.3g}{mark}", ha="center", va="center", fontsize=8, bbox=behind)
+    good = "viridis" if outcome.by.sign > 0 else "viridis_r"
+    axes.imshow(shown, cmap=good, aspect="auto", origin="lower")
+    axes.set_xticks(range(len(columns)), [str(value)[:20] for value in columns])
+    axes.set_yticks(range(len(rows)), [str(value)[:20] for value in rows])
+    axes.set_xlabel(fields[0])
+    axes.set_ylabel(fields[1])

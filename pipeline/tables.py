@@ -1,0 +1,81 @@
+"""A table as Markdown, CSV and LaTeX."""
+
+import csv
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from io import StringIO
+
+MARKUP = re.compile(r"[&<>`|*_~\[\]\\]")
+LATEX = {
+    "\\": r"\textbackslash{}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    **{mark: "\\" + mark for mark in "&%$#_{}"},
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "|": r"\textbar{}",
+    '"': r"\textquotedbl{}",
+    "↑": r"$\uparrow$",
+    "↓": r"$\downarrow$",
+    "→": r"$\rightarrow$",
+    "−": "$-$",
+    "×": r"$\times$",
+    "±": r"$\pm$",
+    "…": r"\dots{}",
+    "–": "--",
+    "²": r"\textsuperscript{2}",
+    "σ": r"$\sigma$",
+    "Δ": r"$\Delta$",
+}
+"""What LaTeX reads as markup, and the signs of our own that pdflatex does not know."""
+
+
+@dataclass(frozen=True)
+class Table:
+    """Cells of text; the first column names what the row is, the others are numbers, to the right.
+
+    Cells may come from the data of others: every form escapes what would be markup in it.
+    """
+
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str]]
+
+    def markdown(self) -> str:
+        lines = [self.columns, ["---", *["---:"] * (len(self.columns) - 1)]]
+        head = [f"| {' | '.join(map(markdown_text, lines[0]))} |", f"| {' | '.join(lines[1])} |"]
+        return "\n".join([*head, *(f"| {' | '.join(map(markdown_text, row))} |" for row in self.rows)]) + "\n"
+
+    def csv(self) -> str:
+        """RFC 4180, with line feeds alone at the ends of lines."""
+        text = StringIO()
+        csv.writer(text, lineterminator="\n").writerows([self.columns, *self.rows])
+        return text.getvalue()
+
+    def latex(self) -> str:
+        r"""A `tabular` for \usepackage{booktabs}."""
+
+        def line(cells: Sequence[str]) -> str:
+            return " & ".join(map(latex_text, cells)) + r" \\"
+
+        return "\n".join(
+            [
+                rf"\begin{{tabular}}{{l{'r' * (len(self.columns) - 1)}}}",
+                r"\toprule",
+                line(self.columns),
+                r"\midrule",
+                *map(line, self.rows),
+                r"\bottomrule",
+                r"\end{tabular}",
+                "",
+            ]
+        )
+
+
+def markdown_text(text: str) -> str:
+    """A text without markup of its own; in tables a backslash may end a cell, so references stand for it."""
+    return MARKUP.sub(lambda found: f"&#{ord(found[0])};", " ".join(text.split()))
+
+
+def latex_text(text: str) -> str:
+    return "".join(LATEX.get(character, character) for character in " ".join(text.split()))

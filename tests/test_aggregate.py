@@ -1,0 +1,225 @@
+"""Aggregation: intervals and tests against SciPy and by coverage; what no order or split changes."""
+
+import json
+import math
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from scipy import stats
+
+from pipeline import aggregate, statistics
+from pipeline.aggregate import FLAT_ROWS, Summary, describe_rows, measure, shows_state_of, summarise
+from pipeline.executors import Live, in_process
+from pipeline.run import open_or_plan
+from pipeline.statistics import holm, mean_interval, paired_p_value
+
+
+def student(values):
+    return stats.t.interval(0.95, len(values) - 1, values.mean(), stats.sem(values))
+
+
+@pytest.mark.parametrize("n", [50, 200, 1000])
+def test_for_gaussian_values_the_interval_is_students(n):
+    random = np.random.default_rng(n)
+    ratios = []
+    for _ in range(40):
+        values = random.normal(25, 3, n)
+        (low, high), (lower, upper) = mean_interval(values), student(values)
+        ratios.append((high - low) / (upper - lower))
+        assert abs((low + high) - (lower + upper)) < 0.25 * (upper - lower)
+    assert np.mean(ratios) == pytest.approx(1, abs=0.03)
+
+
+def test_the_interval_of_skewed_values_covers_better_than_students():
+    random = np.random.default_rng(0)
+    truth, trials = math.exp(0.5), 700
+    covered = by_student = 0
+    for _ in range(trials):
+        values = random.lognormal(size=50)
+        low, high = mean_interval(values)
+        lower, upper = student(values)
+        covered += low <= truth <= high
+        by_student += lower <= truth <= upper
+    assert 0.90 <= covered / trials <= 0.97
+    assert covered > by_student
+
+
+@pytest.mark.parametrize("draw", ["lognormal", "exponential", "normal"])
+def test_the_expansion_for_many_values_is_what_resampling_gives(draw, monkeypatch):
+    values = getattr(np.random.default_rng(3), draw)(size=800)
+    expanded = np.array(mean_interval(values))
+    monkeypatch.setattr(statistics, "MOST", 10**9)
+    resampled = np.array(mean_interval(values))
+    assert np.abs(expanded - resampled).max() < 0.04 * np.ptp(resampled)
+
+
+@pytest.mark.parametrize("n", [2, 3, 9, 10, 57, 299, 300, 2001])
+def test_order_changes_nothing_and_the_other_sign_mirrors_exactly(n):
+    random = np.random.default_rng(n)
+    values = random.lognormal(size=n) - 1.3
+    low, high = mean_interval(values)
+    assert mean_interval(random.permutation(values)) == (low, high)
+    assert mean_interval(-random.permutation(values)) == (-high, -low)
+    assert paired_p_value(-random.permutation(values)) == paired_p_value(values)
+    assert low < values.mean() < high
+
+
+def test_intervals_of_few_or_constant_values():
+    assert all(map(math.isnan, mean_interval(np.array([3.0]))))
+    assert mean_interval(np.array([1.0, 2.0, 4.0])) == pytest.approx(student(np.array([1.0, 2.0, 4.0])))
+    assert mean_interval(np.full(40, 0.5)) == (0.5, 0.5)
+    almost = np.zeros(40)
+    almost[3] = 1.0  # many of its resamples have no variance
+    assert mean_interval(almost) == pytest.approx(student(almost))
+
+
+def test_the_sign_flip_test_is_scipys_permutation_test():
+    def mean(values, axis):
+        return values.mean(axis)
+
+    options = {"permutation_type": "samples", "vectorized": True, "batch": 2000}
+    random = np.random.default_rng(0)
+    for shift in (0.0, 0.4, 1.0):
+        few = random.normal(shift, 1, 11)
+        exact = stats.permutation_test((few,), mean, n_resamples=math.inf, **options)
+        assert paired_p_value(few) == pytest.approx(exact.pvalue, rel=1e-12)
+    many = random.lognormal(size=120) - 1.4
+    sampled = stats.permutation_test((many,), mean, n_resamples=20_000, rng=1, **options)
+    assert paired_p_value(many) == pytest.approx(sampled.pvalue, abs=0.01)
+
+
+def test_the_sign_flip_test_without_an_effect_rejects_as_often_as_it_says():
+    random = np.random.default_rng(1)
+    p_values = np.array([paired_p_value(random.standard_t(4, 40)) for _ in range(2000)])
+    for level in (0.05, 0.2, 0.5):
+        spread = math.sqrt(level * (1 - level) / len(p_values))
+        assert (p_values <= level).mean() == pytest.approx(level, abs=3.5 * spread)
+
+
+def test_differences_that_are_all_zero_or_all_of_one_sign():
+    assert paired_p_value(np.zeros(30)) == 1
+    assert paired_p_value(np.array([0.0, 0.0, 1.0, 2.0, 3.0])) == 2 / 2**3
+    assert paired_p_value(np.full(200, 0.1)) < 1e-30
+
+
+def test_holm_by_hand():
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert holm([0.9, 0.8]) == [1.0, 1.0]
+    assert holm([]) == []
+
+
+def table_of(n, seed=0):
+    """Rows with failures, infinite PSNRs and missing labels."""
+    random = np.random.default_rng(seed)
+    ok = random.random(n) > 0.1
+    psnr = random.normal(25, 3, n)
+    psnr[random.random(n) < 0.02] = np.inf
+    values = {
+        "key": [f"image_{i:05d}" for i in range(n)],
+        "shard": [f"shard-{i % 3}.tar" for i in range(n)],
+        "label": [None if i % 11 == 0 else i % 7 for i in range(n)],
+        "status": np.where(ok, "ok", "failed"),
+        "error": pa.array(np.full(n, "UnreadableImage: it is broken"), mask=ok),
+        "forwards": pa.array(np.full(n, 5), pa.int32(), mask=~ok),
+        "vjps": pa.array(np.full(n, 3), pa.int32(), mask=~ok),
+        "psnr": pa.array(psnr, mask=~ok),
+        "lpips": pa.array(random.lognormal(-1, 0.4, n), mask=~ok),
+        "spectrum_ratio": pa.array(random.lognormal(0, 0.4, n), mask=~ok),
+    }
+    columns = [values.get(field.name, pa.nulls(n, field.type)) for field in FLAT_ROWS]
+    return pa.table(columns, FLAT_ROWS.names).cast(FLAT_ROWS)
+
+
+def described(table, path, row_group):
+    pq.write_table(table, path, row_group_size=row_group)
+    summary = Summary(planned=len(table), units=1)
+    describe_rows(path, summary)
+    return summary
+
+
+def test_statistics_are_numpys_and_no_order_or_split_changes_them(tmp_path):
+    table = table_of(1000)
+    summary = described(table, tmp_path / "rows.parquet", 1000)
+    good = table.filter(pa.compute.equal(table["status"], "ok"))
+    values = good["psnr"].to_numpy()
+    finite = values[np.isfinite(values)]
+    found = summary.measures["psnr"]
+    assert (found.n, found.infinite) == (len(finite), len(values) - len(finite))
+    assert found.mean == pytest.approx(finite.mean(), rel=1e-12)
+    assert found.deviation == pytest.approx(finite.std(ddof=1), rel=1e-12)
+    assert found.quantiles == {str(q): np.quantile(finite, q) for q in (0.05, 0.25, 0.5, 0.75, 0.95)}
+    assert len(found.edges) == len(found.counts) + 1 <= 41
+    assert found.counts == np.histogram(finite, found.edges)[0].tolist()
+    assert (summary.forwards, summary.vjps) == (5, 3)
+    assert summary.errors == {"UnreadableImage": 1000 - len(good)}
+    again = described(table.take(np.random.default_rng(1).permutation(1000)), tmp_path / "again.parquet", 37)
+    assert again.measures == summary.measures
+    assert again.breakdowns == summary.breakdowns
+
+
+def test_worst_and_best_follow_the_metric(tmp_path):
+    summary = described(table_of(500), tmp_path / "rows.parquet", 500)
+    rows = [row for row in table_of(500).to_pylist() if row["status"] == "ok"]
+
+    def keys(badness):
+        ordered = sorted(rows, key=lambda row: (badness(row), row["key"]))
+        worst = sorted(rows, key=lambda row: (-badness(row), row["key"]))
+        return [row["key"] for row in worst[:8]], [row["key"] for row in ordered[:8]]
+
+    for name, badness in (
+        ("psnr", lambda row: -row["psnr"]),  # infinite is best
+        ("lpips", lambda row: row["lpips"]),
+        ("spectrum_ratio", lambda row: abs(math.log(row["spectrum_ratio"]))),
+    ):
+        assert (summary.measures[name].worst, summary.measures[name].best) == keys(badness)
+
+
+def test_breakdowns_are_those_of_the_rows(tmp_path, monkeypatch):
+    monkeypatch.setattr(aggregate, "GROUPS", 4)
+    table = table_of(700)
+    summary = described(table, tmp_path / "rows.parquet", 100)
+    assert summary.groups == {"shard": 3, "label": 7}
+    rows = table.to_pylist()
+    assert [group.name for group in summary.breakdowns["shard"]] == [
+        "shard-0.tar",
+        "shard-1.tar",
+        "shard-2.tar",
+    ]
+    assert len(summary.breakdowns["label"]) == 4
+    for group in summary.breakdowns["label"]:
+        inside = [row for row in rows if str(row["label"]) == group.name]
+        values = np.array([row["lpips"] for row in inside if row["status"] == "ok"])
+        assert (group.n, group.failed) == (len(inside), sum(row["status"] == "failed" for row in inside))
+        assert group.measures["lpips"] == pytest.approx((values.mean(), *mean_interval(values)), rel=1e-12)
+
+
+@pytest.mark.parametrize("values", [[], [math.inf, math.inf], [2.0], [1.0, 1.0 - 2**-53], [1.0, math.nan]])
+def test_measures_of_almost_nothing(values):
+    keys = pa.chunked_array([[f"{i}" for i in range(len(values))]], pa.string())
+    found = measure(np.array(values, float), keys, "ssim")
+    assert sum(found.counts) == found.n
+    assert found.n + found.infinite == np.sum(~np.isnan(values))
+    json.dumps(vars(found), allow_nan=False)
+
+
+def test_units_of_any_size_give_the_same_summary(make_job, tmp_path):
+    summaries = []
+    for unit_size in (2, 4):
+        compute = {"unit_size": unit_size, "batch_size": 2, "cpus_per_actor": 1}
+        job = make_job(output=str(tmp_path / str(unit_size)), compute=compute)
+        run = open_or_plan(job)
+        for _ in in_process(job, run.folder, run.outstanding(), Live()):
+            pass
+        rows = run.folder / "rows.parquet"
+        assert not shows_state_of(run, rows)
+        summaries.append(summarise(run, rows))
+        assert shows_state_of(run, rows)
+        assert len(pq.read_table(rows)) == 12
+    first, second = summaries
+    for name in ("psnr", "ssim", "residual"):
+        assert first.measures[name] == second.measures[name]
+    assert (first.rows, first.failed, first.groups) == (second.rows, second.failed, second.groups)
+    next((run.folder / "commits").iterdir()).unlink()
+    assert not shows_state_of(run, rows)

@@ -1,0 +1,319 @@
+"""Comparison: symmetry, pairing by key, what is left out, the files; SQL that sees one table."""
+
+import json
+import math
+import xml.etree.ElementTree
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from conftest import encode, picture
+from typer.testing import CliRunner
+
+from jobs.cli import app
+from pipeline import compare as comparing
+from pipeline.compare import compare, labels, open_entries, write
+from pipeline.executors import Live, in_process
+from pipeline.frontier import Cost, Quality, draw, pareto
+from pipeline.job import JobError
+from pipeline.query import ask, rows_file
+from pipeline.run import open_or_plan
+from pipeline.statistics import holm, mean_interval, paired_p_value
+from pipeline.storage import at
+from pipeline.tables import Table
+
+
+def scored(folder, psnr, *, failed=(), order=None, group=1000, metrics=None, **columns):
+    """A folder as `kintsugi score` makes it; keys are image_0, image_1, … or those of a dict."""
+    keys = list(psnr) if isinstance(psnr, dict) else [f"image_{i}" for i in range(len(psnr))]
+    values = list(psnr.values()) if isinstance(psnr, dict) else list(psnr)
+    status = ["failed" if key in failed else "ok" for key in keys]
+    table = pa.table(
+        {
+            "key": keys,
+            "status": status,
+            "psnr": pa.array(values, pa.float64(), mask=np.array([s == "failed" for s in status])),
+            **columns,
+        }
+    )
+    folder.mkdir()
+    pq.write_table(
+        table if order is None else table.take(order), folder / "rows.parquet", row_group_size=group
+    )
+    (folder / "metrics.json").write_text(json.dumps(metrics or {}))
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def values():
+    random = np.random.default_rng(0)
+    truth = random.normal(25, 3, 60)
+    return {"a": truth, "b": truth + random.lognormal(-1, 1, 60) - 0.3, "c": truth - 1}
+
+
+@pytest.fixture
+def folders(values, tmp_path):
+    return {name: scored(tmp_path / name, of) for name, of in values.items()}
+
+
+def test_a_run_with_itself_is_a_draw(folders):
+    found = compare(open_entries([folders["a"], folders["a"]]))
+    (one,) = found.paired
+    assert (one.difference, one.low, one.high, one.p, one.corrected, one.wins) == (0, 0, 0, 1, 1, 0.5)
+    first, second = (run.label for run in found.runs)
+    assert second == f"{first} (2)"
+
+
+def test_swapping_flips_signs_exactly(folders):
+    (one,) = compare(open_entries([folders["a"], folders["b"]])).paired
+    (other,) = compare(open_entries([folders["b"], folders["a"]])).paired
+    assert one.difference != 0
+    assert (other.difference, other.low, other.high) == (-one.difference, -one.high, -one.low)
+    assert (other.p, other.corrected) == (one.p, one.corrected)
+    assert one.wins + other.wins == 1
+
+
+def test_numbers_are_those_of_the_differences(folders, values):
+    found = compare(open_entries(list(folders.values())))
+    assert [(one.baseline, one.other) for one in found.paired] == [("a", "b"), ("a", "c"), ("b", "c")]
+    for one in found.paired:
+        differences = values[one.other] - values[one.baseline]
+        assert one.difference == pytest.approx(differences.mean(), rel=1e-9)
+        assert (one.low, one.high) == pytest.approx(mean_interval(differences), rel=1e-9)
+        assert one.p == pytest.approx(paired_p_value(differences), rel=1e-9)
+        assert one.wins == (differences > 0).mean()
+    assert [one.corrected for one in found.paired] == holm([one.p for one in found.paired])
+
+
+def test_neither_order_nor_split_of_rows_matters(values, folders, tmp_path):
+    order = np.random.default_rng(2).permutation(60)
+    mixed = scored(tmp_path / "x", values["a"], order=order, group=7)
+    (one,) = compare(open_entries([folders["a"], folders["b"]])).paired
+    (again,) = compare(open_entries([mixed, folders["b"]])).paired
+    assert vars(again) == {**vars(one), "baseline": "x"}
+
+
+def test_more_than_four_runs_are_compared_with_the_first(values, tmp_path):
+    names = [scored(tmp_path / f"r{i}", values["a"] + i) for i in range(5)]
+    found = compare(open_entries(names))
+    assert [(one.baseline, one.other) for one in found.paired] == [("r0", f"r{i}") for i in range(1, 5)]
+
+
+def test_only_images_restored_in_all_runs_count_and_the_rest_is_said(tmp_path):
+    a = scored(tmp_path / "a", {"x": 20.0, "y": 21.0, "z": 22.0, "only a": 50.0}, failed=("z",))
+    b = scored(tmp_path / "b", {"z": 1.0, "y": 23.0, "x": 21.0})
+    found = compare(open_entries([a, b]))
+    assert found.images == 2
+    assert found.runs[0].measures["psnr"][0] == 20.5
+    assert found.paired[0].difference == 1.5
+    assert comparing.left_out(found) == ["a: of 4 images, 1 failed", "b: of 4 images, 1 are not there"]
+
+
+def test_infinite_values_win_and_are_left_out_of_the_difference(tmp_path):
+    a = scored(tmp_path / "a", [20.0, 21.0, math.inf, math.inf])
+    b = scored(tmp_path / "b", [21.0, math.inf, math.inf, 30.0])
+    found = compare(open_entries([a, b]))
+    (one,) = found.paired
+    assert (one.n, one.infinite, one.difference) == (1, 3, 1.0)
+    assert one.wins == (1 + 1 + 0.5 + 0) / 4
+    assert list(found.differing) == ["image_0"]
+    json.dumps(found.runs[0].measures, allow_nan=False)
+
+
+def test_better_depends_on_the_measure(tmp_path):
+    near = {"lpips": [0.1, 0.2], "spectrum_ratio": [0.9, 1.2]}
+    far = {"lpips": [0.3, 0.4], "spectrum_ratio": [0.5, 2.5]}
+    a = scored(tmp_path / "a", [20.0, 20.0], **near)
+    b = scored(tmp_path / "b", [20.0, 20.0], **far)
+    wins = {one.measure: one.wins for one in compare(open_entries([a, b])).paired}
+    assert wins == {"psnr": 0.5, "lpips": 0, "spectrum_ratio": 0}
+
+
+def test_the_images_that_differ_most(tmp_path):
+    a = scored(tmp_path / "a", [20.0] * 12)
+    b = scored(tmp_path / "b", [20.0 + (-1) ** i * i for i in range(12)])
+    found = compare(open_entries([a, b]))
+    assert list(found.differing) == [f"image_{i}" for i in range(11, 3, -1)]
+    assert found.differing["image_11"] == {"a": 20.0, "b": 9.0}
+
+
+def test_what_cannot_be_compared_is_refused(folders, tmp_path):
+    other = scored(tmp_path / "other", {"elsewhere": 20.0})
+    with pytest.raises(JobError, match=r"no image is restored in all.*'image_0'.*other has 'elsewhere'"):
+        compare(open_entries([folders["a"], other]))
+    with pytest.raises(JobError, match="--by lpips: not a measure of all runs; choose from psnr"):
+        compare(open_entries([folders["a"], folders["b"]]), by="lpips")
+    with pytest.raises(JobError, match="at least two"):
+        open_entries([folders["a"]])
+    with pytest.raises(JobError, match="is not a run directory"):
+        open_entries([folders["a"], str(tmp_path)])
+    twice = scored(tmp_path / "twice", [1.0, 2.0])
+    table = pq.read_table(Path(twice) / "rows.parquet")
+    pq.write_table(pa.concat_tables([table, table]), Path(twice) / "rows.parquet")
+    with pytest.raises(JobError, match="a key occurs twice"):
+        compare(open_entries([folders["a"], twice]))
+
+
+def test_labels_tell_runs_apart():
+    assert labels([at("/x/a"), at("/x/b")]) == ["a", "b"]
+    assert labels([at("/x/a"), at("/y/a")]) == ["x/a", "y/a"]
+    assert labels([at("/x/a"), at("/x/a")]) == ["x/a", "x/a (2)"]
+
+
+def test_files_are_escaped_and_self_contained(tmp_path):
+    key = '<img src=x onerror="alert(1)">&_$|%\x1b[2J'
+    png = encode(picture(1))
+    metrics = {"title": "<b>", "sets": {"fid": {"value": 12.5, "low": None, "high": None, "n": 9}}}
+    pictures = {"restored": [png, None], "truth": [png, png]}
+    a = scored(tmp_path / "_a$x", {key: 20.0, "y": 21.0}, metrics=metrics, **pictures)
+    b = scored(tmp_path / "<i>&", {key: 22.0, "y": 21.5})
+    entries = open_entries([a, b])
+    html = write(compare(entries), entries, at(tmp_path / "out")).read_text()
+    assert "<img src=x" not in html
+    assert "<i>" not in html
+    assert "&lt;img src=x" in html
+    assert "http://" not in html
+    assert "https://" not in html
+    assert "<script" not in html
+    assert html.count("data:image/webp;base64,") == 3  # truth and restoration of one, truth of the other
+    tex = (tmp_path / "out" / "compare.tex").read_text()
+    assert r"\_a\$x" in tex
+    assert r"\textless{}i\textgreater{}\&" in tex
+    assert "12.500" in (tmp_path / "out" / "compare.md").read_text()
+    assert ",12.5," in (tmp_path / "out" / "runs.csv").read_text()
+    assert json.loads((tmp_path / "out" / "compare.json").read_text())["images"] == 2
+    svg = xml.etree.ElementTree.parse(tmp_path / "out" / "frontier.svg")
+    texts = [element.text.strip() for element in svg.iter("{http://www.w3.org/2000/svg}text")]
+    assert {"_a$x", "<i>&", "FID ↓", "PSNR, dB ↑"} <= set(texts)
+
+
+def test_the_csv_has_every_digit(folders, values):
+    found = compare(open_entries([folders["a"], folders["b"]]))
+    line = comparing.paired_table(found, comparing.exact).csv().splitlines()[1].split(",")
+    assert float(line[5]) == found.paired[0].difference
+
+
+def test_tables_in_every_form():
+    table = Table(["run", "PSNR ↑"], [["a|b*\n\\c", "1.0"]])
+    assert table.markdown() == "| run | PSNR ↑ |\n| --- | ---: |\n| a&#124;b&#42; &#92;c | 1.0 |\n"
+    assert table.csv() == 'run,PSNR ↑\n"a|b*\n\\c",1.0\n'
+    assert r"a\textbar{}b* \textbackslash{}c & 1.0 \\" in table.latex()
+    assert r"run & PSNR $\uparrow$ \\" in table.latex()
+
+
+def test_the_pareto_front_is_what_nothing_dominates():
+    random = np.random.default_rng(0)
+    costs, values = random.integers(1, 9, 60).astype(float), random.integers(0, 9, 60).astype(float)
+    for higher in (True, False):
+        gains = values if higher else -values
+        expected = {
+            i
+            for i in range(60)
+            if not any(
+                costs[j] <= costs[i] and gains[j] >= gains[i] and (costs[j] < costs[i] or gains[j] > gains[i])
+                for j in range(60)
+            )
+        }
+        assert set(pareto(costs, values, higher)) == expected
+
+
+def test_the_figure_is_the_same_bytes_and_takes_unknown_costs():
+    costs = [Cost(5, 5, 0.4), Cost(20, None, None), Cost(None, None, None)]
+    assert [cost.evaluations for cost in costs] == [10, 20, None]
+    qualities = [Quality("PSNR, dB", True, [20.0, 21.0, None]), Quality("FID", False, [None, 3.0, 4.0])]
+    first, second = (draw(["$a$", "_b", "c"], costs, qualities) for _ in range(2))
+    assert first == second
+
+
+@pytest.fixture(scope="module")
+def query_rows(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("scored")
+    scored(folder / "a", [25.5, 21.0, math.inf])
+    return folder / "a" / "rows.parquet"
+
+
+def test_sql_over_the_rows(query_rows):
+    with ask(query_rows, "select key, psnr from rows order by psnr limit 2") as (columns, rows):
+        assert columns == ["key", "psnr"]
+        assert list(rows) == [("image_1", 21.0), ("image_0", 25.5)]
+
+
+@pytest.mark.parametrize(
+    ("sql", "message"),
+    [
+        ("selec 1", "Parser Error: syntax error"),
+        ("select nothing from rows", "`describe rows` lists the columns"),
+        ("", "statement that has a result"),
+        ("select * from read_csv('{file}')", "disabled by configuration"),
+        ("select * from read_text('{file}')", "disabled by configuration"),
+        ("select * from '{file}'", "disabled by configuration|does not exist"),
+        ("select * from glob('{file}*')", "disabled by configuration"),
+        ("copy rows to '{file}'", "disabled by configuration"),
+        ("attach '{file}' as other", "disabled by configuration"),
+        ("install httpfs", "disabled by configuration"),
+        ("load httpfs", "disabled"),
+        ("set enable_external_access = true", "has been locked"),
+        ("select * from secret", "does not exist"),
+    ],
+    ids=range(13),
+)
+def test_sql_that_is_wrong_or_asks_for_more(query_rows, tmp_path, sql, message):
+    secret = pa.table({"a": [1]})  # variables of this process are no tables
+    assert len(secret) == 1
+    file = tmp_path / "other.csv"
+    file.write_text("a,b\n1,2\n")
+    with pytest.raises(JobError, match=message) as error, ask(query_rows, sql.format(file=file)):
+        pass
+    assert "\n" not in str(error.value)
+    assert file.read_text() == "a,b\n1,2\n"
+
+
+def finished(job):
+    run = open_or_plan(job)
+    for _ in in_process(job, run.folder, run.outstanding(), Live()):
+        pass
+    return str(run.folder)
+
+
+def test_runs_from_the_command_line(make_job, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    fields = {"metrics": ["psnr"], "data": {**make_job().data.model_dump(), "limit": 4}, "images": "all"}
+    runs = [
+        finished(make_job(output=str(tmp_path / "one"), **fields)),
+        finished(make_job(output=str(tmp_path / "two"), seed=1, **fields)),
+    ]
+    said = CliRunner().invoke(app, ["compare", *runs], catch_exceptions=False)
+    assert said.exit_code == 0
+    assert "two: seed is 1, of one 0" in said.stderr
+    assert "4 images compared" in said.stdout
+    html = (tmp_path / "compare" / "compare.html").read_text()
+    assert html.count("data:image/webp;base64,") == 4 * 4  # truth, measurement and two restorations
+    found = json.loads((tmp_path / "compare" / "compare.json").read_text())
+    assert found["runs"][0]["cost"]["forwards"] == found["runs"][0]["cost"]["vjps"] == 2
+    assert found["runs"][0]["cost"]["seconds"] > 0
+
+    said = CliRunner().invoke(app, ["query", runs[0], "select key, psnr from rows order by key", "--csv"])
+    lines = said.stdout.splitlines()
+    assert lines[0] == "key,psnr"
+    assert [line.split(",")[0] for line in lines[1:]] == [f"image_00{i}" for i in range(4)]
+    rows = rows_file(at(runs[0]))
+    made = rows.stat().st_mtime_ns
+    assert rows_file(at(runs[0])).stat().st_mtime_ns == made  # it is not made again
+    next((tmp_path / "one" / "commits").iterdir()).unlink()
+    said = CliRunner().invoke(app, ["query", runs[0], "select count(*) from rows", "--csv"])
+    assert int(said.stdout.splitlines()[1]) < 4
+
+
+def test_rows_in_an_object_store(s3, query_rows):
+    folder = at(f"{s3}/scored")
+    with folder.filesystem.open_output_stream((folder / "rows.parquet").path) as stream:
+        stream.write(query_rows.read_bytes())
+    with ask(rows_file(folder), "select max(key) from rows") as (_, rows):
+        assert list(rows) == [("image_2",)]
+    entries = open_entries([str(folder), str(query_rows.parent)])
+    found = compare(entries)
+    assert found.paired[0].difference == 0
+    page = write(found, entries, at(f"{s3}/compared"))
+    assert b"</html>" in page.read_bytes()
