@@ -2,7 +2,6 @@
 
 import itertools
 import json
-import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -15,9 +14,9 @@ import pyarrow.compute as pc
 from pipeline.aggregate import badness, better, finite, measures_in
 from pipeline.frontier import Cost, Quality, draw
 from pipeline.job import JobError, deciding
-from pipeline.metrics import SETS
+from pipeline.metrics import ALL, SETS
 from pipeline.query import rows_file
-from pipeline.report import ARROWS, METRICS, TITLES, data_uri, number
+from pipeline.report import ARROWS, TITLES, data_uri, number
 from pipeline.report.gallery import rows_at, webp
 from pipeline.run import Run
 from pipeline.statistics import holm, mean_interval, moments, paired_p_value
@@ -73,7 +72,8 @@ class Paired:
         n: pairs with finite values, from which the difference, its 95 % interval and p come.
         infinite: pairs that are left out of these.
         p, corrected: of the sign-flip test; corrected for the number of tests in the whole comparison.
-        wins: share of all pairs in which `other` is better, ties counted half.
+        wins: share of all pairs in which `other` is better, ties counted half; None where there are no pairs,
+            or neither high nor low values are better.
     """
 
     measure: str
@@ -86,7 +86,7 @@ class Paired:
     high: float | None
     p: float
     corrected: float
-    wins: float
+    wins: float | None
 
 
 @dataclass(frozen=True)
@@ -268,7 +268,9 @@ def paired(name: str, baseline: str, other: str, before: np.ndarray, after: np.n
     n = len(differences)
     low, high = map(finite, mean_interval(differences))
     worse, now = badness(name, before), badness(name, after)
-    wins = float((now < worse).mean() + (now == worse).mean() / 2) if len(before) else math.nan
+    wins = None
+    if len(before) and better(name) is not None:
+        wins = float((now < worse).mean() + (now == worse).mean() / 2)
     difference = finite(moments(differences)[0]) if n else None
     p = paired_p_value(differences)
     return Paired(name, baseline, other, n, int((~both).sum()), difference, low, high, p, p, wins)
@@ -313,7 +315,7 @@ def problem(run: Run) -> dict[str, Any]:
 
 def title(name: str) -> str:
     """A measure as it heads a column, with the direction in which it is better."""
-    return TITLES[name] if name in METRICS else name + ARROWS.get(better(name) or "", "")
+    return TITLES[name] if name in ALL else name + ARROWS[better(name)]
 
 
 def exact(value: float | None) -> str:
@@ -397,7 +399,7 @@ def frontier(comparison: Comparison) -> bytes:
             for run in runs
         ]
         if any(value is not None for value in values):
-            metric = METRICS[name]
+            metric = ALL[name]
             qualities.append(Quality(metric.title, metric.better == "higher", values))
     if not qualities:
         name = comparison.measures[0]

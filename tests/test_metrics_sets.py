@@ -6,9 +6,9 @@ import torch
 
 from pipeline.metrics import distances
 from pipeline.metrics.distances import Sample
+from pipeline.metrics.moments import Gaussian, Moments, frechet, on_grid
 from pipeline.metrics.reference import Reference
 from pipeline.metrics.sets import evaluate, gather, share
-from pipeline.metrics.statistics import Gaussian, Moments, frechet, on_grid
 
 
 def features(n: int, size: int, seed: int, shift: float = 0.0) -> np.ndarray:

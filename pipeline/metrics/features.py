@@ -9,7 +9,7 @@ import pyarrow as pa
 import torch
 
 from pipeline.metrics import SPACE_WEIGHTS
-from pipeline.metrics.statistics import on_grid
+from pipeline.metrics.moments import on_grid
 from pipeline.metrics.texture import finest_laplacian, patches_of
 from pipeline.metrics.weights import Weights
 
