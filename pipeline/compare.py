@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -72,8 +73,7 @@ class Paired:
         n: pairs with finite values, from which the difference, its 95 % interval and p come.
         infinite: pairs that are left out of these.
         p, corrected: of the sign-flip test; corrected for the number of tests in the whole comparison.
-        wins: share of all pairs in which `other` is better, ties counted half; None where there are no pairs,
-            or neither high nor low values are better.
+        wins: share of all pairs in which `other` is better, ties counted half.
     """
 
     measure: str
@@ -86,7 +86,7 @@ class Paired:
     high: float | None
     p: float
     corrected: float
-    wins: float | None
+    wins: float
 
 
 @dataclass(frozen=True)
@@ -268,9 +268,7 @@ def paired(name: str, baseline: str, other: str, before: np.ndarray, after: np.n
     n = len(differences)
     low, high = map(finite, mean_interval(differences))
     worse, now = badness(name, before), badness(name, after)
-    wins = None
-    if len(before) and better(name) is not None:
-        wins = float((now < worse).mean() + (now == worse).mean() / 2)
+    wins = float((now < worse).mean() + (now == worse).mean() / 2) if len(before) else math.nan
     difference = finite(moments(differences)[0]) if n else None
     p = paired_p_value(differences)
     return Paired(name, baseline, other, n, int((~both).sum()), difference, low, high, p, p, wins)
