@@ -4,7 +4,6 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-import torch
 
 from pipeline.metrics import distances, sets
 from pipeline.metrics.distances import Estimate, Sample
@@ -322,18 +321,3 @@ def test_swd_of_a_flat_truth_is_finite():
     a, b = rng.normal(0, 1 / 255, (5, 4704)).astype(np.float16), np.zeros((5, 4704), np.float16)
     # One level of deviation is the unit; the mean of |N(0, 1)| is 0.798.
     assert distances.swd(Sample(5, features=a), Sample(5, features=b)).value == pytest.approx(0.798, rel=0.02)
-
-
-def test_swd_is_zero_of_equal_sets_and_near_the_distance_of_all_patches():
-    from pipeline.metrics.features import patches
-    from pipeline.metrics.texture import sliced_wasserstein
-
-    rng = np.random.default_rng(0)
-    truth = (128 + 40 * rng.standard_normal((40, 32, 40, 3))).clip(0, 255).astype(np.uint8)
-    blurred = (64 + truth / 2).astype(np.uint8)
-    keys = [str(i) for i in range(40)]
-    a, b = (np.stack([patches(*each) for each in zip(keys, x, strict=True)]) for x in (blurred, truth))
-    assert distances.swd(Sample(40, features=b), Sample(40, features=b)).value == 0
-    tensors = (torch.from_numpy(x).permute(0, 3, 1, 2).double() / 255 for x in (blurred, truth))
-    value = distances.swd(Sample(40, features=a), Sample(40, features=b)).value
-    assert value == pytest.approx(sliced_wasserstein(*tensors), rel=0.05)
