@@ -317,28 +317,31 @@ def test_score_fails_images_of_another_size_and_says_so(folder, tmp_path):
     assert "it has 32x32 pixels, its truth 64x64" in rows[1]["error"]
 
 
-def test_score_with_another_reference_does_not_use_the_statistics_of_the_first(networks, folder, tmp_path):
-    def value_against(reference, out):
-        kintsugi(
-            "score", folder, folder, "--metrics", "fid", "--reference", reference, "--out", tmp_path / out
-        )
-        return json.loads((tmp_path / out / "metrics.json").read_text())["sets"]["fid"]
-
-    first, second = tmp_path / "first", tmp_path / "second"
-    for place, numbers in ((first, (0, 1, 2)), (second, (7, 8, 9))):
-        place.mkdir()
+def test_score_with_another_reference_does_not_use_the_statistics_of_the_first(networks, tmp_path):
+    for place, numbers in (("restored", (0, 1)), ("first", (2, 3)), ("second", (4, 5, 6))):
+        (tmp_path / place).mkdir()
         for i in numbers:
-            (place / f"{i}.png").write_bytes(encode(picture(i, 64)))
-    against_first = value_against(first, "out")
-    against_second = value_against(second, "out")
-    assert against_second["value"] == value_against(second, "anew")["value"] != against_first["value"]
-    assert against_second["reference_sha256"] != against_first["reference_sha256"]
-    (second / "7.png").unlink()  # other images under the same name
-    fewer = value_against(second, "out")
-    assert "the reference has 2 samples, fewer than features" in fewer["warnings"]
-    shutil.rmtree(second)
-    lost = reference_of(str(second), tmp_path / "out")
-    assert lost.digest(SETS["fid"]) == fewer["reference_sha256"]
+            (tmp_path / place / f"{i}.png").write_bytes(encode(picture(i, 64)))
+    images, out = tmp_path / "restored", tmp_path / "out"
+    found = []
+    for name in ("first", "second"):
+        kintsugi("score", images, images, "--metrics", "fid", "--reference", tmp_path / name, "--out", out)
+        found.append(json.loads((out / "metrics.json").read_text())["sets"]["fid"])
+    extract = Extractor(["clean"])
+    seen, second = (
+        np.stack([extract(f"{i}", picture(i, 64))["clean"] for i in numbers]).astype(float)
+        for numbers in ((0, 1), (4, 5, 6))
+    )
+    assert found[1]["value"] == pytest.approx(fid_of(seen, second), rel=1e-6)
+    assert found[0]["reference_sha256"] != found[1]["reference_sha256"]
+    (tmp_path / "second" / "4.png").unlink()  # other images under the same name
+    reference = reference_of(str(tmp_path / "second"), out)
+    assert "the reference has 2 samples, fewer than features" in reference.warnings("clean", 64)
+    digest = reference.digest(SETS["fid"])
+    assert digest != found[1]["reference_sha256"]
+    shutil.rmtree(tmp_path / "second")
+    lost = reference_of(str(tmp_path / "second"), out)
+    assert lost.digest(SETS["fid"]) == digest
     assert any("not there any more" in warning for warning in lost.warnings("clean", 64))
 
 
