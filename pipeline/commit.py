@@ -33,7 +33,7 @@ ROWS = pa.schema(
     [
         ("key", pa.string()),
         ("shard", pa.string()),
-        ("index", pa.int64()),  # position in the shard
+        ("index", pa.int64()),  # position in the shard, or in what data.subset leaves of it
         ("label", pa.int64()),
         ("source", pa.string()),  # format, mode and size of the file, before conversion
         ("status", pa.string()),  # "ok" or "failed"
