@@ -21,7 +21,7 @@ from pipeline.commit import PICTURES, ROWS, Commit, read_rows
 from pipeline.metrics import IMAGE, Better
 from pipeline.run import Run
 from pipeline.statistics import mean_interval, moments
-from pipeline.storage import Location, parquet, publish
+from pipeline.storage import Location, parquet
 
 FLAT_ROWS = pa.schema([f for f in ROWS if f.name not in PICTURES] + [pa.field("seconds", pa.float64())])
 FAILURES_LISTED, EXTREMES, GROUPS, BINS = 50, 8, 50, 40  # at most
@@ -135,12 +135,11 @@ def committed(run: Run, columns: list[str]) -> Iterator[tuple[pa.Table, Commit]]
         yield table, commit
 
 
-def summarise(run: Run, rows_file: Location) -> Summary:
+def summarise(run: Run, rows_file: Path) -> Summary:
     """Aggregate a run, and write its rows without the pictures as one flat table."""
     summary = Summary(planned=run.summary.samples, units=run.summary.units)
-    with publish(rows_file) as temporary:
-        write_rows(run, temporary, summary)
-        describe_rows(temporary, summary)
+    write_rows(run, rows_file, summary)
+    describe_rows(rows_file, summary)
     return summary
 
 

@@ -12,6 +12,7 @@ from collections import Counter
 from io import BytesIO
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet as pq
 import pytest
@@ -20,7 +21,7 @@ from conftest import SIZE, encode, picture, write_tar
 from PIL import Image
 
 from pipeline import report
-from pipeline.aggregate import Summary
+from pipeline.aggregate import Summary, measure
 from pipeline.commit import read_rows
 from pipeline.executors import Live, in_process
 from pipeline.metrics.sets import SetResult
@@ -168,10 +169,13 @@ def test_masks_are_traced_to_their_file(tmp_path):
     assert "not there any more" in next(mask_sources(spec))
 
 
-def test_histograms_have_the_counts_as_areas():
-    edges, counts = [1.0, 2.0, 3.0, 5.0], [3, 0, 6]
-    shapes = histogram({"edges": edges, "counts": counts, "quantiles": {"0.5": 3.0}})
-    assert shapes == {"bars": [(0.0, 50.0, 25.0, 50.0), (50.0, 0.0, 50.0, 100.0)], "quantiles": {"0.5": 50.0}}
+def test_histograms_have_bars_as_high_as_the_counts_of_equal_bins():
+    keys = pa.chunked_array([list("abcdefghij")])
+    described = vars(measure(np.array([1.0, 1, 2, 4, 4, 4, 4, 5, 6, 6]), keys, "psnr"))  # five bins of 1
+    assert described["counts"] == [2, 1, 0, 4, 3]
+    shapes = histogram(described)
+    assert shapes["bars"] == [(0, 50, 20, 50), (20, 75, 20, 25), (60, 0, 20, 100), (80, 25, 20, 75)]
+    assert shapes["quantiles"]["0.5"] == 60
 
 
 def test_numbers_keep_three_digits():
@@ -186,6 +190,16 @@ def test_a_partial_run_says_so(make_job):
     html = write_report(run).read_text()
     assert "3 of 12 samples restored" in html
     assert "9 not done yet" in html
+
+
+def test_a_report_that_cannot_be_made_leaves_the_one_before(make_job, monkeypatch):
+    run, _, _ = report_of(make_job())
+    before = {file: file.stat().st_mtime_ns for file in (run.folder / "report").iterdir()}
+    next((run.folder / "commits").iterdir()).unlink()
+    monkeypatch.setattr(report, "contact_sheet", None)  # what is made last
+    with pytest.raises(TypeError):
+        write_report(run)
+    assert {file: file.stat().st_mtime_ns for file in (run.folder / "report").iterdir()} == before
 
 
 def test_keys_and_errors_are_escaped(make_job, tmp_path):

@@ -10,6 +10,7 @@ from dataclasses import asdict
 from datetime import UTC, datetime
 from functools import cache
 from importlib.resources import files
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -64,29 +65,34 @@ ON_DEVICE = ("degrade", "sample", "score")
 def write_report(run: Run) -> Location:
     """Aggregate the run and write its report; returns the path of the HTML file.
 
+    Nothing is replaced before all of it is made, and `rows.parquet`, which says what state of the run the
+    folder shows, comes last.
+
     Raises:
-        JobError: a data file is not the one that was committed.
+        JobError: a data file is not the one that was committed; a reference or its features are missing.
     """
     folder = run.folder / "report"
-    summary = summarise(run, folder / "rows.parquet")
+    with publish(folder / "rows.parquet") as rows:
+        for name, content in contents(run, rows):
+            with publish(folder / name) as temporary:
+                temporary.write_bytes(content)
+    return folder / "report.html"
+
+
+def contents(run: Run, rows: Path) -> list[tuple[str, bytes]]:
+    """The files of the report but for the rows, which are written to `rows`."""
+    summary = summarise(run, rows)
     metrics = describe(run, summary, set_metrics(run))
-    with publish(folder / "metrics.json") as temporary:
-        temporary.write_text(json.dumps(metrics, indent=1, allow_nan=False) + "\n")
-    for name, text in (
-        ("metrics.csv", table(metrics, exact=True).csv()),
-        ("metrics.tex", table(metrics).latex()),
-    ):
-        with publish(folder / name) as temporary:
-            temporary.write_text(text, newline="\n")
+    found = {
+        "metrics.json": json.dumps(metrics, indent=1, allow_nan=False) + "\n",
+        "metrics.csv": table(metrics, exact=True).csv(),
+        "metrics.tex": table(metrics).latex(),
+    }
     first = next(iter(summary.measures), None)
-    ranked = summary.measures.get(first or "")
-    cards = choose(run, folder / "rows.parquet", bare(first or ""), ranked)
-    if cards:
-        with publish(folder / "pictures.png") as temporary:
-            contact_sheet(cards).save(temporary, format="PNG")
+    cards = choose(run, rows, bare(first or ""), summary.measures.get(first or ""))
     pictures, form = fitted(cards)
     for name, environment in environments().items():
-        text = environment.get_template(f"{name}.jinja").render(
+        found[name] = environment.get_template(f"{name}.jinja").render(
             m=metrics,
             titles=TITLES,
             means={name: v["value"] for name, v in numbers(metrics).items()},
@@ -97,9 +103,12 @@ def write_report(run: Run) -> Location:
             job=yaml.safe_dump(metrics["job"], sort_keys=False, allow_unicode=True),
             made=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         )
-        with publish(folder / name) as temporary:
-            temporary.write_text(text, newline="\n")
-    return folder / "report.html"
+    made = [(name, text.encode()) for name, text in found.items()]
+    if cards:
+        sheet = BytesIO()
+        contact_sheet(cards).save(sheet, format="PNG")
+        made.append(("pictures.png", sheet.getvalue()))
+    return made
 
 
 @cache
