@@ -112,7 +112,7 @@ def paired_p_value(differences: np.ndarray) -> float:
     one counts as one of them, so that p ≤ α no more often than α (Phipson and Smyth 2010) and is
     1e-4 at least. Beyond 256 differences the largest 256 have signs, and the sum of the others, none
     of which dominates, is Gaussian with variance Σd². The Gaussian limit for all is no substitute: where a
-    few large differences decide, it is too small by half and more (`tests/test_aggregate.py`).
+    few large differences decide, it can be half of the truth (`tests/test_aggregate.py`).
 
     Args:
         differences: finite, (n,). Zeros say nothing.

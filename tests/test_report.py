@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import threading
+import time
 from collections import Counter
 from io import BytesIO
 
@@ -336,7 +337,7 @@ def test_in_a_browser_nothing_leaves_the_page_whatever_is_in_it(make_job, tmp_pa
 # What actors tell Prometheus
 
 
-def test_telemetry_counts_what_the_rows_hold(make_job, tmp_path, monkeypatch):
+def test_telemetry_counts_what_was_done(make_job, tmp_path, monkeypatch):
     told = Counter()
     gauges = {}
 
@@ -363,15 +364,33 @@ def test_telemetry_counts_what_the_rows_hold(make_job, tmp_path, monkeypatch):
         tmp_path / "s.tar",
         [("broken.png", b"no"), *((f"image_{i}.png", encode(picture(i))) for i in range(4))],
     )
-    run = open_or_plan(make_job(data={"shards": str(shard), "size": SIZE}))
+    compute = {"unit_size": 8, "batch_size": 2, "cpus_per_actor": 1}
+    run = open_or_plan(make_job(data={"shards": str(shard), "size": SIZE}, compute=compute))
+    (unit,) = run.units()
     worker = TellingWorker(run.job, run.folder, "cpu")
-    commits = [worker.process(Task(unit)) for unit in run.units()]
-    seconds = {name: value for name, value in told.items() if name[0] == "kintsugi_seconds"}
-    assert seconds[("kintsugi_seconds", ("part", "total"))] == sum(c.seconds["total"] for c in commits)
-    assert {name: value for name, value in told.items() if name not in seconds} == {
+    started = time.perf_counter()
+    commit = worker.process(Task(unit))
+    wall = time.perf_counter() - started
+    samples = {
         ("kintsugi_samples", ("status", "ok")): 4,
         ("kintsugi_samples", ("status", "failed")): 1,
         ("kintsugi_evaluations", ("kind", "forward")): 8,
         ("kintsugi_evaluations", ("kind", "vjp")): 8,
     }
-    assert gauges == {"kintsugi_batch_size": 2}
+
+    def seconds():
+        return {tag[1]: value for (name, tag), value in told.items() if name == "kintsugi_seconds"}
+
+    assert {name: value for name, value in told.items() if name[0] != "kintsugi_seconds"} == samples
+    assert gauges == {"kintsugi_batch_size": 1}, "of the last"
+    total = seconds().pop("total")
+    assert commit.seconds["total"] <= total <= wall
+    assert {part: seconds()[part] for part in worker.stage.seconds} == pytest.approx(worker.stage.seconds)
+    worker.process(Task(unit))
+    assert samples.items() <= told.items(), "what was found done is no work"
+    started = time.perf_counter()
+    worker.process(Task(unit, attempt=2, failed_only=True))
+    samples["kintsugi_samples", ("status", "failed")] += 1
+    assert samples.items() <= told.items(), "of those kept nothing is counted again"
+    assert seconds()["total"] - total < 2 * (time.perf_counter() - started), "nor the time they took"
+    assert {part: seconds()[part] for part in worker.stage.seconds} == pytest.approx(worker.stage.seconds)
