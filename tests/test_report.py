@@ -5,6 +5,7 @@ import hashlib
 import http.server
 import json
 import re
+import shlex
 import shutil
 import subprocess
 import threading
@@ -21,6 +22,7 @@ import torch
 from conftest import SIZE, encode, picture, write_tar
 from PIL import Image
 
+from jobs.files import load_job
 from pipeline import report
 from pipeline.aggregate import Summary, measure
 from pipeline.commit import read_rows
@@ -191,6 +193,15 @@ def test_a_partial_run_says_so(make_job):
     html = write_report(run).read_text()
     assert "3 of 12 samples restored" in html
     assert "9 not done yet" in html
+
+
+def test_the_command_makes_the_run_again_in_a_new_folder(make_job, tmp_path):
+    run, metrics, _ = report_of(make_job(output=str(tmp_path / "it's a run")))
+    program, command, file, *overrides = shlex.split(metrics["command"])
+    assert (program, command) == ("kintsugi", "run")
+    new = str(tmp_path / "new")
+    job = load_job(file, [override.replace("NEW-FOLDER", new) for override in overrides[1:]])
+    assert job == run.job.model_copy(update={"output": new})
 
 
 def test_a_report_that_cannot_be_made_leaves_the_one_before(make_job, monkeypatch):

@@ -4,6 +4,7 @@ import base64
 import hashlib
 import json
 import re
+import shlex
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
@@ -176,7 +177,7 @@ def describe(run: Run, summary: Summary, sets: Mapping[str, SetResult]) -> dict[
         },
         "config_hash": run.config_hash,
         "job": run.job.model_dump(mode="json"),
-        "command": f"kintsugi run {run.folder / 'job.yaml'}",
+        "command": f"kintsugi run {shlex.quote(str(run.folder / 'job.yaml'))} --set output=NEW-FOLDER",
     }
 
 
