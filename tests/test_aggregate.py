@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 from scipy import stats
 
-from pipeline import aggregate, statistics
+from pipeline import statistics
 from pipeline.aggregate import FLAT_ROWS, Summary, describe_rows, measure, shows_state_of, summarise
 from pipeline.executors import Live, in_process
 from pipeline.run import open_or_plan
@@ -199,23 +199,35 @@ def test_worst_and_best_follow_the_metric(tmp_path):
         assert (summary.measures[name].worst, summary.measures[name].best) == keys(badness)
 
 
-def test_breakdowns_are_those_of_the_rows(tmp_path, monkeypatch):
-    monkeypatch.setattr(aggregate, "GROUPS", 4)
+def test_breakdowns_are_those_of_the_rows(tmp_path):
     table = table_of(700)
     summary = described(table, tmp_path / "rows.parquet", 100)
-    assert summary.groups == {"shard": 3, "label": 7}
     rows = table.to_pylist()
-    assert [group.name for group in summary.breakdowns["shard"]] == [
-        "shard-0.tar",
-        "shard-1.tar",
-        "shard-2.tar",
-    ]
-    assert len(summary.breakdowns["label"]) == 4
-    for group in summary.breakdowns["label"]:
-        inside = [row for row in rows if str(row["label"]) == group.name]
-        values = np.array([row["lpips"] for row in inside if row["status"] == "ok"])
-        assert (group.n, group.failed) == (len(inside), sum(row["status"] == "failed" for row in inside))
-        assert group.measures["lpips"] == pytest.approx((values.mean(), *mean_interval(values)), rel=1e-12)
+    for by, groups in (("shard", 3), ("label", 7)):
+        found = summary.breakdowns[by].to_pylist()
+        assert len(found) == groups
+        assert [g["group"] for g in found] == [
+            g["group"] for g in sorted(found, key=lambda g: (-g["n"], g["group"]))
+        ]
+        for group in found:
+            inside = [row for row in rows if str(row[by]) == group["group"]]
+            values = np.array([row["psnr"] for row in inside if row["status"] == "ok"])
+            values = values[np.isfinite(values)]
+            assert (group["n"], group["failed"]) == (
+                len(inside),
+                sum(row["status"] == "failed" for row in inside),
+            )
+            assert group["psnr"] == pytest.approx(values.mean(), rel=1e-12)
+            interval = group["psnr_low"], group["psnr_high"]
+            assert interval == pytest.approx(student(values), rel=1e-12)
+
+
+def test_groups_of_one_and_of_none():
+    values, codes = np.array([1.0, 2.0, 5.0]), np.array([0, 2, 2])
+    mean, low, high = statistics.group_intervals(values, codes, 4)
+    np.testing.assert_array_equal(mean, [1, np.nan, 3.5, np.nan])
+    np.testing.assert_allclose([low[2], high[2]], student(values[1:]), rtol=1e-12)
+    assert np.isnan([low[[0, 1, 3]], high[[0, 1, 3]]]).all()
 
 
 @pytest.mark.parametrize("values", [[], [math.inf, math.inf], [2.0], [1.0, 1.0 - 2**-53], [1.0, math.nan]])
@@ -243,6 +255,9 @@ def test_units_of_any_size_give_the_same_summary(make_job, tmp_path):
     first, second = summaries
     for name in ("psnr", "ssim", "residual"):
         assert first.measures[name] == second.measures[name]
-    assert (first.rows, first.failed, first.groups) == (second.rows, second.failed, second.groups)
+    assert (first.rows, first.failed) == (second.rows, second.failed)
+    seconds = ["seconds", "seconds_low", "seconds_high"]
+    for by, table in first.breakdowns.items():
+        assert table.drop_columns(seconds).equals(second.breakdowns[by].drop_columns(seconds))
     next((run.folder / "commits").iterdir()).unlink()
     assert not shows_state_of(run, rows)

@@ -204,6 +204,17 @@ def test_tables_in_every_form():
     assert r"run & PSNR $\uparrow$ \\" in table.latex()
 
 
+def test_latex_has_minus_signs_and_no_options_in_first_cells():
+    table = Table(["[a]", "b"], [["[1] run-2", "-0.546"], ["x", "-1.2e-05"], ["y", "-0.1 … -0.05"]])
+    assert table.latex().splitlines()[2:7] == [
+        r"{[}a] & b \\",
+        r"\midrule",
+        r"{[}1] run-2 & $-$0.546 \\",
+        r"x & $-$1.2e$-$05 \\",
+        r"y & $-$0.1 \dots{} $-$0.05 \\",
+    ]
+
+
 def test_the_pareto_front_is_what_nothing_dominates():
     random = np.random.default_rng(0)
     costs, values = random.integers(1, 9, 60).astype(float), random.integers(0, 9, 60).astype(float)

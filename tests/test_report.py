@@ -195,6 +195,20 @@ def test_a_partial_run_says_so(make_job):
     assert "9 not done yet" in html
 
 
+def test_all_groups_are_in_a_table_and_the_largest_on_the_page(make_job, monkeypatch):
+    monkeypatch.setattr(report, "GROUPS", 5)
+    run, metrics, html = report_of(make_job())
+    rows = pyarrow.csv.read_csv(run.folder / "report" / "breakdowns.csv").to_pylist()
+    assert Counter(row["by"] for row in rows) == {"shard": 3, "label": 12}
+    psnr = {row["key"]: row["psnr"] for row in pq.read_table(run.folder / "report/rows.parquet").to_pylist()}
+    assert {row["group"]: row["psnr"] for row in rows if row["by"] == "label"} == {
+        str(i): psnr[f"image_{i:03d}"] for i in range(12)
+    }
+    assert metrics["breakdowns"]["label"]["groups"] == 12
+    assert len(metrics["breakdowns"]["label"]["largest"]) == 5
+    assert "(12, the 5 largest)" in html
+
+
 def test_the_command_makes_the_run_again_in_a_new_folder(make_job, tmp_path):
     run, metrics, _ = report_of(make_job(output=str(tmp_path / "it's a run")))
     program, command, file, *overrides = shlex.split(metrics["command"])

@@ -15,11 +15,13 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.csv
 import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 from markupsafe import Markup
 
-from pipeline.aggregate import Summary, summarise
+from pipeline.aggregate import Summary, better, summarise
 from pipeline.job import Job
 from pipeline.metrics import IMAGE, SETS, ImageMetric, SetMetric
 from pipeline.metrics.sets import SetResult, set_metrics
@@ -43,7 +45,7 @@ ABOUT = {
     "spread": "Root mean square over the pixels of the samples' standard deviation, on [-1, 1].",
     "seconds": "The sampler's time for a batch divided by its samples.",
 }
-ASCENDING = {"higher": ("worst", "best"), "lower": ("best", "worst"), "one": ("lowest", "highest")}
+ASCENDING = {"higher": ("worst", "best"), "lower": ("best", "worst"), "one": ("lowest", "highest"), None: ("lowest", "highest")}
 PARTS = {
     "read": "waiting for images",
     "degrade": "degrading",
@@ -60,6 +62,7 @@ BOUNDS = {
     "reading": ("read",),
     "writing": ("encode", "write"),
 }
+GROUPS = 50  # at most, of a breakdown; breakdowns.csv has all
 ON_DEVICE = ("degrade", "sample", "score")
 
 
@@ -105,6 +108,7 @@ def contents(run: Run, rows: Path) -> list[tuple[str, bytes]]:
             made=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         )
     made = [(name, text.encode()) for name, text in found.items()]
+    made.append(("breakdowns.csv", groups_csv(summary.breakdowns)))
     if cards:
         sheet = BytesIO()
         contact_sheet(cards).save(sheet, format="PNG")
@@ -151,7 +155,7 @@ def describe(run: Run, summary: Summary, sets: Mapping[str, SetResult]) -> dict[
         "metrics": {name: asdict(measure) for name, measure in summary.measures.items()},
         "sets": {name: asdict(result) for name, result in sets.items()},
         "breakdowns": {
-            by: {"groups": summary.groups[by], "largest": [asdict(group) for group in groups]}
+            by: {"groups": len(groups), "largest": largest(groups, list(summary.measures))}
             for by, groups in summary.breakdowns.items()
         },
         "cost": {"forwards": summary.forwards, "vjps": summary.vjps},
@@ -179,6 +183,34 @@ def describe(run: Run, summary: Summary, sets: Mapping[str, SetResult]) -> dict[
         "job": run.job.model_dump(mode="json"),
         "command": f"kintsugi run {shlex.quote(str(run.folder / 'job.yaml'))} --set output=NEW-FOLDER",
     }
+
+
+def largest(groups: pa.Table, measures: list[str]) -> list[dict[str, Any]]:
+    """The largest groups of a breakdown, with (mean, low, high) of the measures that they have."""
+    return [
+        {name: row[column] for name, column in (("name", "group"), ("n", "n"), ("failed", "failed"))}
+        | {
+            "measures": {
+                name: (row[name], row[f"{name}_low"], row[f"{name}_high"])
+                for name in measures
+                if row[name] is not None
+            }
+        }
+        for row in groups.slice(0, GROUPS).to_pylist()
+    ]
+
+
+def groups_csv(breakdowns: Mapping[str, pa.Table]) -> bytes:
+    """All groups of all breakdowns, with all digits."""
+    sink = BytesIO()
+    pyarrow.csv.write_csv(
+        pa.concat_tables(
+            table.add_column(0, "by", pa.array([by] * len(table), pa.string()))
+            for by, table in breakdowns.items()
+        ),
+        sink,
+    )
+    return sink.getvalue()
 
 
 def numbers(metrics: Mapping[str, Any]) -> dict[str, Any]:
@@ -259,8 +291,7 @@ def orders(metrics: Mapping[str, Any]) -> list[tuple[str, str]]:
     """What the samples can be sorted by, as the script reads it, and in words."""
     found = [("place:1", "as in the job"), ("failed:-1", "failures first")]
     for name in metrics:
-        better = IMAGE[name].better if name in IMAGE else "lower"
-        low, high = (f"{bare(name)}, {end} first" for end in ASCENDING[better])
+        low, high = (f"{bare(name)}, {end} first" for end in ASCENDING[better(name)])
         found += [(f"{name}:1", low), (f"{name}:-1", high)]
     return [order for order in found if not order[0].startswith("seconds")]
 
