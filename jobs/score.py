@@ -3,7 +3,6 @@
 from typing import Annotated
 
 import typer
-from rich.table import Table
 
 from pipeline.job import JobError
 
@@ -36,11 +35,10 @@ def score(
 
         kintsugi compare runs/sr4 runs/diffir
     """
-    from jobs.cli import EXIT_SOME_FAILED, console, errors
+    from jobs.cli import EXIT_SOME_FAILED, console, errors, show_results
     from jobs.display import progress_bar
     from pipeline.executors import default_device
     from pipeline.metrics.compared import compare_sets, pair
-    from pipeline.report import number
     from pipeline.storage import at
 
     names = [name.strip() for name in metrics.split(",") if name.strip()]
@@ -54,19 +52,7 @@ def score(
             errors.print(f"{what}: and {len(keys) - NAMED} more", style="yellow")
     with progress_bar(console, len(pairs.keys), "images") as advance:
         found = compare_sets(pairs, names, reference, at(out), default_device(), advance)
-    table = Table(title=found["title"], title_justify="left")
-    for column in ("measure", "mean", "95 % interval", "n"):
-        table.add_column(column, justify="left" if column == "measure" else "right")
-    for name, value in found["metrics"].items():
-        mean, low, high = (number(value[part]) for part in ("mean", "low", "high"))
-        table.add_row(name, mean, f"{low} … {high}", str(value["n"]))
-    for name, value in found["sets"].items():
-        mean, low, high = (number(value[part]) for part in ("value", "low", "high"))
-        table.add_row(f"{name}, of the set", mean, f"{low} … {high}", str(value["n"]))
-    console.print(table)
-    for name, value in found["sets"].items():
-        for warning in value["warnings"]:
-            errors.print(f"{name}: {warning}", style="yellow")
+    show_results(found)
     samples = found["samples"]
     console.print(f"{samples['ok']} compared, {samples['failed']} failed · {at(out)}")
     if samples["failed"] or pairs.without_truth or pairs.without_restored:

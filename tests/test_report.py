@@ -22,6 +22,7 @@ import torch
 from conftest import SIZE, encode, picture, write_tar
 from PIL import Image
 
+from jobs.cli import console, show_results
 from jobs.files import load_job
 from pipeline import report
 from pipeline.aggregate import Summary, measure
@@ -193,6 +194,33 @@ def test_a_partial_run_says_so(make_job):
     html = write_report(run).read_text()
     assert "3 of 12 samples restored" in html
     assert "9 not done yet" in html
+
+
+def test_results_without_an_interval_have_one_dash():
+    of_image = {"mean": 24.5, "low": 24.0, "high": 25.0, "n": 3}
+    of_set = {"value": 9.0, "low": None, "high": None, "n": 3, "warnings": ["few"]}
+    with console.capture() as said:
+        show_results({"title": "t", "metrics": {"psnr": of_image}, "sets": {"fid": of_set}})
+    lines = [re.findall(r"[^│\s][^│]*[^│\s]|[^│\s]", line) for line in said.get().splitlines()]
+    assert ["psnr", "24.500", "24.000 … 25.000", "3"] in lines
+    assert ["fid, of the set", "9.000", "–", "3"] in lines
+
+
+def test_what_samples_are_sorted_by(make_job, monkeypatch):
+    words = dict(report.orders({"psnr": {}, "residual": {}, "spread": {}, "seconds": {}}))
+    assert words["psnr:1"] == "PSNR, worst first"
+    assert words["residual:1"] == "residual, best first"
+    assert words["spread:1"] == "deviation of the samples, lowest first"
+    assert "seconds:1" not in words
+
+    def undefined(*arguments):
+        cards = gallery.choose(*arguments)
+        cards[0].row["psnr"] = np.nan
+        return cards
+
+    monkeypatch.setattr(report, "choose", undefined)
+    _, _, html = report_of(make_job())
+    assert html.count(' data-psnr="') == html.count('<figure class="card"') - 1
 
 
 def test_all_groups_are_in_a_table_and_the_largest_on_the_page(make_job, monkeypatch):

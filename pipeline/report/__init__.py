@@ -45,7 +45,12 @@ ABOUT = {
     "spread": "Root mean square over the pixels of the samples' standard deviation, on [-1, 1].",
     "seconds": "The sampler's time for a batch divided by its samples.",
 }
-ASCENDING = {"higher": ("worst", "best"), "lower": ("best", "worst"), "one": ("lowest", "highest"), None: ("lowest", "highest")}
+ASCENDING = {
+    "higher": ("worst", "best"),
+    "lower": ("best", "worst"),
+    "one": ("lowest", "highest"),
+    None: ("lowest", "highest"),
+}
 PARTS = {
     "read": "waiting for images",
     "degrade": "degrading",
