@@ -203,7 +203,7 @@ def finish(report: Location) -> dict[str, Any]:
 
 
 def show_results(metrics: Mapping[str, Any]) -> None:
-    """The measures of a run or of scored images, as metrics.json has them, and what is doubtful about them."""
+    """The measures in metrics.json, of a run or of scored images, and what is doubtful about them."""
     from pipeline.report import interval, number, numbers
 
     table = Table(title=metrics["title"], title_justify="left")

@@ -183,16 +183,16 @@ def describe_rows(rows: Path, summary: Summary) -> None:
         keys = column("key")
         count_failures(file.read(columns=["key", "shard", "error"]).filter(pc.invert(good)), summary)
         summary.forwards, summary.vjps = (pc.max(column(name)).as_py() or 0 for name in ("forwards", "vjps"))
-        breakdowns = {by: Breakdown(column(by), ok) for by in ("shard", "label")}
+        places = pc.sort_indices(keys).to_numpy()  # so that sums do not depend on the order of the rows
+        breakdowns = {by: Breakdown(column(by), ok, places) for by in ("shard", "label")}
         for name in MEASURES:
             values = np.where(ok, column(name).to_numpy(), np.nan)
             if np.isnan(values).all():
                 continue
             summary.measures[name] = measure(values, keys, name)
-            order = np.argsort(values)
-            order = order[np.isfinite(values[order])]
+            values = values[places]
             for breakdown in breakdowns.values():
-                breakdown.add(name, values[order], order)
+                breakdown.add(name, values)
     summary.breakdowns = {by: breakdown.table() for by, breakdown in breakdowns.items()}
 
 
@@ -263,23 +263,31 @@ def extremes(values: np.ndarray, keys: pa.ChunkedArray, name: str) -> dict[str, 
 
 
 class Breakdown:
-    """Statistics of the groups of rows that have the same value in a column; rows without one are in none."""
+    """Statistics of the groups of rows that have the same value in a column; rows without one are in none.
 
-    def __init__(self, column: pa.ChunkedArray, ok: np.ndarray):
+    Args:
+        places: the rows in the order in which `add` gets their values.
+    """
+
+    def __init__(self, column: pa.ChunkedArray, ok: np.ndarray, places: np.ndarray):
         encoded = column.combine_chunks()
         if not pa.types.is_dictionary(encoded.type):
             encoded = encoded.dictionary_encode()
         self.names = encoded.dictionary
-        self.codes = encoded.indices.fill_null(len(self.names)).to_numpy()
+        self.codes = (
+            encoded.indices.fill_null(len(self.names)).to_numpy().astype(np.int64)
+        )  # as bincount takes them
         n, good = (self.counts(codes) for codes in (self.codes, self.codes[ok]))
+        self.codes = self.codes[places]
         self.columns = {"n": pa.array(n), "failed": pa.array(n - good)}
 
     def counts(self, codes: np.ndarray) -> np.ndarray:
         return np.bincount(codes, minlength=len(self.names) + 1)[:-1]
 
-    def add(self, name: str, values: np.ndarray, places: np.ndarray) -> None:
-        """Describe a measure; its values in rising order, and the rows they are of."""
-        found = group_intervals(values, self.codes[places], len(self.names) + 1)
+    def add(self, name: str, values: np.ndarray) -> None:
+        """Describe the finite values of a measure."""
+        finite = np.isfinite(values)
+        found = group_intervals(values[finite], self.codes[finite], len(self.names) + 1)
         for suffix, column in zip(("", "_low", "_high"), found, strict=True):
             self.columns[name + suffix] = pa.array(column[:-1], from_pandas=True)  # NaN is null
 

@@ -65,7 +65,7 @@ def group_intervals(
     log-normal values hold the mean, of 10 values 84 %.
 
     Args:
-        values: finite, (n,); in rising order, so that sums do not depend on the order of the rows.
+        values: finite, (n,). Sums are made in their order.
         codes: the group of each, 0 … groups − 1, (n,).
 
     Returns:
