@@ -2,8 +2,8 @@
 
     python benchmarks/aggregate.py
 
-A run of synthetic rows without pictures, units of 256, a thousand labels and shards of 900, every measure
-of images; in one process that did not make them. What is in the table: reading and checking all units while
+A run of synthetic rows without pictures, units of 256, 10,000 labels and shards of 900, every measure of
+images; in one process that did not make them. What is in the table: reading and checking all units while
 writing the flat table, and the statistics of it. Memory is read from the operating system.
 """
 
@@ -21,7 +21,7 @@ from pipeline.aggregate import Summary, describe_rows, write_rows
 from pipeline.commit import ROWS, commit
 from pipeline.metrics import IMAGE
 
-SHARD, LABELS = 900, 1000
+SHARD, LABELS = 900, 10_000
 
 
 def make(folder: Path, rows: int) -> None:
@@ -77,7 +77,7 @@ def main(rows: Annotated[int, typer.Option()] = 1_000_000) -> None:
             wall, spent = time.perf_counter() - started, time.process_time() - spent
             print(f"| {what} | {wall:.1f} | {spent:.1f} | {before:.0f} | {memory('VmHWM'):.0f} |")
         assert summary.rows == rows, "every row counts"
-        print(f"\n{len(summary.measures)} measures, {sum(map(len, summary.breakdowns.values()))} groups")
+        print(f"\n{len(summary.measures)} measures, {sum(map(len, summary.breakdowns.values())):,} groups")
 
 
 if __name__ == "__main__":
