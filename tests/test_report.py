@@ -181,7 +181,8 @@ def test_masks_are_traced_to_their_file(tmp_path):
 
 def test_histograms_have_bars_as_high_as_the_counts_of_equal_bins():
     keys = pa.chunked_array([list("abcdefghij")])
-    described = vars(measure(np.array([1.0, 1, 2, 4, 4, 4, 4, 5, 6, 6]), keys, "psnr"))  # five bins of 1
+    values = pa.chunked_array([[1.0, 1, 2, 4, 4, 4, 4, 5, 6, 6]])  # five bins of 1
+    described = vars(measure(values, pa.chunked_array([[True] * 10]), keys, "psnr"))
     assert described["counts"] == [2, 1, 0, 4, 3]
     shapes = histogram(described)
     assert shapes["bars"] == [(0, 50, 20, 50), (20, 75, 20, 25), (60, 0, 20, 100), (80, 25, 20, 75)]
@@ -204,7 +205,7 @@ def test_a_partial_run_says_so(make_job):
 
 def test_results_without_an_interval_have_one_dash():
     of_image = {"mean": 24.5, "low": 24.0, "high": 25.0, "n": 3}
-    of_set = {"value": 9.0, "low": None, "high": None, "n": 3, "warnings": ["few"]}
+    of_set = {"value": 9.0, "low": None, "high": None, "n": 3, "warnings": ["few"], "extra": {}}
     with console.capture() as said:
         show_results({"title": "t", "metrics": {"psnr": of_image}, "sets": {"fid": of_set}})
     lines = [re.findall(r"[^│\s][^│]*[^│\s]|[^│\s]", line) for line in said.get().splitlines()]
