@@ -118,7 +118,7 @@ def test_shown_are_the_first_samples_and_the_ends_of_the_first_measure(make_job,
 
 def noise_card(side):
     pixels = np.random.default_rng(side).integers(0, 256, (side, side, 3), np.uint8)
-    return gallery.Card({}, [], {"restoration": encode(pixels)})
+    return gallery.Card("", 0, {}, [], {"restoration": encode(pixels)})
 
 
 def test_pictures_keep_within_their_budget(monkeypatch):

@@ -22,9 +22,9 @@ from pipeline.job import Job
 from pipeline.metrics import IMAGE, SETS, ImageMetric, SetMetric
 from pipeline.metrics.sets import SetResult, set_metrics
 from pipeline.pictures import mime
-from pipeline.report.gallery import choose, contact_sheet, fitted
+from pipeline.report.gallery import choose, contact_sheet, draw_deviations, failures, fitted
 from pipeline.run import Run
-from pipeline.storage import Location, publish
+from pipeline.storage import Location, parquet, publish
 from pipeline.tables import Table, markdown_text
 
 METRICS: Mapping[str, ImageMetric | SetMetric] = {**IMAGE, **SETS}
@@ -84,15 +84,19 @@ def write_report(run: Run) -> Location:
     if cards:
         with publish(folder / "pictures.png") as temporary:
             contact_sheet(cards).save(temporary, format="PNG")
+    white = draw_deviations(cards)
     pictures, form = fitted(cards)
+    with parquet(folder / "rows.parquet") as file:
+        failed = failures(file.read(["key", "status", "error"]))
     for name, environment in environments().items():
         text = environment.get_template(f"{name}.jinja").render(
             m=metrics,
-            titles=TITLES,
             means={name: v["value"] for name, v in numbers(metrics).items()},
-            about=ABOUT,
             cards=list(zip(cards, pictures, strict=True)),
+            kinds={kind: kind for found in pictures for kind in found},
+            failed=failed,
             form=form,
+            white=white,
             orders=orders(metrics["metrics"]),
             job=yaml.safe_dump(metrics["job"], sort_keys=False, allow_unicode=True),
             made=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
@@ -118,7 +122,9 @@ def environments() -> Mapping[str, Environment]:
         "interval": interval,
         "data_uri": data_uri,
         "bare": bare,
-        "histogram": histogram,
+        "shapes": histogram,
+        "titles": TITLES,
+        "about": ABOUT,
         "style": Markup((files("pipeline.report") / "report.css").read_text()),
         "script": Markup(script),
         "script_hash": base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
@@ -255,10 +261,14 @@ def orders(metrics: Mapping[str, Any]) -> list[tuple[str, str]]:
     return [order for order in found if not order[0].startswith("seconds")]
 
 
-def histogram(measure: Mapping[str, Any]) -> dict[str, Any]:
-    """A histogram as shapes in a square of 100 × 100: bars (x, y, width, height), and where quantiles are."""
+def histogram(measure: Mapping[str, Any], most: int | None = None) -> dict[str, Any]:
+    """A histogram as shapes in a square of 100 × 100: bars (x, y, width, height), and where quantiles are.
+
+    Args:
+        most: the count of a bar as high as the square; the default is the largest one.
+    """
     edges, counts = measure["edges"], measure["counts"]
-    width, most = (edges[-1] - edges[0]) or 1.0, max(counts)
+    width, most = (edges[-1] - edges[0]) or 1.0, most or max(counts)
 
     def place(value: float) -> float:
         return round(100 * (value - edges[0]) / width, 2)
