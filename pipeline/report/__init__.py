@@ -255,10 +255,14 @@ def orders(metrics: Mapping[str, Any]) -> list[tuple[str, str]]:
     """What the samples can be sorted by, as the script reads it, and in words."""
     found = [("place:1", "as in the job"), ("failed:-1", "failures first")]
     for name in metrics:
-        better = IMAGE[name].better if name in IMAGE else "lower"
-        low, high = (f"{bare(name)}, {end} first" for end in ASCENDING[better])
+        low, high = (f"{bare(name)}, {end} first" for end in ascending(name))
         found += [(f"{name}:1", low), (f"{name}:-1", high)]
     return [order for order in found if not order[0].startswith("seconds")]
+
+
+def ascending(name: str) -> tuple[str, str]:
+    """What is at the lower and at the upper end of a measure."""
+    return ASCENDING[IMAGE[name].better if name in IMAGE else "lower"]
 
 
 def histogram(measure: Mapping[str, Any], most: int | None = None) -> dict[str, Any]:
