@@ -17,9 +17,9 @@ import typer
 
 SAMPLERS = {
     "conjugate": "{name: conjugate, steps: 5, w: 15}",
-    "pigdm_discrete": "{name: pigdm_discrete, steps: 5}",
+    "pigdm_discrete": "{name: pigdm_discrete, steps: 5, start: 0.4, init: lmmse}",
     "ddnm": "{name: ddnm, steps: 5}",
-    "ddrm": "{name: ddrm, steps: 5}",
+    "ddrm": "{name: ddrm, steps: 5, start: 0.4, eta: 0, init: lmmse}",
 }
 
 
