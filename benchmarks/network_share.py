@@ -2,7 +2,8 @@
 
     python benchmarks/network_share.py --shards imagenet256-sample-0000.tar --limit 8
 
-Runs the job in this process and times the network by module hooks, the VJPs included.
+Runs the job in this process. The parts are those of the commit record; beside them, the network's time by
+hooks of its module, which wait for the device: another way to the same numbers.
 """
 
 import tempfile
@@ -73,17 +74,19 @@ def main(
         started = time.perf_counter()
         commit = worker.process(Task(unit))
         wall = time.perf_counter() - started
-        run_parts = commit.seconds
-    network = sum(watch.seconds.values())
-    print(f"{limit} images, batch {batch_size}: {wall:.2f} s wall")
+    parts = dict(commit.seconds)
+    total, sample = parts.pop("total"), parts.pop("sample")
+    beside = {part: parts.pop(part) for part in ("fetch", "decode")}
+    network = parts["forward"] + parts["vjp"]
+    parts["sampler beside the network"] = sample - network
+    parts["commit and the rest"] = wall - sum(parts.values())
+    print(f"{limit} images, batch {batch_size}: {wall:.2f} s wall, of which {total:.2f} s in the record")
     print("| part | s | share |\n|---|---|---|")
-    parts = {f"network {k}": v for k, v in watch.seconds.items()}
-    parts["sampler without network"] = run_parts["sample"] - network
-    parts |= {k: v for k, v in run_parts.items() if k not in ("sample", "total")}
-    parts["commit and the rest"] = wall - network - sum(list(parts.values())[2:])
     for name, seconds in parts.items():
         print(f"| {name} | {seconds:.3f} | {seconds / wall:.1%} |")
     print(f"\ninside the network: {network / wall:.1%} of the wall time")
+    for title, others in (("by hooks of its module", watch.seconds), ("in other threads", beside)):
+        print(f"{title}: " + ", ".join(f"{part} {seconds:.3f} s" for part, seconds in others.items()))
 
 
 if __name__ == "__main__":

@@ -21,11 +21,10 @@ def seconds_per_image(job: Job, device: str) -> float:
     keys = [str(i) for i in range(count)]
     if stage.typical is None:
         raise JobError("plan: the operator fits no image of data.size, so there is none to time; --no-timing")
-    operator = stage.typical.operator
-    channels, height, width = operator.image_shape
+    channels, height, width = stage.typical.image
     example = np.random.default_rng(0).integers(0, 256, (height, width, channels), np.uint8)
     if job.measured:
-        example = np.zeros(operator.measurement_shape, np.float32)
+        example = np.zeros(stage.typical.measurement, np.float32)
     samples = [example] * count
     stage.run(keys, samples, [0] * count)
     started = time.perf_counter()

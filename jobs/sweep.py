@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 import yaml
 
-from jobs.files import assign, check, parse_yaml, read_values
+from jobs.files import absolute_files, assign, check, parse_yaml, read_values
 from pipeline.job import JobError, Subset
 
 if TYPE_CHECKING:
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from pipeline.sweep import Choices, Measured, Outcome, Result, Settings, Trial
 
 NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?"
+COMPARED = ("data", "degradation", "seed", "metrics", "images", "reference", "published", "output")
 RANGE = re.compile(rf"({NUMBER})\.\.({NUMBER})(:log)?")
 
 
@@ -36,6 +37,13 @@ def sweep(
         ),
     ],
     by: Annotated[str, typer.Option(help="The metric of single images that decides.")] = "psnr",
+    within: Annotated[
+        float, typer.Option(min=0, help="Trials whose mean is this near to the best one's are alike.")
+    ] = 0.0,
+    then: Annotated[
+        str | None,
+        typer.Option(metavar="METRIC", help="Decides among trials that are alike. [default: that of --by]"),
+    ] = None,
     tune: Annotated[int, typer.Option(min=2, help="Images for tuning, at most.")] = 64,
     halve: Annotated[
         int,
@@ -73,13 +81,15 @@ def sweep(
 
         kintsugi sweep imagenet-sr4 --vary sampler.w=2,5,10,15,20 --vary sampler.lam=-0.2,0,0.2 --by lpips
 
+        kintsugi sweep imagenet-sr4 --vary sampler.w=2,5,10,15,20 --within 0.3 --then spectrum_ratio --halve 1
+
         kintsugi sweep job.yaml --vary sampler.w=1..30:log --vary sampler.start=0.2..0.6 --random 20
     """
     from jobs.cli import EXIT_SOME_FAILED, console
     from pipeline import storage
     from pipeline.sweep import Measured, draw, name_of, write_csv
 
-    measured = Measured(by)
+    measured, second = Measured(by), Measured(then or by)
     values, source = read_values(job, sets or [])
     base = check(copy.deepcopy(values), source)
     if base.measured:
@@ -91,18 +101,22 @@ def sweep(
     for_tuning: Settings = {
         "data.subset": fields,
         "data.limit": tune,
-        "metrics": image_metrics(base.metrics, by),
+        "metrics": image_metrics(base.metrics, by, second.name),
         "images": "none",
-        # Small units, so that rungs end where they should and several actors have something to do.
+        # Small units, so that several actors have something to do and a rung is not much too large.
         "compute.unit_size": min(base.compute.unit_size, 8 if batch == "auto" else batch),
     }
     trials = []
     for settings in combinations(vary, random, base.seed):
-        if ours := [it for it in settings if it.startswith(("data.subset", "data.limit", "output"))]:
-            raise JobError(f"--vary {ours[0]}: the sweep itself sets it")
+        for field in settings:
+            if field.split(".")[0] in COMPARED or overlap(field, "compute.unit_size"):
+                raise JobError(
+                    f"--vary {field}: trials are compared on the same images, measurements and noise, and "
+                    "the sweep itself sets what is kept of them; change it for all trials by --set"
+                )
         output = {"output": str(folder / "trials" / name_of(settings))}
         trials.append(make_trial(values, source, settings, for_tuning | output))
-    outcome = climb(trials, measured, tune, halve, address, folder)
+    outcome = climb(trials, measured, second, within, tune, halve, address, folder)
     show(outcome)
     write_csv(outcome, folder / "sweep.csv")
     draw(outcome, folder / "sweep.svg")
@@ -152,15 +166,22 @@ def parse_vary(text: str) -> tuple[str, Choices]:
         if low >= high or (log and low <= 0):
             raise JobError(f"--vary {text!r}: a range goes up" + (", from above 0 with :log" if log else ""))
         return field, Range(low, high, log)
+    if re.search(r"\d\.\.[-.\d]", written):  # and no path
+        raise JobError(f"--vary {text!r}: a range stands alone, two numbers as in 1..30 or 1..30:log")
     values: list[Any] = parse_yaml(f"[{written}]", f"--vary {text!r}")
     return field, values
 
 
-def image_metrics(metrics: list[str], by: str) -> list[str]:
+def overlap(one: str, other: str) -> bool:
+    """Whether a field is the other one or holds it: compute, compute.unit_size."""
+    return f"{one}.".startswith(f"{other}.") or f"{other}.".startswith(f"{one}.")
+
+
+def image_metrics(metrics: list[str], *needed: str) -> list[str]:
     """Those of single images: a set of a few images is too small for the others."""
     from pipeline.metrics import IMAGE
 
-    return list(dict.fromkeys([*(name for name in metrics if name in IMAGE), by]))
+    return list(dict.fromkeys([*(name for name in metrics if name in IMAGE), *needed]))
 
 
 def make_trial(values: dict[str, Any], source: str, settings: Settings, rest: Settings) -> Trial:
@@ -175,7 +196,14 @@ def make_trial(values: dict[str, Any], source: str, settings: Settings, rest: Se
 
 
 def climb(
-    trials: list[Trial], by: Measured, tune: int, halve: int, address: str | None, folder: Location
+    trials: list[Trial],
+    by: Measured,
+    then: Measured,
+    within: float,
+    tune: int,
+    halve: int,
+    address: str | None,
+    folder: Location,
 ) -> Outcome:
     """Take the trials from rung to rung.
 
@@ -198,7 +226,7 @@ def climb(
         errors.print(
             f"{summary.samples} images for tuning, not {tune}: raise data.subset.fraction", style="yellow"
         )
-    ladder = rungs(len(trials), summary.samples, halve)
+    ladder = rungs(len(trials), summary.samples, halve, trials[0].job.compute.unit_size)
     steps = ", then ".join(f"{rung.trials} on {rung.images} images" for rung in ladder)
     console.print(f"{folder}: {len(trials)} trials, {steps}")
     results: dict[int, Result] = {}
@@ -208,9 +236,9 @@ def climb(
             alive = alive[: rung.trials]
             for number in alive:
                 do_first(run(number), rung.images, address)
-                results[number] = result_of(run(number), trials[number], by, rung.images)
+                results[number] = result_of(run(number), trials[number], by, then, rung.images)
             alive.sort(key=lambda number: (results[number].rank, number))
-    return Outcome(by, [results[number] for number in range(len(trials))], alive)
+    return Outcome(by, [results[number] for number in range(len(trials))], alive, then, within)
 
 
 def do_first(run: Run, images: int, address: str | None) -> None:
@@ -236,7 +264,8 @@ def show(outcome: Outcome) -> None:
     short = [field.rpartition(".")[2] for field in fields]
     table = Table(
         title=f"{by.title}, with 95 % intervals; differences are paired",
-        caption="★ chosen · ≈ cannot be told from the best",
+        caption="★ chosen · ≈ cannot be told from the best"
+        + (f", or within {outcome.within:g}" if outcome.within else ""),
         title_justify="left",
         caption_justify="left",
         box=box.SIMPLE_HEAD,
@@ -244,7 +273,8 @@ def show(outcome: Outcome) -> None:
         collapse_padding=True,
     )
     heads = fields if len(set(short)) < len(short) else short
-    for head in (*heads, "images", "mean", "from the best", "s/image", ""):
+    then = [] if outcome.then == by else [outcome.then.title]
+    for head in (*heads, "images", "mean", "from the best", *then, "s/image", ""):
         table.add_column(head, justify="right")
 
     def rank(place: int) -> tuple[int, float]:
@@ -260,6 +290,7 @@ def show(outcome: Outcome) -> None:
             "best"
             if result is outcome.best
             else f"{differs.mean:+.2g} ({differs.low:+.2g}…{differs.high:+.2g})",
+            *(f"{result.then:.3g}" for _ in then),
             f"{result.seconds:.2g}",
             "★" if result is outcome.chosen else "≈" if place in outcome.alike else "",
         )
@@ -281,20 +312,19 @@ def write_best(
         assign(best, field, value, "best.yaml")
     if best["data"]["shards"] != builtin.SCIKIT_IMAGE:
         best["data"]["shards"] = from_root(best["data"]["shards"])
+    best = absolute_files(best)
     low, high = chosen.interval
     listed = ", ".join(f"{field} = {value}" for field, value in chosen.trial.settings.items())
     others = len(outcome.alike) - 1
+    near = f", or are within {outcome.within:g}" if outcome.within else ""
     lines = [
-        f"The best of {len(outcome.results)} trials of {source}: {listed}.",
+        f"Chosen of {len(outcome.results)} trials of {source}: {listed}.",
         f"{by.title} {chosen.mean:.4g} ({low:.4g} … {high:.4g}, 95 %) on {len(chosen.values)} images for "
         f"tuning, seed {chosen.trial.job.seed};",
         "those are none of the images that this job evaluates: data.subset.",
-        f"Trials that cannot be told from the best (paired 95 % interval): {others}"
-        + (
-            f"; chosen is the cheapest, {chosen.evaluations} evaluations, and of these the best mean."
-            if others
-            else "."
-        ),
+        f"Finalists that cannot be told from the best (paired 95 % interval){near}: {others}"
+        + (f"; chosen is the cheapest, {chosen.evaluations} evaluations, then the best " if others else ".")
+        + (f"{outcome.then.title}." if others else ""),
         *(f"At the edge: {sentence}." for sentence in outcome.edges()),
         f"All trials: {folder / 'sweep.csv'}, by `kintsugi sweep`.",
     ]

@@ -33,7 +33,7 @@ ROWS = pa.schema(
     [
         ("key", pa.string()),
         ("shard", pa.string()),
-        ("index", pa.int64()),  # position in the shard
+        ("index", pa.int64()),  # position in the shard, or in what data.subset leaves of it
         ("label", pa.int64()),
         ("source", pa.string()),  # format, mode and size of the file, before conversion
         ("status", pa.string()),  # "ok" or "failed"
@@ -64,7 +64,8 @@ class Commit:
         data_bytes, data_sha256: of data/UNIT.parquet. features_bytes, features_sha256: of
             features/UNIT.parquet, None where there is none.
         seconds: wall-clock time by part: read and encode (waiting for them), degrade, sample, score,
-            write, total.
+            write, total. Within sample: forward and vjp. Of other threads, beside all this: fetch (bytes
+            of the shard) and decode.
         sample_seconds: the sampler's time for each row, in order; 0 for failed rows.
         made_by: versions, device and host.
         notes: what the user should know of the worker since its last unit.

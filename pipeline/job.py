@@ -206,6 +206,13 @@ class PublishedNumbers(Model):
     source: str = Field(description="Where they are printed.")
     caveat: str = Field(default="", description="Why they may not be comparable.")
 
+    @field_validator("values")
+    @classmethod
+    def known(cls, values: dict[str, float | None]) -> dict[str, float | None]:
+        if unknown := values.keys() - metrics.ALL.keys():
+            raise ValueError(f"{sorted(unknown)[0]!r} is no metric; see `kintsugi list metrics`")
+        return values
+
 
 class Published(Model):
     """clean-fid's published statistics of a data set."""

@@ -2,11 +2,12 @@
 
 import os
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from io import BytesIO
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
@@ -39,6 +40,7 @@ class Decoded:
 
     Attributes:
         image: an image (H, W, 3) uint8, or a measurement (C, h, w) float32 on [-1, 1].
+        fetching, decoding: seconds that a thread took to get its bytes, and to make the image of them.
     """
 
     key: str
@@ -48,6 +50,8 @@ class Decoded:
     label: int | None = None
     source: str | None = None
     file: str | None = None
+    fetching: float = 0.0
+    decoding: float = 0.0
 
 
 class UnreadableImage(Exception):
@@ -100,9 +104,10 @@ def read_unit(
     def produce() -> None:
         try:
             contents = in_folder(unit, members.files) if members.files else in_tar(unit, members.keys)
-            for place, (key, content) in enumerate(zip(members.keys, contents, strict=True)):
+            for place, (key, (content, spent)) in enumerate(zip(members.keys, timed(contents), strict=True)):
                 file = members.files[place] if members.files else None
-                put(pool.submit(decode, key, unit.start + place, skip(key) or content, convert, file))
+                work = (key, unit.start + place, skip(key) or content, convert, file)
+                put(pool.submit(decode_timed, spent, *work))
                 if stop.is_set():
                     return
         except BaseException as error:  # raised again where the batches are consumed
@@ -129,6 +134,14 @@ def read_unit(
             changed.notify()
         reader.join()
         pool.shutdown(cancel_futures=True)
+
+
+def timed(contents: Iterator[Content]) -> Iterator[tuple[Content, float]]:
+    """Each content, and the seconds that it took to get."""
+    mark = time.perf_counter()
+    for content in contents:
+        yield content, time.perf_counter() - mark
+        mark = time.perf_counter()
 
 
 def in_folder(unit: Unit, files: Sequence[str]) -> Iterator[Content]:
@@ -205,6 +218,13 @@ def missing(damage: DamagedShard | None) -> Exception:
     if damage is not None:
         return UnreadableImage(f"the shard cannot be read here: {damage}")
     return UnreadableImage("not in the shard any more; did it change after planning?")
+
+
+def decode_timed(fetching: float, *work: Any) -> Decoded:
+    """`decode`, and what it took."""
+    mark = time.perf_counter()
+    sample = decode(*work)
+    return replace(sample, fetching=fetching, decoding=time.perf_counter() - mark)
 
 
 def decode(key: str, index: int, content: Content, convert: "Convert", file: str | None) -> Decoded:

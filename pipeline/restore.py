@@ -5,6 +5,7 @@ from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -15,6 +16,7 @@ import priors
 import samplers
 from operators import Operator, SpecError
 from pipeline.job import Degradation, Job, JobError
+from pipeline.meter import Metered
 from pipeline.metrics import SETS
 from pipeline.metrics.features import Extractor
 from pipeline.metrics.scoring import Scorer, residual
@@ -73,17 +75,26 @@ class Problem:
     operator: Operator
     sampler: Sampler
     prior: Prior
+    metered: Metered
+
+
+class Shapes(NamedTuple):
+    """Of an operator's images and measurements."""
+
+    image: Shape
+    measurement: tuple[int, ...]
 
 
 class Stage:
     """Everything a worker keeps between batches.
 
     Attributes:
-        seconds: time spent by part (degrade, sample, score) since the start.
+        seconds: time spent by part (degrade, sample, score) since the start; forward and vjp are the
+            network's within sample.
         batch_size: samples, or tiles, restored at once; halved when device memory runs out.
         notes: what the user should know.
-        typical: the problem of images with sides `data.size`; of measurements perhaps a little larger, or
-            None where none of these fits the operator.
+        typical: shapes of images with sides `data.size`; of measurements perhaps a little larger, or None
+            where none of these fits the operator.
 
     Raises:
         JobError: the prior cannot be loaded, or the sampler does not fit it; weights of a metric are missing.
@@ -111,9 +122,9 @@ class Stage:
         self.problems_kept = PROBLEMS
         self.batch_size = BATCH_ON_CPU if job.compute.batch_size == "auto" else job.compute.batch_size
         self.notes: list[str] = []
-        self.seconds = dict.fromkeys(("degrade", "sample", "score"), 0.0)
+        self.seconds = dict.fromkeys(("degrade", "sample", "forward", "vjp", "score"), 0.0)
         try:
-            self.typical = self.typical_problem()
+            self.typical = self.typical_shapes()
         except ValueError as error:
             raise JobError(f"sampler.{error}") from error
 
@@ -128,11 +139,12 @@ class Stage:
             if isinstance(problem.prior, Tiled):
                 problem.prior.batch = count
 
-    def typical_problem(self) -> Problem | None:
+    def typical_shapes(self) -> Shapes | None:
         size = self.job.data.size
         for side in range(size, size + size // 4 if self.job.measured else size + 1):
             with suppress(SpecError):
-                return self.problem((3, side, side))
+                operator = self.problem((3, side, side)).operator
+                return Shapes(operator.image_shape, operator.measurement_shape)
         return None
 
     def problem(self, shape: Shape) -> Problem:
@@ -151,8 +163,9 @@ class Stage:
         if self.job.measured:
             overlap = min(self.job.restoration.overlap, self.job.data.size // 2)
             prior = Tiled(self.prior, self.job.data.size, self.multiple, overlap, self.batch_size)
-        found = Problem(operator, samplers.build(self.job.sampler), prior)
-        found.sampler.prepare(prior, operator, degradation.sigma_y, torch.empty(0, device=self.device))
+        metered = Metered(prior, self.device)
+        found = Problem(operator, samplers.build(self.job.sampler), prior, metered)
+        found.sampler.prepare(metered, operator, degradation.sigma_y, torch.empty(0, device=self.device))
         self.problems[shape] = found
         self.forget_problems()
         return found
@@ -173,13 +186,10 @@ class Stage:
             return self.problem((channels, height, width))
         rows = columns = 1.0
         if self.typical is not None:
-            operator = self.typical.operator
-            if operator.measurement_shape == sample:
-                return self.typical
-            rows, columns = (
-                whole / part
-                for whole, part in zip(operator.image_shape[1:], operator.measurement_shape[1:], strict=True)
-            )
+            image, measurement = self.typical
+            if measurement == sample:
+                return self.problem(image)
+            rows, columns = (whole / part for whole, part in zip(image[1:], measurement[1:], strict=True))
         height, width = round(sample[1] * rows), round(sample[2] * columns)
         if height * width > MAX_PIXELS or max(height, width) > MAX_SIDE:
             raise ValueError(
@@ -197,7 +207,7 @@ class Stage:
     @property
     def measured_channels(self) -> int:
         """Channels of a measurement."""
-        return 3 if self.typical is None else self.typical.operator.measurement_shape[0]
+        return 3 if self.typical is None else self.typical.measurement[0]
 
     def compile(self) -> None:
         """Compile the network for whole batches, if the job asks for it."""
@@ -238,7 +248,7 @@ class Stage:
         """
         if self.typical is None:
             raise JobError("compute: the operator fits no image of data.size; give batch_size as a number")
-        problem = self.typical
+        problem = self.problem(self.typical.image)
         self.batch_size = count
         truth = torch.zeros(count, *problem.operator.image_shape, device=self.device)
         noise = KeyedNoise(0, [str(i) for i in range(count)])
@@ -247,7 +257,7 @@ class Stage:
         sigma_y = self.job.degradation.sigma_y
         with suppress(RehearsedError):
             problem.sampler(
-                problem.prior, problem.operator, y, noise, sigma_y=sigma_y, callback=end_of_rehearsal
+                problem.metered, problem.operator, y, noise, sigma_y=sigma_y, callback=end_of_rehearsal
             )
         self.scorer(truth, truth)
 
@@ -352,13 +362,18 @@ class Stage:
         bits = BITS[job.restoration.format]
         drawn: list[np.ndarray] = []
         spread = Spread()
+        problem.metered.begin()
         with self.timed("sample"):
             for number in range(count):
                 noise = KeyedNoise(job.seed, keys if number == 0 else [f"{k}\0{number}" for k in keys])
-                outcome = problem.sampler(problem.prior, operator, y, noise, sigma_y=job.degradation.sigma_y)
+                outcome = problem.sampler(
+                    problem.metered, operator, y, noise, sigma_y=job.degradation.sigma_y
+                )
                 if count > 1:
                     spread.add(outcome.image)
                     drawn.append(levels(outcome.image, bits))
+        for part, spent in problem.metered.seconds().items():
+            self.seconds[part] += spent
         seconds = (self.seconds["sample"] - before) / len(keys)
         with self.timed("score"), torch.no_grad():
             image = outcome.image if count == 1 else spread.mean

@@ -167,7 +167,7 @@ def check_writable(folder: Location) -> None:
         storage.make_folder(folder)
         with publish(folder / ".writable") as probe:
             probe.touch()
-        (folder / ".writable").unlink()
+        (folder / ".writable").unlink(missing_ok=True)  # another command may look, too
     except OSError as error:
         raise JobError(f"output: cannot write to {folder}: {error}") from error
 

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 Settings = dict[str, Any]
 SMALLEST = 8  # images of the first rung: with fewer the order is a matter of luck
-VJP_COST = 2  # evaluations of the network that a vector-Jacobian product costs beside its forward
+PERFECT = 100.0  # dB; stands for an infinite PSNR, of which there is no mean
 MAX_NAME = 60  # characters of a trial's settings in its name
 
 
@@ -90,14 +90,19 @@ class Rung:
     images: int
 
 
-def rungs(trials: int, images: int, halve: int) -> list[Rung]:
+def rungs(trials: int, images: int, halve: int, unit: int) -> list[Rung]:
     """Of all trials 1/halve go on with halve times as many images, up to all; two at least see all of them.
 
-    halve: 1 lets every trial do all images.
+    Args:
+        halve: 1 lets every trial do all images.
+        unit: images that are committed together: a rung has whole units.
     """
     sizes = [images]
-    while halve > 1 and sizes[0] // halve >= SMALLEST and trials > halve ** len(sizes):
-        sizes.insert(0, sizes[0] // halve)
+    while halve > 1 and trials > halve ** len(sizes):
+        smaller = -(-(sizes[0] // halve) // unit) * unit
+        if sizes[0] // halve < SMALLEST or smaller >= sizes[0]:
+            break
+        sizes.insert(0, smaller)
     return [Rung(-(-trials // halve**number), size) for number, size in enumerate(sizes)]
 
 
@@ -117,7 +122,7 @@ class Measured:
     @property
     def title(self) -> str:
         metric = IMAGE[self.name]
-        return f"|{metric.title} − 1|" if metric.better == "one" else metric.title
+        return f"|log {metric.title}|" if metric.better == "one" else metric.title
 
     @property
     def sign(self) -> int:
@@ -125,8 +130,13 @@ class Measured:
         return 1 if IMAGE[self.name].better == "higher" else -1
 
     def distances(self, values: np.ndarray) -> np.ndarray:
-        """The values; of a metric that is best at 1, how far they are from it."""
-        return np.abs(values - 1) if IMAGE[self.name].better == "one" else values
+        """The values; of a ratio that is best at 1 how far its logarithm is from 0; NaN where undefined."""
+        if self.name == "psnr":
+            values = np.minimum(values, PERFECT)
+        if IMAGE[self.name].better == "one":
+            with np.errstate(divide="ignore", invalid="ignore"):
+                values = np.abs(np.log(values))
+        return np.where(np.isfinite(values), values, np.nan)
 
 
 @dataclass(frozen=True)
@@ -146,8 +156,10 @@ class Result:
     """What a trial came to on its first images.
 
     Attributes:
-        values: the metric of each restored image, by key. failed: images that were not restored.
-        evaluations: of the network per image; a vector-Jacobian product counts as two.
+        values: the metric of each restored image, by key. failed: images that were not restored, or whose
+            metric is undefined.
+        then: mean of the metric that decides among trials that are alike in the first.
+        evaluations: of the network per image, forwards and vector-Jacobian products.
         seconds: of the sampler per image.
     """
 
@@ -155,6 +167,7 @@ class Result:
     by: Measured
     values: dict[str, float]
     failed: int
+    then: float
     evaluations: int
     seconds: float
 
@@ -173,39 +186,38 @@ class Result:
         return self.failed, -self.by.sign * self.mean if self.values else math.inf
 
 
-def result_of(run: Run, trial: Trial, by: Measured, images: int) -> Result:
+def result_of(run: Run, trial: Trial, by: Measured, then: Measured, images: int) -> Result:
     """What the committed rows say of a trial's first images, whatever else it has done."""
     units = {unit.unit for unit in run.units() if unit.first < images}
-    values: dict[str, float] = {}
-    rows = evaluations = 0
-    seconds = 0.0
-    for table, commit in committed(run, ["key", "status", "forwards", "vjps", "seconds", by.name]):
-        if commit.unit not in units:
-            continue
-        rows += table.num_rows
-        for row in table.to_pylist():
-            if row["status"] == "ok":
-                values[row["key"]] = row[by.name]
-                seconds += row["seconds"]
-                evaluations = max(evaluations, row["forwards"] + VJP_COST * row["vjps"])
-    distances = by.distances(np.array(list(values.values()), float))
-    values = dict(zip(values, distances.tolist(), strict=True))
-    return Result(trial, by, values, rows - len(values), evaluations, seconds / max(len(values), 1))
+    columns = list(dict.fromkeys(["key", "status", "forwards", "vjps", "seconds", by.name, then.name]))
+    tables = [table for table, commit in committed(run, columns) if commit.unit in units]
+    rows = [row for table in tables for row in table.to_pylist()]
+    ok = [row for row in rows if row["status"] == "ok"]
+    measured, other = (it.distances(np.array([row[it.name] for row in ok], float)) for it in (by, then))
+    values = {row["key"]: value for row, value in zip(ok, measured.tolist(), strict=True) if value == value}
+    return Result(
+        trial,
+        by,
+        values,
+        failed=len(rows) - len(values),
+        then=float(np.nanmean(other)) if np.isfinite(other).any() else math.nan,
+        evaluations=max((row["forwards"] + row["vjps"] for row in ok), default=0),
+        seconds=sum(row["seconds"] for row in ok) / max(len(ok), 1),
+    )
 
 
 def interval(values: np.ndarray) -> tuple[float, float]:
     """95 % confidence interval of the mean; NaN where it has none."""
-    return mean_interval(values) if np.isfinite(values).all() else (math.nan, math.nan)
+    return mean_interval(values) if len(values) else (math.nan, math.nan)
 
 
 @dataclass(frozen=True)
 class Difference:
-    """How much larger a trial's metric is than the best one's: mean of the pairs, 95 % interval, pairs."""
+    """How much larger a trial's metric is than the best one's: mean of the pairs and its 95 % interval."""
 
     mean: float
     low: float
     high: float
-    pairs: int
 
     @property
     def none(self) -> bool:
@@ -216,12 +228,8 @@ class Difference:
 def difference(result: Result, best: Result) -> Difference:
     """Over the images that both have restored."""
     keys = sorted(result.values.keys() & best.values.keys())
-    one, other = (np.array([it.values[key] for key in keys]) for it in (result, best))
-    if not keys:
-        return Difference(math.nan, math.nan, math.nan, 0)
-    with np.errstate(invalid="ignore"):
-        pairs = np.where(one == other, 0.0, one - other)  # two infinite values are alike
-    return Difference(float(pairs.mean()), *interval(pairs), len(keys))
+    pairs = np.array([result.values[key] - best.values[key] for key in keys])
+    return Difference(float(pairs.mean()) if keys else math.nan, *interval(pairs))
 
 
 @dataclass(frozen=True)
@@ -231,11 +239,25 @@ class Outcome:
     Attributes:
         results: of every trial on all its images, in the order of the trials.
         last: places in `results` of those that have done all images, the best first.
+        then: decides among trials that are alike and cost the same.
+        within: means that differ by at most this are alike too.
+
+    Raises:
+        JobError: nothing was measured.
     """
 
     by: Measured
     results: list[Result]
     last: list[int]
+    then: Measured
+    within: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not self.best.values:
+            raise JobError(
+                f"no trial has a {self.by.title}: all its images failed, or it is undefined for them; "
+                "`kintsugi report` on a trial gives the reasons"
+            )
 
     @property
     def best(self) -> Result:
@@ -249,17 +271,22 @@ class Outcome:
 
     @cached_property
     def alike(self) -> set[int]:
-        """Places of the best, and of those that cannot be told from it and have no more failures."""
-        pairs = enumerate(zip(self.results, self.differences, strict=True))
-        return {self.last[0]} | {
-            place for place, (it, differs) in pairs if differs.none and it.failed <= self.best.failed
-        }
+        """Places in `results` of the best, and of those that have done all images, have no more failures,
+        and cannot be told from it or are within the tolerance.
+        """
+
+        def like_the_best(place: int) -> bool:
+            differs, failed = self.differences[place], self.results[place].failed
+            near = self.by.sign * differs.mean >= -self.within
+            return failed <= self.best.failed and (differs.none or near)
+
+        return {self.last[0], *filter(like_the_best, self.last)}
 
     @cached_property
     def chosen(self) -> Result:
-        """The cheapest of those that are like the best and have done all images; then the best mean."""
+        """The cheapest of those that are like the best; then by the second metric."""
         final = [self.results[place] for place in self.last if place in self.alike]
-        return min(final, key=lambda result: result.evaluations)
+        return min(final, key=lambda it: (it.evaluations, math.isnan(it.then), -self.then.sign * it.then))
 
     def edges(self) -> list[str]:
         """In words, where the chosen value of a field is the smallest or largest that was tried."""
@@ -283,11 +310,12 @@ def number(value: Any) -> bool:
 def write_csv(outcome: Outcome, target: Location) -> None:
     """A line for each trial, in the order of the trials."""
     by = outcome.by.name
+    then = [] if outcome.then == outcome.by else [outcome.then.name]
     figures = ["images", "failed", by, "low", "high", "difference", "difference_low", "difference_high"]
     fields = list(outcome.best.trial.settings)
     with publish(target) as temporary, temporary.open("w", newline="") as file:
         writer = csv.writer(file)
-        writer.writerow(["trial", *fields, *figures, "alike", "chosen", "evaluations", "seconds"])
+        writer.writerow(["trial", *fields, *figures, *then, "alike", "chosen", "evaluations", "seconds"])
         for place, (result, differs) in enumerate(zip(outcome.results, outcome.differences, strict=True)):
             writer.writerow(
                 [
@@ -300,6 +328,7 @@ def write_csv(outcome: Outcome, target: Location) -> None:
                     differs.mean,
                     differs.low,
                     differs.high,
+                    *(result.then for _ in then),
                     int(place in outcome.alike),
                     int(result is outcome.chosen),
                     result.evaluations,

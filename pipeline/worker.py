@@ -101,7 +101,7 @@ class Worker:
         """
         started = time.perf_counter()
         before = dict(self.stage.seconds)
-        reading = encoding = 0.0
+        reading = {"read": 0.0, "fetch": 0.0, "decode": 0.0}
         self.in_hand = 0
         unit = task.unit
         kept: dict[str, tuple[dict[str, Any], float]] = {}  # row and seconds by key
@@ -139,9 +139,11 @@ class Worker:
             while True:
                 mark = time.perf_counter()
                 batch = next(batches, None)
-                reading += time.perf_counter() - mark
+                reading["read"] += time.perf_counter() - mark
                 if batch is None:
                     break
+                reading["fetch"] += sum(sample.fetching for sample in batch)
+                reading["decode"] += sum(sample.decoding for sample in batch)
                 results = self.restore(batch)
                 written.append(writer.submit(self.rows, unit, batch, results))
                 features |= {
@@ -172,7 +174,7 @@ class Worker:
             config_hash=self.config_hash,
             prior_sha256=self.stage.prior.sha256,
             attempt=task.attempt,
-            seconds={"read": reading, **spent, "encode": encoding},
+            seconds={**reading, **spent, "encode": encoding},
             earlier=earlier,
             features=table_of({row["key"]: features[row["key"]] for row in rows if row["key"] in features}),
             sample_seconds=sample_seconds,

@@ -453,7 +453,9 @@ def test_commit_records_say_who_made_them(finished):
     record = json.loads(commit_file(finished.folder, next(finished.units()).unit).read_text())
     assert record["made_by"]["torch"] == torch.__version__.split("+")[0]
     assert len(record["prior_sha256"]) == 64
-    assert record["seconds"]["sample"] > 0
+    seconds = record["seconds"]
+    assert all(seconds[part] > 0 for part in ("forward", "vjp", "fetch", "decode", "degrade", "score"))
+    assert seconds["forward"] + seconds["vjp"] < seconds["sample"] < seconds["total"]
 
 
 def test_rows_have_the_promised_columns(finished):

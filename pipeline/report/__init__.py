@@ -45,14 +45,18 @@ ASCENDING = {"higher": ("worst", "best"), "lower": ("best", "worst"), "one": ("l
 PARTS = {
     "read": "waiting for images",
     "degrade": "degrading",
-    "sample": "sampling (network)",
+    "forward": "network: forwards",
+    "vjp": "network: vector-Jacobian products",
+    "sampler": "sampler beside the network",
     "score": "scoring",
     "encode": "waiting for pictures to be encoded",
     "write": "writing",
 }
 REST = "the rest"
+BESIDE = {"fetch": "reading", "decode": "decoding"}  # in threads that work while the network does
 BOUNDS = {
-    "the network": ("sample",),
+    "the network": ("forward", "vjp"),
+    "the sampler": ("sampler",),
     "degrading": ("degrade",),
     "scoring": ("score",),
     "reading": ("read",),
@@ -211,8 +215,15 @@ def spent(summary: Summary) -> dict[str, Any]:
     """Where the workers' time went, and what bounds them."""
     total = summary.seconds.get("total", 0.0)
     if not total:
-        return {"worker_seconds": 0.0, "parts": {}, "device_share": None, "verdict": "No unit is done yet."}
+        return {
+            "worker_seconds": 0.0,
+            "parts": {},
+            "beside": {},
+            "device_share": None,
+            "verdict": "No unit is done yet.",
+        }
     seconds: dict[str, float] = defaultdict(float, summary.seconds)
+    seconds["sampler"] = seconds["sample"] - seconds["forward"] - seconds["vjp"]
     parts = {label: seconds[part] for part, label in PARTS.items()}
     parts[REST] = max(total - sum(parts.values()), 0.0)
     shares = {what: sum(seconds[part] for part in of) / total for what, of in BOUNDS.items()}
@@ -227,6 +238,7 @@ def spent(summary: Summary) -> dict[str, Any]:
     return {
         "worker_seconds": total,
         "parts": {label: {"seconds": s, "share": s / total} for label, s in parts.items()},
+        "beside": {label: seconds[part] for part, label in BESIDE.items()},
         "device_share": on_device,
         "verdict": f"{kind}: {first} took {percent(shares[first])} of the workers' time; {rest}. "
         f"The device was busy for {percent(on_device)} of it.",
