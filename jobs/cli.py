@@ -409,7 +409,7 @@ def list_(
         for of, metrics in (("image", IMAGE), ("set", SETS)):
             for name, metric in metrics.items():
                 what = "\n\n".join(metric.about.split("\n", 1))
-                table.add_row(name, of, "near 1" if metric.better == "one" else metric.better, what)
+                table.add_row(name, of, {"one": "near 1", None: ""}.get(metric.better, metric.better), what)
     elif kind in registries:
         for column in ("name", "parameters", "what it is"):
             table.add_column(column)

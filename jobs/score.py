@@ -1,11 +1,12 @@
 """`kintsugi score`: metrics of images that any other method has made."""
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+import yaml
 from rich.table import Table
 
-from pipeline.job import JobError
+from pipeline.job import JobError, Published
 
 NAMED = 20  # of the images without a partner
 
@@ -20,7 +21,11 @@ def score(
     ] = "psnr,ssim",
     out: Annotated[str, typer.Option(help="Where the report goes; `kintsugi compare` takes it.")] = "scores",
     reference: Annotated[
-        str, typer.Option(help="What metrics of sets compare with: truth, a folder, shards, or an .npz.")
+        str,
+        typer.Option(
+            help="What metrics of sets compare with: truth, a folder, shards, an .npz, or clean-fid's "
+            "published statistics as {name: ffhq, split: trainval70k, resolution: 256}."
+        ),
     ] = "truth",
 ) -> None:
     """Measure images that another method restored against the truth, paired by key.
@@ -53,16 +58,18 @@ def score(
         if len(keys) > NAMED:
             errors.print(f"{what}: and {len(keys) - NAMED} more", style="yellow")
     with progress_bar(console, len(pairs.keys), "images") as advance:
-        found = compare_sets(pairs, names, reference, at(out), default_device(), advance)
+        found = compare_sets(pairs, names, reference_from(reference), at(out), default_device(), advance)
     table = Table(title=found["title"], title_justify="left")
     for column in ("measure", "mean", "95 % interval", "n"):
         table.add_column(column, justify="left" if column == "measure" else "right")
     for name, value in found["metrics"].items():
         mean, low, high = (number(value[part]) for part in ("mean", "low", "high"))
-        table.add_row(name, mean, f"{low} … {high}", str(value["n"]))
+        table.add_row(name, mean, f"{low} … {high}", count(value))
     for name, value in found["sets"].items():
         mean, low, high = (number(value[part]) for part in ("value", "low", "high"))
         table.add_row(f"{name}, of the set", mean, f"{low} … {high}", str(value["n"]))
+        for extra, more in value["extra"].items():
+            table.add_row(f"{extra}, of the set", number(more), "–", str(value["n"]))
     console.print(table)
     for name, value in found["sets"].items():
         for warning in value["warnings"]:
@@ -71,3 +78,19 @@ def score(
     console.print(f"{samples['ok']} compared, {samples['failed']} failed · {at(out)}")
     if samples["failed"] or pairs.without_truth or pairs.without_restored:
         raise typer.Exit(EXIT_SOME_FAILED)
+
+
+def reference_from(given: str) -> Published | str:
+    """What a job's `reference` may be, from one argument: a mapping is in braces."""
+    if not given.startswith("{"):
+        return given
+    try:
+        return Published.model_validate(yaml.safe_load(given))
+    except (ValueError, yaml.YAMLError) as error:
+        raise JobError(f"--reference: {error}") from error
+
+
+def count(measure: dict[str, Any]) -> str:
+    """How many values there are, and how many are left out of the mean."""
+    others = [f" + {measure[what]} {what}" for what in ("infinite", "undefined") if measure[what]]
+    return "".join([str(measure["n"]), *others])

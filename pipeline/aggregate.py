@@ -45,10 +45,12 @@ class Measure:
     Attributes:
         mean, low, high, deviation: of the finite values, with the 95 % interval of the mean; None where
             there are too few.
-        n, infinite: how many values are finite, and how many are infinite and left out of all numbers.
+        n, infinite, undefined: how many values are finite, and how many are infinite, or NaN where there
+            should be one, and left out of all numbers.
         quantiles: of the finite values, under "0.05", "0.25", "0.5", "0.75" and "0.95".
         edges, counts: their histogram of at most 40 bins; one more edge than counts.
-        worst, best: keys of at most 8 samples, the extreme first; infinite values take part.
+        worst, best: keys of at most 8 samples, the extreme first; infinite values take part. None of a
+            measure that is neither better high nor low.
     """
 
     mean: float | None
@@ -57,6 +59,7 @@ class Measure:
     deviation: float | None
     n: int
     infinite: int
+    undefined: int
     quantiles: dict[str, float]
     edges: list[float]
     counts: list[int]
@@ -203,10 +206,12 @@ def describe_rows(rows: Path, summary: Summary) -> None:
             summary.breakdowns[by] = [group for group, _ in found]
             members += found
         for name in MEASURES:
-            values = np.where(ok, column(name).to_numpy(), np.nan)
-            if np.isnan(values).all():
+            stored = column(name)
+            described = measure(stored, good, keys, name)
+            if not described.n + described.infinite + described.undefined:
                 continue
-            summary.measures[name] = measure(values, keys, name)
+            summary.measures[name] = described
+            values = np.where(ok, stored.to_numpy(), np.nan)
             for group, places in members:
                 inside = values[places]
                 inside = np.sort(inside[np.isfinite(inside)])
@@ -222,8 +227,9 @@ def count_failures(failed: pa.Table, summary: Summary) -> None:
     summary.errors.update({found["values"]: found["counts"] for found in pc.value_counts(kinds).to_pylist()})
 
 
-def measure(values: np.ndarray, keys: pa.ChunkedArray, name: str) -> Measure:
-    """Describe the values of one measure; NaN where there is none."""
+def measure(column: pa.ChunkedArray, good: pa.ChunkedArray, keys: pa.ChunkedArray, name: str) -> Measure:
+    """Describe one measure of the samples that are good; null where it was not asked for."""
+    values = np.where(good.to_numpy(), column.to_numpy(), np.nan)
     ordered = np.sort(values[np.isfinite(values)])
     n = len(ordered)
     mean, deviation, _ = moments(ordered) if n else (math.nan, math.nan, 0.0)
@@ -236,6 +242,7 @@ def measure(values: np.ndarray, keys: pa.ChunkedArray, name: str) -> Measure:
         deviation=finite(deviation),
         n=n,
         infinite=int(np.isinf(values).sum()),
+        undefined=pc.sum(pc.and_(pc.is_nan(column), good)).as_py() or 0,
         quantiles={str(q): float(np.quantile(ordered, q)) for q in QUANTILES} if n else {},
         edges=edges.tolist(),
         counts=counts.tolist(),
@@ -250,7 +257,7 @@ def histogram(ordered: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return np.histogram(ordered, 1 if alike else min(BINS, math.ceil(2 * len(ordered) ** (1 / 3))))
 
 
-def better(name: str) -> Better | None:
+def better(name: str) -> Better:
     """Which values of a measure are: of residuals and seconds the lower; None where neither is."""
     if name in IMAGE:
         return IMAGE[name].better
@@ -271,6 +278,8 @@ def badness(name: str, values: np.ndarray) -> np.ndarray:
 
 def extremes(values: np.ndarray, keys: pa.ChunkedArray, name: str) -> dict[str, list[str]]:
     """The keys of the worst and the best samples; of equal ones, the first keys."""
+    if better(name) is None:
+        return {"worst": [], "best": []}
     known = ~np.isnan(values)
     table = pa.table({"key": keys.filter(pa.array(known)), "bad": badness(name, values[known])})
 

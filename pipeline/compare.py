@@ -18,7 +18,7 @@ from pipeline.aggregate import QUANTILES, badness, better, finite, histogram, me
 from pipeline.frontier import Cost, Quality, draw
 from pipeline.job import JobError, deciding
 from pipeline.query import rows_file
-from pipeline.report import ARROWS, TITLES, ascending, bare, environments, interval, number
+from pipeline.report import ARROWS, ASCENDING, TITLES, bare, environments, interval, number
 from pipeline.report.gallery import KINDS, Card, failures, fitted, rows_at, with_pseudo_inverses
 from pipeline.run import Run
 from pipeline.statistics import holm, mean_interval, moments, paired_p_value
@@ -404,8 +404,14 @@ def set_warnings(runs: Sequence[Standing]) -> list[str]:
 
 
 def references(runs: Sequence[Standing], name: str) -> dict[str, str]:
-    """What each run's set was compared with, by run."""
-    return {run.label: run.sets[name].get("reference", "unknown") for run in runs if name in run.sets}
+    """What each run's set was compared with, and the checksum of that, by run."""
+    found = {}
+    for run in runs:
+        if name in run.sets:
+            checksum = run.sets[name].get("reference_sha256")
+            known = run.sets[name].get("reference", "unknown")
+            found[run.label] = f"{known} ({checksum[:12]})" if checksum else known
+    return found
 
 
 def set_names(runs: Sequence[Standing]) -> list[str]:
@@ -414,7 +420,7 @@ def set_names(runs: Sequence[Standing]) -> list[str]:
 
 def title(name: str) -> str:
     """A measure as it heads a column, with the direction in which it is better."""
-    return TITLES[name] if name in TITLES else name + ARROWS.get(better(name) or "", "")
+    return TITLES[name] if name in TITLES else name + ARROWS[better(name)]
 
 
 def exactly(value: float | None) -> str:
@@ -541,7 +547,7 @@ def gallery(comparison: Comparison, entries: Sequence[Entry]) -> list[Card]:
         one.key: Card(
             key=one.key,
             place=one.place,
-            measures={f"{name}_{i}": v for name, of in one.values.items() for i, v in enumerate(of)}
+            measures={f"{name}_{i}": v for name, of in one.values.items() for i, v in enumerate(of) if v == v}
             | {f"{name}_spread": value for name, value in one.spreads.items()},
             why=[f"differs in {bare(comparison.by)}"] if one.differs else [],
             pictures={},
@@ -582,7 +588,7 @@ def orders(comparison: Comparison) -> dict[str, list[tuple[str, str]]]:
         found[run.label] = [
             (f"{name}_{i}:{direction}", f"{bare(name)} of {run.label}, {end} first")
             for name in names
-            for direction, end in zip((1, -1), ascending(name), strict=True)
+            for direction, end in zip((1, -1), ASCENDING[better(name)], strict=True)
         ]
     return found
 

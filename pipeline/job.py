@@ -255,10 +255,13 @@ class Job(Model):
     )
     output: str = Field(min_length=1, description="The run directory: a path, or an s3:// or gs:// URL.")
 
-    @field_validator("output")
+    @field_validator("output", "reference")
     @classmethod
-    def no_secrets(cls, value: str) -> str:
-        storage.at(value)
+    def no_secrets(cls, value: Published | str) -> Published | str:
+        if value == "":
+            raise ValueError("an empty name")
+        if isinstance(value, str):
+            storage.at(value)
         return value
 
     @model_validator(mode="after")

@@ -17,7 +17,7 @@ import samplers
 from operators import Operator, SpecError
 from pipeline.job import Degradation, Job, JobError
 from pipeline.meter import Metered
-from pipeline.metrics import SETS
+from pipeline.metrics import SETS, TRUTH
 from pipeline.metrics.features import Extractor
 from pipeline.metrics.scoring import Scorer, residual
 from pipeline.metrics.weights import MissingWeights
@@ -413,7 +413,7 @@ class Stage:
         """What set metrics need to know of pictures (H, W, 3) uint8; of the truth if it is the reference."""
         found = self.extractor(key, restored)
         if truth is not None and self.job.reference == "truth":
-            found |= {f"{space}_truth": values for space, values in self.extractor(key, truth).items()}
+            found |= {space + TRUTH: values for space, values in self.extractor(key, truth).items()}
         return found
 
     @contextmanager

@@ -118,6 +118,8 @@ class Measured:
                 f"--by: {self.name!r} is no metric of single images, by which trials are compared in pairs; "
                 f"choose from {', '.join(sorted(IMAGE))}"
             )
+        if IMAGE[self.name].better is None:
+            raise JobError(f"--by: of {self.name} neither high nor low values are better; choose another")
 
     @property
     def title(self) -> str:

@@ -19,6 +19,7 @@ LATEX = {
     "↑": r"$\uparrow$",
     "↓": r"$\downarrow$",
     "→": r"$\rightarrow$",
+    "∞": r"$\infty$",
     "−": "$-$",
     "×": r"$\times$",
     "±": r"$\pm$",

@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 
 from pipeline import storage
 from pipeline.commit import ROWS, Commit, commit_file, data_file, features_file, valid
+from pipeline.metrics import IMAGE, SETS
 from pipeline.plan import Unit, changed_shards, read_members
 from pipeline.run import Run
 
@@ -66,12 +67,13 @@ def fault(run: Run, unit: Unit, record: bytes, data: bytes | None, features: byt
         table = pq.read_table(BytesIO(data))
     except (pa.ArrowException, OSError) as error:
         return f"the data cannot be read: {error}"
-    return fault_of_rows(run, unit, commit, table) or fault_of_features(commit, table, features)
+    return fault_of_rows(run, unit, commit, table) or fault_of_features(run, commit, table, features)
 
 
-def fault_of_features(commit: Commit, rows: pa.Table, content: bytes | None) -> str | None:
+def fault_of_features(run: Run, commit: Commit, rows: pa.Table, content: bytes | None) -> str | None:
     if commit.features_sha256 is None:
-        return None
+        needed = commit.failed < commit.rows and any(name in SETS for name in run.job.metrics)
+        return "there are no features, which metrics of sets are computed from" if needed else None
     if content is None or hashlib.sha256(content).hexdigest() != commit.features_sha256:
         return "the features are not what was committed: they are gone, or their SHA-256 differs"
     restored = rows.filter(pc.equal(rows["status"], "ok"))["key"]
@@ -81,8 +83,10 @@ def fault_of_features(commit: Commit, rows: pa.Table, content: bytes | None) -> 
 
 
 def fault_of_rows(run: Run, unit: Unit, commit: Commit, table: pa.Table) -> str | None:
-    if table.schema.names != ROWS.names:
-        return "the rows have other columns than this version writes"
+    # Metrics that the job does not name may be newer than the rows, or gone from the registry.
+    needed = {name for name in ROWS.names if name not in IMAGE or name in run.job.metrics}
+    if missing := needed - set(table.column_names):
+        return f"the rows lack columns: {', '.join(sorted(missing))}"
     if table["key"].to_pylist() != read_members(run.folder / "plan.parquet", unit).keys:
         return "the rows are not the plan's samples, each once and in order"
     failed = pc.sum(pc.equal(table["status"], "failed")).as_py()

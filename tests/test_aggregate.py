@@ -198,7 +198,9 @@ def test_breakdowns_are_those_of_the_rows(tmp_path, monkeypatch):
 @pytest.mark.parametrize("values", [[], [math.inf, math.inf], [2.0], [1.0, 1.0 - 2**-53], [1.0, math.nan]])
 def test_measures_of_almost_nothing(values):
     keys = pa.chunked_array([[f"{i}" for i in range(len(values))]], pa.string())
-    found = measure(np.array(values, float), keys, "ssim")
+    column = pa.chunked_array([values], pa.float64())
+    found = measure(column, pa.chunked_array([[True] * len(values)], pa.bool_()), keys, "ssim")
+    assert found.undefined == np.isnan(values).sum()
     assert sum(found.counts) == found.n
     assert found.n + found.infinite == np.sum(~np.isnan(values))
     json.dumps(vars(found), allow_nan=False)

@@ -161,12 +161,12 @@ def test_ratios_differ_by_their_logarithm(tmp_path):
 
 
 def test_better_depends_on_the_measure(tmp_path):
-    near = {"lpips": [0.1, 0.2], "spectrum_ratio": [0.9, 1.2]}
-    far = {"lpips": [0.3, 0.4], "spectrum_ratio": [0.5, 2.5]}
+    near = {"lpips": [0.1, 0.2], "spectrum_ratio": [0.9, 1.2], "total_variation": [0.1, 0.1]}
+    far = {"lpips": [0.3, 0.4], "spectrum_ratio": [0.5, 2.5], "total_variation": [0.2, 0.2]}
     a = scored(tmp_path / "a", [20.0, 20.0], **near)
     b = scored(tmp_path / "b", [20.0, 20.0], **far)
     wins = {one.measure: one.wins for one in compare(open_entries([a, b])).paired}
-    assert wins == {"psnr": 0.5, "lpips": 0, "spectrum_ratio": 0}
+    assert wins == {"psnr": 0.5, "lpips": 0, "spectrum_ratio": 0}, "and total variation has no direction"
 
 
 def test_the_images_that_differ_most(tmp_path):

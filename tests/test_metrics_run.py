@@ -1,6 +1,8 @@
 """Metrics of sets in a run: features with clean-fid's networks from files in their official layouts."""
 
+import hashlib
 import json
+import shutil
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -11,12 +13,14 @@ from torch import nn
 from typer.testing import CliRunner
 
 from jobs.cli import app
+from jobs.score import reference_from
 from pipeline.commit import commit_file, features_file, read_features
 from pipeline.executors import Live, in_process
 from pipeline.job import JobError, config_hash
-from pipeline.metrics import weights
+from pipeline.metrics import SETS, weights
 from pipeline.metrics.features import Extractor, arrays
-from pipeline.metrics.sets import set_metrics
+from pipeline.metrics.reference import reference_of
+from pipeline.metrics.sets import evaluate, set_metrics
 from pipeline.run import open_or_plan, plan
 from pipeline.verify import Finding, repair, verify
 
@@ -108,8 +112,8 @@ def test_fid_of_a_run_is_clean_fids_of_its_files(networks, make_job, tmp_path):
     from cleanfid.inception_torchscript import InceptionV3W
 
     run = finished(make_job(metrics=["psnr", "fid", "kid", "precision", "recall", "swd"], images="all"))
-    sets = set_metrics(run)
-    assert list(sets) == ["fid", "kid", "precision", "recall", "swd"]
+    found = set_metrics(run)
+    assert list(found) == ["fid", "kid", "precision", "recall", "swd"]
     model = InceptionV3W(str(networks), download=False)
     features = []
     for name in ("restored", "truth"):
@@ -122,13 +126,13 @@ def test_fid_of_a_run_is_clean_fids_of_its_files(networks, make_job, tmp_path):
                 str(tmp_path / name), model, num_workers=0, device=torch.device("cpu"), verbose=False
             ).astype(np.float64)
         )
-    assert sets["fid"].value == pytest.approx(fid_of(*features), rel=1e-3)
-    assert sets["fid"].n == 12
-    assert sets["fid"].low < sets["fid"].value < sets["fid"].high
-    assert sets["fid"].reference == "the true images of this run"
-    assert any("fewer than 2,048" in warning for warning in sets["fid"].warnings)
-    assert not sets["swd"].warnings
-    assert sets["swd"].value > 0
+    assert found["fid"].value == pytest.approx(fid_of(*features), rel=1e-3)
+    assert found["fid"].n == 12
+    assert found["fid"].low is None, "of so few there is no interval"
+    assert found["fid"].reference == "the true images of this run"
+    assert any("fewer than 2,048" in warning for warning in found["fid"].warnings)
+    assert not found["swd"].warnings
+    assert found["swd"].value > 0
 
 
 def test_sets_and_files_are_the_same_for_other_units(networks, make_job, tmp_path):
@@ -152,6 +156,13 @@ def test_the_record_vouches_for_the_features(networks, make_job):
         "clean_truth": (3, 2048),
     }
     assert commit.features_bytes == file.stat().st_size
+    without = json.loads(commit_file(run.folder, unit.unit).read_text())
+    commit_file(run.folder, unit.unit).write_text(
+        json.dumps(without | {"features_sha256": None, "features_bytes": None})
+    )
+    (found,) = (found for found in verify(run) if isinstance(found, Finding))
+    assert found.what == "there are no features, which metrics of sets are computed from"
+    commit_file(run.folder, unit.unit).write_text(json.dumps(without))
     assert commit.made_by["weights of fid"].startswith("inception-2015-12-05.pt, SHA-256 ")
     assert not [found for found in verify(run) if isinstance(found, Finding)]
     content = bytearray(file.read_bytes())
@@ -205,6 +216,7 @@ def test_statistics_in_a_file_are_a_reference(networks, make_job, folder, tmp_pa
     assert str(stored["weights"]) == weights.INCEPTION.digest()
     metrics = ["fid", "kid", "precision", "recall"]
     by_file = set_metrics(finished(make_job(metrics=metrics, reference=str(out))))
+    assert by_file["fid"].reference_sha256 == hashlib.sha256(out.read_bytes()).hexdigest()
     job = make_job(metrics=metrics, reference=str(folder), output=str(tmp_path / "folder"))
     run = finished(job)
     by_folder = set_metrics(run)
@@ -270,11 +282,7 @@ def test_score_measures_images_of_another_method(networks, folder, tmp_path):
     (restored / "sub" / "extra.png").write_bytes(encode(picture(9, 64)))
     out = tmp_path / "scores"
     outcome = kintsugi("score", restored, folder, "--metrics", "psnr,ssim,fid,swd", "--out", out)
-    assert (
-        outcome.exit_code == 2
-        or getattr(outcome.exception, "exit_code", None) == 2
-        or outcome.return_value == 2
-    )
+    assert outcome.return_value == 2
     assert "no truth for: sub/extra" in outcome.output
     assert "not restored: 5" in outcome.output
     rows = pq.read_table(out / "rows.parquet").to_pylist()
@@ -288,6 +296,15 @@ def test_score_measures_images_of_another_method(networks, folder, tmp_path):
     assert metrics["samples"] == {"planned": 5, "done": 5, "ok": 5, "failed": 0}
     assert metrics["metrics"]["psnr"]["mean"] == pytest.approx(np.mean([row["psnr"] for row in rows]))
     assert metrics["sets"]["fid"]["n"] == 5
+    stored = arrays(pq.read_table(out / "features.parquet"))
+    seen = [
+        np.stack([Extractor(["clean"])(str(i), images(i))["clean"] for i in range(5)])
+        for images in (lambda i: (picture(i, 64) // 2 + 30).astype(np.uint8), lambda i: picture(i, 64))
+    ]
+    assert metrics["sets"]["fid"]["value"] == pytest.approx(
+        fid_of(*(x.astype(float) for x in seen)), rel=1e-6
+    )
+    assert np.array_equal(stored["clean_truth"], seen[1])
     assert metrics["without_truth"] == ["sub/extra"]
 
 
@@ -298,3 +315,165 @@ def test_score_fails_images_of_another_size_and_says_so(folder, tmp_path):
     rows = pq.read_table(tmp_path / "out" / "rows.parquet").to_pylist()
     assert [row["status"] for row in rows] == ["ok", "failed", "ok"]
     assert "it has 32x32 pixels, its truth 64x64" in rows[1]["error"]
+
+
+def test_score_with_another_reference_does_not_use_the_statistics_of_the_first(networks, tmp_path):
+    for place, numbers in (("restored", (0, 1)), ("first", (2, 3)), ("second", (4, 5, 6))):
+        (tmp_path / place).mkdir()
+        for i in numbers:
+            (tmp_path / place / f"{i}.png").write_bytes(encode(picture(i, 64)))
+    images, out = tmp_path / "restored", tmp_path / "out"
+    found = []
+    for name in ("first", "second"):
+        kintsugi("score", images, images, "--metrics", "fid", "--reference", tmp_path / name, "--out", out)
+        found.append(json.loads((out / "metrics.json").read_text())["sets"]["fid"])
+    extract = Extractor(["clean"])
+    seen, second = (
+        np.stack([extract(f"{i}", picture(i, 64))["clean"] for i in numbers]).astype(float)
+        for numbers in ((0, 1), (4, 5, 6))
+    )
+    assert found[1]["value"] == pytest.approx(fid_of(seen, second), rel=1e-6)
+    assert found[0]["reference_sha256"] != found[1]["reference_sha256"]
+    (tmp_path / "second" / "4.png").unlink()  # other images under the same name
+    reference = reference_of(str(tmp_path / "second"), out)
+    assert "the reference has 2 samples, fewer than features" in reference.warnings("clean", 64)
+    digest = reference.digest(SETS["fid"])
+    assert digest != found[1]["reference_sha256"]
+    shutil.rmtree(tmp_path / "second")
+    lost = reference_of(str(tmp_path / "second"), out)
+    assert lost.digest(SETS["fid"]) == digest
+    assert any("not there any more" in warning for warning in lost.warnings("clean", 64))
+
+
+def test_a_reference_that_cannot_be_read_leaves_the_number_out_and_says_so(make_job, tmp_path, monkeypatch):
+    """What is found at planning is refused; this is one that was lost later."""
+    values = {"clean": np.ones((5, 2048), np.float32)}
+    found = evaluate(
+        ["fid"],
+        5,
+        lambda columns: [(list("abcde"), values)],
+        reference_of(str(tmp_path / "none"), tmp_path),
+        8,
+        [],
+    )["fid"]
+    assert found.value is None
+    assert found.warnings[-1].startswith("not computed: reference: no such file")
+
+
+BAD = {
+    "no npz": (lambda file: file.write_bytes(b"PK\x03\x04 and nothing more"), "cannot be read as an .npz"),
+    "one array": (lambda file: np.save(file.open("wb"), np.eye(3)), "cannot be read as an .npz"),
+    "objects": (lambda file: np.savez(file, mu=np.array([{}] * 2048)), "cannot be read as an .npz"),
+    "a vector": (
+        lambda file: np.savez(file, mu=np.zeros(2048), sigma=np.zeros(2048)),
+        "does not hold mu and sigma",
+    ),
+    "asymmetric": (lambda file: np.savez(file, mu=np.zeros(2048), sigma=np.tri(2048)), "it is not symmetric"),
+    "not finite": (
+        lambda file: np.savez(file, mu=np.full(2048, np.nan), sigma=np.eye(2048)),
+        "are not all finite numbers",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", BAD)
+def test_a_bad_file_of_statistics_is_refused_at_planning(kind, tmp_path, monkeypatch):
+    from pipeline.metrics import reference
+
+    monkeypatch.setattr(reference, "refuse_missing_weights", lambda metrics: None)
+    make, words = BAD[kind]
+    file = tmp_path / "bad.npz"
+    make(file)
+    with pytest.raises(JobError, match=f"^reference: .*{words}"):
+        reference.refuse_missing(["fid"], str(file))
+
+
+def test_the_reference_must_not_hold_secrets(make_job):
+    with pytest.raises(ValueError, match="reference"):
+        make_job(metrics=[], reference="s3://key:secret@bucket/ffhq.npz")
+
+
+def test_score_takes_clean_fids_published_statistics(networks, folder, tmp_path, monkeypatch):
+    from pipeline.metrics import reference
+
+    assert reference_from("some/folder") == "some/folder"
+    with pytest.raises(JobError, match="--reference"):
+        reference_from("{name: ffhq}")
+    given = "{name: ffhq, split: trainval70k, resolution: 64}"
+    outcome = kintsugi("score", folder, folder, "--metrics", "fid", "--reference", given, "--out", tmp_path)
+    assert "ffhq_clean_trainval70k_64.npz, which are missing" in str(outcome.exception)
+    monkeypatch.setattr(reference, "published", lambda *_: tmp_path / "published.npz")
+    np.savez(tmp_path / "published.npz", mu=np.zeros(2048), sigma=np.eye(2048))
+    kintsugi("score", folder, folder, "--metrics", "fid", "--reference", given, "--out", tmp_path)
+    found = json.loads((tmp_path / "metrics.json").read_text())["sets"]["fid"]
+    assert found["reference"] == "clean-fid's statistics of ffhq, trainval70k, 64"
+    assert found["value"] > 0
+
+
+def test_score_goes_on_after_an_image_whose_truth_has_no_features(folder, tmp_path, monkeypatch):
+    original, calls = Extractor.__call__, []
+
+    def faulty(self, key, image):
+        calls.append(key)
+        if calls.count("1") == 2:  # its truth
+            calls.append("1")
+            raise RuntimeError("no features")
+        return original(self, key, image)
+
+    with monkeypatch.context() as context:
+        context.setattr(Extractor, "__call__", faulty)
+        context.setattr("pipeline.metrics.compared.BLOCK", 2)
+        kintsugi("score", folder, folder, "--metrics", "psnr,swd", "--out", tmp_path)
+    rows = pq.read_table(tmp_path / "rows.parquet").to_pylist()
+    assert [row["status"] for row in rows] == ["ok", "failed", "ok", "ok", "ok", "ok"]
+    assert rows[1]["psnr"] is None
+    assert rows[1]["error"] == "RuntimeError: no features"
+    assert pq.read_table(tmp_path / "features.parquet")["key"].to_pylist() == ["0", "2", "3", "4", "5"]
+    found = json.loads((tmp_path / "metrics.json").read_text())
+    assert found["sets"]["swd"]["n"] == 5
+    assert found["metrics"]["psnr"]["infinite"] == 5
+
+    def broken(self, key, image):
+        raise torch.AcceleratorError("the device is gone")
+
+    monkeypatch.setattr(Extractor, "__call__", broken)
+    outcome = kintsugi("score", folder, folder, "--metrics", "psnr,swd", "--out", tmp_path)
+    assert isinstance(outcome.exception, torch.AcceleratorError)
+
+
+def test_score_counts_values_that_are_not_defined(tmp_path):
+    for name, brightness in (("a", 0), ("b", 0)):
+        (tmp_path / f"{name}.png").write_bytes(encode(np.full((64, 64, 3), brightness, np.uint8)))
+    (tmp_path / "c.png").write_bytes(encode(picture(1, 64)))
+    outcome = kintsugi("score", tmp_path, tmp_path, "--metrics", "vif", "--out", tmp_path / "out")
+    found = json.loads((tmp_path / "out" / "metrics.json").read_text())["metrics"]["vif"]
+    assert (found["n"], found["undefined"]) == (1, 2)
+    assert found["mean"] == pytest.approx(1, abs=1e-5)
+    assert "1 + 2 undefined" in outcome.output
+
+
+def test_a_second_report_takes_the_set_metrics_that_are_kept(make_job, monkeypatch):
+    run = finished(make_job(metrics=["swd"]))
+    first = set_metrics(run)
+    with monkeypatch.context() as context:
+        context.setattr("pipeline.metrics.sets.evaluate", lambda *_: pytest.fail("computed again"))
+        assert set_metrics(run) == first
+    computed = []
+
+    def anew(*given):
+        computed.append(given)
+        return evaluate(*given)
+
+    kept = run.folder / "report" / "sets.json"
+    unit = next(run.units()).unit
+    for stale in (
+        lambda: kept.write_text("{"),
+        lambda: monkeypatch.setattr("pipeline.metrics.sets.VERSION", 0),
+        lambda: commit_file(run.folder, unit).unlink(),
+    ):
+        stale()
+        with monkeypatch.context() as context:
+            context.setattr("pipeline.metrics.sets.evaluate", anew)
+            again = set_metrics(run)
+    assert len(computed) == 3
+    assert again["swd"].n == 9

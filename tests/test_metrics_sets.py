@@ -1,14 +1,15 @@
 """Metrics of sets: exact sums, distances against clean-fid's own functions and closed forms."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
-import torch
 
-from pipeline.metrics import distances
-from pipeline.metrics.distances import Sample
+from pipeline.metrics import distances, sets
+from pipeline.metrics.distances import Estimate, Sample
+from pipeline.metrics.moments import Gaussian, Moments, frechet, on_grid
 from pipeline.metrics.reference import Reference
 from pipeline.metrics.sets import evaluate, gather, share
-from pipeline.metrics.statistics import Gaussian, Moments, frechet, on_grid
 
 
 def features(n: int, size: int, seed: int, shift: float = 0.0) -> np.ndarray:
@@ -31,6 +32,11 @@ def summed(pieces: list[np.ndarray]) -> Moments:
     return total
 
 
+def in_parts(x: np.ndarray, count: int = distances.GROUPS) -> tuple[Moments, ...]:
+    """The sums of consecutive parts of a set."""
+    return tuple(summed([part]) for part in np.array_split(x, count))
+
+
 def test_sums_and_fid_are_the_same_bits_for_any_split_and_order():
     x, reference = features(700, 96, 0), moments_of(features(500, 96, 1))
     order = np.random.default_rng(5).permutation(len(x))
@@ -46,6 +52,22 @@ def test_sums_and_fid_are_the_same_bits_for_any_split_and_order():
     # They are the sums of integers, which Python adds without any rounding.
     whole = [int(v) for v in x[:, 3].astype(np.float64) * 2**16]
     assert first.products[3, 3] * 2**32 == sum(v * v for v in whole)
+
+
+def test_a_few_rows_at_a_time_are_summed_together(monkeypatch):
+    """The d² products are touched once for many rows; a run of small units would take hours otherwise."""
+    from scipy.linalg import blas
+
+    calls, dsyrk = [], blas.dsyrk
+    monkeypatch.setattr(blas, "dsyrk", lambda *a, **k: calls.append(1) or dsyrk(*a, **k))
+    x = features(600, 8, 0)
+    assert np.array_equal(summed(np.array_split(x, 300)).products, summed([x]).products)
+    calls.clear()
+    moments = Moments(8)
+    for piece in np.array_split(x, 300):
+        moments.add(piece)
+    assert np.allclose(moments.gaussian.covariance, moments_of(x).covariance, rtol=0, atol=1e-12)
+    assert len(calls) == 2
 
 
 def test_sums_that_are_too_large_to_be_exact_are_noticed():
@@ -68,11 +90,11 @@ def test_the_grid_moves_a_feature_by_half_a_step_at_most_and_fid_by_nothing_to_s
             on_grid(np.array([bad]))
 
 
-@pytest.mark.parametrize("n", [60, 300], ids=["fewer samples than features", "more"])
+@pytest.mark.parametrize("n", [40, 120], ids=["fewer samples than features", "more"])
 def test_fid_is_clean_fids_on_the_same_features(n):
     from cleanfid.fid import fid_from_feats, frechet_distance
 
-    x, y = features(n, 100, 0), features(n + 50, 100, 1, 0.5)
+    x, y = features(n, 60, 0), features(n + 50, 60, 1, 0.5)
     a, b = summed([x]).gaussian, summed([y]).gaussian
     assert np.allclose(a.covariance, moments_of(x).covariance, rtol=0, atol=1e-12)
     expected = frechet_distance(a.mean, a.covariance, b.mean, b.covariance)
@@ -80,10 +102,11 @@ def test_fid_is_clean_fids_on_the_same_features(n):
     assert frechet(a, b) == pytest.approx(fid_from_feats(x.astype(float), y.astype(float)), rel=1e-6)
     for paired in (False, True):
         z = y[:n].astype(float)
-        other = Sample(n, b if not paired else moments_of(z), features=z, paired=paired)
-        value = distances.fid(Sample(n, a, features=x), other).value
+        other = Sample(n, features=z, parts=in_parts(z), paired=True) if paired else Sample(n, b)
         theirs = fid_from_feats(x.astype(float), z) if paired else expected
-        assert value == pytest.approx(theirs, rel=1e-6)
+        for parts in ((), in_parts(x)):
+            value = distances.fid(Sample(n, features=x, parts=parts), other).value
+            assert value == pytest.approx(theirs, rel=1e-6)
 
 
 def test_fid_of_gaussians_with_diagonal_covariances_has_a_closed_form():
@@ -107,17 +130,32 @@ def test_kid_is_clean_fids_and_the_direct_sum(monkeypatch):
     assert value == pytest.approx(sum(direct) - 2 * k[2].mean(), rel=1e-9)
 
 
-def test_kid_is_unbiased_and_its_interval_covers():
+@pytest.mark.parametrize("paired", [False, True])
+def test_kid_is_unbiased_and_its_interval_covers(paired):
+    """Of Gaussians with means m and m', E (xᵀy/d + 1)³ is a polynomial of their moments.
+
+    xᵀy = s of independent N(m, I) and N(m', I): s | x is N(xᵀm', |x|²), so with a = xᵀm' and q = |x|²,
+    E s = E a, E s² = E a² + E q, E s³ = E a³ + 3 E a q.
+    """
+    d, shift, n = 10, 0.5, 60
+
+    def expected(m, other):
+        cross, ours, theirs = m @ other, m @ m, other @ other
+        s1 = cross
+        s2 = cross**2 + theirs + (d + ours)
+        s3 = cross**3 + 3 * cross * theirs + 3 * (cross * (d + ours) + 2 * cross)
+        return s3 / d**3 + 3 * s2 / d**2 + 3 * s1 / d + 1
+
+    zero, moved = np.zeros(d), np.full(d, shift)
+    truth = expected(moved, moved) + expected(zero, zero) - 2 * expected(moved, zero)
     rng = np.random.default_rng(0)
     found = []
-    for _ in range(100):
-        x, y = rng.normal(0, 1, (2, 60, 10))
-        found.append(distances.kid(Sample(60, features=x), Sample(60, features=y + 0.5)))
+    for _ in range(200):
+        y, other = rng.normal(0, 1, (2, n, d))
+        x = (0.9 * y + np.sqrt(1 - 0.9**2) * other if paired else other) + shift
+        found.append(distances.kid(Sample(n, features=x), Sample(n, features=y, paired=paired)))
     values = np.array([each.value for each in found])
-    # E (xᵀy/d + 1)³ of independent normals with means m and m': by the moments of xᵀy.
-    many = rng.normal(0, 1, (2, 4000, 10))
-    truth = distances.kid(Sample(4000, features=many[0]), Sample(4000, features=many[1] + 0.5)).value
-    assert values.mean() == pytest.approx(truth, abs=3 * values.std() / 10 + 0.01)
+    assert values.mean() == pytest.approx(truth, abs=3 * values.std() / np.sqrt(len(values)))
     covering = np.mean([each.low <= truth <= each.high for each in found])
     assert 0.88 <= covering <= 1
 
@@ -142,42 +180,51 @@ def test_precision_and_recall_are_those_of_all_distances():
         return (np.linalg.norm(points[:, None] - centres, axis=-1) <= own).any(1).mean()
 
     a, b = Sample(80, features=x), Sample(70, features=y)
-    assert distances.precision(a, b).value == share_inside(x, y)
-    assert distances.recall(a, b).value == share_inside(y, x)
+    for measure, expected in (
+        (distances.precision, share_inside(x[:70], y)),
+        (distances.recall, share_inside(y, x[:70])),
+    ):
+        found = measure(a, b)
+        assert (found.value, found.n) == (expected, 70), "of equally many of both"
 
 
-def test_fid_infinity_has_less_bias():
-    size = 12
+@pytest.mark.parametrize("paired", [False, True])
+def test_fid_infinity_has_less_bias(paired):
+    """Restorations are 1.1 y + 0.1 + noise, y normal: the Fréchet distance has a closed form."""
+    size, n, noise = 12, 240, 0.3
     rng = np.random.default_rng(0)
-    errors = {"fid": [], "fid_infinity": []}
-    reference = Sample(None, Gaussian(np.zeros(size), np.eye(size)))
+    gaussian = Gaussian(np.zeros(size), np.eye(size))
+    truth = size * (0.1**2 + (np.hypot(1.1, noise) - 1) ** 2)
+    values, extrapolated = [], []
     for _ in range(40):
-        parts = []
-        for _ in range(distances.PARTS):
-            parts.append(Moments(size))
-            parts[-1].add(rng.normal(0.1, 1.1, (30, size)))
-        total = Moments(size)
-        for part in parts:
-            total.merge(part)
-        found = distances.fid(Sample(total.n, total.gaussian, tuple(parts)), reference)
-        truth = size * (0.1**2 + 0.1**2)
-        errors["fid"].append(found.value - truth)
-        errors["fid_infinity"].append(found.extra["fid_infinity"] - truth)
-    biased, unbiased = (np.mean(errors[name]) for name in ("fid", "fid_infinity"))
-    assert biased > 0.1
-    assert abs(unbiased) < 0.25 * biased
+        y, other = rng.normal(0, 1, (2, n, size))
+        x = 1.1 * y + 0.1 + noise * other
+        reference = Sample(n, parts=in_parts(y), paired=True) if paired else Sample(None, gaussian)
+        found = distances.fid(Sample(n, parts=in_parts(x)), reference)
+        values.append(found.value)
+        extrapolated.append(found.extra["infinity"])
+    biased, unbiased = np.mean(values) - truth, np.mean(extrapolated) - truth
+    assert biased > 0.015
+    assert abs(unbiased) < 0.25 * biased + 2 * np.std(extrapolated) / np.sqrt(40)
 
 
-def test_the_bootstrap_interval_of_fid_is_as_wide_as_fids_vary():
+@pytest.mark.parametrize("n", [40, 90], ids=["from products", "from parts of unequal size"])
+@pytest.mark.parametrize("paired", [False, True])
+def test_the_interval_of_fid_covers_what_fid_is_at_this_many_samples(n, paired):
     rng = np.random.default_rng(0)
-    reference = Sample(None, Gaussian(np.zeros(4), np.eye(4)))
+    gaussian = Gaussian(np.zeros(6), np.eye(6))
+    ends = np.cumsum(rng.multinomial(n, np.full(distances.GROUPS, 1 / distances.GROUPS)))[:-1]
     found = []
-    for _ in range(60):
-        x = rng.normal(0.5, 1, (100, 4))
-        found.append(distances.fid(Sample(100, moments_of(x), features=x), reference))
-    spread = np.std([each.value for each in found])
-    widths = np.mean([each.high - each.low for each in found]) / (2 * 1.96)
-    assert widths == pytest.approx(spread, rel=0.25)
+    for _ in range(100):
+        y, other = rng.normal(0, 1, (2, n, 6))
+        x = 0.8 * y + 0.3 * other + 0.2
+        px, py = (tuple(summed([p]) for p in np.split(z, ends)) if n > 40 else () for z in (x, y))
+        reference = Sample(n, features=y, parts=py, paired=True) if paired else Sample(None, gaussian)
+        found.append(distances.fid(Sample(n, features=x, parts=px), reference))
+    mean = np.mean([each.value for each in found])
+    assert np.mean([each.low <= mean <= each.high for each in found]) >= 0.89
+    widths = np.mean([each.high - each.low for each in found]) / (2 * 2.365)  # Student's, of 8 groups
+    assert widths == pytest.approx(np.std([each.value for each in found]), rel=0.3)
 
 
 def in_blocks(columns_of, keys, pieces):
@@ -212,41 +259,65 @@ def test_results_do_not_depend_on_how_rows_are_divided_into_units(monkeypatch):
     assert found[0] == found[1] == found[2]
     assert list(found[0]) == names
     assert found[0]["fid"].extra.keys() == {"fid_infinity"}
+    assert found[0]["fid"].low < found[0]["fid"].value < found[0]["fid"].high
     assert found[0]["fid"].value == pytest.approx(frechet(*map(moments_of, values.values())), rel=1e-9)
     assert "200 samples, fewer than 2,048" in found[0]["kid"].warnings[0]
 
 
-def test_of_very_many_samples_some_are_chosen_by_their_keys(monkeypatch):
-    from pipeline.metrics import sets
-
+def test_of_very_many_samples_those_with_the_smallest_hashes_are_kept(monkeypatch):
     monkeypatch.setattr(sets, "PAIRS_MOST", 50)
     keys = [f"{i}" for i in range(200)]
     values = {"clean": features(200, 8, 0), "clean_truth": features(200, 8, 1)}
-    restored, truth = gather("clean", 200, in_blocks(values, keys, [80, 120]), True)
-    chosen = [i for i in sorted(range(200), key=lambda i: keys[i]) if share(keys[i]) < 0.25]
-    assert np.array_equal(restored.features, values["clean"][chosen])
-    assert np.array_equal(truth.features, values["clean_truth"][chosen])
-    assert 30 < len(chosen) < 70
+    chosen = sorted(range(200), key=lambda i: share(keys[i]))[:50]
+    for pieces in ([200], [80, 120], [1] * 200):
+        restored, truth = gather("clean", 200, in_blocks(values, keys, pieces), True)
+        assert np.array_equal(restored.features, values["clean"][chosen])
+        assert np.array_equal(truth.features, values["clean_truth"][chosen])
     found = evaluate(["fid", "kid"], 200, in_blocks(values, keys, [200]), Reference("t", paired=True), 8, [])
-    assert any("about 50 samples" in warning for warning in found["kid"].warnings)
-    assert found["fid"].low is None  # no interval where not all features are at hand
+    assert (found["fid"].n, found["kid"].n) == (200, 50)
+    assert "of 50 of the 200 samples, chosen by the hash of their keys" in found["kid"].warnings
 
 
-def test_one_restored_image_has_no_set_metrics():
-    blocks = in_blocks({"clean": features(1, 8, 0), "clean_truth": features(1, 8, 1)}, ["a"], [1])
-    assert evaluate(["fid"], 1, blocks, Reference("t", paired=True), 8, []) == {}
+def test_too_few_images_have_no_number_and_a_reason():
+    values = {"clean": features(3, 8, 0), "clean_truth": features(3, 8, 1)}
+    names, reference = ["fid", "kid", "precision", "recall"], Reference("t", paired=True)
+    for count, absent, reason in (
+        (0, names, "needs at least 2 restored images, there are 0"),
+        (1, names, "needs at least 2 restored images, there are 1"),
+        (3, names[2:], "needs at least 4 samples of each set, there are 3"),
+    ):
+        found = evaluate(names, count, in_blocks(values, list("abc"), [count]), reference, 8, [])
+        assert [name for name in names if found[name].value is None] == absent
+        assert all(reason in found[name].warnings[-1] for name in absent)
 
 
-def test_swd_is_zero_of_equal_sets_and_near_the_distance_of_all_patches():
-    from pipeline.metrics.features import patches
-    from pipeline.metrics.texture import sliced_wasserstein
+def test_rounded_sums_of_the_truth_and_images_without_features_are_warned_of():
+    large = np.full((800, 8), 255, np.float32)  # of which 33 are too many for exact sums
+    large[::3] -= 100
+    values = {"clean": features(800, 8, 0), "clean_truth": large}
+    blocks = in_blocks(values, [f"{i}" for i in range(800)], [800])
+    found = evaluate(["fid"], 803, blocks, Reference("t", paired=True), 8, [])["fid"]
+    assert found.n == 800
+    assert "3 of 803 restored images have no features, and are left out" in found.warnings
+    assert any("sums of features were rounded" in warning for warning in found.warnings)
 
+
+def test_a_number_that_fails_is_absent_and_the_others_are_there(monkeypatch):
+    values = {"clean": features(20, 8, 0), "clean_truth": features(20, 8, 1)}
+    monkeypatch.setitem(sets.SETS, "kid", replace(sets.SETS["kid"], compare=lambda a, b: 1 / 0))
+    monkeypatch.setitem(
+        sets.SETS, "recall", replace(sets.SETS["recall"], compare=lambda a, b: Estimate(np.inf, 20))
+    )
+    blocks = in_blocks(values, [f"{i}" for i in range(20)], [20])
+    found = evaluate(["fid", "kid", "recall"], 20, blocks, Reference("t", paired=True), 8, [])
+    assert found["fid"].value > 0
+    assert found["kid"].value is found["recall"].value is None
+    assert found["kid"].warnings[-1] == "not computed: ZeroDivisionError: division by zero"
+    assert found["recall"].warnings[-1] == "not computed: the number is not finite"
+
+
+def test_swd_of_a_flat_truth_is_finite():
     rng = np.random.default_rng(0)
-    truth = (128 + 40 * rng.standard_normal((40, 32, 40, 3))).clip(0, 255).astype(np.uint8)
-    blurred = (64 + truth / 2).astype(np.uint8)
-    keys = [str(i) for i in range(40)]
-    a, b = (np.stack([patches(*each) for each in zip(keys, x, strict=True)]) for x in (blurred, truth))
-    assert distances.swd(Sample(40, features=b), Sample(40, features=b)).value == 0
-    tensors = (torch.from_numpy(x).permute(0, 3, 1, 2).double() / 255 for x in (blurred, truth))
-    value = distances.swd(Sample(40, features=a), Sample(40, features=b)).value
-    assert value == pytest.approx(sliced_wasserstein(*tensors), rel=0.05)
+    a, b = rng.normal(0, 1 / 255, (5, 4704)).astype(np.float16), np.zeros((5, 4704), np.float16)
+    # One level of deviation is the unit; the mean of |N(0, 1)| is 0.798.
+    assert distances.swd(Sample(5, features=a), Sample(5, features=b)).value == pytest.approx(0.798, rel=0.02)

@@ -4,10 +4,12 @@ import base64
 import hashlib
 import http.server
 import json
+import math
 import re
 import threading
 import time
 from collections import Counter
+from dataclasses import replace
 from io import BytesIO
 
 import numpy as np
@@ -23,6 +25,7 @@ from pipeline import aggregate, report
 from pipeline.aggregate import Summary
 from pipeline.commit import read_rows
 from pipeline.executors import Live, in_process
+from pipeline.metrics import IMAGE
 from pipeline.metrics.sets import SetResult
 from pipeline.report import gallery, histogram, mask_sources, number, spent, write_report
 from pipeline.run import open_or_plan
@@ -115,7 +118,8 @@ def test_shown_are_the_first_samples_and_the_ends_of_the_first_measure(make_job,
     for end, keys in ends.items():
         assert {key for key, text in cards if f"{end} PSNR" in text} == keys
     keys = pa.chunked_array([[f"image_{i:03}" for i in range(12)]])
-    equal = aggregate.measure(np.full(12, np.inf), keys, "psnr")
+    infinite, good = pa.chunked_array([[np.inf] * 12]), pa.chunked_array([[True] * 12])
+    equal = aggregate.measure(infinite, good, keys, "psnr")
     chosen = gallery.choose(run, run.folder / "report" / "rows.parquet", "PSNR", equal)
     assert Counter(tuple(card.why) for card in chosen) == {("worst PSNR",): 3, ("best PSNR",): 3}, (
         "none is both"
@@ -241,7 +245,31 @@ def test_metrics_of_the_set_have_their_warnings_beside_them(make_job, monkeypatc
         assert text in row
     assert "only 12 &lt;samples&gt;" in row
     assert "only 12 &#60;samples&#62;" in (run.folder / "report" / "report.md").read_text()
-    assert "fid,12.5,11.0,,,12" in (run.folder / "report" / "metrics.csv").read_text()
+    folder = run.folder / "report"
+    assert "fid,12.5,11.0,,,12\nfid_infinity,9.25,,,,12\n" in (folder / "metrics.csv").read_text()
+    assert "| FID, n → ∞ ↓, of the set | 9.250 | – | – | 12 |" in (folder / "report.md").read_text()
+    assert r"FID, n $\rightarrow$ $\infty$ $\downarrow$ & 9.250" in (folder / "metrics.tex").read_text()
+
+
+def test_a_number_that_is_absent_and_values_that_are_not_defined_are_shown_as_such(make_job, monkeypatch):
+    absent = SetResult(None, None, None, 1, ("not computed: needs at least 2",), "the truth", {}, "ab12")
+    monkeypatch.setattr(report, "set_metrics", lambda run: {"fid": absent})
+    monkeypatch.setitem(
+        IMAGE, "ssim", replace(IMAGE["ssim"], load=lambda device: lambda *_: torch.tensor(math.nan))
+    )
+    run, metrics, html = report_of(make_job(metrics=["psnr", "ssim", "total_variation"]))
+    assert (metrics["metrics"]["ssim"]["mean"], metrics["metrics"]["ssim"]["undefined"]) == (None, 12)
+    assert (
+        metrics["metrics"]["total_variation"]["worst"] == metrics["metrics"]["total_variation"]["best"] == []
+    )
+    assert "total variation, lowest first" in html
+    assert metrics["provenance"]["reference of fid"] == ["the truth, SHA-256 ab12"]
+    folder = run.folder / "report"
+    assert "| SSIM ↑ | – | – | – | 0 + 12 undefined |" in (folder / "report.md").read_text()
+    assert "| FID ↓, of the set | – | – | – | 1 |" in (folder / "report.md").read_text()
+    assert "fid,,,,,1" in (folder / "metrics.csv").read_text()
+    assert "not computed: needs at least 2" in html
+    assert "0 + 12 undefined" in html
 
 
 def test_published_numbers_stand_beside_the_measured_ones(make_job):

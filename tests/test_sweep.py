@@ -193,7 +193,7 @@ def test_rungs(arguments, expected):
 
 # ---- which is best
 
-PSNR, SMOOTH, SPECTRUM = Measured("psnr"), Measured("total_variation"), Measured("spectrum_ratio")
+PSNR, LPIPS, SPECTRUM = Measured("psnr"), Measured("lpips"), Measured("spectrum_ratio")
 
 
 def result(
@@ -277,13 +277,15 @@ def test_values_that_have_no_mean():
 
 
 def test_metrics_that_are_better_when_small_or_near_one():
-    assert chosen(result(1, IMAGES, SMOOTH), result(2, IMAGES - 1, SMOOTH)) == 2
+    assert chosen(result(1, IMAGES, LPIPS), result(2, IMAGES - 1, LPIPS)) == 2
     assert SPECTRUM.distances(np.array([0.5, 2.0, 1.2])) == pytest.approx(
         [0.693147, 0.693147, 0.182322], rel=1e-5
     )
     assert SPECTRUM.sign == -1
     with pytest.raises(JobError, match="--by: 'fid' is no metric of single images"):
         Measured("fid")
+    with pytest.raises(JobError, match="--by: of total_variation neither"):
+        Measured("total_variation")
 
 
 def test_a_best_value_at_the_edge_is_said_in_words():

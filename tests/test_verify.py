@@ -107,6 +107,11 @@ def test_rows_that_are_not_the_plans_are_found(finished, change):
     assert list(findings(finished)) == ["00000-0000000"]
 
 
+def test_rows_from_before_a_metric_existed_are_whole(finished):
+    resaved(finished, "00000-0000000", lambda t: t.drop(["total_variation", "vif"]))
+    assert findings(finished) == {}
+
+
 def test_a_whole_run_has_no_findings_and_an_unfinished_one_says_what_is_left(finished):
     result = kintsugi("verify", finished.folder)
     assert result.exit_code == 0

@@ -14,7 +14,7 @@ from pipeline.metrics.distances import Compare
 from pipeline.metrics.images import Measure
 from pipeline.metrics.weights import ALEXNET, INCEPTION, PT_INCEPTION, VGG16, MissingWeights, Weights
 
-Better = Literal["higher", "lower", "one"]
+Better = Literal["higher", "lower", "one"] | None
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class ImageMetric:
     """A number for each restored image.
 
     Attributes:
-        title: as it heads a column. better: which values are.
+        title: as it heads a column. better: which values are; None: neither.
         about: definition, range, network and source; the first line says it in short.
         load: makes the function for a device. needs_truth: whether that takes the truth, too.
         smallest: side of the smallest image, pixels.
@@ -131,13 +131,17 @@ IMAGE: Mapping[str, ImageMetric] = {
     ),
     "total_variation": ImageMetric(
         "total variation",
-        "lower",
-        "Mean absolute difference of neighbouring values, on [0, 1]; needs no truth. Smooth is not good.\n"
+        None,
+        "Mean absolute difference of neighbouring values, on [0, 1]; needs no truth.\n"
+        "Neither smooth nor rough is good by itself. "
         "Down and to the right, added (Rudin, Osher and Fatemi, Physica D 1992).",
         plain(images.total_variation),
         needs_truth=False,
     ),
 }
+
+TRUTH = "_truth"
+"""Ends the name of a column with the features of true images."""
 
 SPACE_WEIGHTS: Mapping[str, Weights | None] = {
     "clean": INCEPTION,
@@ -150,7 +154,7 @@ SPACE_WEIGHTS: Mapping[str, Weights | None] = {
 FID = (
     "Fréchet distance of Inception features, 0 for equal sets{mode}.\n"
     "Of Gaussians with the sets' moments (Heusel et al., NeurIPS 2017, 1706.08500), of 8-bit restorations; "
-    "{network}. With fid_infinity, extrapolated to infinitely many samples (Chong and Forsyth, CVPR 2020)."
+    "{network}. From 2,048 samples also extrapolated to infinitely many (Chong and Forsyth, CVPR 2020)."
 )
 KID = (
     "Kernel distance of Inception features, about 0 for equal sets{mode}.\n"

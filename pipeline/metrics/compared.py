@@ -8,20 +8,21 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
 
 from pipeline import storage
+from pipeline.aggregate import Measure, measure
 from pipeline.commit import error_text
-from pipeline.job import JobError
-from pipeline.metrics import ALL, IMAGE, SETS, check
+from pipeline.job import JobError, Published
+from pipeline.metrics import ALL, IMAGE, SETS, TRUTH, check
 from pipeline.metrics.features import Extractor, arrays, table_of
 from pipeline.metrics.reference import reference_of, refuse_missing
 from pipeline.metrics.scoring import Scorer
-from pipeline.metrics.sets import TRUTH, evaluate
+from pipeline.metrics.sets import evaluate
 from pipeline.metrics.source import Pictures
 from pipeline.read import Decoded, UnreadableImage
-from pipeline.statistics import mean_interval, moments
 from pipeline.storage import Location, parquet, publish
 
 BLOCK = 256  # images whose rows and features are in memory
@@ -59,12 +60,12 @@ def pair(restored: str, truth: str) -> Pairs:
 def compare_sets(
     pairs: Pairs,
     names: Sequence[str],
-    reference: str,
+    reference: Published | str,
     out: Location,
     device: str,
     on_image: Callable[[], None] = lambda: None,
 ) -> dict[str, Any]:
-    """Write out/rows.parquet and out/metrics.json, in the layout of a run's report; returns the latter.
+    """Write out/rows.parquet and out/metrics.json, which `kintsugi compare` takes; returns the latter.
 
     Features for metrics of sets are in out/features.parquet.
 
@@ -85,7 +86,6 @@ def compare_sets(
         [(name, pa.string()) for name in ("key", "source", "status", "error")]
         + [(name, pa.float64()) for name in of_images]
     )
-    values: dict[str, list[float]] = {name: [] for name in of_images}
     sizes: set[int] = set()
     failed = jpeg = 0
     storage.make_folder(out)
@@ -94,39 +94,53 @@ def compare_sets(
         writer = stack.enter_context(pq.ParquetWriter(temporary, schema))
         stored = stack.enter_context(publish(out / "features.parquet")) if extractor.spaces else None
         more: pq.ParquetWriter | None = None
-        for block in blocks_of(pairs):
-            rows, features = [], {}
-            for restored, truth in block:
-                row: dict[str, Any] = {"key": restored.key, "source": restored.source}
-                try:
-                    images = same_size(restored, truth, smallest)
-                    tensors = [torch.tensor(x).permute(2, 0, 1)[None].to(device) / 127.5 - 1 for x in images]
-                    row |= {name: found[0] for name, found in scorer(tensors[0], tensors[1]).items()}
-                    if extractor.spaces:
-                        features[restored.key] = extractor(restored.key, images[0])
-                        if reference == "truth":
-                            of_truth = extractor(restored.key, images[1])
-                            features[restored.key] |= {s + TRUTH: found for s, found in of_truth.items()}
-                    row |= {"status": "ok", "error": None}
-                    sizes |= set(images[0].shape[:2])
-                    jpeg += (restored.source or "").startswith("JPEG")
-                    for name in of_images:
-                        values[name].append(row[name])
-                except Exception as error:  # one bad image is one failed row
-                    row |= {"status": "failed", "error": error_text(error)}
-                    failed += 1
-                rows.append(row)
-                on_image()
+        rows: list[dict[str, Any]] = []
+        features: dict[str, dict[str, np.ndarray]] = {}
+
+        def flush() -> None:
+            nonlocal more
             writer.write_table(pa.Table.from_pylist(rows, schema))
             table = table_of(features)
             if table is not None and stored is not None:
                 if more is None:
                     more = stack.enter_context(pq.ParquetWriter(stored, table.schema, compression="zstd"))
                 more.write_table(table)
+            rows.clear()
+            features.clear()
+
+        both = (each.read_all(pairs.keys) for each in (pairs.restored, pairs.truth))
+        for restored, truth in zip(*both, strict=True):
+            row: dict[str, Any] = {"key": restored.key, "source": restored.source}
+            try:
+                images = same_size(restored, truth, smallest)
+                tensors = [torch.tensor(x).permute(2, 0, 1)[None].to(device) / 127.5 - 1 for x in images]
+                values = {name: found[0] for name, found in scorer(tensors[0], tensors[1]).items()}
+                seen = extractor(restored.key, images[0])
+                if reference == "truth":
+                    of_truth = extractor(restored.key, images[1])
+                    seen |= {space + TRUTH: found for space, found in of_truth.items()}
+            except torch.AcceleratorError:  # after which every image would fail
+                raise
+            except Exception as error:  # one bad image is one failed row
+                row |= {"status": "failed", "error": error_text(error)}
+                failed += 1
+            else:
+                row |= {"status": "ok", **values}
+                if seen:
+                    features[restored.key] = seen
+                sizes |= set(images[0].shape[:2])
+                jpeg += (restored.source or "").startswith("JPEG")
+            rows.append(row)
+            if len(rows) == BLOCK:
+                flush()
+            on_image()
+        flush()
         if stored is not None and more is None:  # nothing could be compared
             stored.touch()
 
     def blocks(columns: Sequence[str]) -> Iterator[tuple[list[str], Mapping[str, np.ndarray]]]:
+        if n == 0:  # then the file is empty
+            return
         with parquet(out / "features.parquet") as file:
             for number in range(file.num_row_groups):
                 table = file.read_row_group(number, columns=["key", *columns])
@@ -135,11 +149,13 @@ def compare_sets(
     n = len(pairs.keys) - failed
     warnings = [f"{jpeg} of the restored images are JPEG, which leaves its marks in features"] if jpeg else []
     side = next(iter(sizes)) if len(sizes) == 1 else 0
-    sets = evaluate(of_sets, n, blocks, reference_of(reference, out), side, warnings) if n else {}
+    sets = evaluate(of_sets, n, blocks, reference_of(reference, out), side, warnings)
     found = {
         "title": f"{pairs.restored.name} against {pairs.truth.name}",
         "samples": {"planned": len(pairs.keys), "done": len(pairs.keys), "ok": n, "failed": failed},
-        "metrics": {name: summary(np.array(each)) for name, each in values.items()},
+        "metrics": {
+            name: asdict(each) for name, each in measures_of(out / "rows.parquet", of_images).items()
+        },
         "sets": {name: asdict(result) for name, result in sets.items()},
         "without_truth": pairs.without_truth,
         "without_restored": pairs.without_restored,
@@ -150,17 +166,6 @@ def compare_sets(
     with publish(out / "metrics.json") as temporary:
         temporary.write_text(json.dumps(found, indent=1, allow_nan=False) + "\n")
     return found
-
-
-def blocks_of(pairs: Pairs) -> Iterator[list[tuple[Decoded, Decoded]]]:
-    block = []
-    for both in zip(pairs.restored.read_all(pairs.keys), pairs.truth.read_all(pairs.keys), strict=True):
-        block.append(both)
-        if len(block) == BLOCK:
-            yield block
-            block = []
-    if block:
-        yield block
 
 
 def same_size(restored: Decoded, truth: Decoded, smallest: int) -> tuple[np.ndarray, np.ndarray]:
@@ -182,20 +187,9 @@ def same_size(restored: Decoded, truth: Decoded, smallest: int) -> tuple[np.ndar
     return restored.image, truth.image
 
 
-def summary(values: np.ndarray) -> dict[str, Any]:
-    """As a run's report states a measure; infinite values are counted and left out."""
-    known = values[np.isfinite(values)]
-    mean, deviation = (
-        (float(v) if np.isfinite(v) else None for v in moments(known)[:2]) if len(known) else (None, None)
-    )
-    low, high = (
-        (float(v) if np.isfinite(v) else None for v in mean_interval(known)) if len(known) else (None, None)
-    )
-    return {
-        "mean": mean,
-        "low": low,
-        "high": high,
-        "deviation": deviation,
-        "n": len(known),
-        "infinite": int(np.isinf(values).sum()),
-    }
+def measures_of(rows: Location, names: Sequence[str]) -> dict[str, Measure]:
+    """The named columns, as a run's report describes them."""
+    with parquet(rows) as file:
+        table = file.read(["key", "status", *names])
+    ok = pc.equal(table["status"], "ok")
+    return {name: measure(table[name], ok, table["key"], name) for name in names}

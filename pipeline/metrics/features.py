@@ -9,7 +9,7 @@ import pyarrow as pa
 import torch
 
 from pipeline.metrics import SPACE_WEIGHTS
-from pipeline.metrics.statistics import on_grid
+from pipeline.metrics.moments import on_grid
 from pipeline.metrics.texture import finest_laplacian, patches_of
 from pipeline.metrics.weights import Weights
 
@@ -85,7 +85,7 @@ def network(mode: str, device: torch.device) -> Network:
 
 def patches(key: str, picture: np.ndarray) -> np.ndarray:
     """7×7 patches of the finest Laplacian level, on [0, 1], where the key says: (4704,) float16."""
-    level = finest_laplacian(torch.tensor(picture).permute(2, 0, 1)[None].double() / 255)
+    level = finest_laplacian(torch.tensor(picture).permute(2, 0, 1)[None].contiguous().float() / 255)
     seed = int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big")
     rng = np.random.default_rng(seed)
     rows, columns = (torch.from_numpy(rng.integers(0, side - 6, (1, PATCHES))) for side in level.shape[-2:])

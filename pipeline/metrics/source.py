@@ -1,8 +1,11 @@
 """Images of a folder or of shards, by key, in the size they have."""
 
+import hashlib
+import json
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -46,6 +49,19 @@ class Pictures:
 
     def __len__(self) -> int:
         return len(self.places)
+
+    def digest(self) -> str:
+        """SHA-256 of which images these are: keys, files and sizes, not contents."""
+
+        def place(shard: Location, sample: Sample) -> tuple[str | int, ...]:
+            if sample.file is None:
+                return str(shard), sample.offset, sample.end
+            # A file of a bucket is asked for by itself, which takes too long for many.
+            size = (shard / sample.file).stat().st_size if isinstance(shard, Path) else -1
+            return str(shard), sample.file, size
+
+        places = [(key, *place(*self.places[key])) for key in sorted(self.places)]
+        return hashlib.sha256(json.dumps(places).encode()).hexdigest()
 
     def read(self, key: str) -> Decoded:
         """One image, (H, W, 3) uint8, or why there is none."""

@@ -2,10 +2,10 @@
 
 import torch
 from torch import Tensor
-from torch.nn.functional import conv2d, pad
+from torch.nn.functional import pad
 
 PATCH = 7
-PATCHES_PER_IMAGE = 128
+BINOMIAL = (1 / 16, 4 / 16, 6 / 16, 4 / 16, 1 / 16)
 PROJECTIONS = 512
 AT_ONCE = 32  # projections
 ROUNDING = 1 / (12 * 255**2)  # variance of the error of an 8-bit picture
@@ -16,21 +16,18 @@ def finest_laplacian(x: Tensor) -> Tensor:
 
     Burt and Adelson 1983: binomial filter (1 4 6 4 1)/16, borders mirrored.
     """
-    taps = torch.tensor([1.0, 4.0, 6.0, 4.0, 1.0]).to(x) / 16
-    kernel = torch.outer(taps, taps).expand(x.shape[1], 1, 5, 5)
-
-    def smooth(image: Tensor) -> Tensor:
-        return conv2d(pad(image, (2, 2, 2, 2), mode="reflect"), kernel, groups=x.shape[1])
-
     spaced = torch.zeros_like(x)
-    spaced[..., ::2, ::2] = 4 * smooth(x)[..., ::2, ::2]
-    return x - smooth(spaced)
+    spaced[..., ::2, ::2] = 4 * smooth(x, 2)
+    return x - smooth(spaced, 1)
 
 
-def fine_energy(restored: Tensor, truth: Tensor) -> float:
-    """Energy of the finest Laplacian level relative to the truth's; 1 is ideal, less is blurred."""
-    energies = [finest_laplacian(x).square().mean() for x in (restored, truth)]
-    return (energies[0] / energies[1]).item()
+def smooth(x: Tensor, step: int) -> Tensor:
+    """The binomial filter at every `step`-th pixel: one axis after the other, a tenth of conv2d's time."""
+    height, width = x.shape[-2:]
+    x = pad(x, (2, 2, 2, 2), mode="reflect")
+    taps = list(enumerate(BINOMIAL))
+    x = torch.stack([tap * x[..., i : i + height : step, :] for i, tap in taps]).sum(0)
+    return torch.stack([tap * x[..., i : i + width : step] for i, tap in taps]).sum(0)
 
 
 def ring_powers(x: Tensor) -> Tensor:
@@ -64,7 +61,10 @@ def patches_of(level: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
 
 
 def patch_distance(restored: Tensor, truth: Tensor, generator: torch.Generator) -> float:
-    """Sliced Wasserstein-1 distance between two sets of equally many patches (n, values)."""
+    """Sliced Wasserstein-1 distance between two sets of equally many patches (n, values).
+
+    Karras et al., ICLR 2018 (1710.10196), section 5.
+    """
     directions = torch.randn(truth.shape[1], PROJECTIONS, generator=generator)
     directions = (directions / directions.norm(dim=0)).to(truth)
     total = 0.0
@@ -72,26 +72,3 @@ def patch_distance(restored: Tensor, truth: Tensor, generator: torch.Generator) 
         apart = (restored @ some).sort(0).values - (truth @ some).sort(0).values
         total += apart.abs().mean(0).sum().item()
     return total / PROJECTIONS
-
-
-def sliced_wasserstein(restored: Tensor, truth: Tensor, seed: int = 0) -> float:
-    """Sliced Wasserstein-1 distance between 7×7 patches of the finest Laplacian level of two sets.
-
-    Karras et al., ICLR 2018 (1710.10196), section 5, except that both sets are normalised by the
-    truth's standard deviation of each channel: a set that is too smooth is far from the truth. The patches
-    are at the same places in both. 0 for equal sets; the two sets have the same size.
-
-    Args:
-        restored, truth: (N, C, H, W) on one scale.
-    """
-    generator = torch.Generator().manual_seed(seed)
-    count, _, height, width = truth.shape
-    places = (count, PATCHES_PER_IMAGE)
-    rows = torch.randint(height - PATCH + 1, places, generator=generator)
-    columns = torch.randint(width - PATCH + 1, places, generator=generator)
-    scale = finest_laplacian(truth).std((0, 2, 3), keepdim=True)
-    patches = [
-        patches_of(finest_laplacian(x) / scale, rows, columns).flatten(2).flatten(0, 1)
-        for x in (restored, truth)
-    ]
-    return patch_distance(patches[0], patches[1], generator)

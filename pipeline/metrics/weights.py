@@ -3,6 +3,7 @@
 import hashlib
 import os
 import re
+import stat
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -76,8 +77,9 @@ class Weights:
 
 def trusted(file: Path) -> bool:
     """Whether nobody but this user and root could have written a file."""
-    status = file.stat()
-    return status.st_uid in (0, os.getuid()) and not status.st_mode & 0o022
+    status = file.lstat()  # a link may be made to point elsewhere by whoever owns it
+    ours = status.st_uid in (0, os.getuid()) and not status.st_mode & 0o022
+    return stat.S_ISREG(status.st_mode) and ours
 
 
 @cache

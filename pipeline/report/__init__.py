@@ -17,9 +17,9 @@ import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 from markupsafe import Markup
 
-from pipeline.aggregate import Summary, summarise
+from pipeline.aggregate import Summary, better, summarise
 from pipeline.job import Job
-from pipeline.metrics import IMAGE, SETS, ImageMetric, SetMetric
+from pipeline.metrics import ALL, SETS, Better
 from pipeline.metrics.sets import SetResult, set_metrics
 from pipeline.pictures import mime
 from pipeline.report.gallery import choose, contact_sheet, draw_deviations, failures, fitted
@@ -27,21 +27,26 @@ from pipeline.run import Run
 from pipeline.storage import Location, parquet, publish
 from pipeline.tables import Table, markdown_text
 
-METRICS: Mapping[str, ImageMetric | SetMetric] = {**IMAGE, **SETS}
-ARROWS = {"higher": " ↑", "lower": " ↓", "one": " → 1"}
+ARROWS: Mapping[Better, str] = {"higher": " ↑", "lower": " ↓", "one": " → 1", None: ""}
 TITLES = {
-    **{name: metric.title + ARROWS[metric.better] for name, metric in METRICS.items()},
+    **{name: metric.title + ARROWS[metric.better] for name, metric in ALL.items()},
+    **{f"{name}_infinity": f"{metric.title}, n → ∞ ↓" for name, metric in SETS.items() if metric.moments},
     "residual": "residual, RMS ↓",
     "spread": "deviation of the samples, RMS",
     "seconds": "sampler, s per image",
 }
 ABOUT = {
-    **{name: metric.about.replace("\n", " ") for name, metric in METRICS.items()},
+    **{name: metric.about.replace("\n", " ") for name, metric in ALL.items()},
     "residual": "Root mean square of H x̂ − y, on [-1, 1].",
     "spread": "Root mean square over the pixels of the samples' standard deviation, on [-1, 1].",
     "seconds": "The sampler's time for a batch divided by its samples.",
 }
-ASCENDING = {"higher": ("worst", "best"), "lower": ("best", "worst"), "one": ("lowest", "highest")}
+ASCENDING: Mapping[Better, tuple[str, str]] = {
+    "higher": ("worst", "best"),
+    "lower": ("best", "worst"),
+    "one": ("lowest", "highest"),
+    None: ("lowest", "highest"),
+}
 PARTS = {
     "read": "waiting for images",
     "degrade": "degrading",
@@ -174,6 +179,11 @@ def describe(run: Run, summary: Summary, sets: Mapping[str, SetResult]) -> dict[
         "provenance": {
             "prior": [run.prior.title],
             **{name: sorted(values) for name, values in sorted(summary.made_by.items())},
+            **{
+                f"reference of {name}": [f"{result.reference}, SHA-256 {result.reference_sha256}"]
+                for name, result in sets.items()
+                if result.reference_sha256
+            },
         },
         "config_hash": run.config_hash,
         "job": run.job.model_dump(mode="json"),
@@ -182,8 +192,12 @@ def describe(run: Run, summary: Summary, sets: Mapping[str, SetResult]) -> dict[
 
 
 def numbers(metrics: Mapping[str, Any]) -> dict[str, Any]:
-    """Measures of images, whose mean is the value, and of the set."""
-    return {name: {"value": v["mean"], **v} for name, v in metrics["metrics"].items()} | metrics["sets"]
+    """Measures of images, whose mean is the value, and of the set with the numbers beside them."""
+    found = {name: {"value": v["mean"], **v} for name, v in metrics["metrics"].items()}
+    for name, v in metrics["sets"].items():
+        found[name] = v
+        found |= {extra: {"value": value, "n": v["n"]} for extra, value in v["extra"].items()}
+    return found
 
 
 def table(metrics: Mapping[str, Any], exact: bool = False) -> Table:
@@ -267,14 +281,9 @@ def orders(metrics: Mapping[str, Any]) -> list[tuple[str, str]]:
     """What the samples can be sorted by, as the script reads it, and in words."""
     found = [("place:1", "as in the job"), ("failed:-1", "failures first")]
     for name in metrics:
-        low, high = (f"{bare(name)}, {end} first" for end in ascending(name))
+        low, high = (f"{bare(name)}, {end} first" for end in ASCENDING[better(name)])
         found += [(f"{name}:1", low), (f"{name}:-1", high)]
     return [order for order in found if not order[0].startswith("seconds")]
-
-
-def ascending(name: str) -> tuple[str, str]:
-    """What is at the lower and at the upper end of a measure."""
-    return ASCENDING[IMAGE[name].better if name in IMAGE else "lower"]
 
 
 def histogram(measure: Mapping[str, Any], most: int | None = None) -> dict[str, Any]:

@@ -81,7 +81,8 @@ def choose(run: Run, rows_file: Location, title: str, ranked: Measure | None) ->
     for place, row in rows_at(run, places, [*COLUMNS, *several]):
         pictures = {kind: row[name] for name, kind in KINDS.items() if row[name] is not None}
         if row["status"] == "ok" and pictures:
-            measures = {name: row[name] for name in MEASURES if row.get(name) is not None}
+            known = ((name, row.get(name)) for name in MEASURES)
+            measures = {name: value for name, value in known if value is not None and value == value}
             card = Card(row["key"], place, measures, why.get(row["key"], []), pictures)
             if row.get("deviation") is not None:
                 card.deviation = np.load(BytesIO(row["deviation"]), allow_pickle=False).astype(float).mean(0)
