@@ -2,46 +2,30 @@
 
     python benchmarks/aggregate.py
 
-A run of synthetic rows without pictures, units of 256, a thousand labels and shards of 10,000, every measure
-of images; in one process that did not make them. What is in the table: reading and checking all units while
+A run of synthetic rows without pictures, units of 256, 10,000 labels and shards of 900, every measure of
+images; in one process that did not make them. What is in the table: reading and checking all units while
 writing the flat table, and the statistics of it. Memory is read from the operating system.
 """
 
 import multiprocessing
 import tempfile
 import time
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
 import typer
+from synthetic import UNIT, memory, synthetic
 
 from pipeline.aggregate import Summary, describe_rows, write_rows
-from pipeline.commit import ROWS, commit, read_commits
+from pipeline.commit import ROWS, commit
 from pipeline.metrics import IMAGE
 
-UNIT, SHARD, LABELS = 256, 10_000, 1000
-
-
-@dataclass(frozen=True)
-class Synthetic:
-    """A run, as far as aggregation sees it."""
-
-    folder: Path
-    units: int
-
-    def commits(self) -> Any:
-        return read_commits(self.folder, map("{:06d}".format, range(self.units)), "")
-
-
-def memory(field: str) -> float:
-    """MiB of this process: VmRSS now, VmHWM at most."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) / 1024 for line in lines if line.startswith(field))
+SHARD, LABELS = 900, 10_000
 
 
 def make(folder: Path, rows: int) -> None:
+    run = synthetic(folder, rows, SHARD)
     random = np.random.default_rng(0)
     measures = [*IMAGE, "residual"]
     for unit, first in enumerate(range(0, rows, UNIT)):
@@ -53,7 +37,7 @@ def make(folder: Path, rows: int) -> None:
             fields: dict[str, Any] = dict.fromkeys(ROWS.names)
             fields |= {
                 "key": f"sample_{number:08d}",
-                "shard": f"/data/set-{number // SHARD:04d}.tar",
+                "shard": run.summary.shards[number // SHARD],
                 "label": number % LABELS,
                 "status": "failed" if failed else "ok",
                 "error": "UnreadableImage: broken" if failed else None,
@@ -61,9 +45,14 @@ def make(folder: Path, rows: int) -> None:
             if not failed:
                 fields |= {"forwards": 5, "vjps": 5, **dict(zip(measures, row, strict=True))}
             found.append(fields)
-        record = {"config_hash": "", "prior_sha256": None, "attempt": 1, "made_by": {"torch": "none"}}
+        record = {
+            "config_hash": run.config_hash,
+            "prior_sha256": None,
+            "attempt": 1,
+            "made_by": {"torch": "none"},
+        }
         seconds = [0.5 + number % 7 / 100 for number in numbers]
-        commit(folder, f"{unit:06d}", found, 0.0, {}, sample_seconds=seconds, **record)
+        commit(folder, f"{unit:07d}", found, 0.0, {}, sample_seconds=seconds, **record)
 
 
 def main(rows: Annotated[int, typer.Option()] = 1_000_000) -> None:
@@ -72,13 +61,13 @@ def main(rows: Annotated[int, typer.Option()] = 1_000_000) -> None:
         process = multiprocessing.get_context("spawn").Process(target=make, args=(folder, rows))
         process.start()
         process.join()
-        this: Any = Synthetic(folder, -(-rows // UNIT))
+        this = synthetic(folder, rows, SHARD)
         table = folder / "rows.parquet"
         print("| what | s | s of processors | memory before, MiB | at most, MiB |\n|---|---|---|---|---|")
-        summary = Summary(planned=rows, units=this.units)
+        summary = Summary(planned=rows, units=this.summary.units)
         for what, act in (
             (
-                f"{rows:,} rows of {this.units:,} units into one table",
+                f"{rows:,} rows of {this.summary.units:,} units into one table",
                 lambda: write_rows(this, table, summary),
             ),
             ("statistics", lambda: describe_rows(table, summary)),
@@ -88,7 +77,7 @@ def main(rows: Annotated[int, typer.Option()] = 1_000_000) -> None:
             wall, spent = time.perf_counter() - started, time.process_time() - spent
             print(f"| {what} | {wall:.1f} | {spent:.1f} | {before:.0f} | {memory('VmHWM'):.0f} |")
         assert summary.rows == rows, "every row counts"
-        print(f"\n{len(summary.measures)} measures, {sum(map(len, summary.breakdowns.values()))} groups")
+        print(f"\n{len(summary.measures)} measures, {sum(map(len, summary.breakdowns.values())):,} groups")
 
 
 if __name__ == "__main__":

@@ -5,84 +5,70 @@
 
 Synthetic rows in units of 256, a thousand labels, shards of 10,000; one row in 67 failed. Pictures are
 photographs of scikit-image at 256², degraded by the quickstart's operator; restorations are H⁺y with noise
-that grows from row to row. The report is made in a process that did not make the rows; memory is read from
+that grows from one to the next. Rows with pictures hold the measures of these, the others made-up ones.
+The report is made in a process that did not make the rows; memory is read from
 the operating system.
 """
 
 import multiprocessing
 import tempfile
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
 import torch
 import typer
-import yaml
+from synthetic import UNIT, memory, synthetic
 
 import operators
 from pipeline.builtin import scikit_image_shard
-from pipeline.commit import ROWS, commit, read_commits
+from pipeline.commit import ROWS, commit
 from pipeline.job import Job
+from pipeline.metrics.scoring import Scorer, residual
 from pipeline.pictures import encode
-from pipeline.plan import PlanSummary
 from pipeline.report import write_report
 from pipeline.restore import levels
-from pipeline.run import Run
 from pipeline.worker import GALLERY, provenance
-from priors import Examined
 
-UNIT, SHARD, LABELS, SIZE = 256, 10_000, 1000, 256
-JOB = """
-data: {shards: "builtin:scikit-image", size: 256}
-degradation: {operator: {name: bicubic, factor: 4}, sigma: 0.01}
-sampler: {name: conjugate, steps: 5, w: 15}
-metrics: [psnr, ssim, ms_ssim, spectrum_ratio]
-"""
+SHARD, LABELS, SIZE = 10_000, 1000, 256
 
 
-class Synthetic(Run):
-    """A run without a plan."""
-
-    def commits(self) -> Iterator[Any]:
-        names = map("{:07d}".format, range(self.summary.units))
-        return read_commits(self.folder, names, self.config_hash)
-
-
-def synthetic(folder: Path, rows: int, images: str) -> Run:
-    job = Job.model_validate(yaml.safe_load(JOB) | {"images": images, "output": str(folder)})
-    shards = [f"/data/set-{n:04d}.tar" for n in range(-(-rows // SHARD))]
-    summary = PlanSummary(shards, -(-rows // UNIT), rows, {}, [])
-    return Synthetic(folder, job, Examined("0" * 64, "synthetic"), summary)
-
-
-def triples(folder: Path, job: Job) -> list[dict[str, bytes]]:
-    """Truth, measurement and restoration of each photograph."""
+def examples(folder: Path, job: Job) -> list[dict[str, Any]]:
+    """Truth, measurement and restoration of each photograph, and the measures of the restoration."""
     import webdataset
 
     operator = operators.build(job.degradation.operator, job.image_shape)
+    scorer = Scorer(job.metrics)
     found = []
     shard = str(scikit_image_shard(folder / "shards", SIZE))
     for number, sample in enumerate(webdataset.WebDataset(shard, shardshuffle=False).decode("rgb8")):
         x = torch.tensor(sample["png"]).permute(2, 0, 1)[None].float() / 127.5 - 1
         y = operator.forward(x)
         noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(number))
-        pictures = {"truth": x, "measurement": y, "restored": operator.pinv(y) + 0.01 * number * noise}
-        found.append({name: encode(levels(picture, 8)[0]) for name, picture in pictures.items()})
+        restored = operator.pinv(y) + 0.01 * number * noise
+        pictures = {"truth": x, "measurement": y, "restored": restored}
+        measures = {name: value for name, (value,) in scorer(restored, x).items()}
+        measures["residual"] = residual(operator.forward(restored), y)[0]
+        found.append(measures | {name: encode(levels(picture, 8)[0]) for name, picture in pictures.items()})
     return found
 
 
 def make(folder: Path, rows: int, images: str) -> None:
-    run = synthetic(folder, rows, images)
-    pictures = triples(folder, run.job)
+    run = synthetic(folder, rows, SHARD, images)
+    restored = examples(folder, run.job)
     random = np.random.default_rng(0)
-    scale = {"psnr": 6.0, "ssim": 0.15, "ms_ssim": 0.2, "spectrum_ratio": 0.12, "residual": 0.001}
     for unit, first in enumerate(range(0, rows, UNIT)):
         numbers = range(first, min(first + UNIT, rows))
-        values = random.gamma(4, 1, (len(numbers), len(scale))) * list(scale.values())
+        values = {
+            "psnr": random.normal(26, 3, len(numbers)),
+            "ssim": random.beta(8, 2, len(numbers)),
+            "ms_ssim": random.beta(12, 2, len(numbers)),
+            "spectrum_ratio": random.lognormal(-0.3, 0.4, len(numbers)),
+            "residual": random.gamma(4, 0.001, len(numbers)),
+        }
         found = []
-        for number, row in zip(numbers, values.tolist(), strict=True):
+        for number, *row in zip(numbers, *(of.tolist() for of in values.values()), strict=True):
             failed = number % 67 == 20
             fields: dict[str, Any] = dict.fromkeys(ROWS.names) | {
                 "key": f"sample_{number:08d}",
@@ -92,9 +78,9 @@ def make(folder: Path, rows: int, images: str) -> None:
                 "error": "UnreadableImage: the file ends before the picture does" if failed else None,
             }
             if not failed:
-                fields |= {"forwards": 5, "vjps": 5, **dict(zip(scale, row, strict=True))}
+                fields |= {"forwards": 5, "vjps": 5, **dict(zip(values, row, strict=True))}
                 if number < GALLERY or images == "all":
-                    fields |= pictures[number % len(pictures)]
+                    fields |= restored[number % len(restored)]
             found.append(fields)
         commit(
             folder,
@@ -108,12 +94,6 @@ def make(folder: Path, rows: int, images: str) -> None:
             sample_seconds=[0.35 + number % 7 / 100 for number in numbers],
             made_by=provenance(torch.device("cpu")),
         )
-
-
-def memory(field: str) -> float:
-    """MiB of this process: VmRSS now, VmHWM at most."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) / 1024 for line in lines if line.startswith(field))
 
 
 def main(
@@ -130,7 +110,7 @@ def main(
         process.start()
         process.join()
         before, started = memory("VmRSS"), time.perf_counter()
-        html = write_report(synthetic(folder, rows, images))
+        html = write_report(synthetic(folder, rows, SHARD, images))
         seconds = time.perf_counter() - started
         print("| rows | images | s | memory before, MiB | at most, MiB |\n|---|---|---|---|---|")
         print(f"| {rows:,} | {images} | {seconds:.1f} | {before:.0f} | {memory('VmHWM'):.0f} |\n")

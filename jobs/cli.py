@@ -6,7 +6,7 @@ import logging
 import signal
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
@@ -195,24 +195,35 @@ def finish(report: Location) -> dict[str, Any]:
     """Say what came out."""
     import json
 
-    from pipeline.report import interval, number
-
     metrics: dict[str, Any] = json.loads((report.parent / "metrics.json").read_text())
+    show_results(metrics)
     samples = metrics["samples"]
+    console.print(f"{samples['ok']} restored, {samples['failed']} failed · {report}")
+    return metrics
+
+
+def show_results(metrics: Mapping[str, Any]) -> None:
+    """The measures in metrics.json, of a run or of scored images, and what is doubtful about them."""
+    from pipeline.report import interval, number, numbers
+
     table = Table(title=metrics["title"], title_justify="left")
     for column in ("measure", "mean", "95 % interval", "n"):
         table.add_column(column, justify="left" if column == "measure" else "right")
-    for name, value in metrics["metrics"].items():
-        table.add_row(name, number(value["mean"]), interval(value["low"], value["high"]), str(value["n"]))
-    for name, value in metrics["sets"].items():
-        cells = number(value["value"]), interval(value["low"], value["high"]), str(value["n"])
-        table.add_row(f"{name}, of the set", *cells)
+    for name, value in numbers(metrics).items():
+        what = f"{name}, of the set" if name in metrics["sets"] else name
+        table.add_row(
+            what, number(value["value"]), interval(value.get("low"), value.get("high")), count(value)
+        )
     console.print(table)
     for name, value in metrics["sets"].items():
         for warning in value["warnings"]:
             errors.print(f"{name}: {warning}", style="yellow")
-    console.print(f"{samples['ok']} restored, {samples['failed']} failed · {report}")
-    return metrics
+
+
+def count(measure: dict[str, Any]) -> str:
+    """How many values there are, and how many are left out of the mean."""
+    others = [f" + {measure[what]} {what}" for what in ("infinite", "undefined") if measure[what]]
+    return "".join([str(measure["n"]), *others])
 
 
 def show_shard_warnings(damaged: dict[str, str], empty: list[str]) -> None:

@@ -9,7 +9,7 @@ import yaml
 from pydantic import ValidationError
 
 from pipeline.job import Job, JobError
-from pipeline.storage import redacted
+from pipeline.storage import at, redacted
 
 FOLDER = Path(__file__).parent
 SHOWN = 60  # characters of a value that does not fit
@@ -39,13 +39,16 @@ def load_job(name: str, overrides: list[str], limit: int | None = None) -> Job:
 def read_values(name: str, overrides: list[str]) -> tuple[dict[str, Any], str]:
     """The fields of `load_job` as they are written, and where they were found."""
     ready = ready_jobs()
-    path = Path(name)
+    try:
+        path = at(name) if "://" in name else Path(name)
+    except ValueError as error:
+        raise JobError(f"job file: {error}") from error
     if not path.is_file():
         if name not in ready:
             raise JobError(f"no job file {name!r}, and no ready job of that name: {', '.join(ready)}")
         path = ready[name]
     try:
-        text = path.read_text("utf-8")
+        text = path.read_bytes().decode()
     except UnicodeDecodeError as error:
         raise JobError(f"{path}: not UTF-8: {error}") from None
     values = parse_yaml(text, str(path))

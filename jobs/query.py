@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Iterable, Sequence
+from typing import Annotated, Any
 
 import typer
 
@@ -11,12 +12,14 @@ MOST = 200  # rows that are shown
 
 def query(
     run: Annotated[str, typer.Argument(help="A run directory, or a folder that `kintsugi score` made.")],
-    sql: Annotated[str, typer.Argument(help="A query of DuckDB's SQL over the table `rows`.")],
+    sql: Annotated[str, typer.Argument(help="One SELECT of DuckDB's SQL over the table `rows`.")],
     csv: Annotated[bool, typer.Option("--csv", help="Print all of the result as CSV.")] = False,
 ) -> None:
     """Ask the rows of a run in SQL: all samples with their measures, without the pictures.
 
-    The query sees this table and nothing else, and changes nothing. `describe rows` lists the columns.
+    The query sees this table and nothing else, and changes nothing, also not the run: if its report is
+    missing or older than its last unit, the table is made in a temporary file. `describe rows` lists the
+    columns. CSV holds the values as they are; only on a terminal are control characters escaped.
 
     Examples:
 
@@ -26,24 +29,25 @@ def query(
     """
     import csv as files
     import sys
-    from itertools import islice
+    from itertools import chain, islice
 
     from jobs.cli import console
     from jobs.compare import shown
     from pipeline.job import JobError
-    from pipeline.query import ask, rows_file
-    from pipeline.storage import at
+    from pipeline.query import ask, rows_of
+    from pipeline.storage import at, redacted
     from pipeline.tables import Table
 
     try:
         folder = at(run)
     except ValueError as error:
         raise JobError(f"RUN: {error}") from error
-    with ask(rows_file(folder), sql) as (columns, rows):
+    with rows_of(folder) as table, ask(table, sql) as (columns, rows):
         if csv:
-            writer = files.writer(sys.stdout, lineterminator="\n")
-            writer.writerow(columns)
-            writer.writerows(rows)
+            lines: Iterable[Sequence[Any]] = chain([columns], rows)
+            if sys.stdout.isatty():  # keys and errors come from the data of others, and could steer it
+                lines = (["" if value is None else redacted(str(value)) for value in line] for line in lines)
+            files.writer(sys.stdout, lineterminator="\n").writerows(lines)
             return
         cells = [["–" if value is None else str(value) for value in row] for row in islice(rows, MOST)]
         console.print(shown(Table(columns, cells)))

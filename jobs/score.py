@@ -1,10 +1,9 @@
 """`kintsugi score`: metrics of images that any other method has made."""
 
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 import yaml
-from rich.table import Table
 
 from pipeline.job import JobError, Published
 
@@ -41,11 +40,10 @@ def score(
 
         kintsugi compare runs/sr4 runs/diffir
     """
-    from jobs.cli import EXIT_SOME_FAILED, console, errors
+    from jobs.cli import EXIT_SOME_FAILED, console, errors, show_results
     from jobs.display import progress_bar
     from pipeline.executors import default_device
     from pipeline.metrics.compared import compare_sets, pair
-    from pipeline.report import number
     from pipeline.storage import at
 
     names = [name.strip() for name in metrics.split(",") if name.strip()]
@@ -59,21 +57,7 @@ def score(
             errors.print(f"{what}: and {len(keys) - NAMED} more", style="yellow")
     with progress_bar(console, len(pairs.keys), "images") as advance:
         found = compare_sets(pairs, names, reference_from(reference), at(out), default_device(), advance)
-    table = Table(title=found["title"], title_justify="left")
-    for column in ("measure", "mean", "95 % interval", "n"):
-        table.add_column(column, justify="left" if column == "measure" else "right")
-    for name, value in found["metrics"].items():
-        mean, low, high = (number(value[part]) for part in ("mean", "low", "high"))
-        table.add_row(name, mean, f"{low} … {high}", count(value))
-    for name, value in found["sets"].items():
-        mean, low, high = (number(value[part]) for part in ("value", "low", "high"))
-        table.add_row(f"{name}, of the set", mean, f"{low} … {high}", str(value["n"]))
-        for extra, more in value["extra"].items():
-            table.add_row(f"{extra}, of the set", number(more), "–", str(value["n"]))
-    console.print(table)
-    for name, value in found["sets"].items():
-        for warning in value["warnings"]:
-            errors.print(f"{name}: {warning}", style="yellow")
+    show_results(found)
     samples = found["samples"]
     console.print(f"{samples['ok']} compared, {samples['failed']} failed · {at(out)}")
     if samples["failed"] or pairs.without_truth or pairs.without_restored:
@@ -88,9 +72,3 @@ def reference_from(given: str) -> Published | str:
         return Published.model_validate(yaml.safe_load(given))
     except (ValueError, yaml.YAMLError) as error:
         raise JobError(f"--reference: {error}") from error
-
-
-def count(measure: dict[str, Any]) -> str:
-    """How many values there are, and how many are left out of the mean."""
-    others = [f" + {measure[what]} {what}" for what in ("infinite", "undefined") if measure[what]]
-    return "".join([str(measure["n"]), *others])

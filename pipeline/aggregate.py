@@ -20,12 +20,13 @@ import pyarrow.parquet as pq
 from pipeline.commit import PICTURES, ROWS, Commit, read_rows
 from pipeline.metrics import IMAGE, Better
 from pipeline.run import Run
-from pipeline.statistics import mean_interval, moments
-from pipeline.storage import Location, parquet, publish
+from pipeline.statistics import group_intervals, mean_interval, moments
+from pipeline.storage import Location, parquet
 
 FLAT_ROWS = pa.schema([f for f in ROWS if f.name not in PICTURES] + [pa.field("seconds", pa.float64())])
-FAILURES_LISTED, EXTREMES, GROUPS, BINS = 50, 8, 50, 40  # at most
+FAILURES_LISTED, EXTREMES, BINS = 50, 8, 40  # at most
 ROW_GROUP = 1 << 16  # rows
+REPEATED = ["shard", "label", "source", "status", "error", "seed", "forwards", "vjps", "batch_size"]
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 STATE = b"kintsugi.commits"  # in the metadata of the flat table
 
@@ -67,21 +68,6 @@ class Measure:
     best: list[str]
 
 
-@dataclass(frozen=True)
-class Group:
-    """The samples of one shard, or with one label.
-
-    Attributes:
-        n, failed: samples, and those of them that failed.
-        measures: mean of the finite values, and its 95 % interval (None for a single value).
-    """
-
-    name: str
-    n: int
-    failed: int
-    measures: dict[str, tuple[float, float | None, float | None]]
-
-
 @dataclass
 class Summary:
     """What a run's committed rows amount to.
@@ -91,7 +77,8 @@ class Summary:
         seconds: wall-clock time of all units by part.
         made_by: every distinct value of each provenance field.
         measures: by name; only those of which there are values.
-        breakdowns: by "shard" and "label" the largest groups, at most 50. groups: how many there are.
+        breakdowns: by "shard" and "label" a table of all groups, the largest first: `group`, `n`, `failed`,
+            and per measure the mean of the finite values with its interval, NAME, NAME_low and NAME_high.
     """
 
     planned: int
@@ -106,8 +93,7 @@ class Summary:
     seconds: Counter[str] = field(default_factory=Counter)
     made_by: dict[str, set[str]] = field(default_factory=dict)
     measures: dict[str, Measure] = field(default_factory=dict)
-    breakdowns: dict[str, list[Group]] = field(default_factory=dict)
-    groups: dict[str, int] = field(default_factory=dict)
+    breakdowns: dict[str, pa.Table] = field(default_factory=dict)
 
     def add(self, commit: Commit) -> None:
         """Count what the record of a unit says."""
@@ -138,12 +124,11 @@ def committed(run: Run, columns: list[str]) -> Iterator[tuple[pa.Table, Commit]]
         yield table, commit
 
 
-def summarise(run: Run, rows_file: Location) -> Summary:
+def summarise(run: Run, rows_file: Path) -> Summary:
     """Aggregate a run, and write its rows without the pictures as one flat table."""
     summary = Summary(planned=run.summary.samples, units=run.summary.units)
-    with publish(rows_file) as temporary:
-        write_rows(run, temporary, summary)
-        describe_rows(temporary, summary)
+    write_rows(run, rows_file, summary)
+    describe_rows(rows_file, summary)
     return summary
 
 
@@ -152,7 +137,8 @@ def write_rows(run: Run, file: Path, summary: Summary) -> None:
     state = hashlib.sha256()
     waiting: list[pa.Table] = []
     rows = 0
-    with pq.ParquetWriter(file, FLAT_ROWS) as writer:
+    # Of numbers and keys hardly any is there twice: a dictionary of them takes time and no less space.
+    with pq.ParquetWriter(file, FLAT_ROWS, use_dictionary=REPEATED) as writer:
 
         def flush() -> None:
             if waiting:
@@ -200,24 +186,18 @@ def describe_rows(rows: Path, summary: Summary) -> None:
         keys = column("key")
         count_failures(file.read(columns=["key", "shard", "error"]).filter(pc.invert(good)), summary)
         summary.forwards, summary.vjps = (pc.max(column(name)).as_py() or 0 for name in ("forwards", "vjps"))
-        members: list[tuple[Group, np.ndarray]] = []
-        for by in ("shard", "label"):
-            summary.groups[by], found = largest_groups(column(by), ok)
-            summary.breakdowns[by] = [group for group, _ in found]
-            members += found
+        places = pc.sort_indices(keys).to_numpy()  # so that sums do not depend on the order of the rows
+        breakdowns = {by: Breakdown(column(by), ok, places) for by in ("shard", "label")}
         for name in MEASURES:
             stored = column(name)
             described = measure(stored, good, keys, name)
             if not described.n + described.infinite + described.undefined:
                 continue
             summary.measures[name] = described
-            values = np.where(ok, stored.to_numpy(), np.nan)
-            for group, places in members:
-                inside = values[places]
-                inside = np.sort(inside[np.isfinite(inside)])
-                if len(inside):
-                    low, high = map(finite, mean_interval(inside))
-                    group.measures[name] = (moments(inside)[0], low, high)
+            values = np.where(ok, stored.to_numpy(), np.nan)[places]
+            for breakdown in breakdowns.values():
+                breakdown.add(name, values)
+    summary.breakdowns = {by: breakdown.table() for by, breakdown in breakdowns.items()}
 
 
 def count_failures(failed: pa.Table, summary: Summary) -> None:
@@ -290,23 +270,40 @@ def extremes(values: np.ndarray, keys: pa.ChunkedArray, name: str) -> dict[str, 
     return {"worst": first("descending"), "best": first("ascending")}
 
 
-def largest_groups(column: pa.ChunkedArray, ok: np.ndarray) -> tuple[int, list[tuple[Group, np.ndarray]]]:
-    """How many values a column has, and the rows of the most frequent ones."""
-    encoded = column.combine_chunks()
-    if not pa.types.is_dictionary(encoded.type):
-        encoded = encoded.dictionary_encode()
-    names = encoded.dictionary.to_pylist()
-    codes = encoded.indices.fill_null(len(names)).to_numpy()
-    counts = np.bincount(codes, minlength=len(names) + 1)[: len(names)]
-    order = np.argsort(codes, kind="stable")
-    ends = np.cumsum(counts)
-    largest = sorted(range(len(names)), key=lambda i: (-counts[i], names[i]))[:GROUPS]
-    found = []
-    for i in largest:
-        places = order[ends[i] - counts[i] : ends[i]]
-        failed = int(len(places) - ok[places].sum())
-        found.append((Group(str(names[i]), len(places), failed, {}), places))
-    return len(names), found
+class Breakdown:
+    """Statistics of the groups of rows that have the same value in a column; rows without one are in none.
+
+    Args:
+        places: the rows in the order in which `add` gets their values.
+    """
+
+    def __init__(self, column: pa.ChunkedArray, ok: np.ndarray, places: np.ndarray):
+        encoded = column.combine_chunks()
+        if not pa.types.is_dictionary(encoded.type):
+            encoded = encoded.dictionary_encode()
+        self.names = encoded.dictionary
+        self.codes = (
+            encoded.indices.fill_null(len(self.names)).to_numpy().astype(np.int64)
+        )  # as bincount takes them
+        n, good = (self.counts(codes) for codes in (self.codes, self.codes[ok]))
+        self.codes = self.codes[places]
+        self.columns = {"n": pa.array(n), "failed": pa.array(n - good)}
+
+    def counts(self, codes: np.ndarray) -> np.ndarray:
+        return np.bincount(codes, minlength=len(self.names) + 1)[:-1]
+
+    def add(self, name: str, values: np.ndarray) -> None:
+        """Describe the finite values of a measure."""
+        finite = np.isfinite(values)
+        found = group_intervals(values[finite], self.codes[finite], len(self.names) + 1)
+        for suffix, column in zip(("", "_low", "_high"), found, strict=True):
+            self.columns[name + suffix] = pa.array(column[:-1], from_pandas=True)  # NaN is null
+
+    def table(self) -> pa.Table:
+        """Largest groups first, of equal ones by their names."""
+        table = pa.table({"group": self.names, **self.columns})
+        table = table.sort_by([("n", "descending"), ("group", "ascending")])
+        return table.set_column(0, "group", table["group"].cast(pa.string()))
 
 
 def finite(value: float) -> float | None:

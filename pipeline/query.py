@@ -1,20 +1,32 @@
 """The flat table of a run or of scored images, and SQL over it."""
 
+import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
-from pipeline.aggregate import shows_state_of
+from pipeline.aggregate import Summary, shows_state_of, write_rows
 from pipeline.job import JobError
 from pipeline.run import Run
 from pipeline.storage import Location, Remote
 
 Results = tuple[list[str], Iterator[Sequence[Any]]]
-AT_ONCE = 10_000  # rows
+LOCKS = (
+    # DuckDB allows its temporary directory and its database's files whatever else is set: there are none.
+    "set temp_directory = ''",
+    "set allowed_directories = []",
+    "set allowed_paths = []",
+    "set enable_external_access = false",
+    "set python_enable_replacements = false",
+    "set autoinstall_known_extensions = false",
+    "set autoload_known_extensions = false",
+    "set lock_configuration = true",
+)
 
 
 def rows_file(folder: Location) -> Location:
-    """Where all rows are, without pictures: of a run they are made anew if they are missing or stale.
+    """Where all rows are, without pictures; the report of a run is made anew if it is missing or stale.
 
     Args:
         folder: a run directory, or what `kintsugi score` made.
@@ -24,22 +36,48 @@ def rows_file(folder: Location) -> Location:
     """
     from pipeline.report import write_report
 
+    found = kept_rows(folder)
+    if found is None:
+        # The whole report, so that what is in that folder always shows one state of the run.
+        return write_report(Run.open(folder)).parent / "rows.parquet"
+    return found
+
+
+@contextmanager
+def rows_of(folder: Location) -> Iterator[Location]:
+    """All rows as they are now, without pictures; if the report of a run is missing or stale, in a file here.
+
+    Nothing is written to the run, which may be somebody else's; no metric of the set is computed.
+
+    Raises:
+        JobError: `folder` is neither a run directory nor what `kintsugi score` made.
+    """
+    found = kept_rows(folder)
+    if found is not None:
+        yield found
+        return
+    run = Run.open(folder)
+    with tempfile.TemporaryDirectory(prefix="kintsugi-") as name:
+        rows = Path(name) / "rows.parquet"
+        write_rows(run, rows, Summary(planned=run.summary.samples, units=run.summary.units))
+        yield rows
+
+
+def kept_rows(folder: Location) -> Location | None:
+    """The table that is there already, if it shows what is committed now."""
     if not (folder / "job.yaml").exists() and (folder / "rows.parquet").exists():
         return folder / "rows.parquet"
-    run = Run.open(folder)
     rows = folder / "report" / "rows.parquet"
-    # The whole report, so that what is in that folder always shows one state of the run.
-    if not (shows_state_of(run, rows) and (folder / "report" / "metrics.json").exists()):
-        write_report(run)
-    return rows
+    return rows if shows_state_of(Run.open(folder), rows) else None
 
 
 @contextmanager
 def ask(rows: Location, sql: str) -> Iterator[Results]:
     """The names of the columns and the rows of a query over the view `rows`.
 
-    DuckDB runs in memory and sees this table alone: no other file, no network, no extension and no variable
-    of this process, so that a query from somebody else does no harm.
+    DuckDB runs in memory, takes one SELECT (also DESCRIBE, SUMMARIZE, VALUES and FROM), and sees this table
+    alone: no other file to read, list or write, no network, no extension and no variable of this process,
+    so that a query from somebody else does no harm but for the time and memory that it takes.
 
     Raises:
         JobError: the query is no SQL, asks for what is not there, or for what is not allowed.
@@ -47,27 +85,20 @@ def ask(rows: Location, sql: str) -> Iterator[Results]:
     import duckdb
     import pyarrow.dataset as ds
 
-    settings: dict[str, Any] = dict.fromkeys(
-        (
-            "enable_external_access",
-            "python_enable_replacements",
-            "autoinstall_known_extensions",
-            "autoload_known_extensions",
-        ),
-        "false",
-    )
-    with duckdb.connect(":memory:", config=settings) as connection:
+    with duckdb.connect(":memory:") as connection:
         source = (
             ds.dataset(rows.path, filesystem=rows.filesystem, format="parquet")
             if isinstance(rows, Remote)
             else ds.dataset(rows, format="parquet")
         )
         connection.register("rows", source)
-        connection.execute("set lock_configuration = true")
+        for lock in LOCKS:
+            connection.execute(lock)
         try:
-            found = connection.execute(sql)
-            if found is None or not found.description:
-                raise JobError("query: give a statement that has a result, such as: select * from rows")
+            statements = connection.extract_statements(sql)
+            if [statement.type for statement in statements] != [duckdb.StatementType.SELECT]:
+                raise JobError("query: give one statement that selects, such as: select * from rows")
+            found = connection.execute(statements[0])
             yield [name for name, *_ in found.description], iter(found.fetchone, None)
         except duckdb.Error as error:
             what = str(error).split("\n\n")[0].replace("\n", " ")

@@ -13,6 +13,7 @@ LEVEL = 0.95
 FEWEST, MOST = 10, 300  # values of which means are resampled; see `mean_interval`
 RESAMPLES = 2000  # each with its mirror image
 ENUMERATED = 20  # differences, of which all choices of signs are tried
+DRAWS, DRAWN = 9999, 256  # random choices of signs, and how many signs of each; see `paired_p_value`
 
 
 def mean_interval(values: np.ndarray) -> tuple[float, float]:
@@ -25,8 +26,8 @@ def mean_interval(values: np.ndarray) -> tuple[float, float]:
 
     From 300 values on the quantiles of the studentised mean are taken from its Edgeworth expansion about
     Student's (Hall, The Bootstrap and Edgeworth Expansion, 1992, section 2.6), which is what bootstrap-t
-    estimates: they agree to O(1/n), less than the scatter of the resamples, and a million values take half a
-    second. Fewer than 10 values have too few resamples: Student's interval, as where resamples have no
+    estimates: they agree to O(1/n), less than the scatter of the resamples, and a million values take a tenth
+    of a second. Fewer than 10 values have too few resamples: Student's interval, as where resamples have no
     variance.
 
     Args:
@@ -53,6 +54,31 @@ def mean_interval(values: np.ndarray) -> tuple[float, float]:
             lower, upper = resampled
     error = deviation / math.sqrt(n)
     return mean - upper * error, mean - lower * error
+
+
+def group_intervals(
+    values: np.ndarray, codes: np.ndarray, groups: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Means of many groups with Student's 95 % intervals, in time that does not depend on their number.
+
+    Of skewed values these are shorter than `mean_interval`'s, which resamples, a little: 90 % of those of 50
+    log-normal values hold the mean, of 10 values 84 %.
+
+    Args:
+        values: finite, (n,). Sums are made in their order.
+        codes: the group of each, 0 … groups − 1, (n,).
+
+    Returns:
+        Mean, low and high, each (groups,); NaN where there are no values, or no two.
+    """
+    from scipy.special import stdtrit
+
+    n = np.bincount(codes, minlength=groups)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        mean = np.bincount(codes, values, groups) / n
+        variance = np.bincount(codes, np.square(values - mean[codes]), groups) / (n - 1)
+        half = stdtrit(np.where(n > 1, n - 1, np.nan), (1 + LEVEL) / 2) * np.sqrt(variance / n)
+    return mean, mean - half, mean + half
 
 
 def moments(values: np.ndarray) -> tuple[float, float, float]:
@@ -103,11 +129,15 @@ def resamples(n: int) -> np.ndarray:
 def paired_p_value(differences: np.ndarray) -> float:
     """The two-sided p-value of a sign-flip test of the mean of paired differences (Fisher 1935).
 
-    If neither run is better, each difference is as likely to have the other sign. This tests the mean, the
-    number that is reported, and not ranks as Wilcoxon's test does; it needs no assumption on the
-    distribution. Up to 20 differences all 2ⁿ signs are tried; for more, the sum with random signs is taken
-    to be Gaussian with variance Σd², whose tails are heavier than its own, so that small p-values are too
-    large rather than too small (by a third at p = 0.015 and n = 21).
+    If neither run is better, each difference is as likely to have the other sign: they are distributed
+    symmetrically about 0, which is what is assumed. This tests the mean, the number that is reported, and
+    not ranks as Wilcoxon's test does.
+
+    Up to 20 differences all 2ⁿ signs are tried. Of more, 9,999 seeded choices of signs are, and the observed
+    one counts as one of them, so that p ≤ α no more often than α (Phipson and Smyth 2010) and is
+    1e-4 at least. Beyond 256 differences the largest 256 have signs, and the sum of the others, none
+    of which dominates, is Gaussian with variance Σd². The Gaussian limit for all is no substitute: where a
+    few large differences decide, it can be half of the truth (`tests/test_aggregate.py`).
 
     Args:
         differences: finite, (n,). Zeros say nothing.
@@ -115,15 +145,32 @@ def paired_p_value(differences: np.ndarray) -> float:
     sizes = np.sort(np.abs(differences[differences != 0]))
     if not len(sizes):
         return 1.0
-    observed = abs(total(np.sort(differences)))
+    observed = abs(total(np.sort(differences))) - 1e-12 * sizes.sum()  # sums are rounded
     if len(sizes) > ENUMERATED:
-        return math.erfc(observed / math.sqrt(2 * float((sizes**2).sum())))
+        sums = random_sums(sizes[-DRAWN:], float(np.square(sizes[:-DRAWN]).sum()))
+        return float(1 + (np.abs(sums) >= observed).sum()) / (1 + DRAWS)
     # The sign of one is given by symmetry.
     sums = sizes[:1]
     for size in sizes[1:]:
         sums = np.concatenate([sums + size, sums - size])
-    rounding = 1e-12 * sizes.sum()
-    return float((np.abs(sums) >= observed - rounding).mean())
+    return float((np.abs(sums) >= observed).mean())
+
+
+def random_sums(sizes: np.ndarray, variance: float) -> np.ndarray:
+    """(DRAWS,) sums of at most DRAWN sizes with random signs, and of a Gaussian with this variance."""
+    bits, gaussian = random_signs()
+    sums = math.sqrt(variance) * gaussian - sizes.sum()
+    for first in range(0, DRAWS, 500):  # the numbers of one step stay small
+        positive = np.unpackbits(bits[first : first + 500], axis=1, count=len(sizes))
+        sums[first : first + 500] += 2 * (positive.astype(float) @ sizes)
+    return sums
+
+
+@lru_cache(maxsize=1)
+def random_signs() -> tuple[np.ndarray, np.ndarray]:
+    """(DRAWS, DRAWN / 8) bytes of which each bit is a sign, and (DRAWS,) standard Gaussian numbers."""
+    random = np.random.default_rng(0)
+    return random.integers(0, 256, (DRAWS, DRAWN // 8), np.uint8), random.standard_normal(DRAWS)
 
 
 def holm(p_values: list[float]) -> list[float]:

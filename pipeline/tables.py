@@ -32,6 +32,10 @@ LATEX = {
 """What LaTeX reads as markup, and the signs of our own that pdflatex does not know."""
 
 
+NEGATIVE = re.compile(r"^-(?=[\d.])|(?<=\de)-(?=\d)|(?<=… )-(?=[\d.])")
+"""The hyphens that are minus signs of numbers, whole cells, exponents or ends of intervals."""
+
+
 @dataclass(frozen=True)
 class Table:
     """Cells of text; the first column names what the row is, the others are numbers, to the right.
@@ -57,7 +61,8 @@ class Table:
         r"""A `tabular` for \usepackage{booktabs}."""
 
         def line(cells: Sequence[str]) -> str:
-            return " & ".join(map(latex_text, cells)) + r" \\"
+            text = " & ".join(map(latex_text, cells)) + r" \\"
+            return text if not text.startswith("[") else "{[}" + text[1:]  # else an option of what is before
 
         return "\n".join(
             [
@@ -79,4 +84,5 @@ def markdown_text(text: str) -> str:
 
 
 def latex_text(text: str) -> str:
-    return "".join(LATEX.get(character, character) for character in " ".join(text.split()))
+    text = NEGATIVE.sub("−", " ".join(text.split()))
+    return "".join(LATEX.get(character, character) for character in text)

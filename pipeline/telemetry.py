@@ -4,23 +4,28 @@ Ray puts `ray_` before the names and `_total` behind those of counters. No label
 beginning of its configuration's hash, for whoever reaches the port can read them.
 """
 
+import time
 from collections.abc import Mapping
 from typing import Any
 
-from pipeline.commit import Commit
+from pipeline.commit import Commit, error_text
 from pipeline.read import Decoded
 from pipeline.restore import Restored
 from pipeline.worker import Task, Worker
 
+SKIPPED = {error_text(KeyError(why)) for why in ("kept", "not probed")}
+"""What `Worker` says of samples of a unit that it leaves out."""
+
 
 class TellingWorker(Worker):
-    """A worker on Ray: evaluations and batch sizes are told with every batch, the rest with every unit.
+    """A worker on Ray: what it did is told with every batch, and how long it had a unit in hand at its end.
 
-    A unit that is done a second time, because somebody was slow, counts twice: these are counts of work.
+    These are counts of work: what is done a second time, because somebody was slow, died or failed, counts
+    twice; what was found done, or is kept, does not count.
     """
 
     def __init__(self, *arguments: Any):
-        from ray.util.metrics import Counter, Gauge
+        from ray.util import metrics
 
         super().__init__(*arguments)
 
@@ -28,14 +33,21 @@ class TellingWorker(Worker):
             metric = kind(f"kintsugi_{name}", about, ("run", *labels))
             return metric.set_default_tags({"run": self.config_hash[:12]})
 
-        self.samples = labelled(Counter, "samples", "Samples in committed units.", "status")
-        self.spent = labelled(Counter, "seconds", "Wall-clock time in committed units.", "part")
-        self.evaluations = labelled(Counter, "evaluations", "Network evaluations, times samples.", "kind")
-        self.batch = labelled(Gauge, "batch_size", "Samples in the last batch that was restored.")
+        self.samples = labelled(metrics.Counter, "samples", "Samples that were done.", "status")
+        self.spent = labelled(metrics.Counter, "seconds", "Wall-clock time of the actor.", "part")
+        self.evaluations = labelled(
+            metrics.Counter, "evaluations", "Network evaluations, times samples.", "kind"
+        )
+        self.batch = labelled(metrics.Gauge, "batch_size", "Samples in the last batch that was restored.")
 
     def restore(self, batch: list[Decoded]) -> list[Restored | str]:
+        before = dict(self.stage.seconds)
         results = super().restore(batch)
-        restored = [result for result in results if isinstance(result, Restored)]
+        count(self.spent, "part", {part: now - before[part] for part, now in self.stage.seconds.items()})
+        done = [result for result in results if not (isinstance(result, str) and result in SKIPPED)]
+        failed = sum(isinstance(result, str) or result.error is not None for result in done)
+        count(self.samples, "status", {"ok": len(done) - failed, "failed": failed})
+        restored = [result for result in done if isinstance(result, Restored)]
         if restored:
             forwards, vjps = sum(r.forwards for r in restored), sum(r.vjps for r in restored)
             count(self.evaluations, "kind", {"forward": forwards, "vjp": vjps})
@@ -43,10 +55,11 @@ class TellingWorker(Worker):
         return results
 
     def process(self, task: Task) -> Commit:
-        commit = super().process(task)
-        count(self.samples, "status", {"ok": commit.rows - commit.failed, "failed": commit.failed})
-        count(self.spent, "part", commit.seconds)
-        return commit
+        started = time.perf_counter()
+        try:
+            return super().process(task)
+        finally:
+            count(self.spent, "part", {"total": time.perf_counter() - started})
 
 
 def count(counter: Any, label: str, values: Mapping[str, float]) -> None:

@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 from scipy import stats
 
-from pipeline import aggregate, statistics
+from pipeline import statistics
 from pipeline.aggregate import FLAT_ROWS, Summary, describe_rows, measure, shows_state_of, summarise
 from pipeline.executors import Live, in_process
 from pipeline.run import open_or_plan
@@ -92,7 +92,7 @@ def test_the_sign_flip_test_is_scipys_permutation_test():
 
 def test_the_sign_flip_test_without_an_effect_rejects_as_often_as_it_says():
     random = np.random.default_rng(1)
-    p_values = np.array([paired_p_value(random.standard_t(4, 40)) for _ in range(2000)])
+    p_values = np.array([paired_p_value(random.standard_t(4, 40)) for _ in range(600)])
     for level in (0.05, 0.2, 0.5):
         spread = math.sqrt(level * (1 - level) / len(p_values))
         assert (p_values <= level).mean() == pytest.approx(level, abs=3.5 * spread)
@@ -101,7 +101,30 @@ def test_the_sign_flip_test_without_an_effect_rejects_as_often_as_it_says():
 def test_differences_that_are_all_zero_or_all_of_one_sign():
     assert paired_p_value(np.zeros(30)) == 1
     assert paired_p_value(np.array([0.0, 0.0, 1.0, 2.0, 3.0])) == 2 / 2**3
-    assert paired_p_value(np.full(200, 0.1)) < 1e-30
+    assert paired_p_value(np.full(200, 0.1)) == 1e-4, "one of 10,000"
+
+
+@pytest.mark.parametrize(("large", "small"), [(5, 19), (4, 20), (6, 30), (6, 3000)])
+def test_where_few_differences_decide_p_is_that_of_their_signs(large, small):
+    # All small ones are less than one large one: the sum is as far from 0 only if the large ones agree.
+    differences = np.concatenate([np.full(large, 1.0), np.full(small, -1e-4)])
+    exact = 2 / 2**large
+    error = math.sqrt(exact * (1 - exact) / statistics.DRAWS)
+    assert paired_p_value(differences) == pytest.approx(exact, abs=4 * error)
+    gaussian = 2 * stats.norm.sf(differences.sum() / math.sqrt(np.square(differences).sum()))
+    assert paired_p_value(differences) > 1.3 * gaussian
+
+
+@pytest.mark.parametrize("n", [25, 256, 300, 5000])
+def test_of_many_equal_differences_p_is_the_binomials(n):
+    positive = round(n / 2 + 0.9 * math.sqrt(n))
+    differences = np.where(np.arange(n) < positive, 1.0, -1.0)
+    exact = stats.binomtest(positive, n).pvalue
+    error = math.sqrt(exact * (1 - exact) / statistics.DRAWS)
+    discrete = (
+        stats.binom.pmf(positive, n, 0.5) if n > statistics.DRAWN else 0
+    )  # of which a Gaussian knows nothing
+    assert paired_p_value(differences) == pytest.approx(exact, abs=4 * error + discrete)
 
 
 def test_holm_by_hand():
@@ -176,23 +199,35 @@ def test_worst_and_best_follow_the_metric(tmp_path):
         assert (summary.measures[name].worst, summary.measures[name].best) == keys(badness)
 
 
-def test_breakdowns_are_those_of_the_rows(tmp_path, monkeypatch):
-    monkeypatch.setattr(aggregate, "GROUPS", 4)
+def test_breakdowns_are_those_of_the_rows(tmp_path):
     table = table_of(700)
     summary = described(table, tmp_path / "rows.parquet", 100)
-    assert summary.groups == {"shard": 3, "label": 7}
     rows = table.to_pylist()
-    assert [group.name for group in summary.breakdowns["shard"]] == [
-        "shard-0.tar",
-        "shard-1.tar",
-        "shard-2.tar",
-    ]
-    assert len(summary.breakdowns["label"]) == 4
-    for group in summary.breakdowns["label"]:
-        inside = [row for row in rows if str(row["label"]) == group.name]
-        values = np.array([row["lpips"] for row in inside if row["status"] == "ok"])
-        assert (group.n, group.failed) == (len(inside), sum(row["status"] == "failed" for row in inside))
-        assert group.measures["lpips"] == pytest.approx((values.mean(), *mean_interval(values)), rel=1e-12)
+    for by, groups in (("shard", 3), ("label", 7)):
+        found = summary.breakdowns[by].to_pylist()
+        assert len(found) == groups
+        assert [g["group"] for g in found] == [
+            g["group"] for g in sorted(found, key=lambda g: (-g["n"], g["group"]))
+        ]
+        for group in found:
+            inside = [row for row in rows if str(row[by]) == group["group"]]
+            values = np.array([row["psnr"] for row in inside if row["status"] == "ok"])
+            values = values[np.isfinite(values)]
+            assert (group["n"], group["failed"]) == (
+                len(inside),
+                sum(row["status"] == "failed" for row in inside),
+            )
+            assert group["psnr"] == pytest.approx(values.mean(), rel=1e-12)
+            interval = group["psnr_low"], group["psnr_high"]
+            assert interval == pytest.approx(student(values), rel=1e-12)
+
+
+def test_groups_of_one_and_of_none():
+    values, codes = np.array([1.0, 2.0, 5.0]), np.array([0, 2, 2])
+    mean, low, high = statistics.group_intervals(values, codes, 4)
+    np.testing.assert_array_equal(mean, [1, np.nan, 3.5, np.nan])
+    np.testing.assert_allclose([low[2], high[2]], student(values[1:]), rtol=1e-12)
+    assert np.isnan([low[[0, 1, 3]], high[[0, 1, 3]]]).all()
 
 
 @pytest.mark.parametrize("values", [[], [math.inf, math.inf], [2.0], [1.0, 1.0 - 2**-53], [1.0, math.nan]])
@@ -222,6 +257,9 @@ def test_units_of_any_size_give_the_same_summary(make_job, tmp_path):
     first, second = summaries
     for name in ("psnr", "ssim", "residual"):
         assert first.measures[name] == second.measures[name]
-    assert (first.rows, first.failed, first.groups) == (second.rows, second.failed, second.groups)
+    assert (first.rows, first.failed) == (second.rows, second.failed)
+    seconds = ["seconds", "seconds_low", "seconds_high"]
+    for by, table in first.breakdowns.items():
+        assert table.drop_columns(seconds).equals(second.breakdowns[by].drop_columns(seconds))
     next((run.folder / "commits").iterdir()).unlink()
     assert not shows_state_of(run, rows)

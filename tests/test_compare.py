@@ -18,12 +18,13 @@ import pytest
 from typer.testing import CliRunner
 
 from jobs.cli import app
+from jobs.query import query
 from pipeline import compare as comparing
 from pipeline.compare import compare, labels, open_entries, write
 from pipeline.executors import Live, in_process
 from pipeline.frontier import Cost, Quality, draw, pareto
 from pipeline.job import JobError
-from pipeline.query import ask, rows_file
+from pipeline.query import LOCKS, ask, rows_file
 from pipeline.run import open_or_plan
 from pipeline.statistics import holm, mean_interval, paired_p_value
 from pipeline.storage import at
@@ -252,6 +253,17 @@ def test_tables_in_every_form():
     assert r"run & PSNR $\uparrow$ \\" in table.latex()
 
 
+def test_latex_has_minus_signs_and_no_options_in_first_cells():
+    table = Table(["[a]", "b"], [["[1] run-2", "-0.546"], ["x", "-1.2e-05"], ["y", "-0.1 … -0.05"]])
+    assert table.latex().splitlines()[2:7] == [
+        r"{[}a] & b \\",
+        r"\midrule",
+        r"{[}1] run-2 & $-$0.546 \\",
+        r"x & $-$1.2e$-$05 \\",
+        r"y & $-$0.1 \dots{} $-$0.05 \\",
+    ]
+
+
 def test_the_pareto_front_is_what_nothing_dominates():
     random = np.random.default_rng(0)
     costs, values = random.integers(1, 9, 60).astype(float), random.integers(0, 9, 60).astype(float)
@@ -318,29 +330,75 @@ def test_sql_over_the_rows(query_rows):
     [
         ("selec 1", "Parser Error: syntax error"),
         ("select nothing from rows", "`describe rows` lists the columns"),
-        ("", "statement that has a result"),
+        ("", "one statement that selects"),
+        ("select 1; select 2", "one statement that selects"),
+        ("create table x as select 1", "one statement that selects"),
+        ("copy rows to '{file}'", "one statement that selects"),
+        ("copy rows to ':memory:.wal'", "one statement that selects"),
+        ("explain analyze select 1", "one statement that selects"),
+        ("select * from read_text('.tmp/s.csv')", "disabled by configuration"),
+        ("select * from read_text(':memory:')", "disabled by configuration"),
+        ("select * from glob('.tmp/*')", "disabled by configuration"),
         ("select * from read_csv('{file}')", "disabled by configuration"),
         ("select * from read_text('{file}')", "disabled by configuration"),
         ("select * from '{file}'", "disabled by configuration|does not exist"),
         ("select * from glob('{file}*')", "disabled by configuration"),
-        ("copy rows to '{file}'", "disabled by configuration"),
-        ("attach '{file}' as other", "disabled by configuration"),
-        ("install httpfs", "disabled by configuration"),
-        ("load httpfs", "disabled"),
-        ("set enable_external_access = true", "has been locked"),
+        ("attach '{file}' as other", "one statement that selects"),
+        ("install httpfs", "one statement that selects"),
+        ("load httpfs", "one statement that selects"),
+        ("set enable_external_access = true", "one statement that selects"),
         ("select * from secret", "does not exist"),
     ],
-    ids=range(13),
+    ids=range(20),
 )
-def test_sql_that_is_wrong_or_asks_for_more(query_rows, tmp_path, sql, message):
+def test_sql_that_is_wrong_or_asks_for_more(query_rows, tmp_path, monkeypatch, sql, message):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / ".tmp").mkdir()  # where DuckDB would keep what does not fit into memory
+    (tmp_path / ".tmp" / "s.csv").write_text("a,b\n1,2\n")
+    (tmp_path / ":memory:").write_text("a,b\n1,2\n")
+    before = sorted(tmp_path.rglob("*"))
     secret = pa.table({"a": [1]})  # variables of this process are no tables
     assert len(secret) == 1
     file = tmp_path / "other.csv"
     file.write_text("a,b\n1,2\n")
-    with pytest.raises(JobError, match=message) as error, ask(query_rows, sql.format(file=file)):
-        pass
+    with pytest.raises(JobError, match=message) as error, ask(query_rows, sql.format(file=file)) as (_, rows):
+        list(rows)
     assert "\n" not in str(error.value)
     assert file.read_text() == "a,b\n1,2\n"
+    assert sorted({*tmp_path.rglob("*")} - {file}) == before
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "copy rows to '.tmp/x.csv'",
+        "copy rows to ':memory:.wal'",
+        "attach 'x.db'",
+        "set temp_directory = '.tmp'",
+    ],
+)
+def test_the_locks_hold_whatever_the_statement_is(query_rows, tmp_path, monkeypatch, statement):
+    import duckdb
+
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / ".tmp").mkdir()
+    with duckdb.connect(":memory:") as connection:
+        connection.execute("create view rows as select 1 as a")
+        for lock in LOCKS:
+            connection.execute(lock)
+        with pytest.raises(duckdb.Error, match=r"disabled by configuration|locked"):
+            connection.execute(statement)
+    assert list(tmp_path.rglob("*")) == [tmp_path / ".tmp"]
+
+
+def test_csv_is_raw_in_a_file_and_escaped_on_a_terminal(tmp_path, monkeypatch, capsys):
+    scored(tmp_path / "a", {"a\x1b[2Jb": 1.0, "ä,c": 2.0})
+    sql = "select key, psnr, null from rows order by psnr"
+    query(str(tmp_path / "a"), sql, csv=True)
+    assert capsys.readouterr().out.splitlines()[1:] == ["a\x1b[2Jb,1.0,", '"ä,c",2.0,']
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    query(str(tmp_path / "a"), sql, csv=True)
+    assert capsys.readouterr().out.splitlines()[1:] == ["a\\x1b[2Jb,1.0,", '"ä,c",2.0,']
 
 
 def finished(job):
@@ -391,18 +449,22 @@ def test_runs_from_the_command_line(make_job, tmp_path, monkeypatch, browser):
     made = rows.stat().st_mtime_ns
     assert rows_file(at(runs[0])).stat().st_mtime_ns == made  # it is not made again
     next((tmp_path / "one" / "commits").iterdir()).unlink()
+    files = {file: file.stat().st_mtime_ns for file in (tmp_path / "one").rglob("*")}
+    monkeypatch.setattr("pipeline.report.write_report", None)
     said = CliRunner().invoke(app, ["query", runs[0], "select count(*) from rows", "--csv"])
     assert int(said.stdout.splitlines()[1]) < 4
+    assert {file: file.stat().st_mtime_ns for file in (tmp_path / "one").rglob("*")} == files
 
 
-def test_rows_in_an_object_store(s3, query_rows):
+def test_rows_in_an_object_store(s3, query_rows, tmp_path):
     folder = at(f"{s3}/scored")
     with folder.filesystem.open_output_stream((folder / "rows.parquet").path) as stream:
         stream.write(query_rows.read_bytes())
     with ask(rows_file(folder), "select max(key) from rows") as (_, rows):
         assert list(rows) == [("image_2",)]
-    entries = open_entries([str(folder), str(query_rows.parent)])
+    scored(tmp_path / "here", [26.0, 23.0, math.inf])
+    entries = open_entries([str(folder), str(tmp_path / "here")])
     found = compare(entries)
-    assert found.paired[0].difference == 0
+    assert found.paired[0].difference == ((26.0 - 25.5) + (23.0 - 21.0)) / 2
     page = write(found, entries, at(f"{s3}/compared"))
     assert b"</html>" in page.read_bytes()

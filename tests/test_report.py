@@ -6,6 +6,7 @@ import http.server
 import json
 import math
 import re
+import shlex
 import threading
 import time
 from collections import Counter
@@ -21,8 +22,10 @@ import torch
 from conftest import SIZE, encode, picture, write_tar
 from PIL import Image
 
-from pipeline import aggregate, report
-from pipeline.aggregate import Summary
+from jobs.cli import console, show_results
+from jobs.files import load_job
+from pipeline import report
+from pipeline.aggregate import Summary, measure
 from pipeline.commit import read_rows
 from pipeline.executors import Live, in_process
 from pipeline.metrics import IMAGE
@@ -119,7 +122,7 @@ def test_shown_are_the_first_samples_and_the_ends_of_the_first_measure(make_job,
         assert {key for key, text in cards if f"{end} PSNR" in text} == keys
     keys = pa.chunked_array([[f"image_{i:03}" for i in range(12)]])
     infinite, good = pa.chunked_array([[np.inf] * 12]), pa.chunked_array([[True] * 12])
-    equal = aggregate.measure(infinite, good, keys, "psnr")
+    equal = measure(infinite, good, keys, "psnr")
     chosen = gallery.choose(run, run.folder / "report" / "rows.parquet", "PSNR", equal)
     assert Counter(tuple(card.why) for card in chosen) == {("worst PSNR",): 3, ("best PSNR",): 3}, (
         "none is both"
@@ -200,10 +203,14 @@ def test_masks_are_traced_to_their_file(tmp_path):
     assert "not there any more" in next(mask_sources(spec))
 
 
-def test_histograms_have_the_counts_as_areas():
-    edges, counts = [1.0, 2.0, 3.0, 5.0], [3, 0, 6]
-    shapes = histogram({"edges": edges, "counts": counts, "quantiles": {"0.5": 3.0}})
-    assert shapes == {"bars": [(0.0, 50.0, 25.0, 50.0), (50.0, 0.0, 50.0, 100.0)], "quantiles": {"0.5": 50.0}}
+def test_histograms_have_bars_as_high_as_the_counts_of_equal_bins():
+    keys = pa.chunked_array([list("abcdefghij")])
+    values = pa.chunked_array([[1.0, 1, 2, 4, 4, 4, 4, 5, 6, 6]])  # five bins of 1
+    described = vars(measure(values, pa.chunked_array([[True] * 10]), keys, "psnr"))
+    assert described["counts"] == [2, 1, 0, 4, 3]
+    shapes = histogram(described)
+    assert shapes["bars"] == [(0, 50, 20, 50), (20, 75, 20, 25), (60, 0, 20, 100), (80, 25, 20, 75)]
+    assert shapes["quantiles"]["0.5"] == 60
 
 
 def test_numbers_keep_three_digits():
@@ -218,6 +225,67 @@ def test_a_partial_run_says_so(make_job):
     html = write_report(run).read_text()
     assert "3 of 12 samples restored" in html
     assert "9 not done yet" in html
+
+
+def test_results_without_an_interval_have_one_dash():
+    of_image = {"mean": 24.5, "low": 24.0, "high": 25.0, "n": 3}
+    of_set = {"value": 9.0, "low": None, "high": None, "n": 3, "warnings": ["few"], "extra": {}}
+    with console.capture() as said:
+        show_results({"title": "t", "metrics": {"psnr": of_image}, "sets": {"fid": of_set}})
+    lines = [re.findall(r"[^│\s][^│]*[^│\s]|[^│\s]", line) for line in said.get().splitlines()]
+    assert ["psnr", "24.500", "24.000 … 25.000", "3"] in lines
+    assert ["fid, of the set", "9.000", "–", "3"] in lines
+
+
+def test_what_samples_are_sorted_by(make_job, monkeypatch):
+    words = dict(report.orders({"psnr": {}, "residual": {}, "spread": {}, "seconds": {}}))
+    assert words["psnr:1"] == "PSNR, worst first"
+    assert words["residual:1"] == "residual, best first"
+    assert words["spread:1"] == "deviation of the samples, lowest first"
+    assert "seconds:1" not in words
+
+    rows_at = gallery.rows_at
+
+    def undefined(*arguments):
+        for place, row in rows_at(*arguments):
+            yield place, row | ({"psnr": np.nan} if place == 0 else {})
+
+    monkeypatch.setattr(gallery, "rows_at", undefined)
+    _, _, html = report_of(make_job())
+    assert html.count(' data-psnr="') == html.count('<figure class="card"') - 1
+
+
+def test_all_groups_are_in_a_table_and_the_largest_on_the_page(make_job, monkeypatch):
+    monkeypatch.setattr(report, "GROUPS", 5)
+    run, metrics, html = report_of(make_job())
+    rows = pyarrow.csv.read_csv(run.folder / "report" / "breakdowns.csv").to_pylist()
+    assert Counter(row["by"] for row in rows) == {"shard": 3, "label": 12}
+    psnr = {row["key"]: row["psnr"] for row in pq.read_table(run.folder / "report/rows.parquet").to_pylist()}
+    assert {row["group"]: row["psnr"] for row in rows if row["by"] == "label"} == {
+        str(i): psnr[f"image_{i:03d}"] for i in range(12)
+    }
+    assert metrics["breakdowns"]["label"]["groups"] == 12
+    assert len(metrics["breakdowns"]["label"]["largest"]) == 5
+    assert "(12, the 5 largest)" in html
+
+
+def test_the_command_makes_the_run_again_in_a_new_folder(make_job, tmp_path):
+    run, metrics, _ = report_of(make_job(output=str(tmp_path / "it's a run")))
+    program, command, file, *overrides = shlex.split(metrics["command"])
+    assert (program, command) == ("kintsugi", "run")
+    new = str(tmp_path / "new")
+    job = load_job(file, [override.replace("NEW-FOLDER", new) for override in overrides[1:]])
+    assert job == run.job.model_copy(update={"output": new})
+
+
+def test_a_report_that_cannot_be_made_leaves_the_one_before(make_job, monkeypatch):
+    run, _, _ = report_of(make_job())
+    before = {file: file.stat().st_mtime_ns for file in (run.folder / "report").iterdir()}
+    next((run.folder / "commits").iterdir()).unlink()
+    monkeypatch.setattr(report, "contact_sheet", None)  # what is made last
+    with pytest.raises(TypeError):
+        write_report(run)
+    assert {file: file.stat().st_mtime_ns for file in (run.folder / "report").iterdir()} == before
 
 
 def test_keys_and_errors_are_escaped(make_job, tmp_path):
@@ -403,7 +471,7 @@ def test_in_a_browser_nothing_leaves_the_page_whatever_is_in_it(make_job, tmp_pa
 # What actors tell Prometheus
 
 
-def test_telemetry_counts_what_the_rows_hold(make_job, tmp_path, monkeypatch):
+def test_telemetry_counts_what_was_done(make_job, tmp_path, monkeypatch):
     told = Counter()
     gauges = {}
 
@@ -430,15 +498,33 @@ def test_telemetry_counts_what_the_rows_hold(make_job, tmp_path, monkeypatch):
         tmp_path / "s.tar",
         [("broken.png", b"no"), *((f"image_{i}.png", encode(picture(i))) for i in range(4))],
     )
-    run = open_or_plan(make_job(data={"shards": str(shard), "size": SIZE}))
+    compute = {"unit_size": 8, "batch_size": 2, "cpus_per_actor": 1}
+    run = open_or_plan(make_job(data={"shards": str(shard), "size": SIZE}, compute=compute))
+    (unit,) = run.units()
     worker = TellingWorker(run.job, run.folder, "cpu")
-    commits = [worker.process(Task(unit)) for unit in run.units()]
-    seconds = {name: value for name, value in told.items() if name[0] == "kintsugi_seconds"}
-    assert seconds[("kintsugi_seconds", ("part", "total"))] == sum(c.seconds["total"] for c in commits)
-    assert {name: value for name, value in told.items() if name not in seconds} == {
+    started = time.perf_counter()
+    commit = worker.process(Task(unit))
+    wall = time.perf_counter() - started
+    samples = {
         ("kintsugi_samples", ("status", "ok")): 4,
         ("kintsugi_samples", ("status", "failed")): 1,
         ("kintsugi_evaluations", ("kind", "forward")): 8,
         ("kintsugi_evaluations", ("kind", "vjp")): 8,
     }
-    assert gauges == {"kintsugi_batch_size": 2}
+
+    def seconds():
+        return {tag[1]: value for (name, tag), value in told.items() if name == "kintsugi_seconds"}
+
+    assert {name: value for name, value in told.items() if name[0] != "kintsugi_seconds"} == samples
+    assert gauges == {"kintsugi_batch_size": 1}, "of the last"
+    total = seconds().pop("total")
+    assert commit.seconds["total"] <= total <= wall
+    assert {part: seconds()[part] for part in worker.stage.seconds} == pytest.approx(worker.stage.seconds)
+    worker.process(Task(unit))
+    assert samples.items() <= told.items(), "what was found done is no work"
+    started = time.perf_counter()
+    worker.process(Task(unit, attempt=2, failed_only=True))
+    samples["kintsugi_samples", ("status", "failed")] += 1
+    assert samples.items() <= told.items(), "of those kept nothing is counted again"
+    assert seconds()["total"] - total < 2 * (time.perf_counter() - started), "nor the time they took"
+    assert {part: seconds()[part] for part in worker.stage.seconds} == pytest.approx(worker.stage.seconds)

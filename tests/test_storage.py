@@ -198,6 +198,19 @@ def test_missing_shards_and_buckets_are_named(make_job, s3):
         open_or_plan(make_job(output="s3://no-such-bucket/run"))
 
 
+def test_the_job_file_of_a_run_in_a_bucket_is_read_again(bucket_job):
+    from jobs.files import load_job
+
+    run = open_or_plan(bucket_job)
+    again = load_job(str(run.folder / "job.yaml"), [])
+    assert again == run.job
+    with pytest.raises(JobError, match="no job file 's3://"):
+        load_job(str(run.folder / "other.yaml"), [])
+    with pytest.raises(JobError, match="job file: a URL with credentials") as error:
+        load_job("s3://key:secret@bucket/job.yaml", [])
+    assert "secret" not in str(error.value)
+
+
 def test_a_server_that_is_away_for_a_while_is_waited_for(s3, monkeypatch):
     """Requests are repeated with growing pauses: the server comes back, and they succeed."""
     from moto.server import ThreadedMotoServer

@@ -4,15 +4,19 @@ import base64
 import hashlib
 import json
 import re
+import shlex
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from datetime import UTC, datetime
 from functools import cache
 from importlib.resources import files
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.csv
 import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 from markupsafe import Markup
@@ -67,38 +71,44 @@ BOUNDS = {
     "reading": ("read",),
     "writing": ("encode", "write"),
 }
+GROUPS = 50  # at most, of a breakdown; breakdowns.csv has all
 ON_DEVICE = ("degrade", "sample", "score")
 
 
 def write_report(run: Run) -> Location:
     """Aggregate the run and write its report; returns the path of the HTML file.
 
+    Nothing is replaced before all of it is made, and `rows.parquet`, which says what state of the run the
+    folder shows, comes last.
+
     Raises:
-        JobError: a data file is not the one that was committed.
+        JobError: a data file is not the one that was committed; a reference or its features are missing.
     """
     folder = run.folder / "report"
-    summary = summarise(run, folder / "rows.parquet")
+    with publish(folder / "rows.parquet") as rows:
+        for name, content in contents(run, rows):
+            with publish(folder / name) as temporary:
+                temporary.write_bytes(content)
+    return folder / "report.html"
+
+
+def contents(run: Run, rows: Path) -> list[tuple[str, bytes]]:
+    """The files of the report but for the rows, which are written to `rows`."""
+    summary = summarise(run, rows)
     metrics = describe(run, summary, set_metrics(run))
-    with publish(folder / "metrics.json") as temporary:
-        temporary.write_text(json.dumps(metrics, indent=1, allow_nan=False) + "\n")
-    for name, text in (
-        ("metrics.csv", table(metrics, exact=True).csv()),
-        ("metrics.tex", table(metrics).latex()),
-    ):
-        with publish(folder / name) as temporary:
-            temporary.write_text(text, newline="\n")
+    found = {
+        "metrics.json": json.dumps(metrics, indent=1, allow_nan=False) + "\n",
+        "metrics.csv": table(metrics, exact=True).csv(),
+        "metrics.tex": table(metrics).latex(),
+    }
     first = next(iter(summary.measures), None)
-    ranked = summary.measures.get(first or "")
-    cards = choose(run, folder / "rows.parquet", bare(first or ""), ranked)
-    if cards:
-        with publish(folder / "pictures.png") as temporary:
-            contact_sheet(cards).save(temporary, format="PNG")
+    cards = choose(run, rows, bare(first or ""), summary.measures.get(first or ""))
     white = draw_deviations(cards)
     pictures, form = fitted(cards)
-    with parquet(folder / "rows.parquet") as file:
+    with parquet(rows) as file:
         failed = failures(file.read(["key", "status", "error"]))
     for name, environment in environments().items():
-        text = environment.get_template(f"{name}.jinja").render(
+        found[name] = environment.get_template(f"{name}.jinja").render(
             m=metrics,
             means={name: v["value"] for name, v in numbers(metrics).items()},
             cards=list(zip(cards, pictures, strict=True)),
@@ -110,9 +120,13 @@ def write_report(run: Run) -> Location:
             job=yaml.safe_dump(metrics["job"], sort_keys=False, allow_unicode=True),
             made=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         )
-        with publish(folder / name) as temporary:
-            temporary.write_text(text, newline="\n")
-    return folder / "report.html"
+    made = [(name, text.encode()) for name, text in found.items()]
+    made.append(("breakdowns.csv", groups_csv(summary.breakdowns)))
+    if cards:
+        sheet = BytesIO()
+        contact_sheet(cards).save(sheet, format="PNG")
+        made.append(("pictures.png", sheet.getvalue()))
+    return made
 
 
 @cache
@@ -156,7 +170,7 @@ def describe(run: Run, summary: Summary, sets: Mapping[str, SetResult]) -> dict[
         "metrics": {name: asdict(measure) for name, measure in summary.measures.items()},
         "sets": {name: asdict(result) for name, result in sets.items()},
         "breakdowns": {
-            by: {"groups": summary.groups[by], "largest": [asdict(group) for group in groups]}
+            by: {"groups": len(groups), "largest": largest(groups, list(summary.measures))}
             for by, groups in summary.breakdowns.items()
         },
         "cost": {"forwards": summary.forwards, "vjps": summary.vjps},
@@ -187,8 +201,36 @@ def describe(run: Run, summary: Summary, sets: Mapping[str, SetResult]) -> dict[
         },
         "config_hash": run.config_hash,
         "job": run.job.model_dump(mode="json"),
-        "command": f"kintsugi run {run.folder / 'job.yaml'}",
+        "command": f"kintsugi run {shlex.quote(str(run.folder / 'job.yaml'))} --set output=NEW-FOLDER",
     }
+
+
+def largest(groups: pa.Table, measures: list[str]) -> list[dict[str, Any]]:
+    """The largest groups of a breakdown, with (mean, low, high) of the measures that they have."""
+    return [
+        {name: row[column] for name, column in (("name", "group"), ("n", "n"), ("failed", "failed"))}
+        | {
+            "measures": {
+                name: (row[name], row[f"{name}_low"], row[f"{name}_high"])
+                for name in measures
+                if row[name] is not None
+            }
+        }
+        for row in groups.slice(0, GROUPS).to_pylist()
+    ]
+
+
+def groups_csv(breakdowns: Mapping[str, pa.Table]) -> bytes:
+    """All groups of all breakdowns, with all digits."""
+    sink = BytesIO()
+    pyarrow.csv.write_csv(
+        pa.concat_tables(
+            table.add_column(0, "by", pa.array([by] * len(table), pa.string()))
+            for by, table in breakdowns.items()
+        ),
+        sink,
+    )
+    return sink.getvalue()
 
 
 def numbers(metrics: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,0 +1,43 @@
+"""Runs of made-up rows, for the benchmarks of what comes after restoring."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from pipeline.commit import read_commits
+from pipeline.job import Job
+from pipeline.plan import PlanSummary
+from pipeline.run import Run
+from priors import Examined
+
+UNIT = 256  # rows
+JOB = """
+data: {shards: "builtin:scikit-image", size: 256}
+degradation: {operator: {name: bicubic, factor: 4}, sigma: 0.01}
+sampler: {name: conjugate, steps: 5, w: 15}
+metrics: [psnr, ssim, ms_ssim, spectrum_ratio]
+"""
+
+
+class Synthetic(Run):
+    """A run without a plan."""
+
+    def commits(self) -> Iterator[Any]:
+        names = map("{:07d}".format, range(self.summary.units))
+        return read_commits(self.folder, names, self.config_hash)
+
+
+def synthetic(folder: Path, rows: int, shard_size: int, images: str = "none") -> Synthetic:
+    """A run of this many rows in shards of `shard_size`, of which nothing is committed."""
+    job = Job.model_validate(yaml.safe_load(JOB) | {"images": images, "output": str(folder)})
+    shards = [f"/data/set-{n:05d}.tar" for n in range(-(-rows // shard_size))]
+    summary = PlanSummary(shards, -(-rows // UNIT), rows, {}, [])
+    return Synthetic(folder, job, Examined("0" * 64, "synthetic"), summary)
+
+
+def memory(field: str) -> float:
+    """MiB of this process: VmRSS now, VmHWM at most."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) / 1024 for line in lines if line.startswith(field))
