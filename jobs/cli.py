@@ -222,7 +222,7 @@ def show_results(metrics: Mapping[str, Any]) -> None:
 
 def count(measure: dict[str, Any]) -> str:
     """How many values there are, and how many are left out of the mean."""
-    others = [f" + {measure[what]} {what}" for what in ("infinite", "undefined") if measure[what]]
+    others = [f" + {measure[what]} {what}" for what in ("infinite", "undefined") if measure.get(what)]
     return "".join([str(measure["n"]), *others])
 
 

@@ -228,7 +228,7 @@ def test_a_partial_run_says_so(make_job):
 
 
 def test_results_without_an_interval_have_one_dash():
-    of_image = {"mean": 24.5, "low": 24.0, "high": 25.0, "n": 3, "infinite": 0, "undefined": 0}
+    of_image = {"mean": 24.5, "low": 24.0, "high": 25.0, "n": 3}
     of_set = {"value": 9.0, "low": None, "high": None, "n": 3, "warnings": ["few"], "extra": {}}
     with console.capture() as said:
         show_results({"title": "t", "metrics": {"psnr": of_image}, "sets": {"fid": of_set}})
