@@ -30,8 +30,8 @@ def compare(
     """Compare runs image by image: differences with intervals and p-values, wins, cost, and pictures.
 
     Only images that all of the runs restored are compared, paired by key. Up to four runs every pair is
-    compared, of more runs each with the first. In the folder: compare.html, .md, .json, .csv and .tex,
-    runs.csv, and frontier.svg, quality against cost.
+    compared, of more runs each with the first. In the folder: compare.html, a report of all runs in one
+    file; compare.md, .json, .csv and .tex, runs.csv, and frontier.svg, quality against cost.
 
     Examples:
 

@@ -3,32 +3,31 @@
 import itertools
 import json
 import math
+from base64 import b64encode
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.aggregate import badness, better, finite, measures_in
+from pipeline.aggregate import QUANTILES, badness, better, finite, histogram, measures_in
 from pipeline.frontier import Cost, Quality, draw
 from pipeline.job import JobError, deciding
-from pipeline.metrics import ALL, SETS
 from pipeline.query import rows_file
-from pipeline.report import ARROWS, TITLES, data_uri, number
-from pipeline.report.gallery import rows_at, webp
+from pipeline.report import ARROWS, ASCENDING, TITLES, bare, environments, interval, number
+from pipeline.report.gallery import KINDS, Card, failures, fitted, rows_at, with_pseudo_inverses
 from pipeline.run import Run
 from pipeline.statistics import holm, mean_interval, moments, paired_p_value
-from pipeline.storage import Location, at, make_folder, parquet, publish
-from pipeline.tables import Table
+from pipeline.storage import Location, at, make_folder, parquet, publish, redacted
+from pipeline.tables import Table, markdown_text
 
 ALL_PAIRS = 4  # runs of which every pair is compared; of more, each with the first
-SHOWN = 8  # images
-PICTURES = ("truth", "measurement", "restored")
+SHOWN = 8  # images: the first ones, and as many that differ most
 FRONTIER = ("psnr", "lpips", "fid")
-FORM = (512, 90)  # of pictures: pixels of the longer side at most, quality of WebP
 
 
 @dataclass(frozen=True)
@@ -50,7 +49,9 @@ class Standing:
         rows, failed: samples that it has. absent: samples of the other runs that it has no row of.
         measures: (mean, low, high) of the finite values over the compared images, and `infinite`, how many
             are not.
+        histograms: of the finite values over the compared images, with the same edges in all runs.
         sets: metrics of the whole set as the report has them, with `n`; over all images of the run.
+        failures: the first ones: place among the run's rows, key, error.
         cost: None where it is not known.
     """
 
@@ -61,7 +62,9 @@ class Standing:
     absent: int
     measures: dict[str, tuple[float | None, float | None, float | None]]
     infinite: dict[str, int]
+    histograms: dict[str, dict[str, Any]]
     sets: dict[str, dict[str, Any]]
+    failures: list[tuple[int, str, str]]
     cost: Cost
 
 
@@ -73,7 +76,8 @@ class Paired:
         n: pairs with finite values, from which the difference, its 95 % interval and p come.
         infinite: pairs that are left out of these.
         p, corrected: of the sign-flip test; corrected for the number of tests in the whole comparison.
-        wins: share of all pairs in which `other` is better, ties counted half.
+        wins: share of all pairs in which `other` is better, ties counted half; None where no image has
+            the measure in both.
     """
 
     measure: str
@@ -86,23 +90,43 @@ class Paired:
     high: float | None
     p: float
     corrected: float
-    wins: float
+    wins: float | None
+
+
+@dataclass(frozen=True)
+class Shown:
+    """An image whose pictures are shown.
+
+    Attributes:
+        place: among the rows of the first run. differs: whether it is one of those that differ most.
+        values: by measure, of each run. spreads: by measure, how much the runs differ.
+    """
+
+    key: str
+    place: int
+    differs: bool
+    values: dict[str, list[float]]
+    spreads: dict[str, float]
 
 
 @dataclass(frozen=True)
 class Comparison:
     """Attributes:
     images: samples that are restored in all runs; only these are compared.
+    not_shared: measures that not all runs have, and the runs that have them.
     by, differing: the images where the runs differ most in this measure, and their values by run.
+    shown: the first images, and those that differ most.
     """
 
     images: int
     runs: list[Standing]
     measures: list[str]
+    not_shared: dict[str, list[str]]
     paired: list[Paired]
     warnings: list[str]
     by: str
     differing: dict[str, dict[str, float]]
+    shown: list[Shown]
 
 
 def open_entries(names: Sequence[str]) -> list[Entry]:
@@ -129,9 +153,12 @@ def open_entries(names: Sequence[str]) -> list[Entry]:
 
 
 def labels(folders: Sequence[Location]) -> list[str]:
-    """The folders' names; where these are the same with their parents', and numbered if these are, too."""
+    """The folders' names; where these are the same with their parents', and numbered if these are, too.
+
+    What XML does not have, and what could steer a terminal, is written as an escape.
+    """
     for parts in (1, 2):
-        found = ["/".join(str(folder).split("/")[-parts:]) for folder in folders]
+        found = [redacted("/".join(str(folder).split("/")[-parts:])) for folder in folders]
         if len(set(found)) == len(found):
             return found
     seen: Counter[str] = Counter()
@@ -165,7 +192,6 @@ def compare(entries: Sequence[Entry], by: str | None = None) -> Comparison:
         )
     wanted = common.combine_chunks()
     aligned = [table.filter(pc.is_in(table["key"], value_set=wanted)).sort_by("key") for table in good]
-    keys = aligned[0]["key"]
     values = [
         {
             name: table[name].to_numpy()
@@ -174,7 +200,12 @@ def compare(entries: Sequence[Entry], by: str | None = None) -> Comparison:
         }
         for table in aligned
     ]
-    shared = [name for name in values[0] if all(name in of for of in values)]
+    names = [entry.label for entry in entries]
+    having = {
+        name: [label for label, of in zip(names, values, strict=True) if name in of]
+        for name in dict.fromkeys(itertools.chain.from_iterable(values))
+    }
+    shared = [name for name, by_runs in having.items() if by_runs == names]
     measures = [name for name in shared if better(name) is not None and name != "seconds"]
     if not measures:
         raise JobError(
@@ -185,8 +216,10 @@ def compare(entries: Sequence[Entry], by: str | None = None) -> Comparison:
     if by not in shared:
         raise JobError(f"compare: --by {by}: not a measure of all runs; choose from {', '.join(shared)}")
     everything = pc.unique(pa.chunked_array([chunk for table in tables for chunk in table["key"].chunks]))
+    stacked = {name: np.stack([of[name] for of in values]) for name in shared}
+    edges = {name: common_edges(of) for name, of in stacked.items()}
     runs = [
-        standing(entry, table, aligned_table, of, len(everything))
+        standing(entry, table, aligned_table, of, len(everything), edges)
         for entry, table, aligned_table, of in zip(entries, tables, aligned, values, strict=True)
     ]
     pairs = (
@@ -195,19 +228,36 @@ def compare(entries: Sequence[Entry], by: str | None = None) -> Comparison:
         else [(0, i) for i in range(1, len(entries))]
     )
     found = [
-        paired(name, runs[i].label, runs[j].label, values[i][name], values[j][name])
+        paired(name, names[i], names[j], values[i][name], values[j][name])
         for name in measures
         for i, j in pairs
     ]
     corrected = holm([one.p for one in found])
+    spreads = {name: spread(name, stacked[name]) for name in dict.fromkeys([by, *measures])}
+    keys = aligned[0]["key"].combine_chunks()
+    most = [i for i in np.argsort(-spreads[by], kind="stable")[:SHOWN].tolist() if spreads[by][i] >= 0]
+    first = pc.index_in(wanted[:SHOWN], value_set=keys).to_pylist()
+    chosen = list(dict.fromkeys([*first, *most]))
+    places = pc.index_in(keys.take(chosen), value_set=tables[0]["key"].combine_chunks()).to_pylist()
     return Comparison(
         images=len(wanted),
         runs=runs,
         measures=measures,
+        not_shared={name: by_runs for name, by_runs in having.items() if by_runs != names},
         paired=[Paired(**{**vars(one), "corrected": p}) for one, p in zip(found, corrected, strict=True)],
-        warnings=warnings(entries),
+        warnings=[*warnings(entries), *set_warnings(runs)],
         by=by,
-        differing=differing(keys, {run.label: of[by] for run, of in zip(runs, values, strict=True)}),
+        differing={keys[i].as_py(): dict(zip(names, stacked[by][:, i].tolist(), strict=True)) for i in most},
+        shown=[
+            Shown(
+                keys[i].as_py(),
+                place,
+                i in most,
+                {name: stacked[name][:, i].tolist() for name in spreads},
+                {name: float(of[i]) for name, of in spreads.items()},
+            )
+            for i, place in zip(chosen, places, strict=True)
+        ],
     )
 
 
@@ -220,9 +270,9 @@ def load(entry: Entry) -> pa.Table:
     try:
         with parquet(entry.rows) as file:
             schema = file.schema_arrow
-            wanted = ["key", "status", *measures_in(schema)]
+            wanted = ["key", "status", "error", *measures_in(schema)]
             table = file.read([*wanted, *(name for name in ("forwards", "vjps") if name in schema.names)])
-            table["key"], table["status"]
+            table["key"], table["status"], table["error"]
     except (pa.ArrowInvalid, KeyError) as error:
         raise JobError(f"{entry.rows} is not a table of rows: {error}") from error
     if pc.count_distinct(table["key"]).as_py() != len(table):
@@ -234,15 +284,32 @@ def first_keys(table: pa.Table) -> str:
     return ", ".join(map(repr, table["key"].slice(0, 2).to_pylist())) + (" …" if len(table) > 2 else "")
 
 
+def common_edges(values: np.ndarray) -> np.ndarray:
+    """Of the bins in which the runs' histograms of a measure are comparable."""
+    known = np.sort(values[np.isfinite(values)])
+    return histogram(known)[1] if len(known) else known
+
+
 def standing(
-    entry: Entry, table: pa.Table, compared: pa.Table, values: dict[str, np.ndarray], everything: int
+    entry: Entry,
+    table: pa.Table,
+    compared: pa.Table,
+    values: dict[str, np.ndarray],
+    everything: int,
+    edges: Mapping[str, np.ndarray],
 ) -> Standing:
-    means, infinite = {}, {}
+    means, infinite, histograms = {}, {}, {}
     for name, of in values.items():
         known = of[np.isfinite(of)]
         mean = finite(moments(known)[0]) if len(known) else None
         low, high = map(finite, mean_interval(known))
         means[name], infinite[name] = (mean, low, high), int(np.isinf(of).sum())
+        if len(known) and name in edges:
+            histograms[name] = {
+                "edges": edges[name].tolist(),
+                "counts": np.histogram(known, edges[name])[0].tolist(),
+                "quantiles": {str(q): float(np.quantile(known, q)) for q in QUANTILES},
+            }
     forwards, vjps = (
         pc.max(compared[name]).as_py() if name in compared.schema.names else None
         for name in ("forwards", "vjps")
@@ -255,7 +322,9 @@ def standing(
         absent=everything - len(table),
         measures=means,
         infinite=infinite,
+        histograms=histograms,
         sets=entry.report.get("sets", {}),
+        failures=failures(table),
         cost=Cost(forwards, vjps, means["seconds"][0] if "seconds" in means else None),
     )
 
@@ -268,18 +337,25 @@ def paired(name: str, baseline: str, other: str, before: np.ndarray, after: np.n
     n = len(differences)
     low, high = map(finite, mean_interval(differences))
     worse, now = badness(name, before), badness(name, after)
-    wins = float((now < worse).mean() + (now == worse).mean() / 2) if len(before) else math.nan
+    wins = float((now < worse).mean() + (now == worse).mean() / 2) if len(before) else None
     difference = finite(moments(differences)[0]) if n else None
     p = paired_p_value(differences)
     return Paired(name, baseline, other, n, int((~both).sum()), difference, low, high, p, p, wins)
 
 
-def differing(keys: pa.ChunkedArray, values: dict[str, np.ndarray]) -> dict[str, dict[str, float]]:
-    """The keys with the largest range of values among the runs, and these; of equal ones the first keys."""
-    stacked = np.stack(list(values.values()))
-    ranges = np.where(np.isfinite(stacked).all(0), np.ptp(np.nan_to_num(stacked), axis=0), -1.0)
-    places = [i for i in np.argsort(-ranges, kind="stable")[:SHOWN].tolist() if ranges[i] >= 0]
-    return {keys[i].as_py(): dict(zip(values, stacked[:, i].tolist(), strict=True)) for i in places}
+def spread(name: str, values: np.ndarray) -> np.ndarray:
+    """How much the runs differ in each image, −1 where one of them has no value.
+
+    The range of the values; of ratios, which are best at 1, that of their logarithms.
+
+    Args:
+        values: (runs, images).
+    """
+    with np.errstate(divide="ignore", invalid="ignore"):
+        compared = np.log(values) if better(name) == "one" else values
+        low, high = compared.min(0), compared.max(0)
+        found = np.where(high == low, 0.0, high - low)  # of two infinite values it is 0
+    return np.where(np.isnan(compared).any(0), -1.0, found)
 
 
 def warnings(entries: Sequence[Entry]) -> list[str]:
@@ -311,57 +387,108 @@ def problem(run: Run) -> dict[str, Any]:
     return {k: v for k, v in fields.items() if k == "seed" or k.startswith(("data.", "degradation."))}
 
 
+def set_warnings(runs: Sequence[Standing]) -> list[str]:
+    """Why metrics of sets must be read with care."""
+    found = []
+    for name in set_names(runs):
+        of_name = references(runs, name)
+        if len(set(of_name.values())) > 1:
+            of_each = ", ".join(f"{label} with {reference}" for label, reference in of_name.items())
+            found.append(f"{title(name)} is not comparable: {of_each}")
+        found += [
+            f"{run.label}, {title(name)}: {warning}"
+            for run in runs
+            for warning in run.sets.get(name, {}).get("warnings", ())
+        ]
+    return found
+
+
+def references(runs: Sequence[Standing], name: str) -> dict[str, str]:
+    """What each run's set was compared with, and the checksum of that, by run."""
+    found = {}
+    for run in runs:
+        if name in run.sets:
+            checksum = run.sets[name].get("reference_sha256")
+            known = run.sets[name].get("reference", "unknown")
+            found[run.label] = f"{known} ({checksum[:12]})" if checksum else known
+    return found
+
+
+def set_names(runs: Sequence[Standing]) -> list[str]:
+    return list(dict.fromkeys(name for run in runs for name in run.sets))
+
+
 def title(name: str) -> str:
     """A measure as it heads a column, with the direction in which it is better."""
-    return TITLES[name] if name in ALL else name + ARROWS[better(name)]
+    return TITLES[name] if name in TITLES else name + ARROWS[better(name)]
 
 
-def exact(value: float | None) -> str:
+def exactly(value: float | None) -> str:
     return "" if value is None else repr(value)
 
 
-def runs_table(comparison: Comparison, text: Callable[[float | None], str] = number) -> Table:
-    """A run in each row: means with intervals, metrics of sets, and cost."""
-    sets = list(dict.fromkeys(name for run in comparison.runs for name in run.sets))
-    columns = ["run", "images"]
-    for name in [*comparison.measures, *sets]:
-        columns += [title(name), "95 % low", "95 % high"]
+def with_interval(value: float | None, low: float | None, high: float | None) -> str:
+    return number(value) + (f" ({interval(low, high)})" if low is not None or high is not None else "")
+
+
+def runs_table(comparison: Comparison, exact: bool = False) -> Table:
+    """A run in each row: means with intervals, metrics of sets, and cost.
+
+    Args:
+        exact: for programs: names for titles, all digits, a column for either end of an interval.
+    """
+    names = [*comparison.measures, *set_names(comparison.runs)]
+    head = (
+        [part for name in names for part in (name, f"{name}_low", f"{name}_high")]
+        if exact
+        else list(map(title, names))
+    )
+    cost = ["forwards", "vjps", "seconds"] if exact else ["forwards", "VJPs", "s per image"]
     rows = []
     for run in comparison.runs:
         row = [run.label, str(comparison.images)]
-        for name in comparison.measures:
-            row += map(text, run.measures[name])
-        for name in sets:
-            row += [text(run.sets.get(name, {}).get(part)) for part in ("value", "low", "high")]
-        cost = run.cost
-        counts = ["" if count is None else str(count) for count in (cost.forwards, cost.vjps)]
-        rows.append([*row, *counts, text(cost.seconds)])
-    return Table([*columns, "forwards", "VJPs", "s per image"], rows)
+        for name in names:
+            values = of_run(run, name)
+            row += map(exactly, values) if exact else [with_interval(*values)]
+        counts = [exactly(count) for count in (run.cost.forwards, run.cost.vjps)]
+        rows.append([*row, *counts, (exactly if exact else number)(run.cost.seconds)])
+    return Table(["run", "images", *head, *cost], rows)
 
 
-def paired_table(comparison: Comparison, text: Callable[[float | None], str] = number) -> Table:
-    """A difference in each row."""
-    columns = [
-        "measure",
-        "baseline",
-        "other",
-        "pairs",
-        "difference",
-        "95 % low",
-        "95 % high",
-        "p",
-        "p, Holm",
-        "wins",
-    ]
+def of_run(run: Standing, name: str) -> tuple[float | None, float | None, float | None]:
+    """Value and interval of a measure, or of a metric of the set; None where it has none."""
+    if name in run.measures:
+        return run.measures[name]
+    value, low, high = (run.sets.get(name, {}).get(part) for part in ("value", "low", "high"))
+    return value, low, high
+
+
+def paired_table(comparison: Comparison, exact: bool = False) -> Table:
+    """A difference in each row; `exact` as of `runs_table`."""
+    if exact:
+        names = ["measure", "baseline", "other", "n", "infinite", "difference", "low", "high"]
+        rows = [
+            [
+                one.measure,
+                one.baseline,
+                one.other,
+                str(one.n),
+                str(one.infinite),
+                *map(exactly, (one.difference, one.low, one.high, one.p, one.corrected, one.wins)),
+            ]
+            for one in comparison.paired
+        ]
+        return Table([*names, "p", "p_holm", "wins"], rows)
     return Table(
-        columns,
+        ["measure", "baseline", "other", "pairs", "difference", "p", "p, Holm", "wins"],
         [
             [
                 title(one.measure),
                 one.baseline,
                 one.other,
                 str(one.n),
-                *map(text, (one.difference, one.low, one.high, one.p, one.corrected, one.wins)),
+                with_interval(one.difference, one.low, one.high),
+                *map(number, (one.p, one.corrected, one.wins)),
             ]
             for one in comparison.paired
         ],
@@ -369,7 +496,7 @@ def paired_table(comparison: Comparison, text: Callable[[float | None], str] = n
 
 
 def left_out(comparison: Comparison) -> list[str]:
-    """In words, how many images were not compared, and why."""
+    """In words, what was not compared, and why."""
     found = []
     for run in comparison.runs:
         reasons = [f"{run.failed} failed"] * bool(run.failed) + [f"{run.absent} are not there"] * bool(
@@ -384,43 +511,86 @@ def left_out(comparison: Comparison) -> list[str]:
             for name, of in run.sets.items()
             if of.get("n") not in (None, comparison.images)
         ]
+    found += [
+        f"{bare(name)} is left out: only {', '.join(labels)} {'has' if len(labels) == 1 else 'have'} it"
+        for name, labels in comparison.not_shared.items()
+    ]
+    sets = set_names(comparison.runs)
+    if sets:
+        found.append(f"{', '.join(map(bare, sets))}: metrics of a set have no paired difference")
     return found
 
 
-def frontier(comparison: Comparison) -> bytes:
+def frontier(comparison: Comparison, narrow: bool = False) -> bytes:
     """The figure of quality against cost: PSNR, LPIPS and FID, or the first measure where there are none."""
     runs = comparison.runs
-    qualities = []
-    for name in FRONTIER:
-        values = [
-            run.sets.get(name, {}).get("value") if name in SETS else run.measures.get(name, (None,))[0]
-            for run in runs
-        ]
-        if any(value is not None for value in values):
-            metric = ALL[name]
-            qualities.append(Quality(metric.title, metric.better == "higher", values))
-    if not qualities:
-        name = comparison.measures[0]
-        qualities.append(
-            Quality(title(name), better(name) == "higher", [run.measures[name][0] for run in runs])
+    values = {name: [of_run(run, name)[0] for run in runs] for name in [*FRONTIER, comparison.measures[0]]}
+    known = [name for name in FRONTIER if any(value is not None for value in values[name])]
+    qualities = [
+        Quality(title(name), values[name], [None if v is None else bad(name, v) for v in values[name]])
+        for name in known or comparison.measures[:1]
+    ]
+    return draw([run.label for run in runs], [run.cost for run in runs], qualities, narrow)
+
+
+def bad(name: str, value: float) -> float:
+    """Of FID, which is no measure of images, it is the value."""
+    return float(badness(name, np.array([value]))[0])
+
+
+def gallery(comparison: Comparison, entries: Sequence[Entry]) -> list[Card]:
+    """The images that are shown, with the pictures that are kept; those of the i-th run under "run{i}".
+
+    Truth and measurement are those of the first run that kept them.
+    """
+    cards = {
+        one.key: Card(
+            key=one.key,
+            place=one.place,
+            measures={f"{name}_{i}": v for name, of in one.values.items() for i, v in enumerate(of) if v == v}
+            | {f"{name}_spread": value for name, value in one.spreads.items()},
+            why=[f"differs in {bare(comparison.by)}"] if one.differs else [],
+            pictures={},
         )
-    return draw([run.label for run in runs], [run.cost for run in runs], qualities)
-
-
-def pictures(entry: Entry, keys: Sequence[str]) -> dict[str, dict[str, bytes]]:
-    """The pictures of these samples that are kept, by key and name; large ones are reduced."""
-    with parquet(entry.rows) as file:
-        stored = [name for name in PICTURES if name in file.schema_arrow.names]
-        found = pc.is_in(file.read(["key"])["key"], value_set=pa.array(keys, pa.string())).to_numpy()
-        places = np.flatnonzero(found)
-        if entry.run is None:
-            rows = file.read(["key", *stored]).take(places).to_pylist() if stored else []
-        else:
-            rows = rows_at(entry.run, places.tolist()) if len(places) else []
-    return {
-        row["key"]: {name: webp(row[name], *FORM) for name in PICTURES if row.get(name) is not None}
-        for row in rows
+        for one in comparison.shown
     }
+    restored: dict[str, dict[str, bytes]] = {key: {} for key in cards}
+    for i, entry in enumerate(entries):
+        if entry.run is None:
+            continue
+        with parquet(entry.rows) as file:
+            shown = pc.is_in(file.read(["key"])["key"], value_set=pa.array(cards, pa.string()))
+        bases = []
+        for _, row in rows_at(entry.run, np.flatnonzero(shown.to_numpy()).tolist()):
+            card = cards[row["key"]]
+            if row["restored"] is not None:
+                restored[card.key][f"run{i}"] = row["restored"]
+            if not card.pictures and row["measurement"] is not None:
+                card.pictures = {KINDS[n]: row[n] for n in ("truth", "measurement") if row[n] is not None}
+                bases.append(card)
+        with_pseudo_inverses(entry.run.job, bases)
+    for card in cards.values():
+        card.pictures |= restored[card.key]
+    return list(cards.values())
+
+
+def orders(comparison: Comparison) -> dict[str, list[tuple[str, str]]]:
+    """What the samples can be sorted by, in groups by heading: as the script reads it, and in words."""
+    names = dict.fromkeys([comparison.by, *comparison.measures])
+    found = {
+        "": [
+            *((f"{name}_spread:-1", f"where {bare(name)} differs most") for name in names),
+            ("place:1", "as in the job"),
+            ("failed:-1", "failures first"),
+        ]
+    }
+    for i, run in enumerate(comparison.runs):
+        found[run.label] = [
+            (f"{name}_{i}:{direction}", f"{bare(name)} of {run.label}, {end} first")
+            for name in names
+            for direction, end in zip((1, -1), ASCENDING[better(name)], strict=True)
+        ]
+    return found
 
 
 def write(comparison: Comparison, entries: Sequence[Entry], folder: Location) -> Location:
@@ -429,37 +599,46 @@ def write(comparison: Comparison, entries: Sequence[Entry], folder: Location) ->
     Returns:
         compare.html, which holds the figure and the pictures and needs no other file.
     """
-    from base64 import b64encode
-
-    from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
-
     make_folder(folder)
     figure = frontier(comparison)
     runs, pairs = runs_table(comparison), paired_table(comparison)
-    kept = {entry.label: pictures(entry, list(comparison.differing)) for entry in entries}
-    environment = Environment(
-        loader=PackageLoader("pipeline", "."),
-        autoescape=select_autoescape(["html.jinja"]),
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
+    cards = gallery(comparison, entries)
+    pictures, form = fitted(cards)
+    labels = {f"run{i}": run.label for i, run in enumerate(comparison.runs)}
+    available = {kind for found in pictures for kind in found}
+    every_kind = {**{kind: kind for kind in ("truth", "measurement", "pseudo-inverse")}, **labels}
+    html = (
+        environments()["report.html"]
+        .get_template("compare.html.jinja")
+        .render(
+            c=comparison,
+            reports=[entry.report for entry in entries],
+            sets={
+                name: set(references(comparison.runs, name).values()) for name in set_names(comparison.runs)
+            },
+            of_run=of_run,
+            best=best(comparison),
+            left_out=left_out(comparison),
+            cards=list(zip(cards, pictures, strict=True)),
+            form=form,
+            kinds={kind: words for kind, words in every_kind.items() if kind in available},
+            orders=orders(comparison),
+            title=title,
+            figures=[
+                "data:image/svg+xml;base64," + b64encode(svg).decode()
+                for svg in (figure, frontier(comparison, narrow=True))
+            ],
+            made=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        )
     )
-    html = environment.get_template("compare.html.jinja").render(
-        c=comparison,
-        tables=(runs, pairs),
-        left_out=left_out(comparison),
-        panels={key: panels(key, kept) for key in comparison.differing},
-        title=title(comparison.by),
-        number=number,
-        data_uri=data_uri,
-        figure="data:image/svg+xml;base64," + b64encode(figure).decode(),
-    )
-    notes = "".join(f"- {line}\n" for line in [*comparison.warnings, *left_out(comparison)])
+    notes = [*comparison.warnings, *left_out(comparison)]
+    lines = [*(f"{run.label}: {run.title}" for run in comparison.runs if run.title), *notes]
+    listed = "".join(f"- {markdown_text(line)}\n" for line in lines)
     texts = {
-        "compare.json": json.dumps(asdict(comparison), indent=1, allow_nan=False) + "\n",
-        "compare.md": "\n".join(part for part in (runs.markdown(), pairs.markdown(), notes) if part),
-        "compare.csv": paired_table(comparison, exact).csv(),
-        "runs.csv": runs_table(comparison, exact).csv(),
+        "compare.json": json.dumps(json_value(asdict(comparison)), indent=1, allow_nan=False) + "\n",
+        "compare.md": "\n".join(part for part in (listed, runs.markdown(), pairs.markdown()) if part),
+        "compare.csv": paired_table(comparison, exact=True).csv(),
+        "runs.csv": runs_table(comparison, exact=True).csv(),
         "compare.tex": runs.latex() + "\n" + pairs.latex(),
         "compare.html": html,
     }
@@ -469,10 +648,26 @@ def write(comparison: Comparison, entries: Sequence[Entry], folder: Location) ->
     return folder / "compare.html"
 
 
-def panels(key: str, kept: dict[str, dict[str, dict[str, bytes]]]) -> dict[str, bytes]:
-    """The pictures of a sample by what they show: truth and measurement once, then each run."""
-    found: dict[str, bytes] = {}
-    for name in ("truth", "measurement"):
-        known = [of[key][name] for of in kept.values() if name in of.get(key, {})]
-        found |= {name: known[0]} if known else {}
-    return found | {label: of[key]["restored"] for label, of in kept.items() if "restored" in of.get(key, {})}
+def best(comparison: Comparison) -> dict[str, int]:
+    """Which run is the best in each measure, where that is one alone."""
+    found = {}
+    for name in comparison.measures:
+        ranked = [
+            (bad(name, value), i)
+            for i, run in enumerate(comparison.runs)
+            if (value := run.measures[name][0]) is not None
+        ]
+        least = min(ranked, default=(0.0, 0))[0]
+        first = [i for value, i in ranked if value == least]
+        if len(first) == 1:
+            found[name] = first[0]
+    return found
+
+
+def json_value(value: Any) -> Any:
+    """The same with "inf" and "nan" for numbers that JSON does not have."""
+    if isinstance(value, Mapping):
+        return {key: json_value(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [json_value(one) for one in value]
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value

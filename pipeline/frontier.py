@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-GREY = "#808080"  # is seen on white and on black
+GREY = "#808080"  # lines, which are seen on white and on black; text needs more contrast
+TEXT = "text{fill:#5c5c5c!important}@media(prefers-color-scheme:dark){text{fill:#b0b0b0!important}}"
 COLOURS = ("#d55e00", "#0072b2", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")  # Okabe and Ito 2008
 MARKERS = "osD^vP"
 
@@ -36,28 +37,37 @@ class Cost:
 
 @dataclass(frozen=True)
 class Quality:
-    """One number for each run, None where it has none."""
+    """One number for each run, None where it has none.
+
+    Attributes:
+        badness: the values so that lower is better, which is what the front is of.
+    """
 
     title: str
-    higher: bool
     values: Sequence[float | None]
+    badness: Sequence[float | None]
 
 
-def pareto(costs: np.ndarray, values: np.ndarray, higher: bool) -> list[int]:
+def pareto(costs: np.ndarray, badness: np.ndarray) -> list[int]:
     """Which points no other is at least as good as in both and better in one; by rising cost."""
-    gains = values if higher else -values
     front: list[int] = []
-    for i in np.lexsort((-gains, costs)).tolist():
+    for i in np.lexsort((badness, costs)).tolist():
         best = front[-1] if front else i
-        if not front or gains[i] > gains[best] or (gains[i], costs[i]) == (gains[best], costs[best]):
+        if not front or badness[i] < badness[best] or (badness[i], costs[i]) == (badness[best], costs[best]):
             front.append(i)
     return front
 
 
-def draw(names: Sequence[str], costs: Sequence[Cost], qualities: Sequence[Quality]) -> bytes:
+def draw(
+    names: Sequence[str], costs: Sequence[Cost], qualities: Sequence[Quality], narrow: bool = False
+) -> bytes:
     """An SVG without background: a row for each quality; over evaluations, and over seconds per image.
 
     Runs whose cost is not known are lines across. The same runs give the same bytes.
+
+    Args:
+        names: of the runs, without control characters, which XML does not have.
+        narrow: the plots one below the other, for a phone.
     """
     import matplotlib
     from matplotlib.backends.backend_svg import FigureCanvasSVG
@@ -83,20 +93,24 @@ def draw(names: Sequence[str], costs: Sequence[Cost], qualities: Sequence[Qualit
         ("seconds per image", [cost.seconds for cost in costs]),
     )
     with matplotlib.rc_context(settings):
-        figure = Figure(figsize=(9, 3 * len(qualities) + 0.35 * len(names)), layout="constrained")
-        panels = figure.subplots(len(qualities), 2, squeeze=False, sharey="row")
+        columns = 1 if narrow else 2
+        rows = len(qualities) * 2 // columns
+        size = (3.9, 2.4 * rows + 0.2 * len(names)) if narrow else (9, 3 * rows + 0.2 * len(names))
+        figure = Figure(figsize=size, layout="constrained")
+        panels = figure.subplots(rows, columns, squeeze=False, sharey="row").reshape(-1, 2)
         for line, quality in zip(panels, qualities, strict=True):
             for panel, (title, spent) in zip(line, axes_of, strict=True):
                 fill(panel, spent, quality)
                 panel.set_xlabel(title)
-            line[0].set_ylabel(f"{quality.title} {'↑' if quality.higher else '↓'}")
+            for panel in line[: 3 - columns]:
+                panel.set_ylabel(quality.title)
         # A label that begins with an underscore would be left out.
         handles = [Line2D([], [], linestyle="", label=f" {name}", **style(i)) for i, name in enumerate(names)]
         handles.append(Line2D([], [], color=GREY, linewidth=1, label=" Pareto front"))
         figure.legend(handles=handles, loc="outside lower left", frameon=False)
         buffer = BytesIO()
         FigureCanvasSVG(figure).print_svg(buffer, metadata={"Date": None})
-    return buffer.getvalue()
+    return buffer.getvalue().replace(b"</style>", f"{TEXT}</style>".encode(), 1)
 
 
 def style(i: int) -> dict[str, Any]:
@@ -106,20 +120,26 @@ def style(i: int) -> dict[str, Any]:
 
 def fill(panel: Any, costs: Sequence[float | None], quality: Quality) -> None:
     """Draw the runs and their Pareto front into one plot."""
+    from matplotlib.ticker import LogLocator
+
     known = []
-    for i, (x, y) in enumerate(zip(costs, quality.values, strict=True)):
+    for i, (x, y, bad) in enumerate(zip(costs, quality.values, quality.badness, strict=True)):
         if y is None:
             continue
         if x is None:
             panel.axhline(y, color=style(i)["color"], linestyle=":")
         else:
             panel.plot(x, y, linestyle="", zorder=3, **style(i))
-            known.append((x, y))
+            known.append((x, y, bad))
     panel.grid(color=GREY, alpha=0.2)
     if not known:
         return
     points = np.array(known, float)
-    front = points[pareto(points[:, 0], points[:, 1], quality.higher)]
-    panel.step(*front.T, where="post", color=GREY, linewidth=1)
-    if points[:, 0].min() > 0 and points[:, 0].max() > 4 * points[:, 0].min():
-        panel.set_xscale("log")
+    spent, reached, badness = points.T
+    front = pareto(spent, badness)
+    panel.step(spent[front], reached[front], where="post", color=GREY, linewidth=1)
+    if spent.min() > 0 and spent.max() > 4 * spent.min():
+        # The ticks of a logarithmic axis would be formulae.
+        panel.set_xscale("log", subs=())
+        panel.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        panel.xaxis.set_major_formatter("{x:g}")

@@ -1,15 +1,20 @@
 """Comparison: symmetry, pairing by key, what is left out, the files; SQL that sees one table."""
 
+import base64
+import csv
+import hashlib
+import io
 import json
 import math
+import re
 import xml.etree.ElementTree
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from conftest import encode, picture
 from typer.testing import CliRunner
 
 from jobs.cli import app
@@ -35,6 +40,7 @@ def scored(folder, psnr, *, failed=(), order=None, group=1000, metrics=None, **c
         {
             "key": keys,
             "status": status,
+            "error": ["UnreadableImage: <cut>" if s == "failed" else None for s in status],
             "psnr": pa.array(values, pa.float64(), mask=np.array([s == "failed" for s in status])),
             **columns,
         }
@@ -119,8 +125,40 @@ def test_infinite_values_win_and_are_left_out_of_the_difference(tmp_path):
     (one,) = found.paired
     assert (one.n, one.infinite, one.difference) == (1, 3, 1.0)
     assert one.wins == (1 + 1 + 0.5 + 0) / 4
-    assert list(found.differing) == ["image_0"]
-    json.dumps(found.runs[0].measures, allow_nan=False)
+    assert list(found.differing) == ["image_1", "image_3", "image_0", "image_2"], "infinity differs most"
+    stored = comparing.json_value(asdict(found))
+    json.dumps(stored, allow_nan=False)
+    assert stored["differing"]["image_1"] == {"a": 21.0, "b": "inf"}
+
+
+def test_runs_without_an_image_that_has_the_measure_in_both(tmp_path):
+    a = scored(tmp_path / "a", [20.0, 21.0], lpips=[0.1, None])
+    b = scored(tmp_path / "b", [20.0, 21.0], lpips=[None, 0.2], ssim=[0.5, 0.6])
+    found = compare(open_entries([a, b]))
+    _, lpips = found.paired
+    assert (lpips.n, lpips.difference, lpips.wins) == (0, None, None)
+    assert comparing.left_out(found) == ["SSIM is left out: only b has it"]
+    json.dumps(comparing.json_value(asdict(found)), allow_nan=False)
+
+
+def test_metrics_of_sets_keep_their_warnings_and_references(tmp_path):
+    def fid(**fields):
+        return {"sets": {"fid": {"value": 12.5, "low": None, "high": None, "n": 2, "warnings": [], **fields}}}
+
+    a = scored(tmp_path / "a", [20.0, 21.0], metrics=fid(reference="x.npz", warnings=["only 2 samples"]))
+    b = scored(tmp_path / "b", [20.0, 21.0], metrics=fid(reference="y.npz"))
+    found = compare(open_entries([a, b]))
+    assert found.warnings[1:] == [
+        "FID ↓ is not comparable: a with x.npz, b with y.npz",
+        "a, FID ↓: only 2 samples",
+    ]
+    assert "FID: metrics of a set have no paired difference" in comparing.left_out(found)
+
+
+def test_ratios_differ_by_their_logarithm(tmp_path):
+    a = scored(tmp_path / "a", [20.0, 20.0], spectrum_ratio=[1.0, 0.1])
+    b = scored(tmp_path / "b", [20.0, 20.0], spectrum_ratio=[3.0, 1.0])
+    assert list(compare(open_entries([a, b]), by="spectrum_ratio").differing) == ["image_1", "image_0"]
 
 
 def test_better_depends_on_the_measure(tmp_path):
@@ -161,39 +199,50 @@ def test_labels_tell_runs_apart():
     assert labels([at("/x/a"), at("/x/b")]) == ["a", "b"]
     assert labels([at("/x/a"), at("/y/a")]) == ["x/a", "y/a"]
     assert labels([at("/x/a"), at("/x/a")]) == ["x/a", "x/a (2)"]
+    assert labels([at("/x/a\x01"), at("/x/b")]) == [r"a\x01", "b"], "XML has no control characters"
 
 
 def test_files_are_escaped_and_self_contained(tmp_path):
     key = '<img src=x onerror="alert(1)">&_$|%\x1b[2J'
-    png = encode(picture(1))
     metrics = {"title": "<b>", "sets": {"fid": {"value": 12.5, "low": None, "high": None, "n": 9}}}
-    pictures = {"restored": [png, None], "truth": [png, png]}
-    a = scored(tmp_path / "_a$x", {key: 20.0, "y": 21.0}, metrics=metrics, **pictures)
+    a = scored(tmp_path / "_a$x", {key: 20.0, "y": 21.0, "z": 1.0}, failed=("z",), metrics=metrics)
     b = scored(tmp_path / "<i>&", {key: 22.0, "y": 21.5})
     entries = open_entries([a, b])
     html = write(compare(entries), entries, at(tmp_path / "out")).read_text()
     assert "<img src=x" not in html
     assert "<i>" not in html
     assert "&lt;img src=x" in html
+    assert "UnreadableImage: &lt;cut&gt;" in html
     assert "http://" not in html
     assert "https://" not in html
-    assert "<script" not in html
-    assert html.count("data:image/webp;base64,") == 3  # truth and restoration of one, truth of the other
+    (script,) = re.findall(r"<script>(.*?)</script>", html, re.DOTALL)
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    assert (
+        f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{digest}'" in html
+    )
     tex = (tmp_path / "out" / "compare.tex").read_text()
     assert r"\_a\$x" in tex
     assert r"\textless{}i\textgreater{}\&" in tex
-    assert "12.500" in (tmp_path / "out" / "compare.md").read_text()
-    assert ",12.5," in (tmp_path / "out" / "runs.csv").read_text()
+    markdown = (tmp_path / "out" / "compare.md").read_text()
+    assert "12.500" in markdown
+    assert "<i>" not in markdown
+    (first, _) = csv.DictReader((tmp_path / "out" / "runs.csv").open())
+    assert (first["run"], first["psnr"], first["psnr_low"][:4], first["fid"]) == (
+        "_a$x",
+        "20.5",
+        "14.1",
+        "12.5",
+    )
     assert json.loads((tmp_path / "out" / "compare.json").read_text())["images"] == 2
-    svg = xml.etree.ElementTree.parse(tmp_path / "out" / "frontier.svg")
-    texts = [element.text.strip() for element in svg.iter("{http://www.w3.org/2000/svg}text")]
-    assert {"_a$x", "<i>&", "FID ↓", "PSNR, dB ↑"} <= set(texts)
+    svg = (tmp_path / "out" / "frontier.svg").read_bytes()
+    assert {"_a$x", "<i>&", "FID ↓", "PSNR, dB ↑"} <= set(texts_of(svg))
 
 
 def test_the_csv_has_every_digit(folders, values):
     found = compare(open_entries([folders["a"], folders["b"]]))
-    line = comparing.paired_table(found, comparing.exact).csv().splitlines()[1].split(",")
-    assert float(line[5]) == found.paired[0].difference
+    (line,) = csv.DictReader(io.StringIO(comparing.paired_table(found, exact=True).csv()))
+    assert float(line["difference"]) == found.paired[0].difference
+    assert (float(line["low"]), float(line["high"])) == (found.paired[0].low, found.paired[0].high)
 
 
 def test_tables_in_every_form():
@@ -218,25 +267,49 @@ def test_latex_has_minus_signs_and_no_options_in_first_cells():
 def test_the_pareto_front_is_what_nothing_dominates():
     random = np.random.default_rng(0)
     costs, values = random.integers(1, 9, 60).astype(float), random.integers(0, 9, 60).astype(float)
-    for higher in (True, False):
-        gains = values if higher else -values
-        expected = {
-            i
-            for i in range(60)
-            if not any(
-                costs[j] <= costs[i] and gains[j] >= gains[i] and (costs[j] < costs[i] or gains[j] > gains[i])
-                for j in range(60)
-            )
-        }
-        assert set(pareto(costs, values, higher)) == expected
+    expected = {
+        i
+        for i in range(60)
+        if not any(
+            costs[j] <= costs[i] and values[j] <= values[i] and (costs[j] < costs[i] or values[j] < values[i])
+            for j in range(60)
+        )
+    }
+    assert set(pareto(costs, values)) == expected
 
 
 def test_the_figure_is_the_same_bytes_and_takes_unknown_costs():
     costs = [Cost(5, 5, 0.4), Cost(20, None, None), Cost(None, None, None)]
     assert [cost.evaluations for cost in costs] == [10, 20, None]
-    qualities = [Quality("PSNR, dB", True, [20.0, 21.0, None]), Quality("FID", False, [None, 3.0, 4.0])]
+    psnr, fid = [20.0, 21.0, None], [None, 3.0, 4.0]
+    qualities = [Quality("PSNR, dB", psnr, [-20.0, -21.0, None]), Quality("FID", fid, fid)]
     first, second = (draw(["$a$", "_b", "c"], costs, qualities) for _ in range(2))
     assert first == second
+
+
+def texts_of(svg):
+    tree = xml.etree.ElementTree.fromstring(svg)
+    return [element.text.strip() for element in tree.iter("{http://www.w3.org/2000/svg}text")]
+
+
+def test_ticks_of_a_logarithmic_axis_are_numbers():
+    costs = [Cost(n, 0, n / 10) for n in (5, 20, 200)]
+    values = [20.0, 21.0, 22.0]
+    texts = texts_of(draw(["a", "b", "c"], costs, [Quality("x", values, values)], narrow=True))
+    assert {"10", "100", "0.5"} <= set(texts)
+    assert not any("math" in text for text in texts)
+
+
+def test_the_front_is_of_what_is_better_and_the_arrow_is_one(tmp_path):
+    names = [
+        scored(tmp_path / name, [None, None], spectrum_ratio=[ratio, ratio], forwards=[cost, cost])
+        for name, ratio, cost in (("a", 0.5, 5), ("b", 1.1, 10))
+    ]
+    found = compare(open_entries(names))
+    assert "fine spectrum → 1" in texts_of(comparing.frontier(found))
+    badness = [comparing.bad("spectrum_ratio", 0.5), comparing.bad("spectrum_ratio", 1.1)]
+    assert pareto(np.array([5.0, 10.0]), np.array(badness)) == [0, 1]
+    assert comparing.best(found) == {"spectrum_ratio": 1}
 
 
 @pytest.fixture(scope="module")
@@ -335,19 +408,35 @@ def finished(job):
     return str(run.folder)
 
 
-def test_runs_from_the_command_line(make_job, tmp_path, monkeypatch):
+def test_runs_from_the_command_line(make_job, tmp_path, monkeypatch, browser):
     monkeypatch.chdir(tmp_path)
     fields = {"metrics": ["psnr"], "data": {**make_job().data.model_dump(), "limit": 4}, "images": "all"}
     runs = [
         finished(make_job(output=str(tmp_path / "one"), **fields)),
-        finished(make_job(output=str(tmp_path / "two"), seed=1, **fields)),
+        finished(make_job(output=str(tmp_path / "truth"), seed=1, **fields)),
     ]
     said = CliRunner().invoke(app, ["compare", *runs], catch_exceptions=False)
     assert said.exit_code == 0
-    assert "two: seed is 1, of one 0" in said.stderr
+    assert "truth: seed is 1, of one 0" in said.stderr
     assert "4 images compared" in said.stdout
     html = (tmp_path / "compare" / "compare.html").read_text()
-    assert html.count("data:image/webp;base64,") == 4 * 4  # truth, measurement and two restorations
+    assert html.count("data:image/webp;base64,") == 4 * 5, "truth, measurement, H⁺y and two restorations"
+    assert "average_pool factor=4" in html
+    assert html.count(f"kintsugi run {tmp_path}") == 2
+    assert html.count("% of the workers") == 2
+    page = tmp_path / "compare" / "compare.html"
+    browser.open(page, "#psnr_1:1", width=390)
+    assert browser.console == []
+    keys = browser.evaluate("[...document.querySelectorAll('.card')].map(c => +c.dataset.psnr_1)")
+    assert len(keys) == 4
+    assert keys == sorted(keys)
+    sides = "['left', 'right'].map(s => document.querySelector('.view.' + s).textContent.trim())"
+    assert browser.evaluate(sides) == ["one", "truth"], "the runs, not the picture of that name"
+    browser.evaluate("left.value = 'truth'; left.dispatchEvent(new Event('change'))")
+    assert browser.evaluate(sides) == ["truth", "truth"]
+    assert browser.evaluate("document.documentElement.scrollWidth") == 390
+    wide = "[...document.querySelectorAll('.scroll')].filter(e => e.scrollWidth > e.clientWidth).length"
+    assert browser.evaluate(wide) == 0
     found = json.loads((tmp_path / "compare" / "compare.json").read_text())
     assert found["runs"][0]["cost"]["forwards"] == found["runs"][0]["cost"]["vjps"] == 2
     assert found["runs"][0]["cost"]["seconds"] > 0

@@ -7,8 +7,6 @@ import json
 import math
 import re
 import shlex
-import shutil
-import subprocess
 import threading
 import time
 from collections import Counter
@@ -116,17 +114,42 @@ def test_measurements_that_are_no_images_are_shown_by_their_pseudo_inverse(make_
 def test_shown_are_the_first_samples_and_the_ends_of_the_first_measure(make_job, monkeypatch):
     monkeypatch.setattr(gallery, "GALLERY", 2)
     monkeypatch.setattr(gallery, "EXTREMES", 3)
-    _, metrics, html = report_of(make_job(images="all"))
+    run, metrics, html = report_of(make_job(images="all"))
     cards = re.findall(r"<figcaption><span>(image_\d+)(.*?)</figcaption>", html)
     ends = {end: set(metrics["metrics"]["psnr"][end][:3]) for end in ("worst", "best")}
     assert [key for key, _ in cards] == sorted({"image_000", "image_001"} | ends["worst"] | ends["best"])
     for end, keys in ends.items():
         assert {key for key, text in cards if f"{end} PSNR" in text} == keys
+    keys = pa.chunked_array([[f"image_{i:03}" for i in range(12)]])
+    infinite, good = pa.chunked_array([[np.inf] * 12]), pa.chunked_array([[True] * 12])
+    equal = measure(infinite, good, keys, "psnr")
+    chosen = gallery.choose(run, run.folder / "report" / "rows.parquet", "PSNR", equal)
+    assert Counter(tuple(card.why) for card in chosen) == {("worst PSNR",): 3, ("best PSNR",): 3}, (
+        "none is both"
+    )
+
+
+def test_of_several_samples_the_first_and_their_deviation_are_shown(make_job, tmp_path):
+    shard = write_tar(tmp_path / "s.tar", [("image.png", encode(picture(1, 8)))])
+    job = make_job(
+        data={"shards": str(shard), "size": SIZE, "kind": "measurements"},
+        metrics=[],
+        restoration={"samples_per_image": 4},
+    )
+    run, _, html = report_of(job)
+    (card,) = pictures_in(html)
+    assert list(card) == ["measurement", "restoration", "sample 1", "sample 2", "sample 3", "deviation"]
+    (commit,) = (commit for _, commit in run.commits())
+    (row,) = read_rows(run.folder, commit, ["deviation"]).to_pylist()
+    deviation = np.load(BytesIO(row["deviation"])).astype(float).mean(0)
+    expected = np.round(255 * deviation / deviation.max())
+    np.testing.assert_array_equal(card["deviation"], np.stack([expected] * 3, -1))
+    assert f"white is {number(deviation.max())} on" in html
 
 
 def noise_card(side):
     pixels = np.random.default_rng(side).integers(0, 256, (side, side, 3), np.uint8)
-    return gallery.Card({}, [], {"restoration": encode(pixels)})
+    return gallery.Card("", 0, {}, [], {"restoration": encode(pixels)})
 
 
 def test_pictures_keep_within_their_budget(monkeypatch):
@@ -141,7 +164,8 @@ def test_pictures_keep_within_their_budget(monkeypatch):
 
 
 def test_the_largest_report_has_eight_mebibytes():
-    most = 4 * (gallery.GALLERY + 2 * gallery.EXTREMES)  # pictures, of noise at worst
+    each = 4 + gallery.SAMPLES  # pictures, of noise at worst
+    most = each * (gallery.GALLERY + 2 * gallery.EXTREMES)
     side, quality = gallery.FORMS[-1]
     worst = most * len(gallery.webp(noise_card(600).pictures["restoration"], side, quality))
     assert max(worst, gallery.BUDGET) * 4 / 3 < 7 << 20, "a MiB is left for the text"
@@ -220,12 +244,13 @@ def test_what_samples_are_sorted_by(make_job, monkeypatch):
     assert words["spread:1"] == "deviation of the samples, lowest first"
     assert "seconds:1" not in words
 
-    def undefined(*arguments):
-        cards = gallery.choose(*arguments)
-        cards[0].row["psnr"] = np.nan
-        return cards
+    rows_at = gallery.rows_at
 
-    monkeypatch.setattr(report, "choose", undefined)
+    def undefined(*arguments):
+        for place, row in rows_at(*arguments):
+            yield place, row | ({"psnr": np.nan} if place == 0 else {})
+
+    monkeypatch.setattr(gallery, "rows_at", undefined)
     _, _, html = report_of(make_job())
     assert html.count(' data-psnr="') == html.count('<figure class="card"') - 1
 
@@ -347,40 +372,63 @@ def test_the_report_needs_no_network(make_job):
 # In a browser
 
 
-def chromium(*arguments, file):
-    """What the page became, and what the console says; no name resolves."""
-    program = shutil.which("chromium") or shutil.which("google-chrome")
-    if program is None:
-        pytest.skip("no Chromium is installed")
-    rules = "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1"
-    options = ["--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr", rules]
-    with_time = ["--virtual-time-budget=3000", f"--user-data-dir={file.parent / 'profile'}", "--dump-dom"]
-    command = [program, *options, *with_time, *arguments, file.as_uri()]
-    command[-1] += "#psnr:1"
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
-    return done.stdout, [line for line in done.stderr.splitlines() if "CONSOLE" in line]
+CARDS = "[...document.querySelectorAll('.card')]"
+FIRST = "document.querySelector('.card')"
+BOX = f"""(area => {{
+    area.scrollIntoView();
+    const box = area.getBoundingClientRect();
+    return [box.x, box.y, box.width, box.height];
+}})({FIRST}.querySelector('.views'))"""
+LENS = f"{FIRST}.querySelector('.lens').style.left"
+# Of each canvas: how many colours its pixels have.
+COLOURS = f"""[...{FIRST}.querySelectorAll('canvas')].map(canvas => new Set(new Uint32Array(
+    canvas.getContext('2d').getImageData(0, 0, canvas.width, canvas.height).data.buffer)).size)"""
 
 
-def test_in_a_browser_samples_are_sorted_compared_and_enlarged(make_job, tmp_path):
+def test_in_a_browser_samples_are_sorted_compared_and_enlarged(make_job, tmp_path, browser):
     shard = write_tar(
         tmp_path / "s.tar",
         [("broken.png", b"no"), *((f"image_{i}.png", encode(picture(i))) for i in range(4))],
     )
-    run, metrics, html = report_of(make_job(data={"shards": str(shard), "size": SIZE}))
-    page, console = chromium(file=run.folder / "report" / "report.html")
-    assert console == []
-    assert re.findall(r"<figcaption><span>(\w+)", html)[0] == "image_0"
-    cards = re.findall(r'<figure class="card([^"]*)"(.*?)</figure>', page, re.DOTALL)
-    keys = [re.search(r"<figcaption><span>(\w+)", text)[1] for _, text in cards]
-    assert keys == [*metrics["metrics"]["psnr"]["worst"], "broken"], "worst first, without a value last"
-    for classes, text in cards[:4]:
-        assert "pair" in classes
-        assert text.count("<canvas") == 4
-        sides = dict(re.findall(r'class="view (left|right)" data-kind="([\w-]+)"', text))
-        assert sides == {"left": "measurement", "right": "restoration"}
+    published = [{"method": "a method", "nfe": 5, "source": "a table " * 9, "values": {"psnr": 1, "ssim": 1}}]
+    run, metrics, _ = report_of(make_job(data={"shards": str(shard), "size": SIZE}, published=published))
+    page = run.folder / "report" / "report.html"
+    keys = f"{CARDS}.map(card => card.querySelector('figcaption span').firstChild.textContent.trim())"
+    browser.open(page, "#psnr:1")
+    assert browser.console == []
+    worst = metrics["metrics"]["psnr"]["worst"]
+    assert browser.evaluate(keys) == [*worst, "broken"], "worst first, without a value last"
+    sides = f"{CARDS}.map(card => [...card.querySelectorAll('.left, .right')].map(v => v.dataset.kind))"
+    assert browser.evaluate(sides) == [["measurement", "restoration"]] * 4 + [[]]
+    assert all(count > 1 for count in browser.evaluate(COLOURS)), "no enlargement is blank"
+
+    slider = f"{FIRST}.querySelector('input')"
+    browser.evaluate(f"{slider}.value = 20; {slider}.dispatchEvent(new Event('input'))")
+    cut = f"getComputedStyle({FIRST}.querySelector('.right')).clipPath"
+    assert browser.evaluate(cut) == "inset(0px 0px 0px 20%)"
+    assert float(browser.evaluate(LENS)[:-1]) == pytest.approx(15)
+
+    x, y, width, height = browser.evaluate(BOX)
+    browser.mouse("Pressed", x + 0.5 * width, y + 0.5 * height, True)
+    assert browser.evaluate(cut) == "inset(0px 0px 0px 50%)", "where the pointer went down"
+    for share in (0.55, 0.65, 0.75):
+        browser.mouse("Moved", x + share * width, y + 0.5 * height, True)
+    assert browser.evaluate(cut) == "inset(0px 0px 0px 75%)"
+    browser.mouse("Moved", x + 1.5 * width, y + 0.5 * height, True)
+    assert browser.evaluate(cut) == "inset(0px 0px 0px 100%)", "the card keeps the pointer"
+    browser.mouse("Released", x + 1.5 * width, y + 0.5 * height, False)
+
+    browser.evaluate("order.value = 'failed:-1'; order.dispatchEvent(new Event('change'))")
+    assert browser.evaluate(keys)[0] == "broken"
+    browser.open(page, "#%", width=390)
+    assert browser.evaluate(keys) == ["broken", *(f"image_{i}" for i in range(4))], "the order of the job"
+    assert browser.evaluate(f"{CARDS}.filter(card => card.querySelector('.right')).length") == 4
+    assert browser.evaluate("document.documentElement.scrollWidth") == 390
+    published = "document.querySelector('[aria-label=\"published numbers\"]')"
+    assert browser.evaluate(f"{published}.scrollWidth <= {published}.clientWidth")
 
 
-def test_in_a_browser_nothing_leaves_the_page_whatever_is_in_it(make_job, tmp_path):
+def test_in_a_browser_nothing_leaves_the_page_whatever_is_in_it(make_job, tmp_path, browser):
     asked = []
 
     class Server(http.server.BaseHTTPRequestHandler):
@@ -403,19 +451,21 @@ def test_in_a_browser_nothing_leaves_the_page_whatever_is_in_it(make_job, tmp_pa
     )
     bare = tmp_path / "bare.html"
     bare.write_text(f"<title>mine</title>{hostile}")
-    page, _ = chromium(file=bare)
-    assert {"/img", "/script", "/style", "/frame", "/fetch"} <= set(asked), (
-        "without the policy all are asked for"
-    )
-    assert "<title>taken" in page
+    everything = {"/img", "/script", "/style", "/frame", "/fetch"}
+    browser.open(bare)
+    deadline = time.monotonic() + 10
+    while not everything <= set(asked) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert everything <= set(asked), "without the policy all are asked for"
+    assert browser.evaluate("document.title") == "taken"
     asked.clear()
     injected = tmp_path / "injected.html"
     injected.write_text(html.replace("<h1>", f"{hostile}<h1>", 1))
-    page, console = chromium(file=injected)
+    browser.open(injected)
+    assert browser.evaluate("document.title") != "taken"
     server.shutdown()
     assert asked == []
-    assert "<title>taken" not in page
-    assert len(console) >= 6, "the browser says what it refused"
+    assert len(browser.console) >= 6, "the browser says what it refused"
 
 
 # What actors tell Prometheus

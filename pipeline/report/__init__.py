@@ -26,9 +26,9 @@ from pipeline.job import Job
 from pipeline.metrics import ALL, SETS, Better
 from pipeline.metrics.sets import SetResult, set_metrics
 from pipeline.pictures import mime
-from pipeline.report.gallery import choose, contact_sheet, fitted
+from pipeline.report.gallery import choose, contact_sheet, draw_deviations, failures, fitted
 from pipeline.run import Run
-from pipeline.storage import Location, publish
+from pipeline.storage import Location, parquet, publish
 from pipeline.tables import Table, markdown_text
 
 ARROWS: Mapping[Better, str] = {"higher": " ↑", "lower": " ↓", "one": " → 1", None: ""}
@@ -103,15 +103,19 @@ def contents(run: Run, rows: Path) -> list[tuple[str, bytes]]:
     }
     first = next(iter(summary.measures), None)
     cards = choose(run, rows, bare(first or ""), summary.measures.get(first or ""))
+    white = draw_deviations(cards)
     pictures, form = fitted(cards)
+    with parquet(rows) as file:
+        failed = failures(file.read(["key", "status", "error"]))
     for name, environment in environments().items():
         found[name] = environment.get_template(f"{name}.jinja").render(
             m=metrics,
-            titles=TITLES,
             means={name: v["value"] for name, v in numbers(metrics).items()},
-            about=ABOUT,
             cards=list(zip(cards, pictures, strict=True)),
+            kinds={kind: kind for found in pictures for kind in found},
+            failed=failed,
             form=form,
+            white=white,
             orders=orders(metrics["metrics"]),
             job=yaml.safe_dump(metrics["job"], sort_keys=False, allow_unicode=True),
             made=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
@@ -141,7 +145,9 @@ def environments() -> Mapping[str, Environment]:
         "interval": interval,
         "data_uri": data_uri,
         "bare": bare,
-        "histogram": histogram,
+        "shapes": histogram,
+        "titles": TITLES,
+        "about": ABOUT,
         "style": Markup((files("pipeline.report") / "report.css").read_text()),
         "script": Markup(script),
         "script_hash": base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
@@ -322,10 +328,14 @@ def orders(metrics: Mapping[str, Any]) -> list[tuple[str, str]]:
     return [order for order in found if not order[0].startswith("seconds")]
 
 
-def histogram(measure: Mapping[str, Any]) -> dict[str, Any]:
-    """A histogram as shapes in a square of 100 × 100: bars (x, y, width, height), and where quantiles are."""
+def histogram(measure: Mapping[str, Any], most: int | None = None) -> dict[str, Any]:
+    """A histogram as shapes in a square of 100 × 100: bars (x, y, width, height), and where quantiles are.
+
+    Args:
+        most: the count of a bar as high as the square; the default is the largest one.
+    """
     edges, counts = measure["edges"], measure["counts"]
-    width, most = (edges[-1] - edges[0]) or 1.0, max(counts)
+    width, most = (edges[-1] - edges[0]) or 1.0, most or max(counts)
 
     def place(value: float) -> float:
         return round(100 * (value - edges[0]) / width, 2)

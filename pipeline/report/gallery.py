@@ -1,6 +1,6 @@
 """The pictures of a report: which samples are shown, and in how many bytes."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from typing import Any
@@ -13,7 +13,7 @@ from PIL import Image
 
 import operators
 from operators import SpecError
-from pipeline.aggregate import Measure
+from pipeline.aggregate import MEASURES, Measure
 from pipeline.commit import PICTURES, ROWS, read_rows
 from pipeline.job import Job
 from pipeline.pictures import encode
@@ -25,11 +25,15 @@ from samplers import KeyedNoise
 
 EXTREMES = 4  # samples at either end of the first measure
 BUDGET = 5 << 20  # bytes of all pictures; a third more as text in the file
-FORMS = ((512, None), (512, 90), (256, 90), (256, 60))  # (pixels of the longer side, quality), best first
+# (pixels of the longer side, quality), best first
+FORMS = ((512, None), (512, 90), (256, 90), (256, 60), (128, 60))
+SAMPLES = 3  # of those drawn for one measurement
+FAILURES = 24
 SHEET_ROWS, GAP = 4, 4  # of pictures.png
 SHEET_SIDE = 1024  # pixels of a picture in it, at most
 KINDS = {"truth": "truth", "measurement": "measurement", "restored": "restoration"}
 COLUMNS = [name for name in ROWS.names if name in KINDS or name not in PICTURES]
+SEVERAL = ["samples", "deviation"]  # columns that are read where there are several samples
 
 
 @dataclass
@@ -37,14 +41,19 @@ class Card:
     """A restored sample with its pictures.
 
     Attributes:
-        row: its columns. why: what it was chosen for; nothing if it is one of the first.
+        place: among all rows. measures: what it can be sorted by.
+        why: what it was chosen for; nothing if it is one of the first.
         pictures: encoded, by what they show: those of truth, measurement, pseudo-inverse and restoration
-            that there are.
+            that there are, and of several samples the first ones.
+        deviation: of the samples, (H, W) on [-1, 1], mean of the channels.
     """
 
-    row: dict[str, Any]
+    key: str
+    place: int
+    measures: dict[str, float]
     why: list[str]
     pictures: dict[str, bytes]
+    deviation: np.ndarray | None = None
 
 
 def choose(run: Run, rows_file: Location, title: str, ranked: Measure | None) -> list[Card]:
@@ -56,38 +65,66 @@ def choose(run: Run, rows_file: Location, title: str, ranked: Measure | None) ->
     """
     why: dict[str, list[str]] = {}
     if ranked is not None:
-        most = min(EXTREMES, (ranked.n + ranked.infinite) // 2)  # none is both
-        for end, keys in (("worst", ranked.worst), ("best", ranked.best)):
-            for key in keys[:most]:
+        most = min(EXTREMES, (ranked.n + ranked.infinite) // 2)
+        worst = ranked.worst[:most]
+        best = [key for key in ranked.best if key not in worst][:most]  # of equal values none is both
+        for end, keys in (("worst", worst), ("best", best)):
+            for key in keys:
                 why.setdefault(key, []).append(f"{end} {title}")
     places = set(range(GALLERY))
     if run.job.images != "none":
         with parquet(rows_file) as file:
             found = pc.is_in(file.read(columns=["key"])["key"], value_set=pa.array(why, pa.string()))
         places |= set(np.flatnonzero(found.to_numpy()).tolist())
+    several = SEVERAL if run.job.restoration.samples_per_image > 1 else []
     cards = []
-    for row in rows_at(run, places):
-        pictures = {kind: content for name, kind in KINDS.items() if (content := row.pop(name)) is not None}
+    for place, row in rows_at(run, places, [*COLUMNS, *several]):
+        pictures = {kind: row[name] for name, kind in KINDS.items() if row[name] is not None}
         if row["status"] == "ok" and pictures:
-            cards.append(Card(row, why.get(row["key"], []), pictures))
+            known = ((name, row.get(name)) for name in MEASURES)
+            measures = {name: value for name, value in known if value is not None and value == value}
+            card = Card(row["key"], place, measures, why.get(row["key"], []), pictures)
+            if row.get("deviation") is not None:
+                card.deviation = np.load(BytesIO(row["deviation"]), allow_pickle=False).astype(float).mean(0)
+                card.pictures |= {f"sample {i}": one for i, one in enumerate(row["samples"][:SAMPLES], 1)}
+            cards.append(card)
     return with_pseudo_inverses(run.job, cards)
 
 
-def rows_at(run: Run, places: Iterable[int]) -> list[dict[str, Any]]:
-    """Committed rows by their places among all of them, with what is shown of their pictures."""
-    wanted = np.array(sorted(places))
-    rows: list[dict[str, Any]] = []
+def rows_at(
+    run: Run, places: Iterable[int], columns: Sequence[str] = COLUMNS
+) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Committed rows by their places among all of them, in order."""
+    wanted = np.array(sorted(places), int)
     first = 0
     for _, commit in run.commits():
         if commit is None:
             continue
-        inside = wanted[(wanted >= first) & (wanted < first + commit.rows)] - first
+        inside = wanted[(wanted >= first) & (wanted < first + commit.rows)]
         if len(inside):
-            rows += read_rows(run.folder, commit, COLUMNS).take(inside).to_pylist()
+            rows = read_rows(run.folder, commit, list(columns)).take(inside - first).to_pylist()
+            yield from zip(inside.tolist(), rows, strict=True)
         first += commit.rows
-        if first > wanted[-1]:
+        if not len(wanted) or first > wanted[-1]:
             break
-    return rows
+
+
+def failures(rows: pa.Table) -> list[tuple[int, str, str]]:
+    """The first failed samples: place among all rows, key and error."""
+    places = np.flatnonzero(pc.equal(rows["status"], "failed").to_numpy())[:FAILURES]
+    found = rows.select(["key", "error"]).take(places).to_pylist()
+    return [(place, row["key"], row["error"]) for place, row in zip(places.tolist(), found, strict=True)]
+
+
+def draw_deviations(cards: Sequence[Card]) -> float | None:
+    """Add the deviations as pictures; returns what is white in them, None where there are none."""
+    known = [(card, card.deviation) for card in cards if card.deviation is not None]
+    if not known:
+        return None
+    white = max(float(deviation.max()) for _, deviation in known) or 1.0
+    for card, deviation in known:
+        card.pictures["deviation"] = encode((255 * deviation / white).round().astype(np.uint8)[..., None])
+    return white
 
 
 def with_pseudo_inverses(job: Job, cards: list[Card]) -> list[Card]:
@@ -111,13 +148,13 @@ def with_pseudo_inverses(job: Job, cards: list[Card]) -> list[Card]:
                     torch.from_numpy(np.array(truth.convert("RGB"))).permute(2, 0, 1)[None].float() / 127.5
                     - 1
                 )
-            noise = KeyedNoise(job.seed, [card.row["key"]])
+            noise = KeyedNoise(job.seed, [card.key])
             with torch.no_grad():
                 y = measure(operator.forward(x), job.degradation, noise)
                 seen, pseudo_inverse = levels(y, 8)[0], levels(operator.pinv(y), 8)[0]
             if not np.array_equal(seen, pseudo_inverse):
-                restoration = pictures.pop("restoration")
-                pictures |= {"pseudo-inverse": encode(pseudo_inverse), "restoration": restoration}
+                before = {kind: pictures[kind] for kind in ("truth", "measurement")}
+                card.pictures = before | {"pseudo-inverse": encode(pseudo_inverse)} | pictures
     return cards
 
 

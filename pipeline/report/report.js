@@ -5,7 +5,7 @@ const browser = document.getElementById("browser");
 const [order, left, right] = ["order", "left", "right"].map((id) => document.getElementById(id));
 
 function sort() {
-  if (!order.value) order.value = "place:1";
+  if (!order.value) order.selectedIndex = 0;
   const [name, direction] = order.value.split(":");
   const value = (card) => (name in card.dataset ? direction * Number(card.dataset[name]) : Infinity);
   // Equal ones, and those without a value, stay in the order of the job.
@@ -31,11 +31,11 @@ function prepare(card) {
   const area = card.querySelector(".views");
   const lens = area.appendChild(Object.assign(document.createElement("div"), { className: "lens" }));
   const crops = card.querySelector(".crops");
-  const canvases = [...card.querySelectorAll("img")].map((picture) => {
+  const canvases = [...card.querySelectorAll(".view")].map((view) => {
     const crop = crops.appendChild(document.createElement("div"));
     const canvas = crop.appendChild(Object.assign(document.createElement("canvas"), { width: 160, height: 160 }));
-    crop.append(picture.alt);
-    return [picture, canvas];
+    crop.append(view.textContent.trim());
+    return [view.querySelector("img"), canvas];
   });
   let y = 0.5;
 
@@ -54,11 +54,7 @@ function prepare(card) {
     }
   }
 
-  slider.addEventListener("input", () => {
-    cut();
-    enlarge(slider.value / 100);
-  });
-  area.addEventListener("pointermove", (event) => {
+  function follow(event) {
     const box = area.getBoundingClientRect();
     const x = (event.clientX - box.left) / box.width;
     y = (event.clientY - box.top) / box.height;
@@ -67,13 +63,24 @@ function prepare(card) {
       cut();
     }
     enlarge(x);
+  }
+
+  slider.addEventListener("input", () => {
+    cut();
+    enlarge(slider.value / 100);
   });
+  area.addEventListener("pointerdown", (event) => {
+    area.setPointerCapture(event.pointerId);
+    follow(event);
+  });
+  area.addEventListener("pointermove", follow);
+  area.addEventListener("dragstart", (event) => event.preventDefault()); // else the browser drags the picture
   window.addEventListener("load", () => enlarge(0.5));
 }
 
 if (browser) {
   document.documentElement.classList.add("js");
-  order.value = decodeURIComponent(location.hash.slice(1));
+  order.value = location.hash.slice(1);
   order.addEventListener("change", sort);
   for (const select of [left, right]) {
     select.addEventListener("change", () => [...browser.children].forEach(choose));
