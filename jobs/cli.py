@@ -21,7 +21,7 @@ from jobs.query import query
 from jobs.score import score
 from jobs.stats import stats
 from jobs.sweep import sweep
-from pipeline.job import JobError
+from pipeline.errors import JobError
 from pipeline.storage import redacted
 
 if TYPE_CHECKING:  # imported where they are used, so that --help is quick

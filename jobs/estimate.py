@@ -4,7 +4,8 @@ import time
 
 import numpy as np
 
-from pipeline.job import Job, JobError
+from pipeline.errors import JobError
+from pipeline.job import Job
 from pipeline.restore import Stage
 
 

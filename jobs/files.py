@@ -1,15 +1,20 @@
 """Job files: find one, read it, apply overrides, check it."""
 
+from __future__ import annotations
+
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 from pydantic import ValidationError
 
-from pipeline.job import Job, JobError
+from pipeline.errors import JobError
 from pipeline.storage import at, redacted
+
+if TYPE_CHECKING:
+    from pipeline.job import Job
 
 FOLDER = Path(__file__).parent
 SHOWN = 60  # characters of a value that does not fit
@@ -60,6 +65,8 @@ def read_values(name: str, overrides: list[str]) -> tuple[dict[str, Any], str]:
 
 
 def check(values: dict[str, Any], source: str) -> Job:
+    from pipeline.job import Job
+
     try:
         return Job.model_validate(absolute_files(values))
     except ValidationError as error:

@@ -33,7 +33,7 @@ def query(
 
     from jobs.cli import console
     from jobs.compare import shown
-    from pipeline.job import JobError
+    from pipeline.errors import JobError
     from pipeline.query import ask, rows_of
     from pipeline.storage import at, redacted
     from pipeline.tables import Table

@@ -1,11 +1,16 @@
 """`kintsugi score`: metrics of images that any other method has made."""
 
-from typing import Annotated
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 import yaml
 
-from pipeline.job import JobError, Published
+from pipeline.errors import JobError
+
+if TYPE_CHECKING:
+    from pipeline.job import Published
 
 NAMED = 20  # of the images without a partner
 
@@ -66,6 +71,8 @@ def score(
 
 def reference_from(given: str) -> Published | str:
     """What a job's `reference` may be, from one argument: a mapping is in braces."""
+    from pipeline.job import Published
+
     if not given.startswith("{"):
         return given
     try:

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from pipeline.job import JobError
+from pipeline.errors import JobError
 
 
 def stats(

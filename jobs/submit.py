@@ -25,7 +25,8 @@ from rich.console import Console
 
 from jobs import send
 from jobs.files import check, files_of, read_values
-from pipeline.job import Job, JobError
+from pipeline.errors import JobError
+from pipeline.job import Job
 from pipeline.storage import at, publish
 
 PACKAGES = ("jobs", "operators", "pipeline", "priors", "samplers")

@@ -12,7 +12,7 @@ import typer
 import yaml
 
 from jobs.files import absolute_files, assign, check, parse_yaml, read_values
-from pipeline.job import JobError, Subset
+from pipeline.errors import JobError
 
 if TYPE_CHECKING:
     from pipeline.run import Run
@@ -87,6 +87,7 @@ def sweep(
     """
     from jobs.cli import EXIT_SOME_FAILED, console
     from pipeline import storage
+    from pipeline.job import Subset
     from pipeline.sweep import Measured, draw, name_of, write_csv
 
     measured, second = Measured(by), Measured(then or by)

@@ -21,7 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline import storage
-from pipeline.job import JobError
+from pipeline.errors import JobError
 from pipeline.metrics import IMAGE
 from pipeline.storage import Location, Remote, publish
 

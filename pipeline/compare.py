@@ -15,8 +15,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.aggregate import QUANTILES, badness, better, finite, histogram, measures_in
+from pipeline.errors import JobError
 from pipeline.frontier import Cost, Quality, draw
-from pipeline.job import JobError, deciding
+from pipeline.job import deciding
 from pipeline.query import rows_file
 from pipeline.report import ARROWS, ASCENDING, TITLES, bare, environments, interval, number
 from pipeline.report.gallery import KINDS, Card, failures, fitted, rows_at, with_pseudo_inverses

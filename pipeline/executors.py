@@ -18,8 +18,9 @@ from typing import Any
 import torch
 
 from pipeline.commit import Commit
+from pipeline.errors import JobError
 from pipeline.inquiry import Inquiry
-from pipeline.job import Job, JobError
+from pipeline.job import Job
 from pipeline.plan import Unit, read_members
 from pipeline.storage import Location, at, pause, redacted
 from pipeline.telemetry import TellingWorker

@@ -44,13 +44,6 @@ LATER = {"reference": "truth"}
 MAX_SIZE = 4096  # pixels: decompositions take the cube of it
 
 
-class JobError(Exception):
-    """The job cannot run; the message names the cause and the fix. Exit code 1."""
-
-    def __init__(self, message: str):
-        super().__init__(storage.redacted(message))
-
-
 class Model(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, hide_input_in_errors=True)
 

@@ -17,7 +17,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline import shards
-from pipeline.job import Data, JobError, Restoration, Subset
+from pipeline.errors import JobError
+from pipeline.job import Data, Restoration, Subset
 from pipeline.pictures import SUFFIX
 from pipeline.shards import SHA256SUMS, DamagedShard, Sample
 from pipeline.storage import Location, Remote, at, parquet, publish

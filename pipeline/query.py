@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.aggregate import Summary, shows_state_of, write_rows
-from pipeline.job import JobError
+from pipeline.errors import JobError
 from pipeline.run import Run
 from pipeline.storage import Location, Remote
 

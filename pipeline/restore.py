@@ -15,7 +15,8 @@ import operators
 import priors
 import samplers
 from operators import Operator, SpecError
-from pipeline.job import Degradation, Job, JobError
+from pipeline.errors import JobError
+from pipeline.job import Degradation, Job
 from pipeline.meter import Metered
 from pipeline.metrics import SETS, TRUTH
 from pipeline.metrics.features import Extractor

@@ -13,7 +13,8 @@ import priors
 from operators import SpecError
 from pipeline import builtin, storage
 from pipeline.commit import Commit, read_commits
-from pipeline.job import Job, JobError, config_hash, differences
+from pipeline.errors import JobError
+from pipeline.job import Job, config_hash, differences
 from pipeline.metrics.reference import refuse_missing
 from pipeline.plan import PlanSummary, Unit, changed_shards, make_plan, read_summary, read_units
 from pipeline.shards import expand, from_root

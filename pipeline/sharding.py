@@ -26,7 +26,7 @@ import PIL
 from PIL import Image
 
 from pipeline.commit import error_text
-from pipeline.job import JobError
+from pipeline.errors import JobError
 from pipeline.pictures import encode
 from pipeline.read import FORMATS, IMAGE_SUFFIXES, MAX_PIXELS, open_image, resize_crop, to_rgb
 from pipeline.shards import SHA256SUMS, SKIPPED, counts, key_of

@@ -16,7 +16,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, cast
 
 from pipeline import storage
-from pipeline.job import JobError
+from pipeline.errors import JobError
 from pipeline.storage import Location
 
 BLOCK = tarfile.BLOCKSIZE

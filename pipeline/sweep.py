@@ -20,7 +20,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pipeline.aggregate import committed
-from pipeline.job import Job, JobError
+from pipeline.errors import JobError
+from pipeline.job import Job
 from pipeline.metrics import IMAGE
 from pipeline.run import Run
 from pipeline.statistics import mean_interval

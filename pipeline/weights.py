@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from pipeline import storage
-from pipeline.job import JobError, Spec
+from pipeline.errors import JobError
+from pipeline.job import Spec
 from pipeline.storage import BLOCK, Remote
 from priors.checkpoint import cache_folder, locked
 

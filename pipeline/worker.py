@@ -15,7 +15,8 @@ import numpy as np
 import torch
 
 from pipeline.commit import ROWS, Commit, commit, error_text, read_commit, read_features, read_rows
-from pipeline.job import Job, JobError, config_hash
+from pipeline.errors import JobError
+from pipeline.job import Job, config_hash
 from pipeline.metrics import ALL
 from pipeline.metrics.features import arrays, table_of
 from pipeline.pictures import array_file, encode

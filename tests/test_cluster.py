@@ -26,7 +26,8 @@ from rich.console import Console
 from test_jobs import kintsugi
 
 from jobs import send, submit
-from pipeline.job import Job, JobError
+from pipeline.errors import JobError
+from pipeline.job import Job
 
 ROOT = Path(__file__).parent.parent
 LAUNCHER_FILES = ("cluster.yaml", "deploy/on-premise.yaml")

@@ -21,9 +21,9 @@ from jobs.cli import app
 from jobs.query import query
 from pipeline import compare as comparing
 from pipeline.compare import compare, labels, open_entries, write
+from pipeline.errors import JobError
 from pipeline.executors import Live, in_process
 from pipeline.frontier import Cost, Quality, draw, pareto
-from pipeline.job import JobError
 from pipeline.query import LOCKS, ask, rows_file
 from pipeline.run import open_or_plan
 from pipeline.statistics import holm, mean_interval, paired_p_value

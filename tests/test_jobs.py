@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 from jobs import submit
 from jobs.cli import app
 from jobs.files import load_job, parse_yaml, ready_jobs
-from pipeline.job import JobError
+from pipeline.errors import JobError
 
 ROOT = Path(__file__).parent.parent
 runner = CliRunner()

@@ -20,8 +20,8 @@ from test_jobs import kintsugi
 from test_run import digests, execute, rows
 
 import operators
+from pipeline.errors import JobError
 from pipeline.export import write_restored
-from pipeline.job import JobError
 from pipeline.pictures import BITS, array_file
 from pipeline.pictures import encode as encoded
 from pipeline.restore import Stage

@@ -15,8 +15,9 @@ from typer.testing import CliRunner
 from jobs.cli import app
 from jobs.score import reference_from
 from pipeline.commit import commit_file, features_file, read_features
+from pipeline.errors import JobError
 from pipeline.executors import Live, in_process
-from pipeline.job import JobError, config_hash
+from pipeline.job import config_hash
 from pipeline.metrics import SETS, weights
 from pipeline.metrics.features import Extractor, arrays
 from pipeline.metrics.reference import reference_of

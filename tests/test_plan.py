@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 from conftest import SIZE, encode, picture, write_tar
 
-from pipeline.job import Data, JobError
+from pipeline.errors import JobError
+from pipeline.job import Data
 from pipeline.plan import make_plan, read_members, read_units
 from pipeline.shards import DamagedShard, checksum, expand, from_root, index
 

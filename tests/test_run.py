@@ -21,8 +21,9 @@ import samplers
 from pipeline import worker
 from pipeline.aggregate import committed
 from pipeline.commit import ROWS, commit_file, data_file, read_commit, read_rows
+from pipeline.errors import JobError
 from pipeline.executors import Live, actor_size, capacity, in_process, on_ray
-from pipeline.job import Degradation, Job, JobError, config_hash
+from pipeline.job import Degradation, Job, config_hash
 from pipeline.restore import Stage, measure
 from pipeline.run import Run, open_or_plan
 from priors.natural import NaturalPrior

@@ -44,8 +44,8 @@ from benchmarks.bad_input import (
 )
 from jobs.files import load_job
 from pipeline import executors, read, sharding
+from pipeline.errors import JobError
 from pipeline.executors import Live, in_process
-from pipeline.job import JobError
 from pipeline.report import write_report
 from pipeline.run import open_or_plan
 from pipeline.shards import DamagedShard, Tar

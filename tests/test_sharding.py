@@ -26,7 +26,7 @@ from typer.testing import CliRunner
 
 from jobs.cli import app
 from pipeline import sharding
-from pipeline.job import JobError
+from pipeline.errors import JobError
 from pipeline.read import resize_crop
 from pipeline.sharding import Options, fit, make_shards, reason
 

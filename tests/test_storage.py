@@ -14,7 +14,7 @@ from test_jobs import kintsugi
 from test_run import execute, rows
 
 from pipeline import storage
-from pipeline.job import JobError
+from pipeline.errors import JobError
 from pipeline.run import open_or_plan
 from pipeline.shards import index
 from pipeline.storage import Location, at, publish

@@ -17,7 +17,8 @@ from jobs.cli import app
 from jobs.files import load_job
 from jobs.sweep import combinations, parse_vary
 from pipeline.aggregate import committed
-from pipeline.job import Data, JobError, Subset, config_hash
+from pipeline.errors import JobError
+from pipeline.job import Data, Subset, config_hash
 from pipeline.plan import belongs, make_plan, read_members, read_units
 from pipeline.run import Run
 from pipeline.sweep import (

@@ -17,8 +17,8 @@ from test_jobs import kintsugi
 from test_run import digests, execute, rows
 
 from pipeline.commit import commit_file, data_file
+from pipeline.errors import JobError
 from pipeline.executors import Live, in_process
-from pipeline.job import JobError
 from pipeline.restore import Stage
 from pipeline.run import Run, open_or_plan
 from pipeline.verify import Finding, verify

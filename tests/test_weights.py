@@ -15,7 +15,7 @@ import torch
 
 import priors
 from pipeline import storage, weights
-from pipeline.job import JobError
+from pipeline.errors import JobError
 from pipeline.weights import on_this_node
 from priors import checkpoint
 from priors.checkpoint import CheckpointError, check_intact, sha256

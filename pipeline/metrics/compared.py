@@ -15,7 +15,8 @@ import torch
 from pipeline import storage
 from pipeline.aggregate import Measure, measure
 from pipeline.commit import error_text
-from pipeline.job import JobError, Published
+from pipeline.errors import JobError
+from pipeline.job import Published
 from pipeline.metrics import ALL, IMAGE, SETS, TRUTH, check
 from pipeline.metrics.features import Extractor, arrays, table_of
 from pipeline.metrics.reference import reference_of, refuse_missing

@@ -13,7 +13,8 @@ from zipfile import BadZipFile
 import numpy as np
 
 from pipeline import storage
-from pipeline.job import JobError, Published
+from pipeline.errors import JobError
+from pipeline.job import Published
 from pipeline.metrics import SETS, SPACE_WEIGHTS, SetMetric, refuse_missing_weights
 from pipeline.metrics.distances import Sample
 from pipeline.metrics.features import SIZES, Extractor

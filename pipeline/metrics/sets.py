@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pipeline.job import JobError
+from pipeline.errors import JobError
 from pipeline.metrics import SETS, TRUTH, SetMetric
 from pipeline.metrics.distances import GROUPS, Estimate, Sample
 from pipeline.metrics.moments import Moments

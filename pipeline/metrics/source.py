@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.job import JobError
+from pipeline.errors import JobError
 from pipeline.plan import Unit
 from pipeline.read import DECODERS, Decoded, UnreadableImage, decode, in_folder, in_tar, opened, to_rgb
 from pipeline.shards import DamagedShard, Sample, expand, index
