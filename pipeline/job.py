@@ -194,7 +194,7 @@ class PublishedNumbers(Model):
     """A row of a table of the literature, for the report to print beside what was measured."""
 
     method: str = Field(description="As its source calls it.")
-    nfe: PositiveInt = Field(description="Network evaluations per image.")
+    nfe: PositiveInt = Field(description="Network evaluations per image, without vector-Jacobian products.")
     values: dict[str, float | None] = Field(description="By metric, as in `metrics`; null: not known to us.")
     source: str = Field(description="Where they are printed.")
     caveat: str = Field(default="", description="Why they may not be comparable.")

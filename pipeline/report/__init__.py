@@ -111,6 +111,7 @@ def contents(run: Run, rows: Path) -> list[tuple[str, bytes]]:
         found[name] = environment.get_template(f"{name}.jinja").render(
             m=metrics,
             means={name: v["value"] for name, v in numbers(metrics).items()},
+            published=published(run.job),
             cards=list(zip(cards, pictures, strict=True)),
             kinds={kind: kind for found in pictures for kind in found},
             failed=failed,
@@ -231,6 +232,12 @@ def groups_csv(breakdowns: Mapping[str, pa.Table]) -> bytes:
         sink,
     )
     return sink.getvalue()
+
+
+def published(job: Job) -> list[str]:
+    """The metrics of which the literature's numbers are known."""
+    values = [entry.values for entry in job.published]
+    return list(dict.fromkeys(name for each in values for name, value in each.items() if value is not None))
 
 
 def numbers(metrics: Mapping[str, Any]) -> dict[str, Any]:
