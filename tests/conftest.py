@@ -26,10 +26,14 @@ SIZE = 32
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests on Ray have one cluster, and so one process where there are several (`pytest -n 2`)."""
+    """With `pytest -n 2` each file has one process, which makes its fixtures once.
+
+    Tests on Ray have one cluster, and so one process for all of them, which is the longest: it begins.
+    """
     for item in items:
-        if "ray_cluster" in getattr(item, "fixturenames", ()):
-            item.add_marker(pytest.mark.xdist_group("ray"))
+        on_ray = "ray_cluster" in getattr(item, "fixturenames", ())
+        item.add_marker(pytest.mark.xdist_group("ray" if on_ray else item.path.stem))
+    items.sort(key=lambda item: item.get_closest_marker("xdist_group").args != ("ray",))
 
 
 @pytest.fixture(scope="session", autouse=True)
