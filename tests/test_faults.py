@@ -36,7 +36,7 @@ UNITS, SAMPLES = 4, 12  # of the runs on Ray
 PAUSE = 0.1  # seconds for each sample there
 
 
-@pytest.fixture(scope="module", autouse=True)
+@pytest.fixture(scope="module")
 def weather(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[subprocess.Popen[bytes], Path]]:
     """The runs in process, which go on beside the tests on Ray: these wait most of the time."""
     folder = tmp_path_factory.mktemp("faults")
@@ -163,7 +163,7 @@ def kill(process: int, number: int = signal.SIGKILL) -> None:
 
 
 @pytest.fixture(scope="module")
-def station(tmp_path_factory: pytest.TempPathFactory, ray_cluster: str) -> Iterator[Station]:
+def station(tmp_path_factory: pytest.TempPathFactory, ray_cluster: str, weather: object) -> Iterator[Station]:
     import ray
 
     base = tmp_path_factory.mktemp("station")
@@ -338,7 +338,7 @@ def test_a_reason_is_one_sentence_and_the_same_every_time(text, short):
 
 
 @pytest.fixture(scope="module")
-def outcomes(weather: tuple[subprocess.Popen[bytes], Path]) -> list[Outcome]:
+def outcomes(weather: tuple[subprocess.Popen[bytes], Path], station: Station) -> list[Outcome]:
     """Of `RUNS` runs through random faults, then `DISKS` for each fault of a disk, where one is mounted."""
     process, folder = weather
     assert process.wait(600) == 0
