@@ -25,6 +25,7 @@ from pipeline.job import Job
 SIZE = 32
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist looks at the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """With `pytest -n 2` each file has one process, which makes its fixtures once.
 
