@@ -25,15 +25,17 @@ from pipeline.job import Job
 SIZE = 32
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist looks at the groups
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_itemcollected(item: pytest.Item) -> None:
     """With `pytest -n 2` each file has one process, which makes its fixtures once.
 
-    Tests on Ray have one cluster, and so one process for all of them, which is the longest: it begins.
+    Tests on Ray have one cluster, and so one process for all of them.
     """
-    for item in items:
-        on_ray = "ray_cluster" in getattr(item, "fixturenames", ())
-        item.add_marker(pytest.mark.xdist_group("ray" if on_ray else item.path.stem))
+    on_ray = "ray_cluster" in getattr(item, "fixturenames", ())
+    item.add_marker(pytest.mark.xdist_group("ray" if on_ray else item.path.stem))
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Those on Ray, which take longest, begin."""
     items.sort(key=lambda item: item.get_closest_marker("xdist_group").args != ("ray",))
 
 
