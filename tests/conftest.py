@@ -26,9 +26,9 @@ SIZE = 32
 
 
 def pytest_itemcollected(item: pytest.Item) -> None:
-    """With `pytest -n 2` each file has one process, which makes its fixtures once.
+    """With `pytest -n 2 --dist loadgroup` a file has one process, and so have the tests on Ray.
 
-    Tests on Ray have one cluster, and so one process for all of them.
+    pytest-xdist 3.8 does not see the groups under pytest 9.2: there both processes start a Ray.
     """
     on_ray = "ray_cluster" in getattr(item, "fixturenames", ())
     item.add_marker(pytest.mark.xdist_group("ray" if on_ray else item.path.stem))
