@@ -11,10 +11,7 @@ from typing import Any
 from pipeline.commit import Commit, error_text
 from pipeline.read import Decoded
 from pipeline.restore import Restored
-from pipeline.worker import Task, Worker
-
-SKIPPED = {error_text(KeyError(why)) for why in ("kept", "not probed")}
-"""What `Worker` says of samples of a unit that it leaves out."""
+from pipeline.worker import LEFT_OUT, Task, Worker
 
 
 class TellingWorker(Worker):
@@ -44,7 +41,7 @@ class TellingWorker(Worker):
         before = dict(self.stage.seconds)
         results = super().restore(batch)
         count(self.spent, "part", {part: now - before[part] for part, now in self.stage.seconds.items()})
-        done = [result for result in results if not (isinstance(result, str) and result in SKIPPED)]
+        done = [result for result in results if result != error_text(LEFT_OUT)]
         failed = sum(isinstance(result, str) or result.error is not None for result in done)
         count(self.samples, "status", {"ok": len(done) - failed, "failed": failed})
         restored = [result for result in done if isinstance(result, Restored)]

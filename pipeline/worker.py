@@ -27,6 +27,7 @@ from pipeline.run import recorded_prior
 from pipeline.storage import Location, publish
 
 BROKEN_DEVICE = torch.AcceleratorError
+LEFT_OUT = KeyError("not to be done now")  # a sample of the unit; no row ever says so
 GALLERY = 16  # the first samples of a job keep all their pictures, for the report
 LIBRARIES = ("kintsugi", "torch", "numpy", "torchmetrics", "diffusers", "webdataset", "pyarrow", "pillow")
 
@@ -130,7 +131,7 @@ class Worker:
                 return UnreadableImage(
                     "its name is not that of one file in the folder it would be written to"
                 )
-            return KeyError("kept") if key in kept else None
+            return LEFT_OUT if key in kept else None
 
         members = read_members(self.run / "plan.parquet", unit)
         batches = read_unit(unit, members, self.convert, self.batch_size, skip)
@@ -189,7 +190,7 @@ class Worker:
         probed = set(members.keys[first:last])
 
         def skip(key: str) -> Exception | None:
-            return None if key in probed else KeyError("not probed")
+            return None if key in probed else LEFT_OUT
 
         for batch in read_unit(unit, members, self.convert, self.batch_size, skip):
             self.rows(unit, batch, self.restore(batch))
