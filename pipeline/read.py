@@ -165,10 +165,15 @@ def in_folder(unit: Unit, files: Sequence[str]) -> Iterator[Content]:
             yield UnreadableImage("the file may not be read")
 
 
+def stays_inside(name: str) -> bool:
+    """Whether a name is that of one file below the folder it stands for, by this name only."""
+    path = PurePosixPath(name)
+    return not path.is_absolute() and ".." not in path.parts and str(path) == name
+
+
 def unsafe(folder: Location, name: str) -> str | None:
     """Why a name in a folder is not that of one of its files, if so: it may come from somebody else's tar."""
-    path = PurePosixPath(name)
-    if ".." in path.parts or path.is_absolute() or str(path) != name:  # object stores have such names
+    if not stays_inside(name):  # object stores have such names
         return "its name is not that of one file in the folder"
     if not isinstance(folder, Path):
         return None

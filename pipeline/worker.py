@@ -8,7 +8,6 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from importlib.metadata import version
-from pathlib import PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -21,7 +20,7 @@ from pipeline.metrics import ALL
 from pipeline.metrics.features import arrays, table_of
 from pipeline.pictures import array_file, encode
 from pipeline.plan import Unit, read_members
-from pipeline.read import Decoded, Images, Measurements, UnreadableImage, read_unit
+from pipeline.read import Decoded, Images, Measurements, UnreadableImage, read_unit, stays_inside
 from pipeline.restore import BATCH_ON_CPU, Restored, Stage
 from pipeline.run import recorded_prior
 from pipeline.storage import Location, publish
@@ -268,12 +267,6 @@ def weights_of(job: Job) -> dict[str, str]:
     """Which files of weights the job's metrics use."""
     needed = ((name, ALL[name].weights) for name in job.metrics)
     return {f"weights of {name}": weights.describe() for name, weights in needed if weights is not None}
-
-
-def stays_inside(key: str) -> bool:
-    """Whether a file of this name lies in the folder it is unpacked in, by this name only."""
-    path = PurePosixPath(key)
-    return not path.is_absolute() and ".." not in path.parts and str(path) == key
 
 
 def both(before: dict[str, str], now: dict[str, str]) -> dict[str, str]:
