@@ -11,14 +11,14 @@ import multiprocessing
 import tempfile
 import time
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import numpy as np
 import typer
-from synthetic import UNIT, memory, synthetic
+from synthetic import UNIT, memory, row, synthetic
 
 from pipeline.aggregate import Summary, describe_rows, write_rows
-from pipeline.commit import ROWS, commit
+from pipeline.commit import commit
 from pipeline.metrics import IMAGE
 
 SHARD, LABELS = 900, 10_000
@@ -32,19 +32,10 @@ def make(folder: Path, rows: int) -> None:
         numbers = range(first, min(first + UNIT, rows))
         values = random.gamma(4, 0.1, (len(numbers), len(measures)))
         found = []
-        for number, row in zip(numbers, values.tolist(), strict=True):
-            failed = number % 1009 == 0
-            fields: dict[str, Any] = dict.fromkeys(ROWS.names)
-            fields |= {
-                "key": f"sample_{number:08d}",
-                "shard": run.summary.shards[number // SHARD],
-                "label": number % LABELS,
-                "status": "failed" if failed else "ok",
-                "error": "UnreadableImage: broken" if failed else None,
-            }
-            if not failed:
-                fields |= {"forwards": 5, "vjps": 5, **dict(zip(measures, row, strict=True))}
-            found.append(fields)
+        for number, each in zip(numbers, values.tolist(), strict=True):
+            error = "UnreadableImage: broken" if number % 1009 == 0 else None
+            shard = run.summary.shards[number // SHARD]
+            found.append(row(number, shard, number % LABELS, error, dict(zip(measures, each, strict=True))))
         record = {
             "config_hash": run.config_hash,
             "prior_sha256": None,

@@ -19,11 +19,11 @@ from typing import Annotated, Any
 import numpy as np
 import torch
 import typer
-from synthetic import UNIT, memory, synthetic
+from synthetic import UNIT, memory, row, synthetic
 
 import operators
 from pipeline.builtin import scikit_image_shard
-from pipeline.commit import ROWS, commit
+from pipeline.commit import commit
 from pipeline.job import Job
 from pipeline.metrics.scoring import Scorer, residual
 from pipeline.pictures import encode
@@ -68,19 +68,12 @@ def make(folder: Path, rows: int, images: str) -> None:
             "residual": random.gamma(4, 0.001, len(numbers)),
         }
         found = []
-        for number, *row in zip(numbers, *(of.tolist() for of in values.values()), strict=True):
-            failed = number % 67 == 20
-            fields: dict[str, Any] = dict.fromkeys(ROWS.names) | {
-                "key": f"sample_{number:08d}",
-                "shard": run.summary.shards[number // SHARD],
-                "label": number % LABELS,
-                "status": "failed" if failed else "ok",
-                "error": "UnreadableImage: the file ends before the picture does" if failed else None,
-            }
-            if not failed:
-                fields |= {"forwards": 5, "vjps": 5, **dict(zip(values, row, strict=True))}
-                if number < GALLERY or images == "all":
-                    fields |= restored[number % len(restored)]
+        for number, *each in zip(numbers, *(of.tolist() for of in values.values()), strict=True):
+            error = "UnreadableImage: the file ends before the picture does" if number % 67 == 20 else None
+            shard = run.summary.shards[number // SHARD]
+            fields = row(number, shard, number % LABELS, error, dict(zip(values, each, strict=True)))
+            if error is None and (number < GALLERY or images == "all"):
+                fields |= restored[number % len(restored)]
             found.append(fields)
         commit(
             folder,

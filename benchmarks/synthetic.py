@@ -6,7 +6,7 @@ from typing import Any
 
 import yaml
 
-from pipeline.commit import read_commits
+from pipeline.commit import ROWS, read_commits
 from pipeline.job import Job
 from pipeline.plan import PlanSummary
 from pipeline.run import Run
@@ -35,6 +35,15 @@ def synthetic(folder: Path, rows: int, shard_size: int, images: str = "none") ->
     shards = [f"/data/set-{n:05d}.tar" for n in range(-(-rows // shard_size))]
     summary = PlanSummary(shards, -(-rows // UNIT), rows, {}, [])
     return Synthetic(folder, job, Examined("0" * 64, "synthetic"), summary)
+
+
+def row(number: int, shard: str, label: int, error: str | None, measures: dict[str, float]) -> dict[str, Any]:
+    """Of a sample without pictures; failed if there is an error."""
+    found: dict[str, Any] = dict.fromkeys(ROWS.names)
+    found |= {"key": f"sample_{number:08d}", "shard": shard, "label": label, "status": "ok"}
+    if error is not None:
+        return found | {"status": "failed", "error": error}
+    return found | {"forwards": 5, "vjps": 5} | measures
 
 
 def memory(field: str) -> float:

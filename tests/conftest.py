@@ -1,9 +1,12 @@
 """Shards, jobs and one Ray cluster for the whole session."""
 
+import base64
+import hashlib
 import io
 import json
 import logging
 import os
+import re
 import shutil
 import subprocess
 import tarfile
@@ -165,6 +168,17 @@ def ray_cluster() -> Iterator[str]:
         Path(folder, "ray_current_cluster").write_text(context.address_info["gcs_address"])
         yield context.dashboard_url
         ray.shutdown()
+
+
+def assert_self_contained(html: str) -> None:
+    """A page names no address and may run one script, its own."""
+    assert "http://" not in html
+    assert "https://" not in html
+    (script,) = re.findall(r"<script>(.*?)</script>", html, re.DOTALL)
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    assert (
+        f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{digest}'" in html
+    )
 
 
 class Browser:
