@@ -28,18 +28,16 @@ from pipeline.job import Job
 SIZE = 32
 
 
-def pytest_itemcollected(item: pytest.Item) -> None:
-    """With `pytest -n 2 --dist loadgroup` a file has one process, and so have the tests on Ray.
-
-    pytest-xdist 3.8 does not see the groups under pytest 9.2: there both processes start a Ray.
-    """
-    on_ray = "ray_cluster" in getattr(item, "fixturenames", ())
-    item.add_marker(pytest.mark.xdist_group("ray" if on_ray else item.path.stem))
+LONGEST = ("test_cluster", "test_aggregate", "test_faults", "test_run")
+"""Files that begin, for they are the longest, in an order in which the Ray of test_cluster starts first: the job
+agent of a machine's first Ray gets the port that `kintsugi submit` is told. Then test_aggregate, which has none.
+"""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Those on Ray, which take longest, begin."""
-    items.sort(key=lambda item: item.get_closest_marker("xdist_group").args != ("ray",))
+    """With `pytest -n 2 --dist loadfile` a file has one process, which makes its fixtures, and its Ray, once."""
+    order = {name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: order.get(item.path.stem, len(order)))
 
 
 @pytest.fixture(scope="session", autouse=True)
