@@ -29,13 +29,13 @@ SIZE = 32
 
 
 LONGEST = ("test_cluster", "test_aggregate", "test_faults", "test_run")
-"""Files that begin, for they are the longest, in an order in which the Ray of test_cluster starts first: the job
-agent of a machine's first Ray gets the port that `kintsugi submit` is told. Then test_aggregate, which has none.
+"""Files that begin. The Ray of test_cluster starts first: the job agent of a machine's first Ray gets the
+port that `kintsugi submit` is told; test_aggregate, which has no Ray, lets it.
 """
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """With `pytest -n 2 --dist loadfile` a file has one process, which makes its fixtures, and its Ray, once."""
+    """With `pytest -n 2 --dist loadfile` a file has one process, which makes its fixtures once."""
     order = {name: place for place, name in enumerate(LONGEST)}
     items.sort(key=lambda item: order.get(item.path.stem, len(order)))
 
