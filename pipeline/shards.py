@@ -24,7 +24,12 @@ MAX_HEADER = (
     1 << 14
 )  # bytes of all headers of one member: long names and PAX records, which take tarfile long
 SKIPPED = re.compile(r"__[^/]*__($|/)")  # webdataset's rule for metadata members
-SUFFIXES = ("png", "jpg", "jpeg", "webp", "bmp", "tif", "tiff", "ppm", "npy")
+# fmt: off
+SUFFIXES = (
+    "png", "jpg", "jpeg", "webp", "bmp", "tif", "tiff", "ppm", "npy",
+    "jfif", "jpe", "pgm", "gif", "avif", "heic",
+)
+# fmt: on
 SHA256SUMS = "SHA256SUMS"
 MAX_SHARDS = 1_000_000
 MAX_SUMS = 1 << 28  # bytes of SHA256SUMS
