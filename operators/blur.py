@@ -9,6 +9,7 @@ from torch import Tensor
 
 from operators.base import Factored, Linear, Separable
 from operators.convolution import Boundary, convolution, convolution_matrix
+from operators.registry import ShapeError
 
 Taps = Annotated[int, Field(ge=1, le=1023)]
 
@@ -79,7 +80,7 @@ def gaussian_blur_rediff(image_shape: tuple[int, int, int]) -> Factored:
     """
     channels, n, width = image_shape
     if n != width:
-        raise ValueError(f"image_shape: gaussian_blur_rediff needs square images, these are {n}×{width}")
+        raise ShapeError(f"image_shape: gaussian_blur_rediff needs square images, these are {n}×{width}")
     # The released kernel lacks its last tap, which is 3e-23 and changes nothing.
     u, s, vt = torch.linalg.svd(convolution_matrix(n, gaussian(61, 3.0), "zero"))
     s = torch.where(s < 3e-2, 0, s)

@@ -10,6 +10,7 @@ from pydantic import Field, NonNegativeInt, PositiveInt
 from torch import Tensor
 
 from operators.base import Linear
+from operators.registry import ShapeError
 
 
 class Hadamard(Linear):
@@ -67,13 +68,14 @@ def compressed_sensing(
     sides = [block or n for n in shape]
     for side, n in zip(sides, shape, strict=True):
         if side & (side - 1):
-            raise ValueError(f"block: must be a power of two, and without it the image's sides; got {side}")
+            unfit = ValueError if block else ShapeError
+            raise unfit(f"block: must be a power of two, and without it the image's sides; got {side}")
         if n % side:
-            raise ValueError(f"block: {side} does not divide the image side {n}")
+            raise ShapeError(f"block: {side} does not divide the image side {n}")
     coefficients = math.prod(sides)
     count = round(ratio * coefficients)
     if count == 0:
-        raise ValueError(f"ratio: {ratio} keeps none of {coefficients} coefficients")
+        raise ShapeError(f"ratio: {ratio} keeps none of {coefficients} coefficients")
     rng = np.random.Generator(np.random.Philox(seed))
     chosen = torch.from_numpy(rng.permutation(coefficients) < count).view(sides)
     repeats = [n // side for n, side in zip(shape, sides, strict=True)]

@@ -7,6 +7,8 @@ import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
 
+from operators.registry import ShapeError
+
 
 def box(height: int, width: int, fraction: float = 0.5) -> Tensor:
     """Unknown: a centred box whose sides are `fraction` of the image's."""
@@ -56,7 +58,7 @@ def freeform(height: int, width: int, holes: tuple[float, float], seed: int) -> 
             x, y = nx, ny
         if 1 - np.asarray(trial).mean() <= high:
             canvas = trial
-    raise ValueError(f"holes: no strokes cover between {low} and {high} of a {height}×{width} image")
+    raise ShapeError(f"holes: no strokes cover between {low} and {high} of a {height}×{width} image")
 
 
 def from_file(path: str, height: int, width: int, known: str) -> Tensor:
@@ -81,7 +83,7 @@ def from_file(path: str, height: int, width: int, known: str) -> Tensor:
     h, w = white.shape[-2:]
     if (h, w) != (height, width):
         if h * width != w * height:
-            raise ValueError(f"mask: {path} is {h}×{w}, which does not fit images of {height}×{width}")
+            raise ShapeError(f"mask: {path} is {h}×{w}, which does not fit images of {height}×{width}")
         rows = (torch.arange(height) * h) // height
         columns = (torch.arange(width) * w) // width
         white = white[..., rows[:, None], columns]

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from operators import masks
 from operators.base import Linear
+from operators.registry import ShapeError
 
 Share = Annotated[float, Field(ge=0, le=1)]
 
@@ -82,4 +83,4 @@ def inpaint(
     try:
         return Mask(pixels.expand(image_shape))
     except RuntimeError:
-        raise ValueError(f"mask: shape {tuple(pixels.shape)} does not fit images {image_shape}") from None
+        raise ShapeError(f"mask: shape {tuple(pixels.shape)} does not fit images {image_shape}") from None

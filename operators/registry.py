@@ -19,6 +19,10 @@ class SpecError(ValueError):
     """A spec that cannot be built; the message names the field and the fix."""
 
 
+class ShapeError(ValueError):
+    """Images of this shape do not fit; others may."""
+
+
 @dataclass(frozen=True)
 class Parameter:
     name: str

@@ -9,6 +9,7 @@ from pydantic import Field, PositiveInt
 from torch import Tensor
 
 from operators.base import Separable
+from operators.registry import ShapeError
 
 Kernel = Literal["cubic", "box", "linear", "lanczos3"]
 
@@ -44,7 +45,7 @@ def resize(
     """
     channels, height, width = image_shape
     if factor > 2 * min(height, width):
-        raise ValueError(f"factor: {factor} leaves nothing of images of {height}×{width}")
+        raise ShapeError(f"factor: {factor} leaves nothing of images of {height}×{width}")
     rows, columns = (resize_matrix(n, round(n / factor), kernel) for n in (height, width))
     return Separable(channels, rows, columns, threshold=THRESHOLD)
 
@@ -52,7 +53,7 @@ def resize(
 def check_divides(factor: int, image_shape: tuple[int, int, int]) -> None:
     for side in image_shape[1:]:
         if side % factor:
-            raise ValueError(f"factor: {factor} does not divide the image side {side}")
+            raise ShapeError(f"factor: {factor} does not divide the image side {side}")
 
 
 def resize_matrix(n: int, m: int, kernel: Kernel) -> Tensor:

@@ -12,7 +12,6 @@ from pydantic import (
     NonNegativeFloat,
     PositiveFloat,
     PositiveInt,
-    ValidationError,
     field_validator,
     model_validator,
 )
@@ -20,7 +19,7 @@ from pydantic import (
 import operators
 import priors
 import samplers
-from operators.registry import SpecError
+from operators.registry import ShapeError, SpecError
 from pipeline import metrics, storage
 from priors.tiled import OVERLAP
 
@@ -263,10 +262,8 @@ class Job(Model):
         try:
             operator = operators.build(self.degradation.operator, self.image_shape)
         except SpecError as error:
-            cause = error.__cause__
-            of_shape = isinstance(cause, ValueError) and not isinstance(cause, ValidationError)
             # Measurements have sizes of their own, which may fit where `data.size` does not.
-            if not (self.measured and of_shape):
+            if not (self.measured and isinstance(error.__cause__, ShapeError)):
                 raise ValueError(f"degradation.{error}") from error
         else:
             if self.degradation.poisson is not None and not operator.pixels:

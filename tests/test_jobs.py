@@ -108,6 +108,29 @@ def test_a_missing_mask_file_is_named():
         )
 
 
+@pytest.mark.parametrize("kind", ["images", "measurements"])
+@pytest.mark.parametrize(
+    ("operator", "message"),
+    [
+        ("{name: inpaint, mask: /nowhere/m.png}", "known: say which pixels"),
+        ("{name: inpaint, mask: cloud}", "mask: 'cloud' is none of"),
+        ("{name: compose, operators: [{name: denoise}, {name: inpaint, mask: a.npz}]}", "known: say which"),
+        ("{name: compressed_sensing, block: 12}", "block: must be a power of two"),
+        ("{name: motion_blur, boundary: zero}", "boundary: 'zero' has no decomposition"),
+    ],
+)
+def test_an_operator_that_no_image_fits_is_refused_for_measurements_too(kind, operator, message):
+    sets = [f"data={{kind: {kind}, shards: a.tar}}", f"degradation.operator={operator}", "metrics=[]"]
+    with pytest.raises(JobError, match=message):
+        load_job("quickstart", [*sets, "images=restored"])
+
+
+def test_measurements_may_fit_where_the_tile_does_not():
+    sets = ["data={kind: measurements, shards: a.tar, size: 250}", "metrics=[]", "images=restored"]
+    for operator in ("{name: bicubic, factor: 4}", "{name: compressed_sensing}"):
+        load_job("quickstart", [*sets, f"degradation.operator={operator}"])
+
+
 @pytest.fixture
 def composed(tmp_path, monkeypatch) -> list[str]:
     """Overrides with a mask, by a relative path, of an operator among others."""
