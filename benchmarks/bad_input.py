@@ -662,6 +662,13 @@ JOBS: dict[str, Make] = {
     "a number as a key": partial(job_text, "1: 2\n"),
     "date that there is none of": partial(job_text, "seed: 2024-99-99\n"),
     "number of 5,000 digits": lambda folder: setting(folder, "seed=" + "9" * 5000),
+    "mask of measurements, `known` forgotten": lambda folder: job(
+        folder, **MEASUREMENTS, degradation={"operator": {"name": "inpaint", "mask": "m.png"}}
+    ),
+    "output named `exp #2`": lambda folder: setting(folder, f"output={OUT}/exp #2"),
+    "shards named *.tar and {a,b}.tar": lambda folder: setting(folder, "data.shards={s,t}*.tar"),
+    "seed 010": lambda folder: setting(folder, "seed=010"),
+    "tag of a date": partial(job_text, "seed: !!timestamp 2024-01-01\n"),
     "!!int of text": lambda folder: setting(folder, "seed=!!int x"),
     "unknown field": lambda folder: setting(folder, "data.sice=3"),
     "text for a number": lambda folder: setting(folder, "data.size=big"),

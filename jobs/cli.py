@@ -61,7 +61,12 @@ JobArgument = Annotated[
 RunArgument = Annotated[str, typer.Argument(help="A run directory, a path or a URL.")]
 SetOption = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="KEY.PATH=VALUE", help="Override a field of the job; repeatable."),
+    typer.Option(
+        "--set",
+        metavar="FIELD=VALUE",
+        help="Override a field of the job, such as sampler.w=8 or sampler='{name: ddnm, steps: 5}'; text is "
+        "taken as it is; repeatable.",
+    ),
 ]
 LimitOption = Annotated[int | None, typer.Option(min=1, help="Only the first N samples.")]
 AddressOption = Annotated[

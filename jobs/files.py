@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml
 from pydantic import ValidationError
 
+from jobs.values import kinds_at, names, parse_setting, parse_yaml
 from pipeline.errors import JobError
 from pipeline.storage import at, redacted
 
@@ -43,20 +44,25 @@ def load_job(name: str, overrides: list[str], limit: int | None = None) -> Job:
 
 def read_values(name: str, overrides: list[str]) -> tuple[dict[str, Any], str]:
     """The fields of `load_job` as they are written, and where they were found."""
+    from pipeline.job import Job
+
     ready = ready_jobs()
     try:
         path = at(name) if "://" in name else Path(name)
     except ValueError as error:
         raise JobError(f"job file: {error}") from error
-    if not path.is_file():
-        if name not in ready:
-            raise JobError(f"no job file {name!r}, and no ready job of that name: {', '.join(ready)}")
-        path = ready[name]
     try:
+        if not path.is_file():
+            if name not in ready:
+                known = closest(name, ready) or f"there are {', '.join(ready)}"
+                raise JobError(f"no job file {name!r}, and no ready job of that name; {known}")
+            path = ready[name]
         text = path.read_bytes().decode()
     except UnicodeDecodeError as error:
         raise JobError(f"{path}: not UTF-8: {error}") from None
-    values = parse_yaml(text, str(path))
+    except OSError as error:  # a name that is too long, no permission
+        raise JobError(f"job file: {error}") from error
+    values = parse_yaml(text, str(path), [Job])
     if not isinstance(values, dict):
         raise JobError(f"{path}: expected fields such as data: and degradation:, got {type(values).__name__}")
     for override in overrides:
@@ -78,10 +84,14 @@ def check(values: dict[str, Any], source: str) -> Job:
 
 def problem(error: dict[str, Any]) -> str:
     """One validation error as "field: what is wrong"."""
+    from pipeline.job import Job
+
     field = ".".join(str(part) for part in error["loc"])
     message = str(error["msg"]).removeprefix("Value error, ")
     if error["type"] == "extra_forbidden":
-        message = "no such field; see `kintsugi run --help`"
+        *group, name = error["loc"]
+        there = names(kinds_at(group, [Job]))
+        message = f"no such field; {closest(str(name), there) or 'see `kintsugi list fields`'}"
     elif error["type"] not in ("value_error", "missing"):
         # Redacted while it is whole: of a URL that is cut nobody can tell what is secret in it.
         message += f" (got {shorten(redacted(repr(error['input'])))})"
@@ -89,12 +99,14 @@ def problem(error: dict[str, Any]) -> str:
 
 
 def apply(values: dict[str, Any], override: str) -> None:
-    """Set one field: "sampler.w=8" sets values["sampler"]["w"] to 8; the value is YAML."""
+    """Set one field: "sampler.w=8" sets values["sampler"]["w"] to 8; `parse_setting` reads the value."""
+    from pipeline.job import Job
+
     path, equals, text = override.partition("=")
     where = f"--set {shorten(redacted(repr(override)))}"
     if not equals or not path:
         raise JobError(f"{where}: expected key.path=value, for instance sampler.w=8")
-    assign(values, path, parse_yaml(text, where), where)
+    assign(values, path, parse_setting(text, where, kinds_at(path.split("."), [Job])), where)
 
 
 def assign(values: dict[str, Any], path: str, value: Any, where: str) -> None:
@@ -107,41 +119,14 @@ def assign(values: dict[str, Any], path: str, value: Any, where: str) -> None:
     values[last] = value
 
 
+def closest(name: str, known: Iterable[str]) -> str | None:
+    """What was meant by a name that is not known, as a question."""
+    found = get_close_matches(name, known, n=1)
+    return f"did you mean {found[0]}?" if found else None
+
+
 def shorten(text: str) -> str:
     return text if len(text) <= SHOWN else f"{text[: SHOWN - 1]}…"
-
-
-class Plain(yaml.SafeLoader):
-    """YAML without aliases, of which a few lines may stand for gigabytes, and without fields given twice."""
-
-    def compose_node(self, parent: Any, index: Any) -> Any:
-        if self.check_event(yaml.AliasEvent):
-            mark = self.peek_event().start_mark  # type: ignore[no-untyped-call]
-            raise yaml.composer.ComposerError(None, None, "aliases (*name) are not read", mark)
-        return super().compose_node(parent, index)
-
-    def compose_mapping_node(self, anchor: Any) -> Any:
-        node = super().compose_mapping_node(anchor)
-        seen: set[Any] = set()
-        for key, _ in node.value:
-            if not isinstance(key.value, str):  # a list or a mapping, which PyYAML refuses as a key
-                continue
-            if key.value in seen:
-                what = f"{key.value!r} is there twice"
-                raise yaml.composer.ComposerError(None, None, what, key.start_mark)
-            seen.add(key.value)
-        return node
-
-
-def parse_yaml(text: str, source: str) -> Any:
-    try:
-        return yaml.load(text, Plain)
-    except yaml.YAMLError as error:
-        raise JobError(f"{source}: not valid YAML: {error}") from None
-    except RecursionError:
-        raise JobError(f"{source}: not valid YAML: nested too deep") from None
-    except Exception as error:  # what PyYAML makes of 2024-99-99, of !!int x and of 5,000 digits
-        raise JobError(f"{source}: not valid YAML: a value that is none of its type: {error}") from None
 
 
 def absolute_files(values: dict[str, Any]) -> dict[str, Any]:

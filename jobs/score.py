@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-import yaml
+from pydantic import ValidationError
 
+from jobs.files import problem
+from jobs.values import parse_setting
 from pipeline.errors import JobError
 
 if TYPE_CHECKING:
@@ -73,9 +75,9 @@ def reference_from(given: str) -> Published | str:
     """What a job's `reference` may be, from one argument: a mapping is in braces."""
     from pipeline.job import Published
 
-    if not given.startswith("{"):
-        return given
+    value: str | dict[str, Any] = parse_setting(given, "--reference", [str, Published])
     try:
-        return Published.model_validate(yaml.safe_load(given))
-    except (ValueError, yaml.YAMLError) as error:
-        raise JobError(f"--reference: {error}") from error
+        return value if isinstance(value, str) else Published.model_validate(value)
+    except ValidationError as error:
+        found = [problem({**e, "loc": ("reference", *e["loc"])}) for e in error.errors()]
+        raise JobError("\n".join(f"--{each}" for each in found)) from None

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 import yaml
 
-from jobs.files import absolute_files, assign, check, parse_yaml, read_values
+from jobs.files import absolute_files, assign, check, read_values
+from jobs.values import kinds_at, parse_setting, split
 from pipeline.errors import JobError
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ def sweep(
     vary: Annotated[
         list[str],
         typer.Option(
-            metavar="KEY.PATH=VALUES",
+            metavar="FIELD=VALUES",
             help="A field and its values: 5,10,15 or, with --random, a range -0.2..0.2 or 1..30:log; "
             "repeatable.",
         ),
@@ -63,7 +64,7 @@ def sweep(
     ] = None,
     sets: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="KEY.PATH=VALUE", help="Override a field of the job; repeatable."),
+        typer.Option("--set", metavar="FIELD=VALUE", help="Override a field of the job; repeatable."),
     ] = None,
     address: Annotated[
         str | None,
@@ -156,7 +157,8 @@ def combinations(vary: list[str], random: int | None, seed: int) -> list[Setting
 
 
 def parse_vary(text: str) -> tuple[str, Choices]:
-    """ "sampler.w=5,10" → ("sampler.w", [5, 10]); the values are YAML."""
+    """ "sampler.w=5,10" → ("sampler.w", [5, 10]); the values are as after --set, between commas."""
+    from pipeline.job import Job
     from pipeline.sweep import Range
 
     field, _, written = text.partition("=")
@@ -167,10 +169,10 @@ def parse_vary(text: str) -> tuple[str, Choices]:
         if low >= high or (log and low <= 0):
             raise JobError(f"--vary {text!r}: a range goes up" + (", from above 0 with :log" if log else ""))
         return field, Range(low, high, log)
-    if re.search(r"\d\.\.[-.\d]", written):  # and no path
+    kinds = kinds_at(field.split("."), [Job])
+    if re.search(r"\d\.\.[-.\d]", written) and str not in kinds:
         raise JobError(f"--vary {text!r}: a range stands alone, two numbers as in 1..30 or 1..30:log")
-    values: list[Any] = parse_yaml(f"[{written}]", f"--vary {text!r}")
-    return field, values
+    return field, [parse_setting(part, f"--vary {text!r}", kinds) for part in split(written)]
 
 
 def overlap(one: str, other: str) -> bool:

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import math
+from contextlib import suppress
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -325,4 +326,22 @@ def differences(before: Job, now: Job) -> list[tuple[str, Any, Any]]:
     """(field, before, now) for every deciding field that differs."""
     old, new = deciding(before), deciding(now)
     fields = sorted(old.keys() | new.keys())
-    return [(f, old.get(f), new.get(f)) for f in fields if old.get(f) != new.get(f)]
+    return [(f, old.get(f), new.get(f)) for f in fields if not alike(old.get(f), new.get(f))]
+
+
+def alike(before: Any, now: Any) -> bool:
+    """Whether two values are the same; in specs of older runs a number such as 1e-3 is text."""
+    match before, now:
+        case dict(), dict():
+            return before.keys() == now.keys() and all(alike(before[name], now[name]) for name in now)
+        case list(), list():
+            return len(before) == len(now) and all(map(alike, before, now))
+        case str(), int() | float():
+            with suppress(ValueError):
+                return float(before) == now
+    return bool(before == now)
+
+
+def as_before(before: Spec, now: Spec) -> Spec:
+    """A spec with what is the same as it was written, since the configuration's hash is of that."""
+    return {k: before[k] if k in before and alike(before[k], value) else value for k, value in now.items()}

@@ -14,7 +14,7 @@ from operators import SpecError
 from pipeline import builtin, storage
 from pipeline.commit import Commit, read_commits
 from pipeline.errors import JobError
-from pipeline.job import Job, config_hash, differences
+from pipeline.job import Job, as_before, config_hash, differences
 from pipeline.metrics.reference import refuse_missing
 from pipeline.plan import PlanSummary, Unit, changed_shards, make_plan, read_summary, read_units
 from pipeline.shards import expand, from_root
@@ -120,7 +120,7 @@ def open_or_plan(job: Job, on_unit: Callable[[Unit], None] = lambda unit: None) 
         if gone := changed_shards(folder / "plan.parquet"):
             raise JobError("shards have changed since the plan was made:\n  " + "\n  ".join(gone))
         # As they were written: commit records name the configuration by them.
-        return Run(folder, with_shards(job, run.job.data.shards), prior, run.summary)
+        return Run(folder, as_written(run.job, job), prior, run.summary)
     check_writable(folder)
     summary = plan(job, folder, on_unit)
     job = job.model_copy(update={"output": str(folder)})
@@ -135,6 +135,17 @@ def from_anywhere(job: Job) -> Job:
     """The job with shards that are the same from any folder, so that job.yaml works from there."""
     shards = job.data.shards
     return job if shards == builtin.SCIKIT_IMAGE else with_shards(job, from_root(shards))
+
+
+def as_written(before: Job, now: Job) -> Job:
+    """A job with what is the same as before in the words it had then."""
+    operator = as_before(before.degradation.operator, now.degradation.operator)
+    specs = {
+        "degradation": now.degradation.model_copy(update={"operator": operator}),
+        "prior": as_before(before.prior, now.prior),
+        "sampler": as_before(before.sampler, now.sampler),
+    }
+    return with_shards(now, before.data.shards).model_copy(update=specs)
 
 
 def with_shards(job: Job, shards: str | list[str]) -> Job:

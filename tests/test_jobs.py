@@ -14,7 +14,8 @@ from typer.testing import CliRunner
 
 from jobs import submit
 from jobs.cli import app
-from jobs.files import load_job, parse_yaml, ready_jobs
+from jobs.files import load_job, ready_jobs
+from jobs.values import parse_setting
 from pipeline.errors import JobError
 
 ROOT = Path(__file__).parent.parent
@@ -92,7 +93,7 @@ def test_overrides():
         ("compute=3", "compute"),
         ("nonsense", "expected key.path=value"),
         ("seed: 3=", "not valid YAML|no such field"),
-        ("data.shards=[", "not valid YAML"),
+        ("metrics=[", "not valid YAML"),
     ],
 )
 def test_a_bad_field_is_named(override, message):
@@ -149,10 +150,10 @@ def test_submit_finds_files_of_composed_operators_and_reads_the_job_once(compose
     places = ["output=/run", "data.shards=/a.tar"]
     with pytest.raises(JobError, match=r"degradation\.operator\.operators\.1\.mask: 'm\.png' must"):
         submit.load_for_cluster("quickstart", [*composed, *places])
-    monkeypatch.setattr("jobs.files.parse_yaml", counted := Mock(wraps=parse_yaml))
+    monkeypatch.setattr("jobs.files.parse_setting", counted := Mock(wraps=parse_setting))
     absolute = composed[0].replace("m.png", str(Path("m.png").absolute()))
     assert submit.load_for_cluster("quickstart", [absolute, *places]).output == "/run"
-    assert counted.call_count == 1 + 3, "the file and each override"
+    assert counted.call_count == 3, "each override once"
 
 
 def test_packing_for_a_wrong_url_is_an_error_in_words(job_file):
