@@ -47,6 +47,12 @@ class Drift:
         p, q = data_prediction(self.prior_path, self.parametrization, time)
         return p * scale, q
 
+    def noise(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """The factors of x and of u in ẑ = (x − a x̂₀) / s, what an ε-network would give."""
+        a, s = self.path.a(t), self.path.s(t)
+        p, q = self.prediction(t)
+        return (1 - a * p) / s, -a * q / s
+
     def unconditional(self, t: Tensor) -> tuple[Tensor, Tensor]:
         """m, n: dx/dt = m x + n u, from dx/dt = ȧ x̂₀ + ṡ ẑ with ẑ = (x − a x̂₀) / s."""
         a, s, da, ds = self.path.a(t), self.path.s(t), self.path.da(t), self.path.ds(t)

@@ -42,6 +42,7 @@ class Prepared:
     end_scale: float
     lam: float
     steps: list[Step]
+    noise: list[tuple[float, float]] | None
     network_times: Tensor
     index: Tensor
 
@@ -67,7 +68,8 @@ class Conjugate(Remembers[Prepared]):
     and 0.99 on flows, where the published code returns the state. lam is per unit of the path's whole span
     of time. path: the prior's own, or another one by matching the log-SNR. init: start from H⁺y or from
     the linear MMSE estimate. project: impose a noiseless measurement on the result. churn: noise added
-    before each step but the first, as S_churn of Karras et al. 2022 (order 1).
+    before each step but the first, as S_churn of Karras et al. 2022 (order 1). jacobian: false leaves the
+    network's derivative out of the guidance, which is then that of an ε-network whatever it predicts.
     """
 
     steps: PositiveInt = 5
@@ -94,6 +96,15 @@ class Conjugate(Remembers[Prepared]):
         """Vector-Jacobian products per sample."""
         return self.steps if self.jacobian and self.w != 0 else 0
 
+    @property
+    def in_noise(self) -> bool:
+        """Whether outputs are made ε before they are used.
+
+        Without the Jacobian κ p G (H⁺y − x̂₀) is left of the guidance, and p is another one for everything
+        that a network can predict: 1/a for ε, and 0 for x̂₀.
+        """
+        return self.w != 0 and not self.jacobian
+
     def coefficients(self, prior: Prior, singular_values: Tensor, sigma_y: float) -> Coefficients:
         """The coefficients for distinct singular values (D,), float64, on the CPU."""
         path = PATHS[self.path] or prior.path
@@ -106,13 +117,12 @@ class Conjugate(Remembers[Prepared]):
                 raise ValueError(f"{name}: {time} is outside the path's times, {low} to {high}")
         if (end - start) * (path.data_time - path.noise_time) <= 0:
             raise ValueError(f"start, end: {start} to {end} does not lead from noise to data")
-        diverges = prior.parametrization == "x0" or (
-            self.schedule == "constant" and self.absorb == "conditional"
-        )
+        parametrization = "eps" if self.in_noise else prior.parametrization
+        diverges = parametrization == "x0" or (self.schedule == "constant" and self.absorb == "conditional")
         if diverges and path.s(torch.tensor(end, dtype=torch.float64)) == 0:
             raise ValueError(f"end: the coefficients diverge at clean data ({end}); stop before it")
         return Coefficients(
-            drift=Drift(path, prior.path, prior.parametrization),
+            drift=Drift(path, prior.path, parametrization),
             schedule=self.schedule,
             w=self.w,
             lam=self.lam / abs(path.noise_time - path.data_time),
@@ -152,11 +162,16 @@ class Conjugate(Remembers[Prepared]):
             )
             for step in coefficients.steps
         ]
+        noise = None
+        if self.in_noise and prior.parametrization != "eps":
+            of_state, of_output = Drift(path, prior.path, prior.parametrization).noise(coefficients.starts)
+            noise = list(zip(of_state.tolist(), of_output.tolist(), strict=True))
         return Prepared(
             start=(path.a(times[0]).item(), path.s(times[0]).item()),
             end_scale=path.a(times[-1]).item(),
             lam=coefficients.lam,
             steps=steps,
+            noise=noise,
             network_times=torch.tensor([step.network_time for step in steps], dtype=torch.float64).to(like),
             # At least one-dimensional: an index of no dimension is read on the host.
             index=index[1:].view(spectrum.shape or (1,)).to(like.device),
@@ -190,6 +205,9 @@ class Conjugate(Remembers[Prepared]):
                 leaf = x.detach().requires_grad_(self.vjps > 0)
                 seen = leaf if step.network_scale == 1 else step.network_scale * leaf
                 output = prior(seen, time)
+            if job.noise is not None:
+                of_state, of_output = job.noise[k]
+                output = of_state * x + of_output * output
             u = Split(output.detach(), operator.to_spectral(output.detach()))
             if callback is not None:
                 callback(k, x, step.p * x + step.q * u.image)

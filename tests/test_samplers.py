@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import scipy.integrate
 import torch
 
 import operators
@@ -207,6 +208,58 @@ def test_without_the_jacobian_both_integrators_still_agree():
     ]
     assert relative_error(*limits) < 1e-4
     assert relative_error(limits[0], restore(build(steps=100, order=3, w=3.0, end=0.05)).image) > 1e-2
+
+
+@pytest.mark.parametrize(
+    "parameters",
+    [{"w": 15.0}, {"name": "pigdm", "w": 4.0}, {"order": 3, "steps": 7}, {"path": "flow", "end": 0.98}],
+    ids=str,
+)
+@pytest.mark.parametrize("path", [VP, FLOW, LABELS], ids=["vp", "flow", "ddpm"])
+@pytest.mark.parametrize("sigma_y", [0.0, 0.1])
+def test_without_the_jacobian_what_a_network_predicts_does_not_matter(parameters, path, sigma_y):
+    sampler = build(**parameters, jacobian=False)
+    results, predictions = [], []
+    for parametrization in ("eps", "v", "x0"):
+        prior = mixture(path, parametrization)
+        seen = []
+        found = restore(sampler, prior, sigma_y=sigma_y, callback=lambda k, x, x0, seen=seen: seen.append(x0))
+        assert found.vjps == 0
+        results.append(found.image)
+        predictions.append(torch.stack(seen))
+    for one, prediction in zip(results[1:], predictions[1:], strict=True):
+        torch.testing.assert_close(one, results[0], rtol=1e-8, atol=1e-8)
+        torch.testing.assert_close(prediction, predictions[0], rtol=1e-8, atol=1e-8)
+    unguided = restore(
+        build(**{**parameters, "w": 0.0}, jacobian=False), mixture(path, "eps"), sigma_y=sigma_y
+    )
+    assert relative_error(results[0], unguided.image) > 0.05
+
+
+@pytest.mark.parametrize("parametrization", ["eps", "v", "x0"])
+def test_guidance_without_the_jacobian_has_its_closed_form(parametrization):
+    """For x₀ ~ N(0, I) on VP, with h = H⁺y: dx/db = ½ w (e^{-b} x − e^{-b/2} h) where H sees, else 0."""
+    operator, w = bicubic(), 3.0
+    y, z = operator.forward(0.6 * draw(1, *SHAPE)), draw(1, *SHAPE, seed=2)
+    h, (start, end) = operator.pinv(y), torch.tensor([0.4, 0.05], dtype=D)
+    sampler = build(steps=100, order=3, w=w, jacobian=False, start=0.4, end=0.05)
+    found = restore(sampler, StandardNormal(VP, parametrization), operator, y, z).image
+    b0, b1 = VP.integrated_beta(start).item(), VP.integrated_beta(end).item()
+    scale = np.exp(w / 2 * (np.exp(-b0) - np.exp(-b1)))
+    pull = scipy.integrate.quad(
+        lambda b: -w / 2 * np.exp(-b / 2 + w / 2 * (np.exp(-b) - np.exp(-b1))), b0, b1, epsabs=1e-12
+    )[0]
+    x = VP.a(start) * h + VP.s(start) * z
+    seen = scale * operator.spectral_map(lambda s: (s > 0).to(s), x) + pull * h
+    expected = (seen + x - operator.spectral_map(lambda s: (s > 0).to(s), x)) / VP.a(end)
+    assert relative_error(found, expected) < 1e-5
+
+
+def test_from_pure_noise_of_a_flow_the_jacobian_is_needed():
+    """There ε says nothing of the image; the velocity does, and is used with the Jacobian."""
+    assert torch.isfinite(restore(build(start=0.0), mixture(FLOW, "v")).image).all()
+    with pytest.raises(ValueError, match="start: infinite coefficients"):
+        restore(build(start=0.0, jacobian=False), mixture(FLOW, "v"))
 
 
 # The exact posterior of a Gaussian.
