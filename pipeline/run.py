@@ -99,17 +99,7 @@ def open_or_plan(job: Job, on_unit: Callable[[Unit], None] = lambda unit: None) 
     prior = examine_prior(job)
     if (folder / "job.yaml").exists():
         run = Run.open(folder)
-        if changed := differences(from_anywhere(run.job), job):
-            listed = "\n".join(f"  {field}: {before!r} → {now!r}" for field, before, now in changed)
-            raise JobError(
-                f"{folder} holds a run of another job; choose another output, delete it, or undo:\n{listed}"
-            )
-        if run.prior.sha256 != prior.sha256:
-            raise JobError(
-                f"{folder} was begun with another prior; choose another output, or restore it:\n"
-                f"  {run.prior.title}, SHA-256 {run.prior.sha256}\n"
-                f"  now {prior.title}, SHA-256 {prior.sha256}"
-            )
+        refuse_another(run, job, prior)
         now, planned = shard_paths(job, folder), list(map(storage.at, run.summary.shards))
         if now != planned:
             fresh = sorted(map(str, set(now) ^ set(planned)))
@@ -129,6 +119,21 @@ def open_or_plan(job: Job, on_unit: Callable[[Unit], None] = lambda unit: None) 
     with publish(folder / "job.yaml") as temporary:
         temporary.write_text(yaml.safe_dump(job.model_dump(mode="json"), sort_keys=False))
     return Run(folder, job, prior, summary)
+
+
+def refuse_another(run: Run, job: Job, prior: Examined) -> None:
+    """Raise a JobError if a run is not one of this job, as `from_anywhere` gives it, and prior."""
+    if changed := differences(from_anywhere(run.job), job):
+        listed = "\n".join(f"  {field}: {before!r} → {now!r}" for field, before, now in changed)
+        raise JobError(
+            f"{run.folder} holds a run of another job; choose another output, delete it, or undo:\n{listed}"
+        )
+    if run.prior.sha256 != prior.sha256:
+        raise JobError(
+            f"{run.folder} was begun with another prior; choose another output, or restore it:\n"
+            f"  {run.prior.title}, SHA-256 {run.prior.sha256}\n"
+            f"  now {prior.title}, SHA-256 {prior.sha256}"
+        )
 
 
 def from_anywhere(job: Job) -> Job:
