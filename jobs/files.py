@@ -138,18 +138,14 @@ def absolute_files(values: dict[str, Any]) -> dict[str, Any]:
 
 def files_of(values: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any], str]]:
     """(field, the spec it is in, its name there) for every path of a file that specs name."""
+    import operators
+
     reference = values.get("reference", "truth")
     if isinstance(reference, str) and reference != "truth" and "://" not in reference:
         yield "reference", values, "reference"
     degradation, prior = values.get("degradation"), values.get("prior")
-    operator = degradation.get("operator") if isinstance(degradation, dict) else None
-    specs = {"degradation.operator": operator}
-    parts = operator.get("operators") if isinstance(operator, dict) else None  # of `compose`
-    if isinstance(parts, list):
-        specs |= {f"degradation.operator.operators.{number}": part for number, part in enumerate(parts)}
-    for field, spec in specs.items():
-        if isinstance(spec, dict) and str(spec.get("mask")).endswith((".png", ".npz")):
-            yield f"{field}.mask", spec, "mask"
+    if isinstance(degradation, dict):
+        yield from operators.files_of(degradation.get("operator"), "degradation.operator")
     if isinstance(prior, dict) and isinstance(path := prior.get("path"), str) and "://" not in path:
         hub_id = prior.get("name") == "diffusers" and not absolute(path).exists()
         if not hub_id:

@@ -6,12 +6,13 @@
 Images are (B, C, H, W) in [-1, 1].
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Annotated, Any
 
 import torch
 from pydantic import Field
 
+from operators import masks
 from operators.base import Linear, Nonlinear, Operator, Separable
 from operators.blur import anisotropic_blur, gaussian_blur, gaussian_blur_rediff, uniform_blur
 from operators.channels import colorize
@@ -24,7 +25,20 @@ from operators.pointwise import Mask, denoise, inpaint
 from operators.registry import Registry, SpecError, construct
 from operators.resize import average_pool, bicubic, resize
 
-__all__ = ["REGISTRY", "Linear", "Mask", "Nonlinear", "Operator", "Separable", "SpecError", "build"]
+__all__ = [
+    "REGISTRY",
+    "Linear",
+    "Mask",
+    "Nonlinear",
+    "Operator",
+    "Separable",
+    "SpecError",
+    "build",
+    "files_of",
+]
+
+FILES = {"mask": masks.SUFFIXES}
+"""Parameters that may name a file, and the suffixes by which a value is one."""
 
 
 def compose(
@@ -84,3 +98,21 @@ def build(
     """
     operator: Operator = construct("operator", REGISTRY, spec, tuple(image_shape))
     return operator.to(device, dtype)
+
+
+def files_of(spec: Any, field: str) -> Iterator[tuple[str, dict[str, Any], str]]:
+    """(field, the spec it is in, its name there) for every file that a spec names, in `compose` too.
+
+    Args:
+        spec: perhaps none: it may come from a file that nobody has checked yet.
+        field: what the spec is called.
+    """
+    if not isinstance(spec, dict):
+        return
+    for parameter, suffixes in FILES.items():
+        if str(spec.get(parameter)).endswith(suffixes):
+            yield f"{field}.{parameter}", spec, parameter
+    parts = spec.get("operators")
+    if spec.get("name") == "compose" and isinstance(parts, list):
+        for number, part in enumerate(parts):
+            yield from files_of(part, f"{field}.operators.{number}")

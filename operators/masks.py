@@ -9,6 +9,8 @@ from torch import Tensor
 
 from operators.registry import ShapeError
 
+SUFFIXES = (".png", ".npz")  # of files of masks
+
 
 def box(height: int, width: int, fraction: float = 0.5) -> Tensor:
     """Unknown: a centred box whose sides are `fraction` of the image's."""

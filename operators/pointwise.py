@@ -74,7 +74,7 @@ def inpaint(
         pixels = masks.random(height, width, keep, seed)
     elif mask == "freeform":
         pixels = masks.freeform(height, width, holes, seed)
-    elif not mask.endswith((".png", ".npz")):
+    elif not mask.endswith(masks.SUFFIXES):
         raise ValueError(f"mask: {mask!r} is none of box, random, half, freeform, nor a .png or .npz file")
     elif known is None:
         raise ValueError('known: say which pixels of the mask file are known, "white" or "black"')

@@ -2,7 +2,7 @@
 
 import time
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -16,6 +16,7 @@ import priors
 import samplers
 from operators import Operator, SpecError
 from pipeline.errors import JobError
+from pipeline.identity import of_operator, refuse_changed
 from pipeline.job import Degradation, Job
 from pipeline.meter import Metered
 from pipeline.metrics import SETS, TRUTH
@@ -89,6 +90,9 @@ class Shapes(NamedTuple):
 class Stage:
     """Everything a worker keeps between batches.
 
+    Args:
+        files: what the files of the operator must be, by field; nothing is asked of others.
+
     Attributes:
         seconds: time spent by part (degrade, sample, score) since the start; forward and vjp are the
             network's within sample.
@@ -98,11 +102,12 @@ class Stage:
             where none of these fits the operator.
 
     Raises:
-        JobError: the prior cannot be loaded, or the sampler does not fit it; weights of a metric are missing.
+        JobError: the prior cannot be loaded, or the sampler does not fit it; weights of a metric are missing,
+            or a file is not what it must be.
     """
 
-    def __init__(self, job: Job, device: str | torch.device):
-        self.job, self.device = job, torch.device(device)
+    def __init__(self, job: Job, device: str | torch.device, files: Mapping[str, str] | None = None):
+        self.job, self.device, self.files = job, torch.device(device), files or {}
         try:
             self.scorer = Scorer(job.metrics, device)
             self.extractor = Extractor({SETS[name].space for name in job.metrics if name in SETS}, device)
@@ -154,12 +159,15 @@ class Stage:
         Raises:
             SpecError: the operator does not fit the shape.
             ValueError: the sampler does not fit; the message begins with the field.
+            JobError: a file of the operator is not what it must be.
         """
         if shape in self.problems:
             self.problems.move_to_end(shape)
             return self.problems[shape]
         degradation = self.job.degradation
+        self.check_files()
         operator = operators.build(degradation.operator, shape, device=self.device)
+        self.check_files()  # again, so that what was read in between is what is checked
         prior: Prior = self.prior
         if self.job.measured:
             overlap = min(self.job.restoration.overlap, self.job.data.size // 2)
@@ -170,6 +178,11 @@ class Stage:
         self.problems[shape] = found
         self.forget_problems()
         return found
+
+    def check_files(self) -> None:
+        """Raise a JobError if a file of the operator is gone or not what it must be."""
+        if self.files:
+            refuse_changed(self.files, of_operator(self.job))
 
     def forget_problems(self) -> None:
         """Keep the problems that were used last."""

@@ -12,8 +12,10 @@ import yaml
 import priors
 from operators import SpecError
 from pipeline import builtin, storage
+from pipeline.claim import claimed
 from pipeline.commit import Commit, read_commits
 from pipeline.errors import JobError
+from pipeline.identity import keep_to
 from pipeline.job import Job, as_before, config_hash, differences
 from pipeline.metrics.reference import refuse_missing
 from pipeline.plan import PlanSummary, Unit, changed_shards, make_plan, read_summary, read_units
@@ -91,34 +93,47 @@ def open_or_plan(job: Job, on_unit: Callable[[Unit], None] = lambda unit: None) 
     """The run of this job: an existing one to be continued, or a new one with its plan made.
 
     Raises:
-        JobError: the directory holds a run of another job, its shards have changed, or the plan
-            cannot be made.
+        JobError: the directory holds a run of another job, or another one is planned in it; files or
+            shards have changed; or the plan cannot be made.
     """
     folder = storage.at(job.output)
     job = from_anywhere(job)
     prior = examine_prior(job)
     if (folder / "job.yaml").exists():
-        run = Run.open(folder)
-        refuse_another(run, job, prior)
-        now, planned = shard_paths(job, folder), list(map(storage.at, run.summary.shards))
-        if now != planned:
-            fresh = sorted(map(str, set(now) ^ set(planned)))
-            raise JobError(
-                f"{folder} was planned with other shards; choose another output, or restore them:\n  "
-                + "\n  ".join(fresh[:10])
-            )
-        if gone := changed_shards(folder / "plan.parquet"):
-            raise JobError("shards have changed since the plan was made:\n  " + "\n  ".join(gone))
-        # As they were written: commit records name the configuration by them.
-        return Run(folder, as_written(run.job, job), prior, run.summary)
-    check_writable(folder)
-    summary = plan(job, folder, on_unit)
-    job = job.model_copy(update={"output": str(folder)})
-    with publish(folder / PRIOR) as temporary:
-        temporary.write_text(json.dumps(asdict(prior), indent=2) + "\n")
-    with publish(folder / "job.yaml") as temporary:
-        temporary.write_text(yaml.safe_dump(job.model_dump(mode="json"), sort_keys=False))
-    return Run(folder, job, prior, summary)
+        return continued(folder, job, prior)
+    with claimed(folder, job, prior.sha256):
+        if (folder / "job.yaml").exists():  # since a moment ago
+            return continued(folder, job, prior)
+        summary = plan(job, folder, on_unit)
+        job = job.model_copy(update={"output": str(folder)})
+        keep_to(folder, job)
+        with publish(folder / PRIOR) as temporary:
+            temporary.write_text(json.dumps(asdict(prior), indent=2) + "\n")
+        with publish(folder / "job.yaml") as temporary:
+            temporary.write_text(yaml.safe_dump(job.model_dump(mode="json"), sort_keys=False))
+        return Run(folder, job, prior, summary)
+
+
+def continued(folder: Location, job: Job, prior: Examined) -> Run:
+    """The run in a directory, which must be of this job.
+
+    Raises:
+        JobError: it is of another one, or its files or shards have changed.
+    """
+    run = Run.open(folder)
+    refuse_another(run, job, prior)
+    keep_to(folder, job)
+    now, planned = shard_paths(job, folder), list(map(storage.at, run.summary.shards))
+    if now != planned:
+        fresh = sorted(map(str, set(now) ^ set(planned)))
+        raise JobError(
+            f"{folder} was planned with other shards; choose another output, or restore them:\n  "
+            + "\n  ".join(fresh[:10])
+        )
+    if gone := changed_shards(folder / "plan.parquet"):
+        raise JobError("shards have changed since the plan was made:\n  " + "\n  ".join(gone))
+    # As they were written: commit records name the configuration by them.
+    return Run(folder, as_written(run.job, job), prior, run.summary)
 
 
 def refuse_another(run: Run, job: Job, prior: Examined) -> None:
@@ -172,21 +187,6 @@ def examine_prior(job: Job) -> Examined:
 def recorded_prior(folder: Location) -> Examined:
     """The prior with which the run in a directory was begun."""
     return Examined(**json.loads((folder / PRIOR).read_text()))
-
-
-def check_writable(folder: Location) -> None:
-    """Find out before any work that results cannot be written.
-
-    Raises:
-        JobError: the folder cannot be made or written to.
-    """
-    try:
-        storage.make_folder(folder)
-        with publish(folder / ".writable") as probe:
-            probe.touch()
-        (folder / ".writable").unlink(missing_ok=True)  # another command may look, too
-    except OSError as error:
-        raise JobError(f"output: cannot write to {folder}: {error}") from error
 
 
 def shard_paths(job: Job, folder: Location) -> list[Location]:

@@ -15,6 +15,7 @@ import torch
 
 from pipeline.commit import ROWS, Commit, commit, error_text, read_commit, read_features, read_rows
 from pipeline.errors import JobError
+from pipeline.identity import of_weights, recorded, refuse_changed
 from pipeline.job import Job, config_hash
 from pipeline.metrics import ALL
 from pipeline.metrics.features import arrays, table_of
@@ -69,7 +70,9 @@ class Worker:
         torch.backends.cudnn.allow_tf32 = job.compute.precision != "float32"
         self.job, self.run = job, run
         self.config_hash = config_hash(job)
-        self.stage = Stage(job, device)
+        files = recorded(run)
+        self.stage = Stage(job, device, files)
+        refuse_changed(files, of_weights(job))
         if self.stage.prior.sha256 != (begun_with := recorded_prior(run).sha256):
             raise JobError(
                 f"prior: the file changed while the run went on: SHA-256 {self.stage.prior.sha256}, "
@@ -198,20 +201,21 @@ class Worker:
         """A result or an error for each sample of a batch.
 
         A batch that raises is done again one by one, so that a bad sample fails alone; but after an
-        error of the device every sample would fail, so that ends the worker's attempt at the unit.
+        error of the device every sample would fail, so that ends the worker's attempt at the unit, and a
+        file that changed ends the job.
         """
         good = [sample for sample in batch if sample.image is not None]
         outcomes: dict[str, Restored | str] = {s.key: s.error or "" for s in batch if s.image is None}
         if good:
             try:
                 outcomes |= self.run_stage(good)
-            except BROKEN_DEVICE:
+            except (BROKEN_DEVICE, JobError):
                 raise
             except Exception:
                 for sample in good:
                     try:
                         outcomes |= self.run_stage([sample])
-                    except BROKEN_DEVICE:
+                    except (BROKEN_DEVICE, JobError):
                         raise
                     except Exception as error:
                         outcomes[sample.key] = error_text(error)

@@ -12,11 +12,22 @@ import numpy as np
 
 from pipeline.errors import JobError
 from pipeline.plan import Unit
-from pipeline.read import DECODERS, Decoded, UnreadableImage, decode, in_folder, in_tar, opened, to_rgb
+from pipeline.read import (
+    DECODERS,
+    Content,
+    Decoded,
+    UnreadableImage,
+    decode,
+    in_folder,
+    in_tar,
+    opened,
+    to_rgb,
+)
 from pipeline.shards import DamagedShard, Sample, expand, index
 from pipeline.storage import Location
 
 AHEAD = 8  # images decoded before they are needed
+READERS = 16  # images read at once where all are read
 
 
 class Pictures:
@@ -63,12 +74,30 @@ class Pictures:
         places = [(key, *place(*self.places[key])) for key in sorted(self.places)]
         return hashlib.sha256(json.dumps(places).encode()).hexdigest()
 
-    def read(self, key: str) -> Decoded:
-        """One image, (H, W, 3) uint8, or why there is none."""
+    def contents(self) -> str:
+        """SHA-256 of the images: of their keys, and of the bytes of each."""
+        keys = sorted(self.places)
+        with ThreadPoolExecutor(READERS) as pool:
+            sums = list(pool.map(self.checksum, keys))
+        return hashlib.sha256(json.dumps([keys, sums]).encode()).hexdigest()
+
+    def checksum(self, key: str) -> str:
+        """SHA-256 of the files of one image, or why they cannot be read."""
+        content = self.content(key)
+        if isinstance(content, Exception):
+            return str(content)
+        return hashlib.sha256(b"".join(content[name] for name in sorted(content))).hexdigest()
+
+    def content(self, key: str) -> Content:
+        """The files of one image by suffix, or why there are none."""
         shard, sample = self.places[key]
         unit = Unit("", str(shard), 0, 0, 0, 1, sample.offset, sample.end)
-        contents = in_tar(unit, [key]) if sample.file is None else in_folder(unit, [sample.file])
-        return decode(key, sample.offset, next(iter(contents)), as_it_is, sample.file)
+        return next(in_tar(unit, [key]) if sample.file is None else in_folder(unit, [sample.file]))
+
+    def read(self, key: str) -> Decoded:
+        """One image, (H, W, 3) uint8, or why there is none."""
+        _, sample = self.places[key]
+        return decode(key, sample.offset, self.content(key), as_it_is, sample.file)
 
     def read_all(self, keys: Iterable[str]) -> Iterator[Decoded]:
         """Images in the order of the keys, a few of them decoded ahead."""
