@@ -6,8 +6,9 @@ import logging
 import signal
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
@@ -17,6 +18,7 @@ from rich.table import Table
 from typer.exceptions import TyperException
 
 from jobs.compare import compare
+from jobs.files import closest, describe, load_job, ready_jobs
 from jobs.query import query
 from jobs.score import score
 from jobs.stats import stats
@@ -26,10 +28,12 @@ from pipeline.storage import redacted
 
 if TYPE_CHECKING:  # imported where they are used, so that --help is quick
     from pipeline.executors import Live
+    from pipeline.job import Job
     from pipeline.plan import Unit
     from pipeline.run import Progress, Run
     from pipeline.storage import Location
     from pipeline.verify import Finding
+    from priors import Examined
 
 EXIT_CANNOT_RUN, EXIT_SOME_FAILED, EXIT_INTERRUPTED = 1, 2, 130
 
@@ -48,15 +52,26 @@ class Terminal(Console):
 
 console, errors = Terminal(), Terminal(stderr=True)
 app = typer.Typer(
-    help="Restore image datasets with diffusion and flow priors, and measure how well it was done.",
     no_args_is_help=True,
-    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
 )
 
+TOPICS = ("fields", "jobs", "operators", "samplers", "priors", "metrics")  # of `kintsugi list`
+
+
+def beginning(known: Callable[[], Iterable[str]]) -> Callable[[str], list[str]]:
+    """For the completion of a shell: those of the known names that begin so."""
+    return lambda incomplete: [name for name in known() if name.startswith(incomplete)]
+
+
 JobArgument = Annotated[
-    str, typer.Argument(help="A job file, or the name of a ready job (`kintsugi list jobs`).")
+    str,
+    typer.Argument(
+        help="A job file, or the name of a ready job (`kintsugi list jobs`).",
+        autocompletion=beginning(ready_jobs),
+    ),
 ]
 RunArgument = Annotated[str, typer.Argument(help="A run directory, a path or a URL.")]
 SetOption = Annotated[
@@ -77,6 +92,21 @@ AddressOption = Annotated[
         "none: no Ray, in this process.",
     ),
 ]
+
+
+def show_version(wanted: bool) -> None:
+    if wanted:
+        console.print(f"kintsugi {version('kintsugi')}")
+        raise typer.Exit
+
+
+@app.callback()
+def common(
+    version: Annotated[
+        bool, typer.Option("--version", help="Say the version and end.", callback=show_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Restore image datasets with diffusion and flow priors, and measure how well it was done."""
 
 
 @app.command()
@@ -103,13 +133,14 @@ def run(
 
         kintsugi run job.yaml --retry-failed
     """
-    from jobs.files import load_job
     from pipeline import export
     from pipeline.report import write_report
     from pipeline.run import Progress, open_or_plan
-    from pipeline.storage import clear_temporaries
+    from pipeline.storage import at, clear_temporaries
 
     loaded = load_job(job, sets or [], limit)
+    if retry_failed and not (at(loaded.output) / "job.yaml").exists():
+        raise JobError(f"--retry-failed: there is no run in {loaded.output}; without it one is begun")
     with console.status("reading the prior and the shards") as status:
         this = open_or_plan(
             loaded, lambda unit: status.update(f"reading shards: {unit.first + unit.samples} samples")
@@ -120,12 +151,13 @@ def run(
         f"{this.folder}: {this.summary.samples} samples in {this.summary.units} units"
         + (f", {before.rows} samples done before" if before.rows else ""),
     )
-    failed = list(this.with_failures()) if retry_failed else []
-    if before.units < this.summary.units:
-        execute(this, list(this.outstanding()), address, before)
-    if failed:
+    if retry_failed:
+        failed = list(this.with_failures())
         console.print(f"{before.failed} failed samples in {len(failed)} units again")
-        execute(this, failed, address, Progress(0, 0, 0), failed_only=True)
+        if failed:
+            execute(this, failed, address, Progress(0, 0, 0), failed_only=True)
+    elif before.units < this.summary.units:
+        execute(this, list(this.outstanding()), address, before)
     clear_temporaries(this.folder)
     if loaded.measured:
         with console.status("writing the restored shards"):
@@ -133,7 +165,9 @@ def run(
                 console.print(f"restored: {target}")
     metrics = finish(write_report(this))
     missing = metrics["samples"]["planned"] - metrics["samples"]["done"]
-    if missing:
+    if missing and retry_failed:
+        errors.print(f"{missing} samples are still to be done: the same command without --retry-failed")
+    elif missing:
         raise JobError(f"{missing} samples have no valid commit record; run the same command again")
     if metrics["samples"]["failed"]:
         raise typer.Exit(EXIT_SOME_FAILED)
@@ -252,7 +286,6 @@ def plan(
         kintsugi plan imagenet-sr4 --set data.shards='data/*.tar'
     """
     from jobs.estimate import seconds_per_image
-    from jobs.files import load_job
     from pipeline import run as runs
     from pipeline.executors import default_device
 
@@ -266,6 +299,7 @@ def plan(
             lambda unit: status.update(f"reading shards: {unit.first + unit.samples} samples"),
         )
     show_shard_warnings(summary.damaged, summary.empty)
+    there, another = what_is_there(loaded, prior)
     compute = loaded.compute
     table = Table(show_header=False)
     table.add_row("shards", str(len(summary.shards)))
@@ -273,7 +307,7 @@ def plan(
     table.add_row("units", f"{summary.units} of at most {compute.unit_size} samples")
     table.add_row("prior", f"{prior.title}\nSHA-256 {prior.sha256}")
     table.add_row("batch", f"{compute.batch_size} images, {compute.precision}")
-    table.add_row("output", loaded.output)
+    table.add_row("output", f"{loaded.output}\n{there}")
     if timing:
         device = default_device()
         with console.status("timing one batch"):
@@ -287,6 +321,25 @@ def plan(
             row = f"{seconds:.3f} s per image on {where}, {hours:.2f} hours for all on one actor"
             table.add_row("time", row)
     console.print(table)
+    if another is not None:
+        raise another
+
+
+def what_is_there(job: Job, prior: Examined) -> tuple[str, JobError | None]:
+    """What is in a job's output, in words, and the error with which `run` would refuse it, if it would."""
+    from pipeline.run import Run, from_anywhere, refuse_another
+    from pipeline.storage import at
+
+    folder = at(job.output)
+    if not (folder / "job.yaml").exists():
+        return "to be made", None
+    try:
+        this = Run.open(folder)
+        refuse_another(this, from_anywhere(job), prior)
+    except JobError as error:
+        return "taken: see below", error
+    done = this.progress()
+    return f"holds this run: {done.rows} of {this.summary.samples} samples are done", None
 
 
 @app.command()
@@ -391,7 +444,9 @@ def open_run(run: str) -> Run:
 
 @app.command("list")
 def list_(
-    kind: Annotated[str, typer.Argument(help="samplers, operators, priors, metrics or jobs.")],
+    topic: Annotated[
+        str, typer.Argument(help=f"{', '.join(TOPICS)}.", autocompletion=beginning(lambda: TOPICS))
+    ],
 ) -> None:
     """List what a job file can name, with parameters and defaults.
 
@@ -404,7 +459,7 @@ def list_(
     import operators
     import priors
     import samplers
-    from jobs.files import describe, ready_jobs
+    from jobs.fields import fields
     from operators.registry import parameters
     from pipeline.metrics import IMAGE, SETS
 
@@ -414,29 +469,35 @@ def list_(
         "priors": priors.REGISTRY,
     }
     table = Table(show_lines=True)
-    if kind == "jobs":
+    if topic == "fields":
+        for column in ("field", "type", "default", "what it is"):
+            table.add_column(column)
+        for field in fields():
+            table.add_row(field.name, field.type, field.default, field.about)
+    elif topic == "jobs":
         table.add_column("job")
         table.add_column("what it does")
         for name, path in ready_jobs().items():
             table.add_row(name, describe(path))
-    elif kind == "metrics":
+    elif topic == "metrics":
         for column in ("name", "of", "better", "what it is"):
             table.add_column(column)
         for of, metrics in (("image", IMAGE), ("set", SETS)):
             for name, metric in metrics.items():
                 what = "\n\n".join(metric.about.split("\n", 1))
                 table.add_row(name, of, {"one": "near 1", None: ""}.get(metric.better, metric.better), what)
-    elif kind in registries:
+    elif topic in registries:
         for column in ("name", "parameters", "what it is"):
             table.add_column(column)
-        for name, factory in registries[kind].items():
+        for name, factory in registries[topic].items():
             settings = [p.name if p.required else f"{p.name}={p.default}" for p in parameters(factory)]
             what, _, _ = (inspect.getdoc(factory) or "").partition("\n\nRaises:")
             table.add_row(name, "\n".join(settings), reflow(what))
     else:
-        raise JobError(f"list: no {kind!r}; choose from {', '.join(registries)}, metrics, jobs")
+        meant = closest(topic, TOPICS)
+        raise JobError(f"list: no {topic!r}; {f'{meant} ' if meant else ''}choose from {', '.join(TOPICS)}")
     console.print(table)
-    if kind == "samplers":
+    if topic == "samplers":
         *_, shared = (samplers.__doc__ or "").split("\n\n")
         console.print(reflow(shared))
 

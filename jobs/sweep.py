@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 import yaml
 
-from jobs.files import absolute_files, assign, check, read_values
+from jobs.files import absolute_files, assign, check, read_values, ready_jobs
 from jobs.values import kinds_at, parse_setting, split
 from pipeline.errors import JobError
 
@@ -27,7 +27,11 @@ RANGE = re.compile(rf"({NUMBER})\.\.({NUMBER})(:log)?")
 
 def sweep(
     job: Annotated[
-        str, typer.Argument(help="A job file, or the name of a ready job (`kintsugi list jobs`).")
+        str,
+        typer.Argument(
+            help="A job file, or the name of a ready job (`kintsugi list jobs`).",
+            autocompletion=lambda incomplete: [name for name in ready_jobs() if name.startswith(incomplete)],
+        ),
     ],
     vary: Annotated[
         list[str],

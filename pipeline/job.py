@@ -4,7 +4,7 @@ import hashlib
 import json
 import math
 from contextlib import suppress
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 from pydantic import (
     BaseModel,
@@ -228,7 +228,9 @@ class Job(Model):
     prior: Spec = Field(default={"name": "natural"}, description="See `kintsugi list priors`.")
     sampler: Spec = Field(default={"name": "conjugate"}, description="See `kintsugi list samplers`.")
     metrics: list[str] = Field(
-        default_factory=default_metrics, validate_default=True, description="See `kintsugi list metrics`."
+        default_factory=default_metrics,
+        validate_default=True,
+        description="See `kintsugi list metrics`; psnr, ssim and ms_ssim, and of measurements none.",
     )
     reference: Published | str = Field(
         default="truth",
@@ -242,7 +244,9 @@ class Job(Model):
         default="restored",
         description="Pictures kept in the rows, PNG. The first images keep all three, for the report.",
     )
-    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    seed: int = Field(
+        default=0, ge=0, lt=2**63, description="Of the noise; each image has its own, by its key."
+    )
     published: list[PublishedNumbers] = Field(
         default=[], description="Numbers of the literature for this experiment; nothing depends on them."
     )

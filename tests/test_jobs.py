@@ -14,9 +14,11 @@ from typer.testing import CliRunner
 
 from jobs import submit
 from jobs.cli import app
+from jobs.fields import Described, fields
 from jobs.files import load_job, ready_jobs
 from jobs.values import parse_setting
 from pipeline.errors import JobError
+from pipeline.job import flatten
 
 ROOT = Path(__file__).parent.parent
 runner = CliRunner()
@@ -231,7 +233,68 @@ def test_plan_says_what_would_be_done_and_leaves_nothing(job_file, make_job):
     assert not Path(make_job().output).exists()
 
 
-@pytest.mark.parametrize("kind", ["samplers", "operators", "priors", "metrics", "jobs"])
+def test_plan_says_what_the_output_holds(job_file, make_job):
+    assert "to be made" in kintsugi("plan", job_file, "--no-timing").output
+    kintsugi("run", job_file, "--address", "none", "--limit", "5")
+    same = kintsugi("plan", job_file, "--no-timing", "--limit", "5")
+    assert (same.exit_code, "holds this run: 5 of 5 samples are done" in same.output) == (0, True)
+    before = sorted(path.stat().st_mtime_ns for path in Path(make_job().output).rglob("*"))
+    with pytest.raises(JobError, match=r"(?s)holds a run of another job.*data\.limit: 5 → None"):
+        kintsugi("plan", job_file, "--no-timing")
+    assert before == sorted(path.stat().st_mtime_ns for path in Path(make_job().output).rglob("*"))
+
+
+def test_the_version_and_the_short_option_for_help():
+    assert re.fullmatch(r"kintsugi \d+\.\d+\.\d+\n", kintsugi("--version").output)
+    assert kintsugi("-h").output == kintsugi("--help").output
+    assert kintsugi("run", "-h").output == kintsugi("run", "--help").output
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [("run quick", "quickstart"), ("sweep ffhq-p", "ffhq-pool4"), ("list sa", "samplers")],
+)
+def test_a_shell_can_complete_jobs_and_topics(words, expected):
+    environment = {
+        "_KINTSUGI_COMPLETE": "complete_bash",
+        "COMP_WORDS": f"kintsugi {words}",
+        "COMP_CWORD": "2",
+    }
+    result = runner.invoke(app, [], prog_name="kintsugi", env=environment)
+    assert result.output.split() == [expected]
+
+
+@pytest.mark.parametrize(("wrong", "meant"), [("sampler", "samplers"), ("feilds", "fields")])
+def test_a_topic_that_is_not_there_is_answered_with_the_nearest(wrong, meant):
+    with pytest.raises(JobError, match=rf"no '{wrong}'; did you mean {meant}\? choose from fields, jobs"):
+        kintsugi("list", wrong)
+
+
+def test_the_fields_that_are_listed_are_those_that_can_be_set():
+    listed = {field.name: field for field in fields()}
+    job = load_job(
+        "quickstart", [f"{name}={field.default}" for name, field in listed.items() if settable(field)]
+    )
+    assert flatten(job.model_dump(mode="json")).keys() <= {*listed, *(f"{n}.name" for n in listed)} | {
+        "degradation.operator.factor",
+        "sampler.steps",
+        "sampler.w",
+    }
+    assert all(field.about for field in listed.values()), "every field is described"
+    assert (listed["compute.batch_size"].type, listed["compute.batch_size"].default) == (
+        "whole number > 0 or auto",
+        "16",
+    )
+    assert listed["data.size"].type == "whole number > 0 ≤ 4096"
+
+
+def settable(field: Described) -> bool:
+    return field.default not in ("must be given", "by data.kind") and not field.name.startswith(
+        "data.subset."
+    )
+
+
+@pytest.mark.parametrize("kind", ["fields", "samplers", "operators", "priors", "metrics", "jobs"])
 def test_list(kind):
     import operators
     import priors
@@ -240,6 +303,7 @@ def test_list(kind):
     from pipeline.metrics import IMAGE, SETS
 
     expected = {
+        "fields": [field.name for field in fields()],
         "samplers": samplers.REGISTRY,
         "operators": operators.REGISTRY,
         "priors": priors.REGISTRY,

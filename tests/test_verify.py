@@ -163,6 +163,20 @@ def test_failed_samples_are_retried_and_nothing_else(make_job, job_file, monkeyp
     assert all(seconds > 0 for commit in commits for seconds in commit.sample_seconds)
 
 
+def test_a_retry_does_nothing_but_what_failed(job_file, make_job):
+    with pytest.raises(JobError, match="--retry-failed: there is no run in"):
+        kintsugi("run", job_file, "--address", "none", "--retry-failed")
+    assert not Path(make_job().output).exists()
+    run = execute(make_job())
+    unit = next(run.units())
+    commit_file(run.folder, unit.unit).unlink()
+    result = kintsugi("run", job_file, "--address", "none", "--retry-failed")
+    assert result.exit_code == 0
+    assert "0 failed samples in 0 units again" in result.output
+    assert "3 samples are still to be done: the same command without --retry-failed" in result.output
+    assert [left.unit for left in run.outstanding()] == [unit.unit]
+
+
 def test_a_retry_that_is_killed_loses_nothing(make_job, monkeypatch):
     """Between the new rows and their record the unit counts as not done; a rerun does it."""
     job = make_job()
