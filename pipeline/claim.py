@@ -1,6 +1,6 @@
 """Claims: one job at a time makes its plan in an output.
 
-Before it plans, a driver writes a file into claims/, and then looks for those of other jobs: of two drivers
+Before it plans, a driver writes a file claim-….json, and then looks for those of other jobs: of two drivers
 the later one, at least, sees the other. That takes nothing of the storage that object stores lack. When the
 plan is made, the run's job.yaml says whose the output is, and the claim goes.
 """
@@ -16,7 +16,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
@@ -26,10 +25,9 @@ from pipeline.errors import JobError
 from pipeline.job import Job, differences
 from pipeline.storage import Location, alive, publish, this_host
 
-CLAIMS = "claims"
 LOOKS = 4  # for others, before a job is refused: two that see each other both step back
 PAUSE = 0.5  # seconds between two looks at most
-NAME = re.compile(r"([0-9a-f]{8})-([0-9]+)-[0-9a-f]{8}\.json")
+NAME = re.compile(r"claim-([0-9a-f]{8})-([0-9]+)-[0-9a-f]{8}\.json")  # host and process
 HELD: set[str] = set()  # by this process
 
 
@@ -60,32 +58,29 @@ def claimed(folder: Location, job: Job, prior_sha256: str) -> Iterator[None]:
     Raises:
         JobError: another job holds it, or it cannot be written to.
     """
-    name = f"{this_host()}-{os.getpid()}-{uuid.uuid4().hex[:8]}.json"
-    file, since = folder / CLAIMS / name, datetime.now(UTC).isoformat(" ", "seconds")
+    name = f"claim-{this_host()}-{os.getpid()}-{uuid.uuid4().hex[:8]}.json"
+    file, since = folder / name, datetime.now(UTC).isoformat(" ", "seconds")
     mine = Claim(job.model_dump(mode="json"), prior_sha256, socket.gethostname(), os.getpid(), since)
     HELD.add(name)
     try:
         for look in range(LOOKS):
             write(file, mine)
-            refusal = next(refusals(folder, job, prior_sha256), None)
-            if refusal is None:
+            others = list(refusals(folder, job, prior_sha256))
+            if not others:
                 break
             file.unlink(missing_ok=True)
             if look == LOOKS - 1:
-                raise JobError(refusal)
+                raise JobError(others[0])
             time.sleep(random.uniform(0, PAUSE))
         yield
     finally:
         HELD.discard(name)
         with suppress(OSError):
             file.unlink(missing_ok=True)
-        with suppress(OSError):  # there are others in it
-            if isinstance(folder, Path):
-                (folder / CLAIMS).rmdir()
 
 
 def write(file: Location, claim: Claim) -> None:
-    folder = file.parent.parent
+    folder = file.parent
     try:
         storage.make_folder(folder)
         with publish(file) as temporary:
@@ -96,9 +91,11 @@ def write(file: Location, claim: Claim) -> None:
 
 def refusals(folder: Location, job: Job, prior_sha256: str) -> Iterator[str]:
     """What there is to say of claims of other jobs. Those of drivers of this machine that are gone go."""
-    for name in storage.sizes(folder / CLAIMS):
-        file = folder / CLAIMS / name
-        if abandoned(name):
+    for name in storage.sizes(folder):
+        if (found := NAME.fullmatch(name)) is None:
+            continue
+        file = folder / name
+        if found[1] == this_host() and name not in HELD and not alive(int(found[2])):
             file.unlink(missing_ok=True)
             continue
         try:
@@ -106,19 +103,13 @@ def refusals(folder: Location, job: Job, prior_sha256: str) -> Iterator[str]:
         except FileNotFoundError:
             continue
         except ValidationError as error:
-            raise JobError(f"output: {file} is not the claim of a job; delete it: {error}") from error
+            raise JobError(f"output: {file} is not the claim of a job; delete it") from error
         if (changed := differing(claim, job, prior_sha256)) != []:
             yield (
                 f"{folder} holds a run of another job, which process {claim.process} on {claim.host} has "
                 f"been planning since {claim.since} UTC; choose another output, or undo what differs. If "
                 f"that process is gone, delete {file}" + "".join(f"\n  {line}" for line in changed or ())
             )
-
-
-def abandoned(name: str) -> bool:
-    """Whether a claim is that of a process of this machine which is gone."""
-    found = NAME.fullmatch(name)
-    return found is not None and found[1] == this_host() and name not in HELD and not alive(int(found[2]))
 
 
 def differing(claim: Claim, job: Job, prior_sha256: str) -> list[str] | None:

@@ -20,7 +20,7 @@ from pipeline.claim import claimed
 from pipeline.errors import JobError
 from pipeline.executors import Live, in_process
 from pipeline.run import open_or_plan
-from pipeline.storage import Location, at, sizes, this_host
+from pipeline.storage import Location, at, publish, sizes, this_host
 from pipeline.verify import verify
 from pipeline.worker import Worker
 
@@ -154,6 +154,13 @@ def two(make_job, place):
     return [make_job(output=str(place / "run"), degradation=degradation(sigma)) for sigma in (0.02, 0.1)]
 
 
+SOMEBODYS = f"claim-{'0' * 8}-1-{'a' * 8}.json"
+
+
+def claims(folder: Location) -> list[str]:
+    return [name for name in sizes(folder) if name.startswith("claim-")]
+
+
 def degradation(sigma: float) -> dict:
     return {"operator": {"name": "average_pool", "factor": 4}, "sigma": sigma}
 
@@ -185,9 +192,9 @@ def test_another_job_is_refused_while_one_is_planned(two, monkeypatch):
     run = open_or_plan(one)
     (message,) = messages
     assert "holds a run of another job, which process" in message
-    assert f"delete {run.folder}/claims/{this_host()}-{os.getpid()}-" in message
+    assert f"delete {run.folder}/claim-{this_host()}-{os.getpid()}-" in message
     assert message.endswith("\n  degradation.sigma: 0.02 → 0.1")
-    assert not sizes(run.folder / "claims"), "the run's own file says whose it is"
+    assert not claims(run.folder), "the run's own file says whose it is"
     with pytest.raises(JobError, match="holds a run of another job"):
         open_or_plan(other)
 
@@ -215,13 +222,13 @@ def test_of_two_jobs_that_start_at_once_one_at_most_goes_on(two):
         thread.join()
     assert len(ended) <= 1
     assert all("holds a run of another job" in message for message in refused)
-    assert not sizes(at(two[0].output) / "claims")
+    assert not claims(at(two[0].output))
 
 
 def test_a_plan_that_fails_leaves_the_output_to_the_job_that_is_mended(make_job, tmp_path):
     with pytest.raises(JobError, match="no such file"):
         open_or_plan(make_job(data={"shards": str(tmp_path / "none.tar"), "size": SIZE}))
-    assert not (tmp_path / "run" / "claims").exists()
+    assert not claims(tmp_path / "run")
     assert open_or_plan(make_job()).summary.samples == 12
 
 
@@ -231,24 +238,24 @@ def test_a_claim_of_a_dead_driver_is_taken_over_and_one_of_elsewhere_named(two, 
     dead = subprocess.Popen([sys.executable, "-c", ""])
     dead.wait()
     with claimed(place / "run", one, "0" * 64):
-        (held,) = sizes(place / "run" / "claims")
-        content = (place / "run" / "claims" / held).read_bytes()
-    names = {"here": f"{this_host()}-{dead.pid}-{'a' * 8}.json", "there": f"{'0' * 8}-1-{'a' * 8}.json"}
-    for name in names.values():
-        with claim.publish(place / "run" / "claims" / name) as temporary:
+        (held,) = claims(place / "run")
+        content = (place / "run" / held).read_bytes()
+    here, there = (f"claim-{host}-{dead.pid}-{'a' * 8}.json" for host in (this_host(), "0" * 8))
+    for name in (here, there):
+        with publish(place / "run" / name) as temporary:
             temporary.write_bytes(content)
-    with pytest.raises(JobError, match=f"delete .*{names['there']}"):
+    with pytest.raises(JobError, match=f"delete .*{there}"):
         open_or_plan(other)
-    assert list(sizes(place / "run" / "claims")) == [names["there"]]
-    (place / "run" / "claims" / names["there"]).unlink()
+    assert claims(place / "run") == [there]
+    (place / "run" / there).unlink()
     assert open_or_plan(other).summary.samples == 12
 
 
 @pytest.mark.parametrize("content", [b"", b"{}", b'{"job": 1}', b"[" * 100_000], ids=len)
 def test_nonsense_for_a_claim_is_named(make_job, tmp_path, content):
-    (tmp_path / "run" / "claims").mkdir(parents=True)
-    (tmp_path / "run" / "claims" / "x.json").write_bytes(content)
-    with pytest.raises(JobError, match=r"claims/x\.json is not the claim of a job; delete it"):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / SOMEBODYS).write_bytes(content)
+    with pytest.raises(JobError, match=f"{SOMEBODYS} is not the claim of a job; delete it"):
         open_or_plan(make_job())
 
 
@@ -256,13 +263,12 @@ def test_a_claim_of_a_job_that_cannot_be_read_here_is_still_one(make_job, tmp_pa
     monkeypatch.setattr(claim, "PAUSE", 0.01)
     other = {
         "job": {"new": 1},
-        "config_hash": "0",
         "prior_sha256": "0",
         "host": "h",
         "process": 1,
         "since": "s",
     }
-    (tmp_path / "run" / "claims").mkdir(parents=True)
-    (tmp_path / "run" / "claims" / f"{uuid.uuid4()}.json").write_text(json.dumps(other))
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / SOMEBODYS).write_text(json.dumps(other))
     with pytest.raises(JobError, match="which process 1 on h has been planning since s"):
         open_or_plan(make_job())
