@@ -35,6 +35,7 @@ if TYPE_CHECKING:  # imported where they are used, so that --help is quick
     from pipeline.verify import Finding
     from priors import Examined
 
+REASONS = 10  # of failures at most that are shown
 EXIT_CANNOT_RUN, EXIT_SOME_FAILED, EXIT_INTERRUPTED = 1, 2, 130
 
 
@@ -237,6 +238,7 @@ def finish(report: Location) -> dict[str, Any]:
     metrics: dict[str, Any] = json.loads((report.parent / "metrics.json").read_text())
     show_results(metrics)
     samples = metrics["samples"]
+    show_reasons(metrics["failures"]["reasons"], samples["done"])
     console.print(f"{samples['ok']} restored, {samples['failed']} failed · {report}")
     return metrics
 
@@ -257,6 +259,18 @@ def show_results(metrics: Mapping[str, Any]) -> None:
     for name, value in metrics["sets"].items():
         for warning in value["warnings"]:
             errors.print(f"{name}: {warning}", style="yellow")
+
+
+def show_reasons(reasons: list[dict[str, Any]], samples: int) -> None:
+    """Why samples failed; if all of them for one reason, that is the error."""
+    for reason in reasons[:REASONS]:
+        what = f"{reason['error']} ({reason['key']})"
+        if reason["count"] == samples:
+            errors.print(f"error: every sample failed: {what}", style="red")
+        else:
+            errors.print(f"{reason['count']} failed: {what}", style="yellow")
+    if len(reasons) > REASONS:
+        errors.print(f"and {len(reasons) - REASONS} other reasons, see the rows", style="yellow")
 
 
 def count(measure: dict[str, Any]) -> str:
@@ -350,12 +364,21 @@ def status(run: RunArgument) -> None:
 
         kintsugi status runs/quickstart
     """
+    from dataclasses import asdict
+
+    from pipeline.failures import failed_of, reasons
+
     this = open_run(run)
     done = this.progress()
     console.print(
         f"{done.rows} of {this.summary.samples} samples, {done.units} of {this.summary.units} units, "
         f"{done.failed} failed" + (" · complete" if done.units == this.summary.units else ""),
     )
+    if done.failed:
+        found = reasons(failed_of(this))
+        show_reasons(list(map(asdict, found)), done.rows)
+        if (counted := sum(reason.count for reason in found)) < done.failed:
+            console.print(f"reasons of the first {counted} that failed")
 
 
 @app.command()

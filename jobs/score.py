@@ -47,7 +47,7 @@ def score(
 
         kintsugi compare runs/sr4 runs/diffir
     """
-    from jobs.cli import EXIT_SOME_FAILED, console, errors, show_results
+    from jobs.cli import EXIT_SOME_FAILED, console, errors, show_reasons, show_results
     from jobs.display import progress_bar
     from pipeline.executors import default_device
     from pipeline.metrics.compared import compare_sets, pair
@@ -66,6 +66,7 @@ def score(
         found = compare_sets(pairs, names, reference_from(reference), at(out), default_device(), advance)
     show_results(found)
     samples = found["samples"]
+    show_reasons(found["failures"]["reasons"], samples["done"])
     console.print(f"{samples['ok']} compared, {samples['failed']} failed · {at(out)}")
     if samples["failed"] or pairs.without_truth or pairs.without_restored:
         raise typer.Exit(EXIT_SOME_FAILED)

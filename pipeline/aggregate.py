@@ -18,6 +18,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline.commit import PICTURES, ROWS, Commit, read_rows
+from pipeline.failures import Reason, reasons
 from pipeline.metrics import IMAGE, Better
 from pipeline.run import Run
 from pipeline.statistics import group_intervals, mean_interval, moments
@@ -88,7 +89,7 @@ class Summary:
     units_done: int = 0
     forwards: int = 0
     vjps: int = 0
-    errors: Counter[str] = field(default_factory=Counter)
+    reasons: list[Reason] = field(default_factory=list)
     failures: list[tuple[str, str, str]] = field(default_factory=list)
     seconds: Counter[str] = field(default_factory=Counter)
     made_by: dict[str, set[str]] = field(default_factory=dict)
@@ -203,8 +204,7 @@ def describe_rows(rows: Path, summary: Summary) -> None:
 def count_failures(failed: pa.Table, summary: Summary) -> None:
     for failure in failed.slice(0, FAILURES_LISTED).to_pylist():
         summary.failures.append((failure["key"], failure["shard"], failure["error"]))
-    kinds = pc.list_element(pc.split_pattern(failed["error"], ":", max_splits=1), 0)
-    summary.errors.update({found["values"]: found["counts"] for found in pc.value_counts(kinds).to_pylist()})
+    summary.reasons = reasons(zip(failed["key"].to_pylist(), failed["error"].to_pylist(), strict=True))
 
 
 def measure(column: pa.ChunkedArray, good: pa.ChunkedArray, keys: pa.ChunkedArray, name: str) -> Measure:

@@ -176,10 +176,11 @@ def test_statistics_are_numpys_and_no_order_or_split_changes_them(tmp_path):
     assert len(found.edges) == len(found.counts) + 1 <= 41
     assert found.counts == np.histogram(finite, found.edges)[0].tolist()
     assert (summary.forwards, summary.vjps) == (5, 3)
-    assert summary.errors == {"UnreadableImage": 1000 - len(good)}
+    assert sum(reason.count for reason in summary.reasons) == 1000 - len(good)
     again = described(table.take(np.random.default_rng(1).permutation(1000)), tmp_path / "again.parquet", 37)
     assert again.measures == summary.measures
     assert again.breakdowns == summary.breakdowns
+    assert again.reasons == summary.reasons
 
 
 def test_worst_and_best_follow_the_metric(tmp_path):

@@ -16,6 +16,7 @@ from pipeline import storage
 from pipeline.aggregate import Measure, measure
 from pipeline.commit import error_text
 from pipeline.errors import JobError
+from pipeline.failures import reasons
 from pipeline.job import Published
 from pipeline.metrics import ALL, IMAGE, SETS, TRUTH, check
 from pipeline.metrics.features import Extractor, arrays, table_of
@@ -88,7 +89,8 @@ def compare_sets(
         + [(name, pa.float64()) for name in of_images]
     )
     sizes: set[int] = set()
-    failed = jpeg = 0
+    failures: list[tuple[str, str]] = []  # key and error
+    jpeg = 0
     storage.make_folder(out)
     with ExitStack() as stack:
         temporary = stack.enter_context(publish(out / "rows.parquet"))
@@ -124,7 +126,7 @@ def compare_sets(
                 raise
             except Exception as error:  # one bad image is one failed row
                 row |= {"status": "failed", "error": error_text(error)}
-                failed += 1
+                failures.append((restored.key, row["error"]))
             else:
                 row |= {"status": "ok", **values}
                 if seen:
@@ -147,13 +149,14 @@ def compare_sets(
                 table = file.read_row_group(number, columns=["key", *columns])
                 yield table["key"].to_pylist(), arrays(table)
 
-    n = len(pairs.keys) - failed
+    n = len(pairs.keys) - len(failures)
     warnings = [f"{jpeg} of the restored images are JPEG, which leaves its marks in features"] if jpeg else []
     side = next(iter(sizes)) if len(sizes) == 1 else 0
     sets = evaluate(of_sets, n, blocks, reference_of(reference, out), side, warnings)
     found = {
         "title": f"{pairs.restored.name} against {pairs.truth.name}",
-        "samples": {"planned": len(pairs.keys), "done": len(pairs.keys), "ok": n, "failed": failed},
+        "samples": {"planned": len(pairs.keys), "done": len(pairs.keys), "ok": n, "failed": len(failures)},
+        "failures": {"reasons": list(map(asdict, reasons(failures)))},
         "metrics": {
             name: asdict(each) for name, each in measures_of(out / "rows.parquet", of_images).items()
         },

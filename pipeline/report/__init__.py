@@ -177,7 +177,7 @@ def describe(run: Run, summary: Summary, sets: Mapping[str, SetResult]) -> dict[
         "cost": {"forwards": summary.forwards, "vjps": summary.vjps},
         "time": spent(summary),
         "failures": {
-            "by_kind": dict(summary.errors.most_common()),
+            "reasons": list(map(asdict, summary.reasons)),
             "first": [dict(zip(("key", "shard", "error"), f, strict=True)) for f in summary.failures],
         },
         "shards": {
