@@ -29,7 +29,7 @@ from pipeline.storage import redacted
 if TYPE_CHECKING:  # imported where they are used, so that --help is quick
     from pipeline.executors import Live
     from pipeline.job import Job
-    from pipeline.plan import Unit
+    from pipeline.plan import PlanSummary, Unit
     from pipeline.run import Progress, Run
     from pipeline.storage import Location
     from pipeline.verify import Finding
@@ -37,6 +37,7 @@ if TYPE_CHECKING:  # imported where they are used, so that --help is quick
 
 REASONS = 10  # of failures at most that are shown
 EXIT_CANNOT_RUN, EXIT_SOME_FAILED, EXIT_INTERRUPTED = 1, 2, 130
+NAMED = 10  # files that are left out
 
 
 class Terminal(Console):
@@ -146,7 +147,7 @@ def run(
         this = open_or_plan(
             loaded, lambda unit: status.update(f"reading shards: {unit.first + unit.samples} samples")
         )
-    show_shard_warnings(this.summary.damaged, this.summary.empty)
+    show_shard_warnings(this.summary)
     before = this.progress()
     console.print(
         f"{this.folder}: {this.summary.samples} samples in {this.summary.units} units"
@@ -279,11 +280,24 @@ def count(measure: dict[str, Any]) -> str:
     return "".join([str(measure["n"]), *others])
 
 
-def show_shard_warnings(damaged: dict[str, str], empty: list[str]) -> None:
-    for path, what in damaged.items():
+def show_shard_warnings(summary: PlanSummary) -> None:
+    for path, what in summary.damaged.items():
         errors.print(f"damaged, doing what is readable: {path}: {what}", style="yellow")
-    for path in empty:
+    for path in summary.empty:
         errors.print(f"holds no samples: {path}", style="yellow")
+    for note in summary.notes:
+        errors.print(note, style="yellow")
+    first = [(f"{shard}: {name}", why) for shard, name, why in summary.left_out_first]
+    show_left_out(summary.left_out, first, "files in the shards are no samples")
+
+
+def show_left_out(count: int, first: list[tuple[str, str]], what: str) -> None:
+    if count:
+        errors.print(f"{what}: {count}", style="yellow")
+    for name, why in first[:NAMED]:
+        errors.print(f"  {name}: {why}", style="yellow")
+    if count > NAMED:
+        errors.print("  …", style="yellow")
 
 
 @app.command()
@@ -312,7 +326,7 @@ def plan(
             Path(folder),
             lambda unit: status.update(f"reading shards: {unit.first + unit.samples} samples"),
         )
-    show_shard_warnings(summary.damaged, summary.empty)
+    show_shard_warnings(summary)
     there, another = what_is_there(loaded, prior)
     compute = loaded.compute
     table = Table(show_header=False)
@@ -606,6 +620,7 @@ def shard(
         errors.print(f"left out {name}: {reason}", style="yellow")
     if len(result.left_out) > 20:
         errors.print(f"and {len(result.left_out) - 20} more: see {out / MANIFEST}", style="yellow")
+    show_left_out(len(result.others), result.others, f"no images by their names, listed in {out / MANIFEST}")
     console.print(f"{result.images} images in {len(result.shards)} shards in {out}")
     if result.left_out:
         raise typer.Exit(EXIT_SOME_FAILED)

@@ -228,7 +228,7 @@ def climb(
             return open_or_plan(trials[number].job)
 
     summary = run(0).summary
-    show_shard_warnings(summary.damaged, summary.empty)
+    show_shard_warnings(summary)
     if summary.samples < tune:
         errors.print(
             f"{summary.samples} images for tuning, not {tune}: raise data.subset.fraction", style="yellow"

@@ -4,9 +4,10 @@ import hashlib
 import json
 from array import array
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
+from functools import partial
 from itertools import chain, islice
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -16,7 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipeline import shards
+from pipeline import shards, storage
 from pipeline.errors import JobError
 from pipeline.job import Data, Restoration, Subset
 from pipeline.pictures import SUFFIX
@@ -24,11 +25,14 @@ from pipeline.shards import SHA256SUMS, DamagedShard, Sample
 from pipeline.storage import Location, Remote, at, parquet, publish
 
 SUMMARY = "kintsugi.summary"  # key of the plan file's metadata
+RULE = "kintsugi.names"  # `shards.NAMES` when the plan was made, by itself: every unit asks for it
+NAMED = 10  # files that are no samples, in the summary
 GROUP = 64  # units per row group: how much of the plan is in memory at a time
 IN_FLIGHT = 8  # shards read at once where storage is far away, or where all of it is read
 MAX_NAME = 255  # bytes of a file's name, on all usual file systems
 TUNING = b"kintsugi tuning"  # salt of the hash by which keys are for tuning; never to be changed
 
+LINK = ("name", "data", "size")
 SCHEMA = pa.schema(
     [
         ("unit", pa.string()),
@@ -41,6 +45,7 @@ SCHEMA = pa.schema(
         ("end", pa.int64()),
         ("keys", pa.list_(pa.string())),
         ("files", pa.list_(pa.string())),  # where the shard is a folder
+        ("links", pa.list_(pa.struct(dict(zip(LINK, (pa.string(), pa.int64(), pa.int64()), strict=True))))),
     ]
 )
 
@@ -72,6 +77,10 @@ class PlanSummary:
     """What a plan holds: its shards, of which `damaged` says what is wrong, and `empty` hold nothing.
 
     Those beyond `data.limit` are among the shards, and nothing is known of them.
+
+    Attributes:
+        left_out: how many files in the shards are no samples. left_out_first: shard, name and reason of some.
+        notes: what else the user should know.
     """
 
     shards: list[str]
@@ -79,6 +88,28 @@ class PlanSummary:
     samples: int
     damaged: dict[str, str]
     empty: list[str]
+    left_out: int = 0
+    left_out_first: list[list[str]] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+
+@dataclass
+class Findings:
+    """What there is to say of shards besides their samples; the fields are those of `PlanSummary`."""
+
+    damaged: dict[str, str] = field(default_factory=dict)
+    left_out: int = 0
+    left_out_first: list[list[str]] = field(default_factory=list)
+
+    def note(self, shard: Location, name: str, why: str) -> None:
+        self.left_out += 1
+        if len(self.left_out_first) < NAMED:
+            self.left_out_first.append([str(shard), name, why])
+
+    def add(self, other: "Findings") -> None:
+        self.damaged |= other.damaged
+        self.left_out += other.left_out
+        self.left_out_first = (self.left_out_first + other.left_out_first)[:NAMED]
 
 
 @dataclass(frozen=True)
@@ -115,14 +146,15 @@ def make_plan(
         JobError: missing or damaged shards (unless salvaged), a key that occurs twice, restorations that
             cannot have names of their own, or no samples.
     """
-    damaged: dict[str, str] = {}
-    empty: list[str] = []
+    findings = Findings()
+    damaged, empty = findings.damaged, list[str]()
+    notes: list[str] = []
     hashes = array("Q")
     units = samples = 0
     last: dict[str, Unit] = {}  # of each shard
     with publish(target) as temporary:
         with pq.ParquetWriter(temporary, SCHEMA, compression="zstd") as writer:
-            found = divide(paths, unit_size, data, damaged, empty)
+            found = divide(paths, unit_size, data, findings, empty)
             while group := list(islice(found, GROUP)):
                 writer.write_table(pa.Table.from_pylist([row for _, row in group], SCHEMA))
                 for unit, row in group:
@@ -131,14 +163,16 @@ def make_plan(
                     on_unit(unit)
             if data.checksums == "check":
                 read = {*last, *damaged, *empty}
-                for path, what in changed_contents([path for path in paths if str(path) in read]):
+                for path, what in changed_contents(paths, read, notes):
                     if what is not None:
                         damaged.setdefault(str(path), what)
                     if str(path) in last:
                         on_unit(last[str(path)])
             empty = [shard for shard in empty if shard not in damaged]
-            summary = PlanSummary([str(path) for path in paths], units, samples, damaged, empty)
-            writer.add_key_value_metadata({SUMMARY: json.dumps(asdict(summary))})
+            names = [str(path) for path in paths]
+            left_out, first = findings.left_out, findings.left_out_first
+            summary = PlanSummary(names, units, samples, damaged, empty, left_out, first, notes)
+            writer.add_key_value_metadata({SUMMARY: json.dumps(asdict(summary)), RULE: str(shards.NAMES)})
         if damaged and data.damaged == "refuse":
             listed = "\n  ".join(f"{shard}: {what}" for shard, what in damaged.items())
             raise JobError(
@@ -154,10 +188,22 @@ def make_plan(
     return summary
 
 
-def changed_contents(paths: Sequence[Location]) -> Iterator[tuple[Location, str | None]]:
-    """The shards whose checksums are stated beside them, and what is wrong with each, if anything."""
+def changed_contents(
+    paths: Sequence[Location], read: Collection[str], notes: list[str]
+) -> Iterator[tuple[Location, str | None]]:
+    """The shards that are read and whose checksums are stated beside them, and what is wrong with each.
+
+    Into `notes` comes what was not compared: checksums of files that are not there, shards without one.
+    """
     stated = {folder: shards.stated_checksums(folder) for folder in dict.fromkeys(p.parent for p in paths)}
-    checked = [path for path in paths if path.name in stated[path.parent]]
+    checked = [path for path in paths if str(path) in read and path.name in stated[path.parent]]
+    for folder, lines in stated.items():
+        here = {path.name for path in paths if path.parent == folder} if lines else set()
+        without = sorted(here - lines.keys())
+        nowhere = sorted(lines.keys() - here - storage.sizes(folder).keys()) if lines else []
+        for what, names in (("names files that are not there", nowhere), ("names not all shards", without)):
+            if names:
+                notes.append(f"{folder / SHA256SUMS} {what}, {len(names)}: {', '.join(names[:3])}")
     with ThreadPoolExecutor(IN_FLIGHT) as pool:
         for path, now in zip(checked, pool.map(checksum, checked), strict=True):
             said = stated[path.parent][path.name]
@@ -172,11 +218,11 @@ def checksum(shard: Location) -> str:
 
 
 def divide(
-    paths: Sequence[Location], unit_size: int, data: Data, damaged: dict[str, str], empty: list[str]
+    paths: Sequence[Location], unit_size: int, data: Data, findings: Findings, empty: list[str]
 ) -> Iterator[tuple[Unit, dict[str, Any]]]:
-    """Units and their rows in order; what is wrong with shards goes into `damaged` and `empty`."""
+    """Units and their rows in order; what is wrong with shards goes into `findings` and `empty`."""
     first, limit = 0, data.limit
-    for number, found in enumerate(indexed(paths, data, damaged)):
+    for number, found in enumerate(indexed(paths, data, findings)):
         start = 0
         samples = islice(found.samples, None if limit is None else limit - first)
         while batch := list(islice(samples, unit_size)):
@@ -192,31 +238,32 @@ def divide(
             )
             keys = [checked_key(found.shard, sample.key) for sample in batch]
             files = [sample.file for sample in batch] if batch[0].file is not None else None
-            yield unit, {**asdict(unit), "keys": keys, "files": files}
+            links = [dict(zip(LINK, link, strict=True)) for sample in batch for link in sample.links]
+            yield unit, {**asdict(unit), "keys": keys, "files": files, "links": links or None}
             start, first = start + len(batch), first + len(batch)
-        if found.empty and str(found.shard) not in damaged:
+        if found.empty and str(found.shard) not in findings.damaged:
             empty.append(str(found.shard))
         if first == limit:
             return
 
 
-def indexed(paths: Sequence[Location], data: Data, damaged: dict[str, str]) -> Iterator[Indexed]:
+def indexed(paths: Sequence[Location], data: Data, findings: Findings) -> Iterator[Indexed]:
     """The shards with their samples, in order. Of remote ones several are read at once, up to the limit."""
 
-    def read(path: Location) -> tuple[Indexed, dict[str, str]]:
-        wrong: dict[str, str] = {}  # which counts when it is the shard's turn, if that comes
-        found = open_shard(path, data.subset, wrong)
-        return replace(found, samples=list(islice(found.samples, data.limit))), wrong
+    def read(path: Location) -> tuple[Indexed, Findings]:
+        its = Findings()  # which count when it is the shard's turn, if that comes
+        found = open_shard(path, data, its)
+        return replace(found, samples=list(islice(found.samples, data.limit))), its
 
-    def result(shard: Future[tuple[Indexed, dict[str, str]]] | Path) -> Indexed:
+    def result(shard: Future[tuple[Indexed, Findings]] | Path) -> Indexed:
         if isinstance(shard, Path):
-            return open_shard(shard, data.subset, damaged)
-        found, wrong = shard.result()
-        damaged.update(wrong)
+            return open_shard(shard, data, findings)
+        found, its = shard.result()
+        findings.add(its)
         return found
 
     pool = ThreadPoolExecutor(IN_FLIGHT)
-    reading: deque[Future[tuple[Indexed, dict[str, str]]] | Path] = deque()
+    reading: deque[Future[tuple[Indexed, Findings]] | Path] = deque()
     try:
         for path in paths:
             reading.append(pool.submit(read, path) if isinstance(path, Remote) else path)
@@ -228,10 +275,11 @@ def indexed(paths: Sequence[Location], data: Data, damaged: dict[str, str]) -> I
         pool.shutdown(cancel_futures=True)
 
 
-def open_shard(path: Location, subset: Subset | None, damaged: dict[str, str]) -> Indexed:
+def open_shard(path: Location, data: Data, findings: Findings) -> Indexed:
     try:
-        size, samples = shards.measure(path), readable(path, damaged)
+        size, samples = shards.measure(path), readable(path, data, findings)
         begin = list(islice(samples, 1))
+        subset = data.subset
         chosen = (one for one in chain(begin, samples) if subset is None or belongs(one.key, subset))
         return Indexed(path, size, chosen, empty=not begin)
     except FileNotFoundError as error:
@@ -240,11 +288,11 @@ def open_shard(path: Location, subset: Subset | None, damaged: dict[str, str]) -
         raise JobError(f"data.shards: {path} cannot be read: {error}") from error
 
 
-def readable(path: Location, damaged: dict[str, str]) -> Iterator[Sample]:
+def readable(path: Location, data: Data, findings: Findings) -> Iterator[Sample]:
     try:
-        yield from shards.index(path)
+        yield from shards.index(path, data.damaged == "salvage", partial(findings.note, path))
     except DamagedShard as damage:
-        damaged[str(path)] = str(damage)
+        findings.damaged[str(path)] = str(damage)
     except OSError as error:
         raise JobError(f"data.shards: {path} cannot be read: {error}") from error
 
@@ -278,19 +326,35 @@ def refuse_duplicates(plan: Path, hashes: np.ndarray) -> None:
     suspects = set(ordered[1:][ordered[1:] == ordered[:-1]].tolist())
     if not suspects:
         return
-    places: dict[str, list[str]] = {}
-    for batch in pq.ParquetFile(plan).iter_batches(GROUP, columns=["shard", "keys"]):
+    places: dict[str, list[tuple[str, str | None]]] = {}  # shards, and files in folders
+    for batch in pq.ParquetFile(plan).iter_batches(GROUP, columns=["shard", "keys", "files"]):
         for row in batch.to_pylist():
-            for key in row["keys"]:
+            for key, file in zip(row["keys"], row["files"] or [None] * len(row["keys"]), strict=True):
                 if key_hash(key) in suspects:
-                    places.setdefault(key, []).append(row["shard"])
+                    places.setdefault(key, []).append((row["shard"], file))
     twice = {key: found for key, found in places.items() if len(found) > 1}
-    if twice:  # else: two keys with the same 64-bit hash, which is no fault
-        listed = "\n  ".join(f"{key!r} in {', '.join(found)}" for key, found in list(twice.items())[:10])
-        raise JobError(
-            f"data.shards: {len(twice)} keys occur more than once (noise and rows belong to keys); "
-            f"rename them, for instance with `kintsugi shard`:\n  {listed}"
-        )
+    if not twice:  # two keys with the same 64-bit hash, which is no fault
+        return
+    some = dict(list(twice.items())[:NAMED])
+    tars = {found[0][0] for found in some.values() if len(set(found)) == 1}  # of a folder each has its file
+    for tar in tars:
+        if apart := shards.scattered(at(tar), [key for key in some if {tar} == {s for s, _ in some[key]}]):
+            listed = "\n  ".join(", ".join(names) for names in apart)
+            raise JobError(
+                f"data.shards: {tar}: the members of a sample must be adjacent, and some are not; write the "
+                f"tar again in the order of the names, as `tar --sort=name` does:\n  {listed}"
+            )
+    listed = "\n  ".join(f"{key!r} in {', '.join(map(place_of, found))}" for key, found in some.items())
+    raise JobError(
+        f"data.shards: {len(twice)} keys occur more than once (noise and rows belong to keys); "
+        f"rename them, for instance with `kintsugi shard`:\n  {listed}"
+    )
+
+
+def place_of(found: tuple[str, str | None]) -> str:
+    """A shard, or a file in one; as names may look alike, in ASCII."""
+    shard, file = found
+    return shard if file is None else f"{shard}/{ascii(file)[1:-1]}"
 
 
 def restored_names(stem: PurePosixPath, restoration: Restoration) -> list[str]:
@@ -343,10 +407,16 @@ def read_units(plan: Location) -> Iterator[Unit]:
 
 @dataclass(frozen=True)
 class Members:
-    """The keys of a unit's samples in order; `files` where the shard is a folder."""
+    """The keys of a unit's samples in order.
+
+    Attributes:
+        files: where the shard is a folder. links: `Sample.links` of all samples. names: the rule for keys.
+    """
 
     keys: list[str]
     files: list[str] | None
+    links: Sequence[tuple[str, int, int]] = ()
+    names: int = shards.NAMES
 
 
 def read_members(plan: Location, unit: Unit) -> Members:
@@ -355,20 +425,28 @@ def read_members(plan: Location, unit: Unit) -> Members:
         for group in range(file.num_row_groups):
             names = file.metadata.row_group(group).column(0).statistics
             if names.min <= unit.unit <= names.max:
-                table = file.read_row_group(group, ["unit", "keys", "files"])
+                table = file.read_row_group(group, ["unit", "keys", "files", "links"])  # but those it lacks
                 found = table.filter(pc.equal(table["unit"], unit.unit)).to_pylist()
                 if found:
-                    return Members(found[0]["keys"], found[0]["files"])
+                    links = [tuple(link[name] for name in LINK) for link in found[0].get("links") or ()]
+                    return Members(found[0]["keys"], found[0]["files"], links, rule(file))
     raise JobError(f"{plan} has no unit {unit.unit}; was it replaced while the run went on?")
+
+
+def rule(plan: pq.ParquetFile) -> int:
+    """By which rule names became keys when the plan was made; the first versions do not say."""
+    return int(plan.metadata.metadata.get(RULE.encode(), 1))
 
 
 def changed_shards(plan: Location) -> list[str]:
     """Shards that are gone, or of another size than when the plan was made."""
     sizes = {unit.shard: unit.shard_size for unit in read_units(plan)}
+    with parquet(plan) as file:
+        names = rule(file)
 
     def changed(shard: str) -> bool:
         try:
-            return shards.measure(at(shard)) != sizes[shard]
+            return shards.measure(at(shard), names) != sizes[shard]
         except FileNotFoundError:
             return True
 

@@ -17,13 +17,12 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from pipeline.commit import error_text
 from pipeline.plan import Members, Unit
-from pipeline.shards import SUFFIXES, DamagedShard, Member, Tar, measure
+from pipeline.shards import BLOCK, IMAGE_SUFFIXES, DamagedShard, Member, Tar, measure
 from pipeline.storage import Location, at, size
 
 FORMATS = {"PNG": "png", "JPEG": "jpg", "WEBP": "webp", "BMP": "bmp", "TIFF": "tif", "PPM": "ppm"}
 """What Pillow may take a file for, with a suffix: some of its other decoders start programs."""
 
-IMAGE_SUFFIXES = tuple(suffix for suffix in SUFFIXES if suffix != "npy")
 MAX_PIXELS = 100_000_000
 MAX_BYTES = 1 << 30  # of one sample's members together
 BATCHES_AHEAD = 3
@@ -103,7 +102,7 @@ def read_unit(
 
     def produce() -> None:
         try:
-            contents = in_folder(unit, members.files) if members.files else in_tar(unit, members.keys)
+            contents = in_folder(unit, members.files) if members.files else in_tar(unit, members)
             for place, (key, (content, spent)) in enumerate(zip(members.keys, timed(contents), strict=True)):
                 file = members.files[place] if members.files else None
                 work = (key, unit.start + place, skip(key) or content, convert, file)
@@ -187,13 +186,15 @@ def unsafe(folder: Location, name: str) -> str | None:
     return None
 
 
-def in_tar(unit: Unit, keys: Sequence[str]) -> Iterator[Content]:
+def in_tar(unit: Unit, members: Members) -> Iterator[Content]:
     """The members of each planned key, in order."""
     damage: DamagedShard | None = None
-    expected, planned = iter(keys), set(keys)
+    expected, planned = iter(members.keys), set(members.keys)
     shard = at(unit.shard)
+    links = {name: (data, length) for name, data, length in members.links}
     with shard.open("rb") as file:
-        tar = Tar(file, size(shard), unit.offset)
+        # What was planned behind damage is found behind it.
+        tar = Tar(file, size(shard), unit.offset, unit.end, members.names, salvage=True, links=links)
         try:
             for group in tar.samples():
                 if group[0].offset >= unit.end:
@@ -212,11 +213,17 @@ def in_tar(unit: Unit, keys: Sequence[str]) -> Iterator[Content]:
 
 
 def content_of(tar: Tar, group: list[Member]) -> Content:
+    if lost := next((member.lost for member in group if member.lost is not None), None):
+        return UnreadableImage(lost)
     if (total := sum(member.size for member in group)) > MAX_BYTES:
         return UnreadableImage(f"a sample of {total:,} bytes, more than {MAX_BYTES:,}")
-    if group[-1].data + group[-1].size > tar.size:
+    if any(member.data + member.size > tar.size for member in group):
         return UnreadableImage("the shard cannot be read here: it ends inside this sample")
-    return {member.suffix: tar.content(member) for member in group}
+    content = {member.suffix: tar.content(member) for member in group}
+    for member in group:
+        if content[member.suffix].endswith(bytes(BLOCK)) and tar.in_hole(member.data, member.size):
+            return UnreadableImage("the shard cannot be read here: a hole of zeros begins inside this sample")
+    return content
 
 
 def missing(damage: DamagedShard | None) -> Exception:

@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import re
+import stat
 import tarfile
 import threading
 import zipfile
@@ -28,8 +29,8 @@ from PIL import Image
 from pipeline.commit import error_text
 from pipeline.errors import JobError
 from pipeline.pictures import encode
-from pipeline.read import FORMATS, IMAGE_SUFFIXES, MAX_PIXELS, open_image, resize_crop, to_rgb
-from pipeline.shards import SHA256SUMS, SKIPPED, counts, key_of
+from pipeline.read import FORMATS, MAX_PIXELS, open_image, resize_crop, to_rgb
+from pipeline.shards import IMAGE_SUFFIXES, SHA256SUMS, SKIPPED, key_of, samples_of, told_apart, why_none
 from pipeline.storage import make_folder, publish, temporary_name
 
 MANIFEST, UNFINISHED = "manifest.json", ".manifest.json"
@@ -89,11 +90,12 @@ class Options:
 
 @dataclass(frozen=True)
 class Sharded:
-    """What is there now; `left_out` are (name, reason)."""
+    """What is there now; `left_out` are (name, reason) of images, `others` of what is none by its name."""
 
     shards: list[Path]
     images: int
     left_out: list[tuple[str, str]]
+    others: list[tuple[str, str]]
 
 
 @dataclass(frozen=True)
@@ -103,6 +105,7 @@ class Source:
     images: dict[str, int]
     read: Callable[[str], bytes]
     left_out: list[tuple[str, str]]  # name (of a folder: with a slash at its end), reason
+    others: list[tuple[str, str]]  # the same of files that are no images by their names
 
 
 class Sample(NamedTuple):
@@ -156,6 +159,8 @@ def make_shards(
     stem = re.sub(r"[^\w .-]", "_", source.stem) or "images"
     with open_source(source) as opened, ThreadPoolExecutor(DECODERS) as decoders:
         samples, classes, left_out = choose(opened, source, options)
+        # With a list, the rest was not asked for.
+        others = [] if options.names else sorted((shown(name), shown(why)) for name, why in opened.others)
         parts = {
             f"{stem}-{start // options.per_shard:06d}.tar": samples[start : start + options.per_shard]
             for start in range(0, len(samples), options.per_shard)
@@ -169,7 +174,7 @@ def make_shards(
         }
         manifest = recorded(out, head)
         make_folder(out)
-        manifest.left_out += [{"shard": None, "name": name, "reason": why} for name, why in left_out]
+        manifest.left_out += [{"shard": None, "name": name, "reason": why} for name, why in left_out + others]
         manifest.write(out / UNFINISHED)
         done = sum(len(part) for name, part in parts.items() if name in manifest.shards)
         on_image(done, len(samples))
@@ -197,8 +202,8 @@ def make_shards(
     for file in list(out.iterdir()):
         if temporary_name(file.name):  # left by a killed process
             file.unlink()
-    left = [(entry["name"], entry["reason"]) for entry in manifest.left_out]
-    return Sharded([out / name for name in parts], manifest.images, left)
+    found = [(entry["name"], entry["reason"]) for entry in manifest.left_out if entry["shard"] is not None]
+    return Sharded([out / name for name in parts], manifest.images, left_out + found, others)
 
 
 def recorded(out: Path, head: dict[str, Any]) -> Manifest:
@@ -261,37 +266,30 @@ def open_folder(source: Path) -> Iterator[Source]:
     root = Path(os.path.realpath(source))
     images: dict[str, int] = {}
     left_out: list[tuple[str, str]] = []
-    waiting = [""]
-    while waiting:
-        folder = waiting.pop()
+    others: list[tuple[str, str]] = []
+
+    def note(name: str, why: str) -> None:
+        (left_out if name.endswith("/") and why != "hidden" else others).append((name, why))
+
+    for name in samples_of(root, IMAGE_SUFFIXES, note):
         try:
-            entries = list(os.scandir(root / folder))
-        except OSError as error:
-            left_out.append((folder, reason(error)))
-            continue
-        for entry in entries:
-            name = folder + entry.name
-            try:
-                if entry.is_dir(follow_symlinks=False):
-                    waiting.append(f"{name}/")
-                elif entry.is_dir():
-                    left_out.append((f"{name}/", "a link to a folder, which is not followed"))
-                elif not counts(name, IMAGE_SUFFIXES):
-                    continue
-                elif entry.is_symlink() and not Path(os.path.realpath(entry)).is_relative_to(root):
-                    left_out.append((name, "a link that leads out of the source"))
-                elif entry.is_file():
-                    images[name] = entry.stat().st_size
-                else:
-                    left_out.append((name, "not a regular file"))
-            except OSError as error:  # a link to itself
-                left_out.append((name, reason(error)))
+            status = (root / name).stat()
+            if not Path(os.path.realpath(root / name)).is_relative_to(root):
+                left_out.append((name, "a link that leads out of the source"))
+            elif stat.S_ISREG(status.st_mode):
+                images[name] = status.st_size
+            else:
+                left_out.append((name, "not a regular file"))
+        except FileNotFoundError:
+            left_out.append((name, "a link that leads nowhere"))
+        except OSError as error:  # a link to itself
+            left_out.append((name, reason(error)))
 
     def read(name: str) -> bytes:
         with (root / name).open("rb") as file:
             return file.read(MAX_BYTES)
 
-    yield Source(images, read, left_out)
+    yield Source(images, read, left_out, others)
 
 
 @contextmanager
@@ -303,10 +301,18 @@ def open_zip(source: Path) -> Iterator[Source]:
         raise JobError(f"{source}: not a readable zip: {error}") from error
     with archive:
         members: dict[str, zipfile.ZipInfo] = {}
+        left_out: list[tuple[str, str]] = []
+        others: list[tuple[str, str]] = []
         for member in archive.infolist():
-            if counts(member.filename, IMAGE_SUFFIXES) and not member.is_dir():
-                if member.filename in members:
-                    raise JobError(f"{source}: {shown(member.filename)} is in it twice")
+            if member.is_dir():
+                continue
+            if why := why_none(member.filename, IMAGE_SUFFIXES):
+                others.append((member.filename, why))
+            elif stat.S_ISLNK(member.external_attr >> 16):
+                left_out.append((member.filename, "a link, which is not followed"))
+            elif member.filename in members:
+                raise JobError(f"{source}: {shown(member.filename)} is in it twice")
+            else:
                 members[member.filename] = member
         lock = threading.Lock()  # a ZipFile counts its open members without one
 
@@ -320,7 +326,7 @@ def open_zip(source: Path) -> Iterator[Source]:
             with lock, archive.open(member) as file:
                 return file.read(member.file_size)
 
-        yield Source({name: member.file_size for name, member in members.items()}, read, [])
+        yield Source({name: member.file_size for name, member in members.items()}, read, left_out, others)
 
 
 @contextmanager
@@ -350,7 +356,7 @@ def open_lmdb(source: Path) -> Iterator[Source]:
                 with environment.begin() as transaction:
                     return bytes(transaction.get(name.encode("utf-8", "surrogateescape")) or b"")
 
-            yield Source(images, read, [])
+            yield Source(images, read, [], [])
     except lmdb.Error as error:
         raise JobError(f"{source}: not a readable LMDB: {error}") from error
 
@@ -386,11 +392,12 @@ def choose(
         if why := unsafe(key):
             left_out.append((name, why))
         elif key in names:
-            raise JobError(f"{path}: {names[key]} and {name} would get the same key {key!r}")
+            raise JobError(f"{path}: {told_apart((names[key], name))} would get the same key {key!r}")
         else:
             names[key] = name
     left_out = sorted((shown(name), why) for name, why in left_out)
-    also = f" ({len(left_out)} left out: {left_out[0][0]}: {left_out[0][1]}; …)" if left_out else ""
+    unread = left_out + [(shown(name), shown(why)) for name, why in source.others]
+    also = f" ({len(unread)} left out: {unread[0][0]}: {unread[0][1]}; …)" if unread else ""
     labels: dict[str, int | None] = dict.fromkeys(names)
     if options.names is not None:
         where = f"--list {options.names}"

@@ -17,7 +17,7 @@ import socket
 import tempfile
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
@@ -231,13 +231,27 @@ def sizes(folder: Location) -> dict[str, int]:
         return {}
 
 
-def walk(folder: Location) -> list[str]:
-    """The names of all files below a folder, relative to it, in order."""
+def refuse(error: OSError) -> None:
+    raise error
+
+
+def walk(folder: Location, on_error: Callable[[OSError], None] = refuse) -> list[str]:
+    """The names of all files below a folder, relative to it, in order.
+
+    Links to folders are not followed, and have a slash at the end.
+
+    Args:
+        on_error: called for a folder that cannot be listed.
+    """
     if isinstance(folder, Remote):
         found = (remote.path for remote, _ in folder.listing(recursive=True))
         return sorted(path.removeprefix(f"{folder.path}/") for path in found)
-    names = (os.path.join(root, name) for root, _, files in os.walk(folder) for name in files)
-    return sorted(Path(name).relative_to(folder).as_posix() for name in names)
+    names: list[str] = []
+    for root, folders, files in os.walk(folder, onerror=on_error):
+        below = "" if root == str(folder) else Path(root).relative_to(folder).as_posix() + "/"
+        names += [below + name for name in files]
+        names += [f"{below}{name}/" for name in folders if os.path.islink(os.path.join(root, name))]
+    return sorted(names)
 
 
 def anchored(pattern: str) -> tuple[Path, str]:

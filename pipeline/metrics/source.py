@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.errors import JobError
-from pipeline.plan import Unit
+from pipeline.plan import Members, Unit
 from pipeline.read import (
     DECODERS,
     Content,
@@ -92,7 +92,8 @@ class Pictures:
         """The files of one image by suffix, or why there are none."""
         shard, sample = self.places[key]
         unit = Unit("", str(shard), 0, 0, 0, 1, sample.offset, sample.end)
-        return next(in_tar(unit, [key]) if sample.file is None else in_folder(unit, [sample.file]))
+        members = Members([key], None, sample.links)
+        return next(in_tar(unit, members) if sample.file is None else in_folder(unit, [sample.file]))
 
     def read(self, key: str) -> Decoded:
         """One image, (H, W, 3) uint8, or why there is none."""

@@ -184,6 +184,7 @@ def describe(run: Run, summary: Summary, sets: Mapping[str, SetResult]) -> dict[
             "read": len(run.summary.shards),
             "damaged": run.summary.damaged,
             "empty": run.summary.empty,
+            "left_out": {"files": run.summary.left_out, "first": run.summary.left_out_first},
         },
         "convention": (
             f"{degradation.noise}; standard deviation {degradation.sigma_y:g} on [-1, 1] for the sampler"
