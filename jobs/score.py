@@ -26,6 +26,18 @@ def score(
         str, typer.Option(help="Names with commas between them; see `kintsugi list metrics`.")
     ] = "psnr,ssim",
     out: Annotated[str, typer.Option(help="Where the report goes; `kintsugi compare` takes it.")] = "scores",
+    restored_pattern: Annotated[
+        str,
+        typer.Option(
+            "--restored-pattern",
+            "--pattern",
+            metavar="PATTERN",
+            help="What names of RESTORED are like: '{key}_out.png'.",
+        ),
+    ] = "{key}",
+    truth_pattern: Annotated[
+        str, typer.Option(metavar="PATTERN", help="What names of TRUTH are like: '{key}_SRF_4_HR.png'.")
+    ] = "{key}",
     reference: Annotated[
         str,
         typer.Option(
@@ -36,14 +48,17 @@ def score(
 ) -> None:
     """Measure images that another method restored against the truth, paired by key.
 
-    A key is the path without its suffix, so restored PNG and true JPEG fit together. Exit code 2 if images
-    have no partner, or cannot be compared.
+    A key is the path without its suffix, so restored PNG and true JPEG fit together; of names with more in
+    them a pattern says which part the key is, and files of other names are not compared. Exit code 2 if
+    images have no partner, or cannot be compared.
 
     Examples:
 
         kintsugi score resshift/ imagenet256/ --metrics psnr,lpips,fid --out runs/resshift
 
         kintsugi score 'diffir/*.tar' 'imagenet256/*.tar' --out runs/diffir
+
+        kintsugi score swinir/ set14/ --restored-pattern '{key}_SwinIR.png' --out runs/swinir
 
         kintsugi compare runs/sr4 runs/diffir
     """
@@ -56,7 +71,10 @@ def score(
     names = [name.strip() for name in metrics.split(",") if name.strip()]
     if not names:
         raise JobError("--metrics: names none")
-    pairs = pair(restored, truth)
+    pairs = pair(restored, truth, restored_pattern, truth_pattern)
+    for unlike, pattern in zip(pairs.unlike, (restored_pattern, truth_pattern), strict=True):
+        if unlike:
+            errors.print(f"not like {pattern}, not compared: {len(unlike)}, the first {unlike[0]}")
     for keys, what in ((pairs.without_truth, "no truth for"), (pairs.without_restored, "not restored")):
         for key in keys[:NAMED]:
             errors.print(f"{what}: {key}", style="yellow")

@@ -9,6 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from conftest import SIZE, encode, picture, write_tar
+from PIL import Image
 from torch import nn
 from typer.testing import CliRunner
 
@@ -19,6 +20,7 @@ from pipeline.errors import JobError
 from pipeline.executors import Live, in_process
 from pipeline.job import config_hash
 from pipeline.metrics import SETS, weights
+from pipeline.metrics.compared import pair
 from pipeline.metrics.features import Extractor, arrays
 from pipeline.metrics.reference import reference_of
 from pipeline.metrics.sets import evaluate, set_metrics
@@ -316,6 +318,49 @@ def test_score_fails_images_of_another_size_and_says_so(folder, tmp_path):
     rows = pq.read_table(tmp_path / "out" / "rows.parquet").to_pylist()
     assert [row["status"] for row in rows] == ["ok", "failed", "ok"]
     assert "it has 32x32 pixels, its truth 64x64" in rows[1]["error"]
+
+
+@pytest.mark.parametrize(
+    ("restored", "truth", "patterns", "keys"),
+    [
+        (["0001_out.png", "0002_out.png"], ["0001.png", "0002.jpg"], ["{key}_out.png"], ["0001", "0002"]),
+        (["x4/0001_out.jpg"], ["0001.png"], ["x4/{key}_out"], ["0001"]),
+        (["a.out.png"], ["a.png"], ["{key}.out.png"], ["a"]),
+        (["00001_run0000.png"], ["00001.png"], ["{key}_run0000.png", "{key}"], ["00001"]),
+        (["img_001.png"], ["img_001_SRF_4_HR.png"], ["{key}", "{key}_SRF_4_HR.png"], ["img_001"]),
+        (["a.png", "a_out.png"], ["a.png"], ["{key}_out.png"], ["a"]),
+    ],
+)
+def test_score_pairs_names_by_patterns(tmp_path, restored, truth, patterns, keys):
+    for folder, names in (("r", restored), ("t", truth)):
+        for name in names:
+            file = tmp_path / folder / name
+            file.parent.mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (32, 32), (9 * len(name), 0, 0)).save(file)
+    options = [
+        part
+        for both in zip(("--restored-pattern", "--truth-pattern"), patterns, strict=False)
+        for part in both
+    ]
+    out = tmp_path / "s"
+    outcome = kintsugi("score", tmp_path / "r", tmp_path / "t", "--metrics", "psnr", "--out", out, *options)
+    assert outcome.exit_code == 0, outcome.output
+    assert pq.read_table(out / "rows.parquet")["key"].to_pylist() == keys
+    left = len(restored) - len(keys)
+    assert ("not like {key}_out.png, not compared: 1, the first a" in outcome.output) == bool(left)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "message"),
+    [
+        ("out_*.png", "must have .key. in it, once"),
+        ("{key}{key}", "once"),
+        ("{key}_no.png", "no name is like"),
+    ],
+)
+def test_a_pattern_that_fits_nothing_is_refused(folder, tmp_path, pattern, message):
+    with pytest.raises(JobError, match=f"--restored-pattern: .*{message}"):
+        pair(str(folder), str(folder), pattern)
 
 
 def test_score_with_another_reference_does_not_use_the_statistics_of_the_first(networks, tmp_path):

@@ -25,38 +25,82 @@ from pipeline.metrics.scoring import Scorer
 from pipeline.metrics.sets import evaluate
 from pipeline.metrics.source import Pictures
 from pipeline.read import Decoded, UnreadableImage
+from pipeline.shards import key_of
 from pipeline.storage import Location, parquet, publish
 
+KEY = "{key}"
 BLOCK = 256  # images whose rows and features are in memory
 
 
 @dataclass(frozen=True)
 class Pairs:
-    """Restored images and their truth, by key; `keys` have both, in order."""
+    """Restored images and their truth, by key.
+
+    Attributes:
+        keys: of both, in order; of_restored, of_truth: the keys that the images of each have by their names.
+        unlike: those of each set whose names are not of the pattern, (restored, true).
+    """
 
     restored: Pictures
     truth: Pictures
     keys: list[str]
+    of_restored: list[str]
+    of_truth: list[str]
     without_truth: list[str]
     without_restored: list[str]
+    unlike: tuple[list[str], list[str]]
 
 
-def pair(restored: str, truth: str) -> Pairs:
+def pair(restored: str, truth: str, restored_pattern: str = KEY, truth_pattern: str = KEY) -> Pairs:
     """Find the truth of every restored image.
 
+    Args:
+        restored_pattern, truth_pattern: what names are like, with {key} for the part that both have.
+
     Raises:
-        JobError: no images, or no key is in both.
+        JobError: no images, no {key} in a pattern, no name that is like it, or no key is in both.
     """
     a, b = Pictures("RESTORED", restored), Pictures("TRUTH", truth)
-    keys = sorted(a.places.keys() & b.places.keys())
+    of_a, unlike_a = by_pattern("--restored-pattern", restored_pattern, a)
+    of_b, unlike_b = by_pattern("--truth-pattern", truth_pattern, b)
+    keys = sorted(of_a.keys() & of_b.keys())
     if not keys:
         raise JobError(
-            f"no key is in both: RESTORED has {next(iter(a.places))!r}, TRUTH has {next(iter(b.places))!r}; "
-            "a key is a path from the folder, or in the shard, without its suffix"
+            f"no key is in both: RESTORED has {next(iter(of_a))!r}, TRUTH has {next(iter(of_b))!r}; a key is "
+            "a path from the folder, or in the shard, without its suffix; where one has more in its names, "
+            "say so by --restored-pattern '{key}_out.png'"
         )
     return Pairs(
-        a, b, keys, sorted(a.places.keys() - b.places.keys()), sorted(b.places.keys() - a.places.keys())
+        restored=a,
+        truth=b,
+        keys=keys,
+        of_restored=[of_a[key] for key in keys],
+        of_truth=[of_b[key] for key in keys],
+        without_truth=sorted(of_a.keys() - of_b.keys()),
+        without_restored=sorted(of_b.keys() - of_a.keys()),
+        unlike=(unlike_a, unlike_b),
     )
+
+
+def by_pattern(option: str, pattern: str, pictures: Pictures) -> tuple[dict[str, str], list[str]]:
+    """The keys of pictures by the part of them that stands for {key}, and those that are not of the pattern.
+
+    A suffix of images in the pattern counts no more than in a name.
+    """
+    before, key, after = pattern.partition(KEY)
+    if not key or KEY in after:
+        raise JobError(f"{option}: {pattern!r} must have {KEY} in it, once, as in '{KEY}_out.png'")
+    # By the rule that makes keys of names, with a letter for what the key is.
+    start, end = key_of(f"{before}k")[:-1], key_of(f"k{after}")[1:]
+    alike = {
+        name[len(start) : len(name) - len(end)]: name
+        for name in pictures.places
+        if name.startswith(start) and name.endswith(end) and len(name) > len(start) + len(end)
+    }
+    if not alike:
+        raise JobError(f"{option}: no name is like {pattern!r}; one is {next(iter(pictures.places))!r}")
+    known = set(alike.values())
+    return alike, [name for name in pictures.places if name not in known]
 
 
 def compare_sets(
@@ -111,26 +155,26 @@ def compare_sets(
             rows.clear()
             features.clear()
 
-        both = (each.read_all(pairs.keys) for each in (pairs.restored, pairs.truth))
-        for restored, truth in zip(*both, strict=True):
-            row: dict[str, Any] = {"key": restored.key, "source": restored.source}
+        both = pairs.restored.read_all(pairs.of_restored), pairs.truth.read_all(pairs.of_truth)
+        for key, restored, truth in zip(pairs.keys, *both, strict=True):
+            row: dict[str, Any] = {"key": key, "source": restored.source}
             try:
                 images = same_size(restored, truth, smallest)
                 tensors = [torch.tensor(x).permute(2, 0, 1)[None].to(device) / 127.5 - 1 for x in images]
                 values = {name: found[0] for name, found in scorer(tensors[0], tensors[1]).items()}
-                seen = extractor(restored.key, images[0])
+                seen = extractor(key, images[0])
                 if reference == "truth":
-                    of_truth = extractor(restored.key, images[1])
+                    of_truth = extractor(key, images[1])
                     seen |= {space + TRUTH: found for space, found in of_truth.items()}
             except torch.AcceleratorError:  # after which every image would fail
                 raise
             except Exception as error:  # one bad image is one failed row
                 row |= {"status": "failed", "error": error_text(error)}
-                failures.append((restored.key, row["error"]))
+                failures.append((key, row["error"]))
             else:
                 row |= {"status": "ok", **values}
                 if seen:
-                    features[restored.key] = seen
+                    features[key] = seen
                 sizes |= set(images[0].shape[:2])
                 jpeg += (restored.source or "").startswith("JPEG")
             rows.append(row)
