@@ -35,7 +35,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import torch
 import yaml
-from PIL import Image
+from PIL import Image, ImageCms
 
 SIZE = 32
 SECONDS, MEMORY = 60, 3 << 30  # of a case at most
@@ -197,6 +197,11 @@ FRAMES = {"save_all": True, "append_images": [PICTURE.rotate(90)]}
 ROTATED = Image.Exif()
 ROTATED[0x0112] = 6
 
+PREVIEW = {"save_all": True, "append_images": [PICTURE.resize((8, 8))]}
+SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+BEYOND = SRGB[:136] + struct.pack(">II", 1 << 31, 1 << 31) + SRGB[144:]
+UNIT = {"data": {"range": "[0,1]"}}
+
 IMAGES: dict[str, tuple[str, bytes | Callable[[], bytes], dict[str, Any]]] = {
     "a good image, for comparison": ("png", GOOD, {}),
     "not an image": ("png", b"hello", {}),
@@ -231,6 +236,18 @@ IMAGES: dict[str, tuple[str, bytes | Callable[[], bytes], dict[str, Any]]] = {
     "animated WebP": ("webp", saved(PICTURE, "WEBP", **FRAMES), {}),
     "animated PNG": ("png", saved(PICTURE, **FRAMES), {}),
     "TIFF of two pages": ("tif", saved(PICTURE, "TIFF", **FRAMES), {}),
+    "animated GIF": ("gif", saved(PICTURE, "GIF", **FRAMES), {}),
+    "animated AVIF": ("avif", lambda: saved(PICTURE, "AVIF", **FRAMES), {}),
+    "JPEG of two pictures (MPO), of one size": ("jpg", saved(PICTURE, "MPO", **FRAMES), {}),
+    "JPEG of a phone: a small picture behind it": ("jpg", saved(PICTURE, "MPO", **PREVIEW), {}),
+    "HEIC": ("heic", b"\0\0\0\x18ftypheic" + bytes(100), {}),
+    "ICC profile: bytes that are none": ("jpg", saved(PICTURE, "JPEG", icc_profile=b"evil" * 100), {}),
+    "ICC profile of RGB, in CMYK": ("jpg", saved(PICTURE.convert("CMYK"), "JPEG", icc_profile=SRGB), {}),
+    "ICC profile that is cut": ("png", saved(PICTURE, icc_profile=SRGB[:200]), {}),
+    "ICC profile with tags beyond its end": ("png", saved(PICTURE, icc_profile=BEYOND), {}),
+    "12 bits in 16": ("png", saved(Image.fromarray(np.asarray(GREY).astype(np.uint16) * 16)), {}),
+    "32 bits": ("tif", saved(Image.fromarray(np.asarray(GREY).astype(np.int32) * 9999), "TIFF"), {}),
+    "TIFF of floats, data.range=[0,1]": ("tif", saved(GREY.convert("F"), "TIFF"), UNIT),
     "CMYK JPEG": ("jpg", saved(PICTURE.convert("CMYK"), "JPEG"), {}),
     "16-bit grey": ("png", saved(Image.fromarray(np.asarray(GREY).astype(np.uint16) * 257)), {}),
     "palette": ("png", saved(PICTURE.quantize(16)), {}),
@@ -425,6 +442,8 @@ ARRAYS: dict[str, bytes] = {
     "one channel where the operator has three": npy(MEASURED[:1]),
     "integers": npy(np.zeros((3, 8, 8), np.int64)),
     "NaN": npy(np.full_like(MEASURED, np.nan)),
+    "values on [0, 255]": npy(np.full_like(MEASURED, 200)),
+    "values on [0, 1]": npy(np.full_like(MEASURED, 0.7)),
     "truncated": npy(MEASURED)[:-100],
     "zero bytes": b"",
     "header that claims 10¹² values": npy_header(npy_claims("(3, 1000000, 1000000)")),
@@ -439,6 +458,39 @@ ARRAYS: dict[str, bytes] = {
 }
 for _name, _content in ARRAYS.items():
     case("Measurements (.npy)", _name, partial(sample, _content, "npy", **MEASUREMENTS))
+
+# Masks
+
+
+def masked(content: bytes | Callable[[], bytes], suffix: str, folder: Path) -> list[str]:
+    """A job that inpaints with a mask."""
+    (folder / f"m.{suffix}").write_bytes(content if isinstance(content, bytes) else content())
+    operator = {"name": "inpaint", "mask": f"m.{suffix}", "known": "white"}
+    return shard(SHARD, folder, degradation={"operator": operator})
+
+
+def npz(**arrays: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, **arrays)
+    return buffer.getvalue()
+
+
+HOLE = np.tri(SIZE, dtype=np.uint8)
+MASKS: dict[str, tuple[str, bytes | Callable[[], bytes]]] = {
+    "0 and 1, fine": ("png", saved(Image.fromarray(HOLE))),
+    "not an image": ("png", b"hello"),
+    "white everywhere": ("png", saved(Image.new("L", (SIZE, SIZE), 255))),
+    "0 and 100 of 255": ("png", saved(Image.fromarray(HOLE * 100))),
+    "animated PNG": ("png", saved(PICTURE, **FRAMES)),
+    "bomb: PNG that claims 65535×65535": ("png", png(65535, 65535)),
+    "floats to 255": ("npy", npy(HOLE * 255.0)),
+    "pickled objects with code, .npy": ("npy", npy(np.array([Code()] * 3, object), allow_pickle=True)),
+    "two arrays, none called m": ("npz", npz(a=HOLE, b=HOLE)),
+    "bomb: 1 GiB in 1 MB": ("npz", lambda: npz(m=np.zeros((1 << 15, 1 << 15), np.uint8))),
+    "no zip": ("npz", b"hello"),
+}
+for _name, (_suffix, _content) in MASKS.items():
+    case("Masks", _name, partial(masked, _content, _suffix))
 
 # kintsugi shard
 

@@ -110,7 +110,7 @@ def files_of(spec: Any, field: str) -> Iterator[tuple[str, dict[str, Any], str]]
     if not isinstance(spec, dict):
         return
     for parameter, suffixes in FILES.items():
-        if str(spec.get(parameter)).endswith(suffixes):
+        if str(spec.get(parameter)).lower().endswith(suffixes):
             yield f"{field}.{parameter}", spec, parameter
     parts = spec.get("operators")
     if spec.get("name") == "compose" and isinstance(parts, list):

@@ -1,15 +1,20 @@
 """Inpainting masks, boolean (H, W), true = known pixel. All are functions of their seed alone."""
 
-from zipfile import BadZipFile
+import os
+import zlib
+from zipfile import ZIP_DEFLATED, ZIP_STORED, BadZipFile, ZipFile
 
 import numpy as np
 import torch
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageOps
 from torch import Tensor
 
+from operators.arrays import read_array
 from operators.registry import ShapeError
 
-SUFFIXES = (".png", ".npz")  # of files of masks
+SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".npy", ".npz")
+MAX_VALUES = 100_000_000
+MAX_BYTES = 1 << 28
 
 
 def box(height: int, width: int, fraction: float = 0.5) -> Tensor:
@@ -64,29 +69,107 @@ def freeform(height: int, width: int, holes: tuple[float, float], seed: int) -> 
 
 
 def from_file(path: str, height: int, width: int, known: str) -> Tensor:
-    """A mask from a PNG or the array `m` (or the only array) of an .npz, (H, W) or (C, H, W).
+    """A mask from an image, an .npy, or the array `m` (or the only array) of an .npz, (H, W) or (C, H, W).
 
-    `known` says which value marks known pixels: "white" (non-zero; above half for 8 bit) or "black".
-    A mask of another size with the same proportions is resized by nearest neighbour.
+    `known` says which pixels are known, "white" or "black". White is what is above half of the type's range:
+    of 8 or 16 bits, of floating point numbers from 0 to 1; 0 and 1 of any type are black and white. Where the
+    alpha of an image varies it is the mask, and opaque is white. A mask of another size with the same
+    proportions is resized by nearest neighbour.
+
+    Raises:
+        ValueError: it is no such file, on another range, does not fit, or has no known or no unknown pixel.
     """
-    if path.endswith(".npz"):
-        try:
-            with np.load(path, allow_pickle=False) as arrays:
-                name = "m" if "m" in arrays else arrays.files[0]
-                array = arrays[name]
-        except (BadZipFile, IndexError) as error:
-            raise ValueError(f"mask: {path} holds no array: {error}") from error
-        white = torch.from_numpy(array != 0)
-    else:
-        with Image.open(path, formats=("PNG",)) as image:
-            white = torch.from_numpy(np.asarray(image.convert("L")) > 127)
+    try:
+        white = torch.from_numpy(above_half(read_mask(path)))
+    except Exception as error:  # also what Pillow makes of a broken file
+        raise ValueError(f"mask: {path}: {error}") from error
     if white.ndim not in (2, 3):
         raise ValueError(f"mask: {path} has shape {tuple(white.shape)}, expected (H, W) or (C, H, W)")
     h, w = white.shape[-2:]
     if (h, w) != (height, width):
-        if h * width != w * height:
+        if h * width != w * height or not h:
             raise ShapeError(f"mask: {path} is {h}×{w}, which does not fit images of {height}×{width}")
         rows = (torch.arange(height) * h) // height
         columns = (torch.arange(width) * w) // width
         white = white[..., rows[:, None], columns]
+    if white.all() or not white.any():
+        colour = "white" if white.all() else "black"
+        what = "known" if colour == known else "unknown"
+        raise ValueError(f"mask: {path} is {colour} everywhere, so that every pixel is {what}")
     return white if known == "white" else ~white
+
+
+def read_mask(path: str) -> np.ndarray:
+    """The values in a file of one of `SUFFIXES`: of an image its grey levels, or its alpha where that varies.
+
+    Raises:
+        Exception: there is no such file, or it is broken, or too large.
+    """
+    suffix = path.rpartition(".")[2].lower()
+    if (size := os.path.getsize(path)) > MAX_BYTES:
+        raise ValueError(f"{size:,} bytes, more than {MAX_BYTES:,}")
+    if suffix == "npy":
+        with open(path, "rb") as file:
+            return read_array(file.read(), MAX_VALUES)
+    if suffix == "npz":
+        return array_of_zip(path)
+    with Image.open(path, formats=("PNG", "JPEG", "BMP")) as image:
+        if image.width * image.height > MAX_VALUES:
+            raise ValueError(f"{image.width}×{image.height} pixels, more than {MAX_VALUES:,}")
+        if image.format == "PNG" and getattr(image, "is_animated", False):
+            raise ValueError("several images in one file")
+        upright = ImageOps.exif_transpose(image)
+        if upright.has_transparency_data:
+            alpha = np.asarray(upright.convert("RGBA").getchannel("A"))
+            if alpha.min() < alpha.max():
+                return alpha
+        deep = upright.mode == "I" or upright.mode.startswith("I;16")
+        return np.asarray(upright).astype(np.uint16) if deep else np.asarray(upright.convert("L"))
+
+
+def array_of_zip(path: str) -> np.ndarray:
+    """The array `m` of an .npz, or its only one.
+
+    Raises:
+        ValueError: there is none, or several without an `m`, or it is broken or too large.
+    """
+    try:
+        with ZipFile(path) as archive:
+            members = {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
+            if "m" not in members and len(members) != 1:
+                raise ValueError(f"{len(members)} arrays and none of them is called m")
+            member = members.get("m") or next(iter(members.values()))
+            if member.file_size > MAX_BYTES or member.compress_type not in (ZIP_STORED, ZIP_DEFLATED):
+                raise ValueError(f"an array of more than {MAX_BYTES:,} bytes, or compressed in another way")
+            with archive.open(member) as file:
+                content = file.read(member.file_size)
+    except (BadZipFile, NotImplementedError, RuntimeError, EOFError, zlib.error) as error:
+        raise ValueError(f"holds no array: {error}") from error
+    return read_array(content, MAX_VALUES)
+
+
+def above_half(values: np.ndarray) -> np.ndarray:
+    """Which values are in the upper half of their type's range.
+
+    Raises:
+        ValueError: floating point numbers outside of 0 … 1, or other types than 8 or 16 bits.
+    """
+    if values.size == 0:
+        raise ValueError("no values")
+    if values.dtype == bool:
+        return values
+    if values.dtype.kind not in "uif":
+        raise ValueError(f"values of type {values.dtype}; a mask is boolean, of 8 or 16 bits, or float")
+    low, high = values.min(), values.max()
+    seen = f"values from {low:g} to {high:g} of type {values.dtype}"
+    if not (low >= 0 and np.isfinite(high)):
+        raise ValueError(f"{seen}; a mask has none below 0 and none that is not finite")
+    if values.dtype.kind == "f":
+        if high > 1:
+            raise ValueError(f"{seen}; floating point numbers of a mask are between 0 and 1")
+        return values > 0.5
+    if high <= 1:
+        return values == 1
+    if values.dtype not in (np.uint8, np.uint16):
+        raise ValueError(f"{seen}; integers of a mask are uint8 or uint16, or only 0 and 1")
+    return values > np.iinfo(values.dtype).max // 2

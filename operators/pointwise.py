@@ -56,10 +56,10 @@ def inpaint(
 
     mask: "box" (unknown centred box, sides `box` of the image's), "random" (each pixel known with
     probability `keep`), "half" (right half unknown), "freeform" (brush strokes covering a share of
-    the image within `holes`), a .png or .npz file (then `known` states whether white or black marks
-    known pixels), or a boolean tensor (C, H, W). One mask for the whole job, a function of `seed`. Each
-    setting is for the masks it is named with. Settings: DDRM (2201.11793), RePaint (2201.09865; half),
-    gated convolution (1806.03589; strokes, in shares of 10–20 % … 40–50 %).
+    the image within `holes`), a file (png, jpg, bmp, npy, npz; then `known` states whether white, above
+    half of its range, or black marks known pixels), or a boolean tensor (C, H, W). One mask for the whole
+    job, a function of `seed`. Each setting is for the masks it is named with. Settings: DDRM (2201.11793),
+    RePaint (2201.09865; half), gated convolution (1806.03589; strokes, in shares of 10–20 % … 40–50 %).
     """
     _, height, width = image_shape
     if isinstance(mask, Tensor):
@@ -74,8 +74,9 @@ def inpaint(
         pixels = masks.random(height, width, keep, seed)
     elif mask == "freeform":
         pixels = masks.freeform(height, width, holes, seed)
-    elif not mask.endswith(masks.SUFFIXES):
-        raise ValueError(f"mask: {mask!r} is none of box, random, half, freeform, nor a .png or .npz file")
+    elif not mask.lower().endswith(masks.SUFFIXES):
+        kinds = ", ".join(masks.SUFFIXES)
+        raise ValueError(f"mask: {mask!r} is none of box, random, half, freeform, nor a file ({kinds})")
     elif known is None:
         raise ValueError('known: say which pixels of the mask file are known, "white" or "black"')
     else:

@@ -1,4 +1,4 @@
-"""The error that is the user's to mend; apart from the rest, so that `--help` need not load torch."""
+"""The errors that are the user's to mend; apart from the rest, so that `--help` need not load torch."""
 
 from pipeline.storage import redacted
 
@@ -8,3 +8,7 @@ class JobError(Exception):
 
     def __init__(self, message: str):
         super().__init__(redacted(message))
+
+
+class UnreadableImage(Exception):
+    """A sample cannot be used as the job asks; the message says why and what to change."""

@@ -22,6 +22,7 @@ import priors
 import samplers
 from operators.registry import ShapeError, SpecError
 from pipeline import metrics, storage
+from pipeline.depth import Range
 from priors.tiled import OVERLAP
 
 Spec = dict[str, Any]
@@ -69,7 +70,8 @@ class Data(Model):
     kind: Literal["images", "measurements"] = Field(
         default="images",
         description="images are degraded, restored and compared. measurements are degraded already: "
-        "images, or .npy of float (C, h, w) on [-1, 1]; they are restored as they are, in any size.",
+        "images, or .npy of float (C, h, w), on [-1, 1] or `range`; they are restored as they are, "
+        "in any size.",
     )
     size: PositiveInt = Field(
         default=256,
@@ -81,6 +83,12 @@ class Data(Model):
         default="exact",
         description="exact: an image of another size is a failed row. resize_crop: shorter side to "
         "`size` (bicubic, antialiased), then the central square.",
+    )
+    range: Range | None = Field(
+        default=None,
+        description="What black and white are where a file does not say it: in .npy, in TIFF of floating "
+        "point numbers, and the integers of this range also in images of 16 bits. Left out: [-1,1] of .npy, "
+        "[0,65535] of 16 bits; what looks like another range is a failed row.",
     )
     damaged: Literal["refuse", "salvage"] = Field(
         default="refuse",
@@ -270,8 +278,10 @@ class Job(Model):
             # Measurements have sizes of their own, which may fit where `data.size` does not.
             if not (self.measured and isinstance(error.__cause__, ShapeError)):
                 raise ValueError(f"degradation.{error}") from error
+            pixels = True
         else:
-            if self.degradation.poisson is not None and not operator.pixels:
+            pixels = operator.pixels
+            if self.degradation.poisson is not None and not pixels:
                 name = self.degradation.operator["name"]
                 raise ValueError(
                     f"degradation.poisson: the measurement of {name!r} is no image of photon counts"
@@ -285,6 +295,8 @@ class Job(Model):
             raise ValueError("data.fit: measurements are restored in the size they have; leave it out")
         if self.measured and self.images != "restored":
             raise ValueError("images: restored measurements are always kept; set images=restored")
+        if self.measured and self.data.range is not None and not pixels:
+            raise ValueError("data.range: the measurement is no image; leave it out")
         if not self.measured and self.restoration != Restoration():
             raise ValueError("restoration: is for data.kind=measurements; leave it out")
         return self

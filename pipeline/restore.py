@@ -15,6 +15,7 @@ import operators
 import priors
 import samplers
 from operators import Operator, SpecError
+from pipeline.depth import rounded
 from pipeline.errors import JobError
 from pipeline.identity import of_operator, refuse_changed
 from pipeline.job import Degradation, Job
@@ -223,6 +224,11 @@ class Stage:
         """Channels of a measurement."""
         return 3 if self.typical is None else self.typical.measurement[0]
 
+    @property
+    def measures_pixels(self) -> bool:
+        """Whether measurements are images."""
+        return self.typical is None or self.problem(self.typical.image).operator.pixels
+
     def compile(self) -> None:
         """Compile the network for whole batches, if the job asks for it."""
         mode, batch = self.job.compute.compile, self.batch_size
@@ -285,7 +291,9 @@ class Stage:
         samples: Sequence[np.ndarray],
         labels: Sequence[int | None] | None = None,
     ) -> list[Restored]:
-        """Restore images (H, W, 3) uint8, or measurements (C, h, w) float32, those of one shape together.
+        """Restore images (H, W, 3), uint8 or float32 on [-1, 1], or measurements (C, h, w) float32.
+
+        Those of one shape and type together.
 
         Too little device memory halves the batch, and stays so; when a single image of one tile does not fit,
         activations are computed twice instead of being kept. What a larger image lacks is its own affair.
@@ -294,9 +302,9 @@ class Stage:
             Exception: what the operator, prior or sampler raised.
         """
         labels = labels or [None] * len(keys)
-        shapes: dict[tuple[int, ...], list[int]] = {}
+        shapes: dict[tuple[tuple[int, ...], np.dtype], list[int]] = {}
         for place, sample in enumerate(samples):
-            shapes.setdefault(sample.shape, []).append(place)
+            shapes.setdefault((sample.shape, sample.dtype), []).append(place)
         results: dict[int, Restored] = {}
         for places in shapes.values():
             alike = self.run_alike(
@@ -369,7 +377,8 @@ class Stage:
         with self.timed("degrade"), torch.no_grad():
             y = torch.from_numpy(samples).to(self.device)
             if not job.measured:
-                truth = y.permute(0, 3, 1, 2).float() / 127.5 - 1
+                truth = y.permute(0, 3, 1, 2)
+                truth = truth.float() / 127.5 - 1 if y.dtype == torch.uint8 else truth
                 y = measure(operator.forward(truth), job.degradation, noise)
         before = self.seconds["sample"]
         count = job.restoration.samples_per_image
@@ -398,8 +407,9 @@ class Stage:
             deviation = spread.deviation.half().cpu().numpy() if count > 1 else [None] * len(keys)
             spreads = spread.deviation.square().mean((1, 2, 3)).sqrt().tolist() if count > 1 else deviation
             restored, measurement = levels(image, bits), levels(seen, 8)
+            true = None if job.measured else eight_bits(samples)
             features = [
-                self.features(key, levels(image[i : i + 1], 8)[0], None if job.measured else samples[i])
+                self.features(key, levels(image[i : i + 1], 8)[0], None if true is None else true[i])
                 if finite[i] and self.extractor.spaces
                 else {}
                 for i, key in enumerate(keys)
@@ -490,6 +500,11 @@ class Spread:
     def deviation(self) -> Tensor:
         """Unbiased."""
         return (self.squares / (self.count - 1)).sqrt()
+
+
+def eight_bits(picture: np.ndarray) -> np.ndarray:
+    """An image as it was read, uint8 or float32 on [-1, 1], as uint8."""
+    return picture if picture.dtype == np.uint8 else rounded(picture)
 
 
 def levels(x: Tensor, bits: int) -> np.ndarray:

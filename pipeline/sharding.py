@@ -505,12 +505,10 @@ def store(source: Source, name: str, options: Options) -> Stored:
             raise ValueError(f"{source.images[name]:,} bytes, more than {MAX_BYTES:,}")
         content = source.read(name)
         with open_image(content) as image:
-            if image.width * image.height > MAX_PIXELS:
-                raise ValueError(f"{image.width}x{image.height} pixels, more than {MAX_PIXELS:,}")
-            image.load()
             if options.size is not None:
                 fitted = fit(to_rgb(image), options.size, options.filter, options.crop)
                 return "png", encode(np.asarray(fitted))
+            image.load()
             suffix = PurePosixPath(name).suffix.lower()[1:]
             # Keys of an LMDB have none. JPEGs of several pictures have a format of their own, MPO.
             return (suffix if suffix in IMAGE_SUFFIXES else FORMATS.get(image.format or "", "jpg")), content

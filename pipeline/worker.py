@@ -14,15 +14,15 @@ import numpy as np
 import torch
 
 from pipeline.commit import ROWS, Commit, commit, error_text, read_commit, read_features, read_rows
-from pipeline.errors import JobError
+from pipeline.errors import JobError, UnreadableImage
 from pipeline.identity import of_weights, recorded, refuse_changed
 from pipeline.job import Job, config_hash
 from pipeline.metrics import ALL
 from pipeline.metrics.features import arrays, table_of
 from pipeline.pictures import array_file, encode
 from pipeline.plan import Unit, read_members
-from pipeline.read import Decoded, Images, Measurements, UnreadableImage, read_unit, stays_inside
-from pipeline.restore import BATCH_ON_CPU, Restored, Stage
+from pipeline.read import Decoded, Images, Measurements, read_unit, stays_inside
+from pipeline.restore import BATCH_ON_CPU, Restored, Stage, eight_bits
 from pipeline.run import recorded_prior
 from pipeline.storage import Location, publish
 
@@ -85,7 +85,11 @@ class Worker:
         self.stage.compile()
         data = job.data
         self.convert = (
-            Measurements(self.stage.measured_channels) if job.measured else Images(data.size, data.fit)
+            Measurements(
+                self.stage.measured_channels, data.range, job.degradation.sigma_y, self.stage.measures_pixels
+            )
+            if job.measured
+            else Images(data.size, data.fit, data.range)
         )
         self.made_by = provenance(self.stage.device) | weights_of(job)
         self.in_hand = 0
@@ -263,7 +267,7 @@ class Worker:
         return {
             "restored": None if self.job.images == "none" and not shown else encode(result.restored),
             "measurement": encode(result.measurement) if everything else None,
-            "truth": encode(sample) if everything else None,
+            "truth": encode(eight_bits(sample)) if everything else None,
         }
 
 

@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 from jobs import submit
 from jobs.cli import app
 from jobs.fields import Described, fields
-from jobs.files import load_job, ready_jobs
+from jobs.files import files_of, load_job, ready_jobs
 from jobs.values import parse_setting
 from pipeline.errors import JobError
 from pipeline.job import flatten
@@ -138,7 +138,7 @@ def test_measurements_may_fit_where_the_tile_does_not():
 def composed(tmp_path, monkeypatch) -> list[str]:
     """Overrides with a mask, by a relative path, of an operator among others."""
     monkeypatch.chdir(tmp_path)
-    Path("m.png").write_bytes(encode(np.full((256, 256), 255, np.uint8)))
+    Path("m.png").write_bytes(encode(np.tri(256, dtype=np.uint8) * 255))
     parts = "[{name: denoise}, {name: inpaint, mask: m.png, known: white}]"
     return [f"degradation.operator={{name: compose, operators: {parts}}}"]
 
@@ -146,6 +146,12 @@ def composed(tmp_path, monkeypatch) -> list[str]:
 def test_files_of_composed_operators_are_absolute(composed, tmp_path):
     operator = load_job("quickstart", composed).degradation.operator
     assert operator["operators"][1]["mask"] == str(tmp_path / "m.png")
+
+
+@pytest.mark.parametrize("suffix", ["png", "PNG", "jpg", "bmp", "npy", "npz"])
+def test_masks_of_every_kind_are_found_from_anywhere(suffix):
+    values = {"degradation": {"operator": {"name": "inpaint", "mask": f"m.{suffix}"}}}
+    assert [field for field, _, _ in files_of(values)] == ["degradation.operator.mask"]
 
 
 def test_submit_finds_files_of_composed_operators_and_reads_the_job_once(composed, monkeypatch):

@@ -150,9 +150,9 @@ HOSTILE_IMAGES = {
     "PSD named .png": "none of PNG, JPEG",
     "TIFF of floating point numbers": "floating point numbers",
     "PFM named .ppm": "floating point numbers",
-    "animated WebP": "",
-    "animated PNG": "",
-    "TIFF of two pages": "",
+    "animated WebP": "a file of several images, pages or frames .WEBP.",
+    "animated PNG": "a file of several images, pages or frames .PNG.",
+    "TIFF of two pages": "a file of several images, pages or frames .TIFF.",
     "broken EXIF": "",
 }
 HOSTILE_ARRAYS = {

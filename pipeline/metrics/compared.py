@@ -15,7 +15,7 @@ import torch
 from pipeline import storage
 from pipeline.aggregate import Measure, measure
 from pipeline.commit import error_text
-from pipeline.errors import JobError
+from pipeline.errors import JobError, UnreadableImage
 from pipeline.failures import reasons
 from pipeline.job import Published
 from pipeline.metrics import ALL, IMAGE, SETS, TRUTH, check
@@ -24,7 +24,7 @@ from pipeline.metrics.reference import reference_of, refuse_missing
 from pipeline.metrics.scoring import Scorer
 from pipeline.metrics.sets import evaluate
 from pipeline.metrics.source import Pictures
-from pipeline.read import Decoded, UnreadableImage
+from pipeline.read import Decoded
 from pipeline.shards import key_of
 from pipeline.storage import Location, parquet, publish
 

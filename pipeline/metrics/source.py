@@ -10,19 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.errors import JobError
+from pipeline.errors import JobError, UnreadableImage
 from pipeline.plan import Members, Unit
-from pipeline.read import (
-    DECODERS,
-    Content,
-    Decoded,
-    UnreadableImage,
-    decode,
-    in_folder,
-    in_tar,
-    opened,
-    to_rgb,
-)
+from pipeline.read import DECODERS, Content, Decoded, decode, in_folder, in_tar, opened, to_rgb
 from pipeline.shards import DamagedShard, Sample, expand, index
 from pipeline.storage import Location
 
