@@ -41,7 +41,7 @@ def measured(content: bytes, suffix: str = "npy", channels: int = 3, **options) 
 
 def everywhere(content: bytes, suffix: str) -> list[str]:
     """Why a file is refused as an image, as a measurement, by `score` and by `kintsugi shard`."""
-    source = Source({f"a.{suffix}": len(content)}, lambda name: content, [])
+    source = Source({f"a.{suffix}": len(content)}, lambda name: content, [], [])
     stored = [store(source, f"a.{suffix}", Options(size=size)) for size in (None, SIZE)]
     scored = decode("key", 0, {suffix: content}, as_it_is, None).error
     return [decoded(content, suffix).error, measured(content, suffix).error, scored, *map(str, stored)]
