@@ -135,7 +135,6 @@ def run(
 
         kintsugi run job.yaml --retry-failed
     """
-    from pipeline import export
     from pipeline.report import write_report
     from pipeline.run import Progress, open_or_plan
     from pipeline.storage import at, clear_temporaries
@@ -161,10 +160,7 @@ def run(
     elif before.units < this.summary.units:
         execute(this, list(this.outstanding()), address, before)
     clear_temporaries(this.folder)
-    if loaded.measured:
-        with console.status("writing the restored shards"):
-            for target in export.write_restored(this):
-                console.print(f"restored: {target}")
+    write_restored(this)
     metrics = finish(write_report(this))
     missing = metrics["samples"]["planned"] - metrics["samples"]["done"]
     if missing and retry_failed:
@@ -173,6 +169,16 @@ def run(
         raise JobError(f"{missing} samples have no valid commit record; run the same command again")
     if metrics["samples"]["failed"]:
         raise typer.Exit(EXIT_SOME_FAILED)
+
+
+def write_restored(this: Run, shards: set[str] | None = None) -> None:
+    """Have in restored/ what is done, of some shards or all."""
+    from pipeline import export
+
+    if this.job.measured:
+        with console.status("writing the restored shards"):
+            for target in export.write_restored(this, shards):
+                console.print(f"restored: {target}")
 
 
 def execute(
@@ -188,7 +194,7 @@ def execute(
     from pipeline import export
     from pipeline.executors import Live, in_process, on_ray
 
-    live = Live()
+    live, at_once = Live(), False
     if address == "none":
         commits = in_process(this.job, this.folder, units, live, failed_only)
     else:
@@ -201,7 +207,7 @@ def execute(
             for commit in commits:
                 display.add(commit)
     except KeyboardInterrupt:
-        live.stopping = True
+        live.stopping = at_once = True
     except OSError as error:
         raise JobError(f"storage: {error}; the same command continues when this is mended") from error
     finally:
@@ -210,6 +216,8 @@ def execute(
         errors.print(
             f"interrupted: {display.done} of {total} samples are committed; the same command continues",
         )
+        if not at_once:
+            write_restored(this, {unit.shard for unit in units})
         raise typer.Exit(EXIT_INTERRUPTED)
 
 
@@ -412,12 +420,17 @@ def report(run: RunArgument) -> None:
 def verify(
     run: RunArgument,
     repair: Annotated[
-        bool, typer.Option("--repair", help="Drop what is damaged, so that a rerun does it again.")
+        bool,
+        typer.Option(
+            "--repair",
+            help="Drop damaged units, so that a rerun does them again; write damaged restorations again.",
+        ),
     ] = False,
 ) -> None:
     """Check every commit of a run against its files and the plan, and say what a rerun would do.
 
-    Reads all rows: counts, checksums, every key once. Exit code 1 if something is wrong.
+    Reads all rows: counts, checksums, every key once; and what is in restored/. Exit code 1 if something is
+    wrong.
 
     Examples:
 
@@ -442,8 +455,9 @@ def verify(
         where = "" if finding.unit is None else f"unit {finding.unit.unit}: "
         errors.print(f"{where}{finding.what}", style="yellow")
     damaged = [finding for finding in findings if finding.unit is not None]
+    again = {finding.shard for finding in findings if finding.shard is not None}
     if repair:
-        repaired(this, damaged)
+        repaired(this, damaged, again)
     left = this.summary.units - good
     console.print(
         f"{good} of {this.summary.units} units are as committed, {samples} samples. "
@@ -452,21 +466,28 @@ def verify(
             + (f", once --repair has dropped the {len(damaged)} damaged" if damaged and not repair else "")
             + "."
             if left
+            else f"A rerun writes {len(again)} restored shards again."
+            if again and not repair
             else "A rerun does nothing."
         ),
     )
-    if len(findings) > (len(damaged) if repair else 0):
+    if len(findings) > (len(damaged) + len(again) if repair else 0):
         raise typer.Exit(EXIT_CANNOT_RUN)
 
 
-def repaired(this: Run, damaged: list[Finding]) -> None:
-    from pipeline.export import drop_restored
+def repaired(this: Run, damaged: list[Finding], again: set[str]) -> None:
+    """Drop damaged units, and write the restorations of shards again."""
+    from pipeline.export import drop_restored, write_restored
     from pipeline.verify import repair
 
     drop_restored(this, [finding.unit for finding in damaged if finding.unit is not None])
     for finding in damaged:
         repair(this, finding)
-    console.print(f"dropped {len(damaged)} damaged units")
+    if damaged or not again:
+        console.print(f"dropped {len(damaged)} damaged units")
+    if again:
+        for target in write_restored(this, again):
+            console.print(f"written again: {target}")
 
 
 def open_run(run: str) -> Run:

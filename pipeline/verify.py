@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipeline import storage
+from pipeline import export, storage
 from pipeline.commit import ROWS, Commit, commit_file, data_file, features_file, valid
 from pipeline.metrics import IMAGE, SETS
 from pipeline.plan import Unit, changed_shards, read_members
@@ -24,11 +24,13 @@ class Finding:
         unit: the unit of work, None where it is something else.
         what: in words.
         repairable: whether `repair` removes it.
+        shard: whose restorations are to be written again.
     """
 
     unit: Unit | None
     what: str
     repairable: bool = True
+    shard: str | None = None
 
 
 def verify(run: Run) -> Iterator[Finding | Unit]:
@@ -37,6 +39,8 @@ def verify(run: Run) -> Iterator[Finding | Unit]:
     Units that were never committed are no finding: a rerun does them.
     """
     names: set[str] = set()
+    doubtful: set[str] = set()  # shards with damaged units
+    good = 0
     for unit in run.units():
         names.add(unit.unit)
         record, data = commit_file(run.folder, unit.unit), data_file(run.folder, unit.unit)
@@ -45,6 +49,9 @@ def verify(run: Run) -> Iterator[Finding | Unit]:
         features = features_file(run.folder, unit.unit)
         rows, more = (each.read_bytes() if each.exists() else None for each in (data, features))
         what = fault(run, unit, record.read_bytes(), rows, more)
+        good += what is None
+        if what is not None:
+            doubtful.add(unit.shard)
         yield unit if what is None else Finding(unit, what)
     for folder, suffix in (("commits", ".json"), ("data", ".parquet"), ("features", ".parquet")):
         for name in storage.sizes(run.folder / folder):
@@ -52,6 +59,9 @@ def verify(run: Run) -> Iterator[Finding | Unit]:
                 yield Finding(None, f"{folder}/{name} belongs to no unit of the plan", repairable=False)
     for shard in changed_shards(run.folder / "plan.parquet"):
         yield Finding(None, f"{shard} is gone, or has changed since the plan was made", repairable=False)
+    if run.job.measured:
+        for shard, what in export.faults(run, doubtful, complete=good == run.summary.units):
+            yield Finding(None, f"{what}; a rerun writes it again", shard=shard)
 
 
 def fault(run: Run, unit: Unit, record: bytes, data: bytes | None, features: bytes | None) -> str | None:

@@ -19,6 +19,7 @@ from test_run import digests, execute, rows
 from pipeline.commit import commit_file, data_file
 from pipeline.errors import JobError
 from pipeline.executors import Live, in_process
+from pipeline.export import write_restored
 from pipeline.restore import Stage
 from pipeline.run import Run, open_or_plan
 from pipeline.verify import Finding, verify
@@ -263,6 +264,7 @@ def test_a_unit_whose_samples_are_many_megabytes_is_read_back(make_job, tmp_path
     run = execute(make_job(data=data, metrics=[], restoration={"samples_per_image": 2}))
     groups = pq.ParquetFile(data_file(run.folder, next(run.units()).unit)).metadata
     assert groups.num_row_groups == groups.num_rows == 3
+    write_restored(run)
     assert findings(run) == {}
     assert all(len(row["samples"]) == 2 for row in rows(run))
 
