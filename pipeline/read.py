@@ -21,7 +21,7 @@ from pipeline.commit import error_text
 from pipeline.depth import Range, deep, of_eight_bits, on_range, rounded
 from pipeline.errors import UnreadableImage
 from pipeline.plan import Members, Unit
-from pipeline.shards import BLOCK, IMAGE_SUFFIXES, DamagedShard, Member, Tar, measure
+from pipeline.shards import IMAGE_SUFFIXES, DamagedShard, Member, Tar, measure
 from pipeline.storage import Location, at, size
 
 # fmt: off
@@ -230,7 +230,7 @@ def content_of(tar: Tar, group: list[Member]) -> Content:
         return UnreadableImage("the shard cannot be read here: it ends inside this sample")
     content = {member.suffix: tar.content(member) for member in group}
     for member in group:
-        if content[member.suffix].endswith(bytes(BLOCK)) and tar.in_hole(member.data, member.size):
+        if content[member.suffix].endswith(b"\0") and tar.in_hole(member.data, member.size):
             return UnreadableImage("the shard cannot be read here: a hole of zeros begins inside this sample")
     return content
 

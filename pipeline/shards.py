@@ -468,13 +468,16 @@ class Tar:
         return content
 
     def in_hole(self, data: int, size: int) -> bool:
-        """Whether the content at bytes data … data + size ends in a hole of zeros that reaches beyond it."""
-        if size < BLOCK:
+        """Whether the content at bytes data … data + size ends in a hole of zeros that reaches beyond it.
+
+        One zero at its end is enough to doubt it: PNG's decoder does not miss the last bytes.
+        """
+        if size == 0:
             return False
         here, end = self.file.tell(), data + -(-size // BLOCK) * BLOCK
-        after = first_byte(self.file, data + size - BLOCK)
+        after = first_byte(self.file, data + size - 1)
         self.file.seek(here)
-        return self.size - end > MAX_PADDING if after is None else after >= end + BLOCK
+        return self.size - end > MAX_PADDING if after is None else after > end
 
 
 def scattered(shard: Location, keys: Collection[str]) -> list[list[str]]:
