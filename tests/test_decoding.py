@@ -7,15 +7,18 @@ import zlib
 
 import numpy as np
 import pytest
-from conftest import SIZE, encode, picture
+from conftest import SIZE, encode, picture, write_tar
 from PIL import Image, ImageCms
 
 from pipeline import read
+from pipeline.commit import ROWS, read_rows
 from pipeline.depth import RANGES
+from pipeline.executors import Live, in_process
 from pipeline.job import Data, Job, config_hash
 from pipeline.metrics.source import as_it_is
 from pipeline.pictures import array_file, png16
 from pipeline.read import Decoded, Images, Measurements, decode
+from pipeline.run import open_or_plan
 from pipeline.sharding import Options, Source, store
 
 TRUTH = picture(5)
@@ -416,3 +419,23 @@ def test_more_bits_with_a_profile_are_refused_unless_it_is_srgb():
 
     assert "more than 8 bits with an ICC profile other than sRGB" in decoded(marked(P3)).error
     np.testing.assert_array_equal(decoded(marked(SRGB)).image, decoded(png16(DEEP)).image)
+
+
+# A run
+
+
+def test_a_run_of_images_of_8_and_of_16_bits_restores_both(tmp_path, make_job):
+    """Those of 8 bits as without the others; and the truth in a row has 8 bits."""
+    eight, deep = encode(TRUTH), png16(DEEP)
+    both = write_tar(tmp_path / "both.tar", [("a.png", eight), ("b.png", deep), ("c.png", eight)])
+    alone = write_tar(tmp_path / "alone.tar", [("a.png", eight), ("c.png", eight)])
+    rows: dict[str, dict] = {}
+    for shard in (both, alone):
+        job = make_job(data={"shards": str(shard), "size": SIZE}, output=str(tmp_path / shard.stem))
+        run = open_or_plan(job)
+        (commit,) = in_process(job, run.folder, run.outstanding(), Live())
+        rows[shard.stem] = {row["key"]: row for row in read_rows(run.folder, commit, ROWS.names).to_pylist()}
+    assert [row["status"] for row in rows["both"].values()] == ["ok"] * 3
+    assert all(rows["both"][key]["restored"] == rows["alone"][key]["restored"] for key in "ac")
+    truth = np.asarray(Image.open(io.BytesIO(rows["both"]["b"]["truth"])))
+    np.testing.assert_array_equal(truth, np.rint(DEEP / 257).astype(np.uint8))
