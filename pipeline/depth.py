@@ -22,6 +22,7 @@ DARK = 255  # what is nowhere brighter than this part of the range is on another
 OVERSHOOT = 2.5  # on [-1, 1]: the filters of resizing go to 1.7
 DEVIATIONS = 8  # of the noise
 
+MAX_COLOUR = 40_000_000  # pixels of 16 bits in colour, each of which takes 20 bytes
 NATIVE = "L" if sys.byteorder == "little" else "B"
 OTHER = {"L": "B", "B": "L"}
 TIFF_BITS, TIFF_PLANES = 258, 284
@@ -38,6 +39,10 @@ def deep(image: Image.Image, stated: str | None = None) -> np.ndarray | None:
         UnreadableImage: values outside of the range, or of which nothing says what white is.
     """
     bits, rawmode = bits_of(image), rawmode_of(image)
+    if bits > 8 and len(image.getbands()) > 1 and image.width * image.height > MAX_COLOUR:
+        raise UnreadableImage(
+            f"{image.width}x{image.height} pixels of {bits} bits in colour, more than {MAX_COLOUR:,}"
+        )
     if image.mode == "F":
         if stated is None:
             raise UnreadableImage(
@@ -62,14 +67,16 @@ def deep(image: Image.Image, stated: str | None = None) -> np.ndarray | None:
         raise UnreadableImage(
             "more than 8 bits with an ICC profile other than sRGB, which is not converted; convert it to sRGB"
         )
-    alpha = None
+    alpha: np.ndarray | None = None
     if values.shape[-1] in (2, 4):
         values, alpha = values[..., :-1], values[..., -1:] / np.float32(65535)
     if bits == 12 or image.format == "PPM":  # the file says what white is; Pillow has scaled the latter
         top = 4095.0 if bits == 12 else 65535.0
     else:
         top = white(values, stated)
-    levels = bounded(values, 0, top).astype(np.float32) / np.float32(top / 2) - 1
+    levels: np.ndarray = bounded(values, 0, top).astype(np.float32)
+    levels /= np.float32(top / 2)  # in place: such images are large
+    levels -= 1
     if alpha is not None:
         levels = levels * alpha + (1 - alpha)
     elif isinstance(key := image.info.get("transparency"), int | tuple):  # of PNG: what is transparent
@@ -117,8 +124,10 @@ def both_bytes(image: Image.Image, rawmode: str) -> np.ndarray:
         tile._replace(args=swapped if isinstance(tile.args, str) else (swapped, *tile.args[1:]))
         for tile in twin.tile
     ]
-    high, low = (np.asarray(ImageOps.exif_transpose(part)).astype(np.uint16) for part in (image, twin))
-    return high << 8 | low
+    values = np.asarray(ImageOps.exif_transpose(image)).astype(np.uint16)
+    values <<= 8
+    values |= np.asarray(ImageOps.exif_transpose(twin))
+    return values
 
 
 def again(image: Image.Image) -> Any:
@@ -219,8 +228,9 @@ def bounded(values: np.ndarray, low: float, top: float) -> np.ndarray:
 
 def of_eight_bits(levels: np.ndarray) -> bool:
     """Whether 8 bits hold all values on [-1, 1]: many a file of 16 bits was made of 8."""
-    exact = (levels + np.float32(1)) * np.float32(127.5)
-    return bool((np.abs(exact - rounded(levels)) < 1e-3).all())
+    return all(
+        (np.abs((row + np.float32(1)) * np.float32(127.5) - rounded(row)) < 1e-3).all() for row in levels
+    )
 
 
 def rounded(levels: np.ndarray) -> np.ndarray:
