@@ -642,6 +642,15 @@ CHECKPOINTS: dict[str, Make] = {
         checkpoint, lambda: torch_file({"a": Code()}, _use_new_zipfile_serialization=False)
     ),
     "bare pickle with code": partial(checkpoint, pickle.dumps({"model": Code()}, 2)),
+    "a pickled network, as EDM's": partial(
+        checkpoint, lambda: pickle.dumps({"ema": torch.nn.Conv2d(3, 8, 3)}, 4)
+    ),
+    "a pointer of Git LFS": partial(
+        checkpoint, b"version https://git-lfs.github.com/spec/v1\noid sha256:d8\nsize 4\n"
+    ),
+    "two networks, neither an average": partial(
+        checkpoint, lambda: torch_file({"a": adm_state(), "b": changed()})
+    ),
     "a web page": partial(checkpoint, b"<!DOCTYPE html><title>Sign in</title>"),
     "zero bytes": partial(checkpoint, b""),
     "missing": partial(checkpoint, None),

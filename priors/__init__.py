@@ -87,6 +87,8 @@ def examine(spec: Mapping[str, Any], image_shape: tuple[int, int, int]) -> Exami
     title = f"{title}, {found.parameters / 1e6:.1f} M parameters"
     if classes := getattr(found, "classes", None):
         title += f", {classes} classes"
+    if said := getattr(found, "said", ""):
+        title += f", {said}"
     return Examined(sha256, title)
 
 

@@ -5,9 +5,10 @@ head, which no file tells. `entries` lists every parameter of a layout once: a f
 that list, and its tensors are renamed by it into diffusers' `UNet2DModel`.
 """
 
+import logging
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import count
 from pathlib import Path as FilePath
 
@@ -16,10 +17,16 @@ from pydantic import NonNegativeInt, PositiveInt
 from torch import Tensor, nn
 
 from operators.registry import SpecError
-from priors import checkpoint
+from priors import checkpoint, tables
 from priors.base import Parametrization
 from priors.checkpoint import CheckpointError, CheckpointPath, Entry, Shape, State, UNetLayout, affine
 from priors.paths import DDPM, Path
+
+logger = logging.getLogger(__name__)
+
+MARK = "time_embed.0.weight"
+SCHEDULE = {"sqrt_alphas_cumprod": DDPM.a, "sqrt_1m_alphas_cumprod": DDPM.s}
+"""Tables over the labels that deepinv keeps beside the weights of its DiffUNet."""
 
 Signature = tuple[int, tuple[int, ...], int, tuple[int, ...]]
 """What tells layouts apart: model channels, widths, residual blocks per level, levels with attention."""
@@ -50,7 +57,7 @@ class Layout(UNetLayout):
         classes: number of classes of a class-conditional network, otherwise None.
         outputs: 6 where the variance is learned, 3 for ε alone.
         head_channels: channels per attention head.
-        file: the checkpoint.
+        file: the checkpoint. said: where the weights lay in it, if not as published.
     """
 
     channels: int
@@ -61,6 +68,7 @@ class Layout(UNetLayout):
     outputs: int
     head_channels: int
     file: FilePath = field(default=FilePath(), compare=False)
+    said: str = field(default="", compare=False)
 
     @property
     def parameters(self) -> int:
@@ -134,22 +142,23 @@ def adm(
     path: CheckpointPath,
     head_channels: PositiveInt | None = None,
     label: NonNegativeInt | None = None,
+    weights: str | None = None,
 ) -> AdmPrior:
     """A guided-diffusion checkpoint: ImageNet 256 or 512, LSUN, FFHQ, or one's own.
 
     One's own must have linear betas, 1000 labels, ε-prediction and the legacy order of q, k and v, as those.
 
     Args:
-        path: the file as published.
+        path: the file as published, or as a training script wraps it; see `priors.tables`.
         head_channels: channels per attention head, for layouts other than the published ones.
         label: one class for all images, for class-conditional networks.
+        weights: the table to use, for files with several, such as ema or state_dict.model.
 
     Raises:
         CheckpointError: the file is damaged or not such a network; the message names the key or shape.
         SpecError: a label that the network does not know.
     """
-    state = checkpoint.tensors(checkpoint.read(path), path)
-    layout = infer(state, path, head_channels)
+    layout, state = opened(path, head_channels, weights)
     check_label(layout, label)
     network = build(layout)
     checkpoint.adopt(network, renamed(state, layout), path)
@@ -157,17 +166,34 @@ def adm(
 
 
 def describe(
-    *, path: CheckpointPath, head_channels: PositiveInt | None = None, label: NonNegativeInt | None = None
+    *,
+    path: CheckpointPath,
+    head_channels: PositiveInt | None = None,
+    label: NonNegativeInt | None = None,
+    weights: str | None = None,
 ) -> Layout:
     """The layout of a checkpoint, from the names and shapes in it alone; arguments as for `adm`.
 
     Raises:
         CheckpointError, SpecError: as for `adm`, except that values are not looked at.
     """
-    layout = infer(checkpoint.tensors(checkpoint.read(path, "meta"), path), path, head_channels)
+    layout, _ = opened(path, head_channels, weights, "meta")
     check_label(layout, label)
     build(layout)  # refuses widths that its normalisation cannot divide
     return layout
+
+
+def opened(
+    path: FilePath, head_channels: int | None, weights: str | None, device: str = "cpu"
+) -> tuple[Layout, State]:
+    """The layout of a file, and its parameters to sample with."""
+    found = tables.find(checkpoint.read(path, device), path, MARK, weights=weights, spare=SCHEDULE)
+    labels = torch.arange(1000, dtype=torch.float64)
+    for name, table in found.left.items():
+        expected = SCHEDULE[name](DDPM(), labels).to(table)
+        if not table.is_meta and (table.shape != expected.shape or not table.allclose(expected, atol=1e-3)):
+            logger.warning("%s: %r is not that of linear betas, for which the network is used", path, name)
+    return replace(infer(found.state, path, head_channels), said=found.said), found.state
 
 
 def check_label(layout: Layout, label: int | None) -> None:

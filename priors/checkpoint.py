@@ -9,9 +9,11 @@ import fcntl
 import hashlib
 import os
 import pickle
+import pickletools
 import re
 import socket
 import time
+import warnings
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
@@ -30,6 +32,15 @@ CheckpointPath = Annotated[Path, AfterValidator(lambda path: Path(os.path.expand
 State = dict[str, Tensor]
 Shape = tuple[int, ...]
 N = TypeVar("N", bound=nn.Module)
+
+OTHERS = {
+    b"version https://": "a pointer of Git LFS and not the file itself; `git lfs pull` fetches that",
+    b"\x89HDF\r\n": "an HDF5 file, as Keras writes; only weights of PyTorch are read",
+    b"GGUF": "a GGUF file; only weights in safetensors or torch.save's format are read",
+}
+"""What files that are no checkpoints begin with, and are."""
+PERSISTENCE = "torch_utils.persistence"
+"""The module in which EDM and StyleGAN pickle a network with its source code."""
 
 SETTLED = 2.0  # seconds after which another change has another time, on every file system
 
@@ -204,6 +215,7 @@ def read(path: Path, device: str = "cpu") -> Any:
     if not path.is_file():
         raise CheckpointError(f"path: no file {str(path)!r}")
     try:
+        refuse_others(path)
         if path.suffix == ".safetensors":
             from safetensors import safe_open
 
@@ -212,15 +224,20 @@ def read(path: Path, device: str = "cpu") -> Any:
         # Files older than the zip format of torch 1.6 cannot be mapped.
         if zipped := zipfile.is_zipfile(path):
             check_stored(path)
-        return torch.load(path, map_location=device, mmap=zipped, weights_only=True)
+        with warnings.catch_warnings(action="ignore"):  # of pickles that are refused in the end
+            return torch.load(path, map_location=device, mmap=zipped, weights_only=True)
     except CheckpointError:
         raise
     except pickle.UnpicklingError as error:
         # torch's own message advises to switch its protection off.
-        if code := re.search(r"GLOBAL (\S+)", str(error)):
-            problem = f"refers to {code[1]!r}, and only tensors are read, never code"
-        else:
-            problem = f"is damaged or no checkpoint: it begins with {beginning(path)!r}"
+        code = re.search(r"GLOBAL (\S+)", str(error))
+        if name := code[1] if code else pickled_code(path):
+            edm = " (a network of EDM or StyleGAN, with its source)" if name.startswith(PERSISTENCE) else ""
+            raise CheckpointError(
+                f"path: {str(path)!r} is a pickle that refers to {name!r}{edm}, and only tensors are read, "
+                "never code: save the state dict alone"
+            ) from error
+        problem = f"is damaged or no checkpoint: it begins with {beginning(path)!r}"
         raise CheckpointError(f"path: {str(path)!r} {problem}") from error
     except Exception as error:  # whatever the readers make of damaged bytes
         cause = str(error).partition(". ")[0] or type(error).__name__
@@ -242,6 +259,43 @@ def check_stored(path: Path) -> None:
             )
     if sum(record.file_size for record in records) > path.stat().st_size:
         raise CheckpointError(f"path: {str(path)!r} is damaged: its records claim more bytes than it has")
+
+
+def refuse_others(path: Path) -> None:
+    """Call by name what is taken for a checkpoint and is none.
+
+    Raises:
+        CheckpointError: a pointer of Git LFS, TorchScript, or weights of another framework.
+    """
+    begins = beginning(path)
+    for magic, what in OTHERS.items():
+        if begins.startswith(magic):
+            raise CheckpointError(f"path: {str(path)!r} is {what}")
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            names = [name.rpartition("/")[2] for name in archive.namelist()]
+        if "constants.pkl" in names:
+            raise CheckpointError(
+                f"path: {str(path)!r} is a TorchScript archive, which is code; save the state dict instead"
+            )
+
+
+def pickled_code(path: Path) -> str | None:
+    """The first class or function that a bare pickle refers to, found without running it."""
+    with path.open("rb") as file:
+        start = file.read(1 << 20)
+    strings: list[str] = []
+    try:
+        for operation, argument, _ in pickletools.genops(start):
+            if operation.name in ("GLOBAL", "INST"):
+                return str(argument).replace(" ", ".")
+            if operation.name == "STACK_GLOBAL" and len(strings) > 1:
+                return ".".join(strings[-2:])
+            if isinstance(argument, str):
+                strings.append(argument)
+    except Exception:  # whatever follows is no pickle, or lies beyond what was read
+        return None
+    return None
 
 
 def beginning(path: Path) -> bytes:

@@ -14,9 +14,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path as FilePath
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
 from priors.base import Parametrization
@@ -37,6 +38,7 @@ FORMATS = ("safetensors", "bin")
 ATTENTION_NAMES = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 
 T = TypeVar("T")
+Variant = Annotated[str, Field(pattern=r"^[\w-]+$")]
 
 Network = Callable[[Tensor, Tensor], Tensor]
 """The bare network: images (B, 3, H, W) and the times (B,) it was trained with → (B, 3, H, W)."""
@@ -182,6 +184,7 @@ class Description:
 
     path: str
     revision: str | None
+    variant: str | None
     network: Any
     scheduler: Any
 
@@ -201,7 +204,13 @@ class Description:
     @cached_property
     def weights(self) -> list[FilePath]:
         """The files of the weights; those of a hub model are downloaded where need be."""
-        return find_weights(self.path, self.revision)
+        return find_weights(self.path, self.revision, self.variant)
+
+    @property
+    def said(self) -> str:
+        """The variant of the weights, in words; nothing of plain ones."""
+        variant = variant_of(self.weights[0])
+        return f"weights of variant {variant!r}" if variant else ""
 
     @cached_property
     def files(self) -> tuple[FilePath, ...]:
@@ -238,7 +247,11 @@ class DiffusersPrior:
 
 
 def diffusers_model(
-    device: str | torch.device = "cpu", *, path: str, revision: str | None = None
+    device: str | torch.device = "cpu",
+    *,
+    path: str,
+    revision: str | None = None,
+    variant: Variant | None = None,
 ) -> DiffusersPrior:
     """Any unconditional `UNet2DModel` pipeline for RGB images saved by diffusers.
 
@@ -246,14 +259,15 @@ def diffusers_model(
         path: a folder, or a hub id such as google/ddpm-ema-celebahq-256, downloaded once into the hub's
             cache.
         revision: branch, tag or commit of a hub model.
+        variant: of the weights, such as fp16; otherwise the plain ones, or the only variant.
 
     Raises:
         CheckpointError: it cannot be found, read or used; the message names the file and the field.
     """
-    return DiffusersPrior(describe(path=path, revision=revision), device)
+    return DiffusersPrior(describe(path=path, revision=revision, variant=variant), device)
 
 
-def describe(*, path: str, revision: str | None = None) -> Description:
+def describe(*, path: str, revision: str | None = None, variant: Variant | None = None) -> Description:
     """What a pipeline is, without reading or downloading weights; arguments as for `diffusers_model`.
 
     Raises:
@@ -268,10 +282,10 @@ def describe(*, path: str, revision: str | None = None) -> Description:
     except Exception as error:  # whatever the blocks make of settings that do not go together
         raise CheckpointError(f"path: config.json does not make a UNet2DModel ({error})") from error
     check_network(network, scheduler)
-    description = Description(path, revision, network, scheduler)
+    description = Description(path, revision, variant, network, scheduler)
     description.convention("cpu")
     # Of a hub model what lies in the cache, which may be nothing yet.
-    weights = description.weights if is_local(path) else weight_files(folder)
+    weights = description.weights if is_local(path) else weight_files(folder, variant)
     if weights and (problem := difference(network.state_dict(), state(weights, "meta"))):
         raise CheckpointError(f"path: {str(weights[0])!r} does not fit config.json: {problem}")
     return description
@@ -283,22 +297,20 @@ def components(folder: FilePath) -> tuple[dict[str, Any], Any]:
     Raises:
         CheckpointError: other components than these two, or classes that are not understood.
     """
+    # Without an index the folder holds these two, and their configurations name the classes.
+    index = listed_components(folder)
     unet = read_json(component(folder, "unet") / "config.json")
+    if "_class_name" not in unet and "model_type" in unet:
+        raise misfit("config.json", "model_type", unet["model_type"], "a model of transformers, no diffusion")
     config = read_json(component(folder, "scheduler") / "scheduler_config.json")
     if config.get("predict_epsilon") is False:  # diffusers before 0.9
         config.setdefault("prediction_type", "sample")
-    # A folder without an index holds these two, and their configurations name the classes.
     parts: dict[str, Any] = {
         part: ["diffusers", found.get("_class_name")]
         for part, found in (("unet", unet), ("scheduler", config))
-    }
-    if (folder / "model_index.json").is_file():
-        index = read_json(folder / "model_index.json")
-        parts |= {key: value for key, value in index.items() if key[0] != "_" and value != [None, None]}
+    } | index
     understood = {"unet": ["UNet2DModel"], "scheduler": list(SCHEDULERS)}
     for part, found in parts.items():
-        if part not in understood:
-            raise misfit("model_index.json", part, found, "only a unet and a scheduler, on pixels, fit")
         if found not in (["diffusers", name] for name in understood[part]):
             fitting = ", ".join(understood[part])
             raise misfit("model_index.json or the configuration", part, found, f"of diffusers, {fitting} fit")
@@ -307,6 +319,25 @@ def components(folder: FilePath) -> tuple[dict[str, Any], Any]:
         return unet, scheduler_class(name).from_config(config)
     except Exception as error:  # whatever a scheduler makes of its settings
         raise CheckpointError(f"path: scheduler_config.json does not make a {name} ({error})") from error
+
+
+def listed_components(folder: FilePath) -> dict[str, Any]:
+    """The components of a pipeline's index, {} where there is none.
+
+    Raises:
+        CheckpointError: others than a unet and a scheduler, such as the transformer or the vae of latents.
+    """
+    if not (folder / "model_index.json").is_file():
+        return {}
+    index = read_json(folder / "model_index.json")
+    parts = {key: value for key, value in index.items() if key[:1] != "_" and value != [None, None]}
+    if others := sorted(parts.keys() - {"unet", "scheduler"}):
+        first = next((part for part in others if part == "transformer"), others[0])
+        kind = f"it is {index.get('_class_name')!r} with {', '.join(others)}"
+        raise misfit(
+            "model_index.json", first, parts[first], f"{kind}; only a unet and a scheduler, on pixels, fit"
+        )
+    return parts
 
 
 def scheduler_class(name: str) -> Any:
@@ -401,32 +432,59 @@ def component(folder: FilePath, name: str) -> FilePath:
     return own if own.is_dir() else folder
 
 
-def find_weights(path: str, revision: str | None) -> list[FilePath]:
+def find_weights(path: str, revision: str | None, variant: str | None) -> list[FilePath]:
     """The files of the UNet's weights, downloaded where need be.
 
     Raises:
-        CheckpointError: there are none.
+        CheckpointError: there are none, or several variants of which none is asked for.
     """
-    for suffix in FORMATS:
-        endings = (f".{suffix}", f".{suffix}.index.json", f"-*.{suffix}")
-        files = [f"{part}{STEM}{ending}" for part in ("unet/", "") for ending in endings]
-        if weights := weight_files(locate(path, revision, files)):
-            return weights
+    for middle in [f".{variant}"] if variant else ["", ".*"]:
+        for suffix in FORMATS:
+            endings = (f"{middle}.{suffix}", f".{suffix}.index{middle}.json", f"{middle}-*.{suffix}")
+            files = [f"{part}{STEM}{ending}" for part in ("unet/", "") for ending in endings]
+            if weights := weight_files(locate(path, revision, files), variant):
+                return weights
+    if variant:
+        raise CheckpointError(f"variant: {path!r} has no {STEM}.{variant}.safetensors (or .bin)")
     raise CheckpointError(f"path: {path!r} has no {STEM}.safetensors (or .bin) for its unet")
 
 
-def weight_files(folder: FilePath) -> list[FilePath]:
-    """The files of the UNet's weights in the folder of a pipeline, in order of name."""
+def weight_files(folder: FilePath, variant: str | None) -> list[FilePath]:
+    """The files of the UNet's weights in the folder of a pipeline, in order of name; [] where there are none.
+
+    Raises:
+        CheckpointError: several variants, of which none is asked for.
+    """
     unet = component(folder, "unet")
+    if variant or (found := weights_of(unet, None)):
+        return weights_of(unet, variant) if variant else found
+    variants = sorted({name for file in unet.glob(f"{STEM}.*") if (name := variant_of(file))})
+    if len(variants) > 1:
+        raise CheckpointError(f"variant: {str(unet)!r} has several; give {' or '.join(variants)}")
+    return weights_of(unet, variants[0]) if variants else []
+
+
+def weights_of(unet: FilePath, variant: str | None) -> list[FilePath]:
+    """The files of one variant, None for plain ones."""
+    middle = f".{variant}" if variant else ""
     for suffix in FORMATS:
-        single = unet / f"{STEM}.{suffix}"
+        single = unet / f"{STEM}{middle}.{suffix}"
         if single.is_file():
             return [single]
-        index = unet / f"{STEM}.{suffix}.index.json"
+        index = unet / f"{STEM}.{suffix}.index{middle}.json"
         if index.is_file():
-            names = set(read_json(index).get("weight_map", {}).values())
-            return sorted(unet / FilePath(name).name for name in names)
+            names = read_json(index).get("weight_map")
+            if not isinstance(names, dict) or not all(isinstance(name, str) for name in names.values()):
+                raise CheckpointError(f"path: {str(index)!r} is damaged (weight_map names no files)")
+            return sorted({unet / FilePath(name).name for name in names.values()})
     return []
+
+
+def variant_of(file: FilePath) -> str | None:
+    """The variant in the name of a file of weights, None of plain ones."""
+    formats = "|".join(FORMATS)
+    found = re.fullmatch(rf"{STEM}\.([\w-]+?)(?:-\d+-of-\d+)?\.(?:{formats})", file.name)
+    return found[1] if found else None
 
 
 def state(weights: Sequence[FilePath], device: str = "cpu") -> State:

@@ -7,20 +7,23 @@ that list, and its tensors are renamed by it into diffusers' `UNet2DModel`.
 import logging
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import count
 from pathlib import Path as FilePath
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from priors import checkpoint
+from priors import checkpoint, tables
 from priors.base import Parametrization
 from priors.checkpoint import CheckpointError, CheckpointPath, Entry, State, UNetLayout, affine
 from priors.paths import Path, RectifiedFlow
 
 logger = logging.getLogger(__name__)
+
+MARK = "all_modules.3.weight"
+FREQUENCIES = "all_modules.0.W"  # of the embedding of time: not trained
+SIGMAS = "sigmas"  # noise levels of score matching, unused by the flow
 
 FIRST_TIME = 1e-3
 """Where the released sampler starts; the network divides its output by the time."""
@@ -34,13 +37,14 @@ class Layout(UNetLayout):
         widths: channels of each level, the finest first; each level halves the resolution.
         blocks: residual blocks per level on the way down, one more on the way up.
         attention: the levels with attention; the middle always has it.
-        file: the checkpoint.
+        file: the checkpoint. said: where the weights lay in it.
     """
 
     widths: tuple[int, ...]
     blocks: int
     attention: tuple[int, ...]
     file: FilePath = field(default=FilePath(), compare=False)
+    said: str = field(default="", compare=False)
 
     @property
     def parameters(self) -> int:
@@ -90,7 +94,11 @@ class RectifiedFlowPrior:
 
 
 def rectified_flow(
-    device: str | torch.device = "cpu", *, path: CheckpointPath, centered: bool = True
+    device: str | torch.device = "cpu",
+    *,
+    path: CheckpointPath,
+    centered: bool = True,
+    weights: str | None = None,
 ) -> RectifiedFlowPrior:
     """A rectified-flow checkpoint: CelebA-HQ, AFHQ-cat, LSUN bedroom or church, or one's own.
 
@@ -98,50 +106,39 @@ def rectified_flow(
     with a warning, where the file has no average.
 
     Args:
-        path: the file as published.
+        path: the file as published, or as another training script wraps it; see `priors.tables`.
         centered: trained on images in [-1, 1], as CelebA-HQ and AFHQ; false for images in [0, 1], as LSUN
             bedroom and church. No file tells.
+        weights: the table to use, for files with several, such as ema or model.module.
 
     Raises:
         CheckpointError: the file is damaged or not such a network; the message names the key or shape.
     """
-    layout, state = opened(path)
+    layout, state = opened(path, weights)
     network = build(layout)
     checkpoint.adopt(network, renamed(state, layout), path)
     return RectifiedFlowPrior(layout, network.to(device), centered)
 
 
-def describe(*, path: CheckpointPath, centered: bool = True) -> Layout:
+def describe(*, path: CheckpointPath, centered: bool = True, weights: str | None = None) -> Layout:
     """The layout of a checkpoint, from the names and shapes in it alone; arguments as for `rectified_flow`.
 
     Raises:
         CheckpointError: as for `rectified_flow`, except that values are not looked at.
     """
-    return opened(path, "meta")[0]
+    return opened(path, weights, "meta")[0]
 
 
-def opened(path: FilePath, device: str = "cpu") -> tuple[Layout, State]:
+def opened(path: FilePath, weights: str | None, device: str = "cpu") -> tuple[Layout, State]:
     """The layout of a file, and its parameters to sample with."""
-    content: Any = checkpoint.read(path, device)
-    wrapped = isinstance(content, Mapping) and "model" in content
-    model = checkpoint.tensors(content["model"] if wrapped else content, path)
-    state = {key.removeprefix("module."): tensor for key, tensor in model.items()}
-    state.pop("sigmas", None)  # noise levels of score matching, unused by the flow
-    layout = infer(state, path)
-    if not wrapped or "ema" not in content:
+    content = checkpoint.read(path, device)
+    untrained = {FREQUENCIES, SIGMAS}
+    found = tables.find(content, path, MARK, weights=weights, untrained=untrained)
+    found.state.pop(SIGMAS, None)
+    layout = replace(infer(found.state, path), said=found.said)
+    if not found.average and weights is None:
         logger.warning("%s has no moving average: the trained weights are used as they are", path)
-        return layout, state
-
-    average = content["ema"]
-    shadow = average.get("shadow_params") if isinstance(average, Mapping) else None
-    # It holds what is trained, in the order of the model: all but the frequencies of the embedding.
-    trained = [key for key in state if key != "all_modules.0.W"]
-    if not isinstance(shadow, list) or len(shadow) != len(trained):
-        raise CheckpointError(f"path: {str(path)!r}: 'ema' has no list 'shadow_params' of {len(trained)}")
-    state |= checkpoint.tensors(dict(zip(trained, shadow, strict=True)), path)
-    if problem := checkpoint.difference(checkpoint.in_file(entries(layout)), state):
-        raise CheckpointError(f"path: {str(path)!r}: 'ema' does not fit 'model': {problem}")
-    return layout, state
+    return layout, found.state
 
 
 def infer(state: Mapping[str, Tensor], path: FilePath) -> Layout:
@@ -158,9 +155,9 @@ def infer(state: Mapping[str, Tensor], path: FilePath) -> Layout:
     def has(module: int, name: str) -> bool:
         return f"all_modules.{module}.{name}" in modules
 
-    if "all_modules.0.W" not in state:
+    if FREQUENCIES not in state:
         raise CheckpointError(
-            f"path: {str(path)!r} is no NCSN++ of rectified flow: no 'all_modules.0.W' (Fourier embedding)"
+            f"path: {str(path)!r} is no NCSN++ of rectified flow: no {FREQUENCIES!r} (Fourier embedding)"
         )
     # Modules 0 to 2 embed the time, 3 is the first convolution. Only input skips have no normalisation.
     skips = [i for i in range(4, len(state)) if has(i, "Conv_0") and not has(i, "GroupNorm_0")]

@@ -8,6 +8,7 @@ import logging
 import math
 import os
 import pickle
+import zipfile
 from functools import partial
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from operators.registry import SpecError, construct
 from priors import adm, checkpoint, rectified_flow
 from priors.base import data_prediction
 from priors.checkpoint import CheckpointError
+from priors.paths import DDPM
 
 SHARED = Path(os.environ.get("KINTSUGI_SHARED", Path(__file__).parents[2] / "shared"))
 GOLDEN = SHARED / "golden" / "checkpoints"
@@ -497,6 +499,148 @@ def test_labels_are_checked_without_loading(conditional_file, adm_file):
         load("adm", adm_file, head_channels=32).labels = torch.tensor([0])
 
 
+# Wrappings of training scripts.
+
+
+def other(state):
+    """Weights of the same network that are not those to sample with."""
+    return {key: value + 1 for key, value in state.items()}
+
+
+def prefixed(prefix, state):
+    return {f"{prefix}{key}": value for key, value in state.items()}
+
+
+WRAPPED = {
+    "DataParallel": (lambda s: prefixed("module.", s), "weights in 'module'"),
+    "compiled": (lambda s: prefixed("_orig_mod.", s), "weights in '_orig_mod'"),
+    "both": (lambda s: prefixed("module._orig_mod.", s), "weights in 'module._orig_mod'"),
+    "swa_utils": (
+        lambda s: {"n_averaged": torch.tensor(3), **prefixed("module.", s)},
+        "weights in 'module'",
+    ),
+    "state_dict": (lambda s: {"state_dict": s, "epoch": 3}, "weights in 'state_dict'"),
+    "Lightning": (
+        lambda s: {"state_dict": {**prefixed("model.", s), "loss.w": torch.ones(3)}, "global_step": 9},
+        "weights in 'state_dict.model', without 1 entries beside it",
+    ),
+    "latent diffusion": (
+        lambda s: {"state_dict": prefixed("model.diffusion_model.", s)},
+        "weights in 'state_dict.model.diffusion_model'",
+    ),
+    "ema": (lambda s: {"ema": s}, "averaged weights in 'ema'"),
+    "model and ema": (lambda s: {"model": other(s), "ema": s, "opt": {}}, "averaged weights in 'ema'"),
+    "ema compiled": (
+        lambda s: {"model": prefixed("module.", other(s)), "ema": prefixed("_orig_mod.", s)},
+        "averaged weights in 'ema._orig_mod'",
+    ),
+    "BasicSR": (lambda s: {"params": other(s), "params_ema": s}, "averaged weights in 'params_ema'"),
+    "ema-pytorch": (
+        lambda s: {
+            "model": other(s),
+            "ema": {
+                **prefixed("online_model.", other(s)),
+                **prefixed("ema_model.", s),
+                "step": torch.tensor(1),
+            },
+        },
+        "averaged weights in 'ema.ema_model'",
+    ),
+    "torch_ema": (
+        lambda s: {"net": other(s), "ema": {"decay": 0.9, "shadow_params": list(s.values())}},
+        "averaged weights in 'ema'",
+    ),
+    "in one table": (lambda s: prefixed("ema.", s) | other(s), "averaged weights in 'ema'"),
+    "Adam": (
+        lambda s: {"model": s, "optimizer": {"state": {0: {"exp_avg": torch.ones(3)}}}},
+        "weights in 'model'",
+    ),
+    "plain": (dict, ""),
+}
+
+
+@pytest.mark.parametrize("wrapping", WRAPPED)
+def test_wrapped_weights_are_those_to_sample_with(wrapping, adm_file, tmp_path):
+    wrap, said = WRAPPED[wrapping]
+    state = torch.load(adm_file, weights_only=True)
+    torch.save(wrap(state), tmp_path / "x.pt")
+    described = adm.describe(path=tmp_path / "x.pt", head_channels=32)
+    assert described.said == said
+    layout, found = adm.opened(tmp_path / "x.pt", 32, None)
+    assert layout == described
+    assert found.keys() == state.keys()
+    assert all(torch.equal(found[key], value) for key, value in state.items())
+
+
+def test_what_was_read_of_a_wrapped_file_is_said(adm_file, tmp_path):
+    torch.save({"ema": torch.load(adm_file, weights_only=True)}, tmp_path / "x.pt")
+    spec = {"name": "adm", "path": str(tmp_path / "x.pt"), "head_channels": 32}
+    assert priors.examine(spec, (3, 32, 32)).title.endswith("parameters, averaged weights in 'ema'")
+    x, t = draw(1, 3, 16, 16), torch.tensor([10.0])
+    expected = load("adm", adm_file, head_channels=32)(x, t)
+    assert torch.equal(load("adm", tmp_path / "x.pt", head_channels=32)(x, t), expected)
+
+
+@pytest.mark.parametrize(
+    ("wrap", "weights", "message"),
+    [
+        (lambda s: {"a": s, "b": other(s)}, "a", r"weights: .*'a' or 'b'"),
+        (lambda s: {"ema_0.999": s, "ema_0.99": other(s), "model": s}, "ema_0.999", r"weights: .*'ema_0\.99"),
+        (
+            lambda s: {"model": s, "ema": {"x": torch.ones(3)}},
+            "model",
+            r"average 'ema' in a form .*weights: 'm",
+        ),
+        (
+            lambda s: {"state_dict": prefixed("model.", s) | {"model_ema.outbias": torch.ones(3)}},
+            "state_dict.model",
+            r"average 'state_dict\.model_ema'",
+        ),
+    ],
+    ids=["two networks", "two averages", "another average", "LitEma"],
+)
+def test_where_the_average_is_not_known_a_parameter_decides(wrap, weights, message, adm_file, tmp_path):
+    state = torch.load(adm_file, weights_only=True)
+    torch.save(wrap(state), tmp_path / "x.pt")
+    with pytest.raises(CheckpointError, match=message):
+        adm.describe(path=tmp_path / "x.pt", head_channels=32)
+    _, found = adm.opened(tmp_path / "x.pt", 32, weights)
+    assert all(torch.equal(found[key], value) for key, value in state.items())
+    with pytest.raises(CheckpointError, match=r"weights: .*no table 'c'; it has"):
+        adm.opened(tmp_path / "x.pt", 32, "c")
+
+
+def test_the_tables_of_deepinv_lie_beside_the_weights(adm_file, tmp_path, caplog):
+    state, a = torch.load(adm_file, weights_only=True), DDPM().a(torch.arange(1000.0).double()).float()
+    tables = {"sqrt_alphas_cumprod": a, "sqrt_1m_alphas_cumprod": (1 - a**2).sqrt()}
+    torch.save(state | tables, tmp_path / "x.pt")
+    layout, found = adm.opened(tmp_path / "x.pt", 32, None)
+    assert found.keys() == state.keys()
+    assert layout.said == "without 'sqrt_alphas_cumprod' and 'sqrt_1m_alphas_cumprod'"
+    assert not caplog.records
+    torch.save(state | tables | {"sqrt_alphas_cumprod": torch.ones(1000)}, tmp_path / "x.pt")
+    adm.opened(tmp_path / "x.pt", 32, None)
+    assert "'sqrt_alphas_cumprod' is not that of linear betas" in caplog.text
+
+
+def test_an_average_of_a_flow_by_name_lacks_only_what_is_not_trained(flow_file, tmp_path):
+    content = torch.load(flow_file, weights_only=True)
+    _, expected = rectified_flow.opened(flow_file, None)
+    average = {key: value for key, value in expected.items() if key != "all_modules.0.W"}
+    torch.save({"model": content["model"], "ema": average}, tmp_path / "x.pt")
+    layout, found = rectified_flow.opened(tmp_path / "x.pt", None)
+    assert layout.said == "averaged weights in 'ema'"
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[key], value) for key, value in expected.items())
+
+
+def test_a_file_that_holds_itself_is_read_once(adm_file, tmp_path):
+    content = {"state_dict": torch.load(adm_file, weights_only=True)}
+    content["again"] = content
+    torch.save(content, tmp_path / "x.pt")
+    assert adm.describe(path=tmp_path / "x.pt", head_channels=32).said == "weights in 'state_dict'"
+
+
 # Rectified flow.
 
 
@@ -630,6 +774,46 @@ def test_other_files_are_refused(name, content, message, tmp_path, monkeypatch):
     with pytest.raises(CheckpointError, match=message):
         load(name, tmp_path / "x.pt")
     assert not (tmp_path / "executed").exists()
+
+
+LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:d81e48e4\nsize 454867325\n"
+
+
+@pytest.mark.parametrize("name", ["x.pt", "x.safetensors"])
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (LFS, "pointer of Git LFS.*git lfs pull"),
+        (b"\x89HDF\r\n\x1a\n" + bytes(100), "an HDF5 file"),
+        (b"GGUF" + bytes(100), "a GGUF file"),
+    ],
+    ids=["pointer", "Keras", "GGUF"],
+)
+def test_files_of_other_kinds_are_called_what_they_are(content, message, name, tmp_path):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(CheckpointError, match=message):
+        load("adm", tmp_path / name)
+
+
+@pytest.mark.parametrize("protocol", [2, 4])
+def test_a_pickled_network_is_no_damaged_file(protocol, tmp_path):
+    """EDM's files are pickles of whole networks, of torch_utils.persistence with their source code."""
+    network = {"ema": torch.nn.Conv2d(3, 8, 3), "loss_fn": None}
+    (tmp_path / "x.pkl").write_bytes(pickle.dumps(network, protocol))
+    with pytest.raises(CheckpointError, match=r"'torch\.nn\.modules\.conv\.Conv2d', and only.*never code"):
+        load("adm", tmp_path / "x.pkl")
+    edm = b"\x80\x04\x8c\x03ema\x8c\x17torch_utils.persistence\x8c\x1b_reconstruct_persistent_obj\x93."
+    (tmp_path / "x.pkl").write_bytes(edm)
+    with pytest.raises(CheckpointError, match=r"torch_utils.*\(a network of EDM or StyleGAN"):
+        load("adm", tmp_path / "x.pkl")
+
+
+def test_torchscript_is_code(tmp_path):
+    with zipfile.ZipFile(tmp_path / "x.pt", "w") as archive:
+        archive.writestr("x/constants.pkl", b"")
+        archive.writestr("x/data.pkl", b"")
+    with pytest.raises(CheckpointError, match="TorchScript"):
+        load("adm", tmp_path / "x.pt")
 
 
 def test_code_inside_a_checkpoint_is_not_run(tmp_path, monkeypatch):

@@ -658,6 +658,53 @@ def test_damaged_files_are_refused(copied, change, message):
         describe(path=str(copied))
 
 
+def test_variants_of_the_weights_are_read_and_said(copied):
+    """The plain ones where there are such, otherwise the only variant, otherwise the one asked for."""
+    unet = copied / "unet"
+    plain = unet / f"{WEIGHTS}.safetensors"
+    half = plain.with_name(f"{WEIGHTS}.fp16.safetensors")
+    save_file({key: value.half() for key, value in load_file(plain).items()}, half)
+    assert describe(path=str(copied)).weights == [plain]
+    assert describe(path=str(copied), variant="fp16").weights == [half]
+    plain.unlink()
+    spec = {"name": "diffusers", "path": str(copied)}
+    assert priors.examine(spec, (3, 32, 32)).title.endswith("parameters, weights of variant 'fp16'")
+    assert {weight.dtype for weight in priors.load(spec).network.parameters()} == {torch.float32}
+    with pytest.raises(CheckpointError, match=r"variant: .*no .*\.bf16\.safetensors"):
+        describe(path=str(copied), variant="bf16")
+    shutil.copy(half, plain.with_name(f"{WEIGHTS}.bf16.safetensors"))
+    with pytest.raises(CheckpointError, match=r"variant: .*give bf16 or fp16"):
+        describe(path=str(copied))
+
+
+def test_a_variant_in_several_files_is_read(copied):
+    unet = copied / "unet"
+    to_shards(unet)
+    for file in sorted(unet.glob(f"{WEIGHTS}-*.safetensors")):
+        file.rename(unet / file.name.replace(WEIGHTS, f"{WEIGHTS}.fp16"))
+    index = unet / f"{WEIGHTS}.safetensors.index.json"
+    text = index.read_text().replace(WEIGHTS, f"{WEIGHTS}.fp16")
+    index.unlink()
+    (unet / f"{WEIGHTS}.safetensors.index.fp16.json").write_text(text)
+    assert describe(path=str(copied)).said == "weights of variant 'fp16'"
+
+
+def test_other_pipelines_and_files_are_called_what_they_are(copied, tmp_path):
+    pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:d8\nsize 4\n"
+    (copied / "unet" / f"{WEIGHTS}.safetensors").write_text(pointer)
+    with pytest.raises(CheckpointError, match="pointer of Git LFS"):
+        describe(path=str(copied))
+    parts = {"text_encoder": ["transformers", "T5"], "transformer": ["diffusers", "SD3Transformer2DModel"]}
+    index = {"_class_name": "StableDiffusion3Pipeline"} | parts
+    (tmp_path / "model_index.json").write_text(json.dumps(index))
+    with pytest.raises(CheckpointError, match=r"transformer .*'StableDiffusion3Pipeline' with text"):
+        describe(path=str(tmp_path))
+    (tmp_path / "model_index.json").unlink()
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "vit"}))
+    with pytest.raises(CheckpointError, match="model_type 'vit'; a model of transformers"):
+        describe(path=str(tmp_path))
+
+
 def test_missing_folders_and_misplaced_revisions_are_refused(copied):
     for path in ("/no/such/folder", "nothing", "https://huggingface.co/google/ddpm-cat-256"):
         with pytest.raises(CheckpointError, match="path: no folder"):
