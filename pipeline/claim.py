@@ -89,6 +89,13 @@ def write(file: Location, claim: Claim) -> None:
         raise JobError(f"output: cannot write to {folder}: {error}") from error
 
 
+def clear(folder: Location) -> None:
+    """Remove the claims in a directory that is a run by now: a driver was killed before it did."""
+    for name in storage.sizes(folder):
+        if NAME.fullmatch(name):
+            (folder / name).unlink(missing_ok=True)
+
+
 def refusals(folder: Location, job: Job, prior_sha256: str) -> Iterator[str]:
     """What there is to say of claims of other jobs. Those of drivers of this machine that are gone go."""
     for name in storage.sizes(folder):

@@ -12,7 +12,7 @@ import yaml
 import priors
 from operators import SpecError
 from pipeline import builtin, storage
-from pipeline.claim import claimed
+from pipeline.claim import claimed, clear
 from pipeline.commit import Commit, read_commits
 from pipeline.errors import JobError
 from pipeline.identity import keep_to
@@ -122,6 +122,7 @@ def continued(folder: Location, job: Job, prior: Examined) -> Run:
     """
     run = Run.open(folder)
     refuse_another(run, job, prior)
+    clear(folder)
     keep_to(folder, job)
     now, planned = shard_paths(job, folder), list(map(storage.at, run.summary.shards))
     if now != planned:

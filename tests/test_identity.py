@@ -251,6 +251,13 @@ def test_a_claim_of_a_dead_driver_is_taken_over_and_one_of_elsewhere_named(two, 
     assert open_or_plan(other).summary.samples == 12
 
 
+def test_a_claim_that_a_killed_driver_left_in_its_run_is_removed(make_job):
+    run = open_or_plan(make_job())
+    (run.folder / SOMEBODYS).write_text("{}")
+    open_or_plan(make_job())
+    assert not claims(run.folder)
+
+
 @pytest.mark.parametrize("content", [b"", b"{}", b'{"job": 1}', b"[" * 100_000], ids=len)
 def test_nonsense_for_a_claim_is_named(make_job, tmp_path, content):
     (tmp_path / "run").mkdir()
