@@ -15,10 +15,10 @@ SAME = 2  # levels: profiles of sRGB differ by 1, Rec. 709's curve from sRGB's b
 
 
 def in_srgb(image: Image.Image) -> Image.Image:
-    """An image of 8 bits in the colours of its profile, as sRGB; itself where it has none, or sRGB's.
+    """An image of 8 bits in the colours of its profile, as sRGB; itself where that is none of it, or sRGB's.
 
     Raises:
-        UnreadableImage: a profile that cannot be read, or is not for such an image.
+        UnreadableImage: a profile that cannot be read.
     """
     if (transform := transform_of(image)) is None:
         return image
@@ -60,11 +60,8 @@ def to_srgb(profile: bytes, mode: str) -> ImageCms.ImageCmsTransform | None:
         space = SPACES.get(source.profile.xcolor_space.strip())
         if space == "RGB" and mode == "L":  # common; grey is then three equal channels
             mode = "RGB"
-        if space != mode:
-            raise UnreadableImage(
-                f"an ICC profile of {source.profile.xcolor_space.strip()} for an image of {mode}; "
-                "remove or mend it"
-            )
+        if space != mode:  # left behind by a conversion, as Pillow's are; it says nothing of these values
+            return None
         transform = ImageCms.buildTransform(
             source,
             ImageCms.createProfile("sRGB"),
@@ -82,8 +79,6 @@ def to_srgb(profile: bytes, mode: str) -> ImageCms.ImageCmsTransform | None:
         probe = Image.fromarray(colours)
         converted = ImageCms.applyTransform(probe, transform)
         change = np.asarray(converted, int) - np.asarray(probe.convert("RGB"), int)
-    except UnreadableImage:
-        raise
     except Exception as error:  # what LittleCMS refuses
         raise UnreadableImage("an ICC profile that cannot be read; remove or mend it") from error
     return None if np.abs(change).max() <= SAME else transform
