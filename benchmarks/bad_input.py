@@ -329,6 +329,34 @@ TARS: dict[str, tuple[bytes | Callable[[], bytes], dict[str, Any]]] = {
         ),
         {},
     ),
+    "links to each other and to themselves": (
+        tar_of(
+            (special("b.png", tarfile.SYMTYPE, "d.png"), b""),
+            (special("d.png", tarfile.SYMTYPE, "b.png"), b""),
+            (special("e.png", tarfile.LNKTYPE, "e.png"), b""),
+            ("c.png", GOOD),
+        ),
+        {},
+    ),
+    "links to members": (
+        tar_of(
+            (special("b.png", tarfile.SYMTYPE, "./c.png"), b""),
+            ("c.png", GOOD),
+            (special("d.png", tarfile.LNKTYPE, "c.png"), b""),
+        ),
+        {},
+    ),
+    "hidden files, metadata, a name without a suffix": (
+        tar_of(
+            ("._c.png", GOOD),
+            ("__MACOSX/c.png", GOOD),
+            ("__m__/c.png", GOOD),
+            ("c.png", GOOD),
+            ("README", b""),
+        ),
+        {},
+    ),
+    "an image and its label far apart": (tar_of(("b.png", GOOD), ("c.png", GOOD), ("b.cls", b"1")), {}),
     "sparse member of 100 GB": (tar_of((SPARSE, b"1\n0\n1\n".ljust(512, b"\0"))), {}),
     "member that claims 8 GiB": (header(b"b.png", b"0", b"77777777777\0") + ENDING, {}),
     "member of negative size": (header(b"b.png", b"0", b"\xff" * 12) + ENDING, {}),
@@ -348,6 +376,15 @@ TARS: dict[str, tuple[bytes | Callable[[], bytes], dict[str, Any]]] = {
     "b.cls that is no number": (tar_of(("b.png", GOOD), ("b.cls", b"cat; rm -rf"), ("c.png", GOOD)), {}),
     "b.cls of 10⁶ digits": (tar_of(("b.png", GOOD), ("b.cls", b"9" * 10**6), ("c.png", GOOD)), {}),
 }
+HOLED = SHARD[: BOUNDARY - 600] + bytes(700) + SHARD[BOUNDARY + 100 :]
+for _name, _broken in {
+    "two tars joined": tar_of(("z.png", GOOD)) + SHARD,
+    "a hole of zeros from one image into the next": HOLED,
+    "a whole member of zeros": SHARD[:BOUNDARY] + bytes(BOUNDARY) + SHARD[2 * BOUNDARY :],
+    "the last image ends in 2 MiB of zeros": SHARD[: 2 * BOUNDARY + 600] + bytes(2 << 20),
+}.items():
+    TARS[_name] = (_broken, {})
+    TARS[f"{_name}, data.damaged=salvage"] = (_broken, SALVAGE)
 for _cut, _place in CUTS.items():
     TARS[f"cut {_cut}"] = (SHARD[: BOUNDARY + _place], {})
     TARS[f"cut {_cut}, data.damaged=salvage"] = (SHARD[: BOUNDARY + _place], SALVAGE)
@@ -392,7 +429,13 @@ def folder_of(names: list[str], folder: Path, **others: Any) -> list[str]:
     (folder / "in" / "c.png").write_bytes(GOOD)
     for name in names:
         file = folder / "in" / f"{name}.png"
-        targets = {"outside": "../secret.png", "loop": "loop.png", "zeros": "/dev/zero", "nowhere": "nothing"}
+        targets = {
+            "outside": "../secret.png",
+            "loop": "loop.png",
+            "zeros": "/dev/zero",
+            "nowhere": "nothing",
+            "folder": "..",
+        }
         if name == "pipe":
             os.mkfifo(file)
         elif name in targets:
@@ -413,12 +456,14 @@ case("Tars", "missing shard", job)
 case("Tars", "a pipe among the shards", pipe_as_shard)
 case("Tars", "an empty folder as a shard", folder_named_tar)
 case("Tars", "SHA256SUMS of another file", partial(checksums, b"0" * 64 + b"  s.tar\n"))
+case("Tars", "SHA256SUMS that names other files", partial(checksums, b"0" * 64 + b"  in/s.tar\n"))
 case("Tars", "SHA256SUMS that is no text", partial(checksums, b"\xff\xfe\0"))
 for _name, _file in {
     "link out of the folder": "outside",
     "link to itself": "loop",
     "link to nothing": "nowhere",
     "link to /dev/zero": "zeros",
+    "link to the folder above": "folder",
     "pipe": "pipe",
     "file of 2 GiB": "large",
 }.items():

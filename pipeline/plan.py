@@ -100,6 +100,11 @@ class Findings:
     damaged: dict[str, str] = field(default_factory=dict)
     left_out: int = 0
     left_out_first: list[list[str]] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    def warn(self, shard: Location, what: str) -> None:
+        if len(self.notes) < NAMED:
+            self.notes.append(f"{shard}: {what}")
 
     def note(self, shard: Location, name: str, why: str) -> None:
         self.left_out += 1
@@ -110,6 +115,7 @@ class Findings:
         self.damaged |= other.damaged
         self.left_out += other.left_out
         self.left_out_first = (self.left_out_first + other.left_out_first)[:NAMED]
+        self.notes = (self.notes + other.notes)[:NAMED]
 
 
 @dataclass(frozen=True)
@@ -171,7 +177,9 @@ def make_plan(
             empty = [shard for shard in empty if shard not in damaged]
             names = [str(path) for path in paths]
             left_out, first = findings.left_out, findings.left_out_first
-            summary = PlanSummary(names, units, samples, damaged, empty, left_out, first, notes)
+            summary = PlanSummary(
+                names, units, samples, damaged, empty, left_out, first, findings.notes + notes
+            )
             writer.add_key_value_metadata({SUMMARY: json.dumps(asdict(summary)), RULE: str(shards.NAMES)})
         if damaged and data.damaged == "refuse":
             listed = "\n  ".join(f"{shard}: {what}" for shard, what in damaged.items())
@@ -181,7 +189,8 @@ def make_plan(
             )
         if samples == 0:
             part = "" if data.subset is None else f" of data.subset.part={data.subset.part}"
-            raise JobError(f"data.shards: no samples{part} in {', '.join(str(p) for p in paths)}")
+            others = "".join(f"\n  left out {shard}: {name}: {why}" for shard, name, why in first)
+            raise JobError(f"data.shards: no samples{part} in {', '.join(str(p) for p in paths)}{others}")
         refuse_duplicates(temporary, np.frombuffer(hashes, np.uint64))
         if restoration is not None:
             refuse_names(temporary, restoration)
@@ -290,7 +299,8 @@ def open_shard(path: Location, data: Data, findings: Findings) -> Indexed:
 
 def readable(path: Location, data: Data, findings: Findings) -> Iterator[Sample]:
     try:
-        yield from shards.index(path, data.damaged == "salvage", partial(findings.note, path))
+        note, warn = partial(findings.note, path), partial(findings.warn, path)
+        yield from shards.index(path, data.damaged == "salvage", note, warn)
     except DamagedShard as damage:
         findings.damaged[str(path)] = str(damage)
     except OSError as error:

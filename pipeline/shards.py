@@ -46,7 +46,7 @@ no key of, are passed over. In a folder only names of files are hidden, and `FIR
 SHA256SUMS = "SHA256SUMS"
 MAX_SHARDS = 1_000_000
 MAX_SUMS = 1 << 28  # bytes of SHA256SUMS
-MAX_PADDING = 1 << 20  # bytes of zeros behind a tar: more is no record of any usual size
+MAX_PADDING = tarfile.RECORDSIZE + 2 * BLOCK  # bytes of zeros behind a tar, as all usual programs write it
 MAX_LINKS = 40  # that lead from one to the next, as in Linux
 CHECKSUM = re.compile(rb" *[0-7]{1,7}[\0 ]+")  # of a header
 RANGE = re.compile(r"\{(-?\d+)\.\.(-?\d+)")
@@ -235,13 +235,19 @@ def told_apart(names: Collection[str]) -> str:
     return " and ".join(map(ascii, names) if alike else names)
 
 
-def index(shard: Location, salvage: bool = False, note: Note = ignore) -> Iterator[Sample]:
+def index(
+    shard: Location,
+    salvage: bool = False,
+    note: Note = ignore,
+    warn: Callable[[str], None] = lambda what: None,
+) -> Iterator[Sample]:
     """The samples of a shard in order, without reading their contents; `note` is told what is no sample.
 
     A file has the same key in a folder and in a tar of it. Memory does not grow with a tar without links.
 
     Args:
         salvage: go on behind damage, where there are members.
+        warn: called with what may be damage.
 
     Raises:
         DamagedShard: after the last sample of which anything is left, which may be incomplete.
@@ -256,6 +262,8 @@ def index(shard: Location, salvage: bool = False, note: Note = ignore) -> Iterat
             first, last = group[0], group[-1]
             links = tuple((one.name, one.data, one.size) for one in group if one.link and one.lost is None)
             yield Sample(first.key, first.offset, min(last.end, tar.size), links=links)
+        if tar.padding > MAX_PADDING:
+            warn(f"{tar.padding:,} bytes of zeros at its end: is it a download that has not ended?")
 
 
 @dataclass(frozen=True)
@@ -303,6 +311,7 @@ class Tar:
         self.file, self.size, self.start = file, size, start
         self.stop = size + 1 if stop is None else stop  # a header at the end is one that is missing
         self.names, self.salvage, self.note, self.links = names, salvage, note, links
+        self.padding = 0  # bytes of zeros at its end, when that is reached
 
     def samples(self) -> Iterator[list[Member]]:
         """The members of each sample. Grouping is webdataset's: adjacent ones with the same name up to the
@@ -454,6 +463,7 @@ class Tar:
             return
         if damage := end_damage(self.file, tar.offset, self.size):
             raise damage
+        self.padding = self.size - tar.offset
         if last is not None and last.isreg() and self.in_hole(last.offset_data, last.size):
             raise DamagedShard(
                 f"{last.name!r} ends in zeros, and so does the file of {self.size:,} bytes: cut"

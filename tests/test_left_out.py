@@ -130,7 +130,9 @@ def test_a_jpeg_that_a_hole_begins_in_is_a_failed_row(tmp_path):
 def test_zeros_behind_a_tar_are_its_end_unless_they_begin_in_a_member(tmp_path):
     content = write_tar(tmp_path / "s.tar", IMAGES).read_bytes()
     (tmp_path / "s.tar").write_bytes(content + bytes(5 << 20))
-    assert plan(tmp_path / "s.tar", tmp_path / "plan").samples == 8
+    summary = plan(tmp_path / "s.tar", tmp_path / "plan")
+    assert (summary.samples, len(summary.notes)) == (8, 1)
+    assert "bytes of zeros at its end: is it a download that has not ended?" in summary.notes[0]
     with tarfile.open(tmp_path / "s.tar") as tar:
         cut = tar.getmember("image_5.png").offset_data + 1000  # as a download that was preallocated
     (tmp_path / "s.tar").write_bytes(content[:cut] + bytes(5 << 20))
@@ -346,6 +348,15 @@ def test_plan_and_shard_say_what_they_leave_out(tmp_path):
             ".h/d.png: hidden",
         ):
             assert said in result.output
+
+
+def test_a_folder_without_samples_says_what_it_holds(tmp_path):
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "b.jp2").write_bytes(b"")
+    with pytest.raises(
+        JobError, match=r"no samples in .*\n  left out .*in: b\.jp2: \.jp2 files are not read"
+    ):
+        plan(tmp_path / "in", tmp_path / "plan")
 
 
 def test_checksums_that_match_no_shard_are_named(tmp_path):
