@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import signal
 import sys
@@ -18,7 +19,7 @@ from rich.table import Table
 from typer.exceptions import TyperException
 
 from jobs.compare import compare
-from jobs.files import closest, describe, load_job, ready_jobs
+from jobs.files import closest, describe, load_job, located, ready_jobs
 from jobs.query import query
 from jobs.score import score
 from jobs.stats import stats
@@ -492,12 +493,8 @@ def repaired(this: Run, damaged: list[Finding], again: set[str]) -> None:
 
 def open_run(run: str) -> Run:
     from pipeline.run import Run
-    from pipeline.storage import at
 
-    try:
-        return Run.open(at(run))
-    except ValueError as error:
-        raise JobError(f"RUN: {error}") from error
+    return Run.open(located("RUN", run))
 
 
 @app.command("list")
@@ -723,6 +720,9 @@ app.command()(query)
 
 def main() -> None:
     """The `kintsugi` command: clear errors instead of tracebacks for what a user can mend."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a terminal may know fewer characters than are written here
+            stream.reconfigure(errors="backslashreplace")
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C, also while nothing is in hand
     try:

@@ -40,9 +40,10 @@ def compare(
         kintsugi compare runs/ours scored/resshift scored/diffir --by lpips --out tables/sr4
     """
     from jobs.cli import console, errors
+    from jobs.files import located
     from pipeline import compare as comparing
-    from pipeline.storage import at
 
+    folder = located("--out", out)
     with console.status("reading rows"):
         entries = comparing.open_entries(runs)
         found = comparing.compare(entries, by)
@@ -51,7 +52,7 @@ def compare(
     console.print(shown(turned(comparing.runs_table(found))))
     console.print(shown(comparing.paired_table(found)))
     with console.status("writing"):
-        page = comparing.write(found, entries, at(out))
+        page = comparing.write(found, entries, folder)
     console.print(f"{found.images} images compared · {page}")
 
 

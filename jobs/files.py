@@ -12,10 +12,11 @@ from pydantic import ValidationError
 
 from jobs.values import kinds_at, names, parse_setting, parse_yaml
 from pipeline.errors import JobError
-from pipeline.storage import at, redacted
+from pipeline.storage import at, in_utf8, redacted
 
 if TYPE_CHECKING:
     from pipeline.job import Job
+    from pipeline.storage import Location
 
 FOLDER = Path(__file__).parent
 SHOWN = 60  # characters of a value that does not fit
@@ -47,10 +48,7 @@ def read_values(name: str, overrides: list[str]) -> tuple[dict[str, Any], str]:
     from pipeline.job import Job
 
     ready = ready_jobs()
-    try:
-        path = at(name) if "://" in name else Path(name)
-    except ValueError as error:
-        raise JobError(f"job file: {error}") from error
+    path = located("job file", name)
     try:
         if not path.is_file():
             if name not in ready:
@@ -68,6 +66,18 @@ def read_values(name: str, overrides: list[str]) -> tuple[dict[str, Any], str]:
     for override in overrides:
         apply(values, override)
     return values, str(path)
+
+
+def located(what: str, text: str | os.PathLike[str]) -> Location:
+    """The location that an argument names.
+
+    Raises:
+        JobError: as `storage.at`; the message begins with `what` the argument is.
+    """
+    try:
+        return at(text)
+    except ValueError as error:
+        raise JobError(f"{what}: {error}") from error
 
 
 def check(values: dict[str, Any], source: str) -> Job:
@@ -131,8 +141,11 @@ def shorten(text: str) -> str:
 
 def absolute_files(values: dict[str, Any]) -> dict[str, Any]:
     """Files that specs name are found from the directory of the command; workers may run in another one."""
-    for _, spec, parameter in files_of(values):
-        spec[parameter] = str(absolute(spec[parameter]))
+    for field, spec, parameter in files_of(values):
+        try:
+            spec[parameter] = in_utf8(str(absolute(spec[parameter])))
+        except ValueError as error:
+            raise JobError(f"{field}: {error}") from error
     return values
 
 

@@ -28,23 +28,22 @@ def query(
         kintsugi query runs/sr4 "select label, avg(psnr) from rows group by label" --csv > classes.csv
     """
     import csv as files
+    import io
     import sys
     from itertools import chain, islice
 
     from jobs.cli import console
     from jobs.compare import shown
-    from pipeline.errors import JobError
+    from jobs.files import located
     from pipeline.query import ask, rows_of
-    from pipeline.storage import at, redacted
+    from pipeline.storage import redacted
     from pipeline.tables import Table
 
-    try:
-        folder = at(run)
-    except ValueError as error:
-        raise JobError(f"RUN: {error}") from error
-    with rows_of(folder) as table, ask(table, sql) as (columns, rows):
+    with rows_of(located("RUN", run)) as table, ask(table, sql) as (columns, rows):
         if csv:
             lines: Iterable[Sequence[Any]] = chain([columns], rows)
+            if isinstance(sys.stdout, io.TextIOWrapper) and not sys.stdout.isatty():
+                sys.stdout.reconfigure(encoding="utf-8")  # the values as they are, whatever terminals know
             if sys.stdout.isatty():  # keys and errors come from the data of others, and could steer it
                 lines = (["" if value is None else redacted(str(value)) for value in line] for line in lines)
             files.writer(sys.stdout, lineterminator="\n").writerows(lines)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from pydantic import ValidationError
 
-from jobs.files import problem
+from jobs.files import located, problem
 from jobs.values import parse_setting
 from pipeline.errors import JobError
 
@@ -66,8 +66,8 @@ def score(
     from jobs.display import progress_bar
     from pipeline.executors import default_device
     from pipeline.metrics.compared import compare_sets, pair
-    from pipeline.storage import at
 
+    folder = located("--out", out)
     names = [name.strip() for name in metrics.split(",") if name.strip()]
     if not names:
         raise JobError("--metrics: names none")
@@ -81,11 +81,11 @@ def score(
         if len(keys) > NAMED:
             errors.print(f"{what}: and {len(keys) - NAMED} more", style="yellow")
     with progress_bar(console, len(pairs.keys), "images") as advance:
-        found = compare_sets(pairs, names, reference_from(reference), at(out), default_device(), advance)
+        found = compare_sets(pairs, names, reference_from(reference), folder, default_device(), advance)
     show_results(found)
     samples = found["samples"]
     show_reasons(found["failures"]["reasons"], samples["done"])
-    console.print(f"{samples['ok']} compared, {samples['failed']} failed · {at(out)}")
+    console.print(f"{samples['ok']} compared, {samples['failed']} failed · {folder}")
     if samples["failed"] or pairs.without_truth or pairs.without_restored:
         raise typer.Exit(EXIT_SOME_FAILED)
 

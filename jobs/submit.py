@@ -24,10 +24,10 @@ import yaml
 from rich.console import Console
 
 from jobs import send
-from jobs.files import check, files_of, read_values
+from jobs.files import check, files_of, located, read_values
 from pipeline.errors import JobError
 from pipeline.job import Job
-from pipeline.storage import at, publish
+from pipeline.storage import publish
 
 PACKAGES = ("jobs", "operators", "pipeline", "priors", "samplers")
 ENTRYPOINT = "exec python -m jobs.cli run job.yaml --address auto"  # no shell between Ray's signals and it
@@ -115,14 +115,11 @@ def pack(job: Job, target: str) -> None:
     Raises:
         JobError: `target` is a URL that cannot be written to.
     """
-    try:
-        place = at(target)
-    except ValueError as error:
-        raise JobError(f"--pack: {error}") from error
+    file = located("--pack", target)
     with tempfile.TemporaryDirectory() as folder:
         gather(PACKAGES, job, Path(folder) / "kintsugi")
         archive = shutil.make_archive(str(Path(folder) / "archive"), "zip", folder, "kintsugi")
-        with publish(place) as temporary:
+        with publish(file) as temporary:
             shutil.copyfile(archive, temporary)
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 import yaml
 
-from jobs.files import absolute_files, assign, check, read_values, ready_jobs
+from jobs.files import absolute_files, assign, check, located, read_values, ready_jobs
 from jobs.values import kinds_at, parse_setting, split
 from pipeline.errors import JobError
 
@@ -91,7 +91,6 @@ def sweep(
         kintsugi sweep job.yaml --vary sampler.w=1..30:log --vary sampler.start=0.2..0.6 --random 20
     """
     from jobs.cli import EXIT_SOME_FAILED, console
-    from pipeline import storage
     from pipeline.job import Subset
     from pipeline.sweep import Measured, draw, name_of, write_csv
 
@@ -100,7 +99,7 @@ def sweep(
     base = check(copy.deepcopy(values), source)
     if base.measured:
         raise JobError("data.kind: a sweep compares with the truth, which measurements do not have")
-    folder = storage.at(out or f"{base.output}-sweep")
+    folder = located("--out", out or f"{base.output}-sweep")
     subset = base.data.subset or Subset()
     fields = {"part": "tune", "fraction": subset.fraction}
     batch = base.compute.batch_size

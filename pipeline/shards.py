@@ -96,7 +96,10 @@ def expand(patterns: str | list[str]) -> list[Location]:
     found: list[Location] = []
     for pattern in [patterns] if isinstance(patterns, str) else patterns:
         for name in without_braces(pattern):
-            matched = storage.matches(name) if glob.has_magic(name) else [storage.at(name)]
+            try:
+                matched = storage.matches(name) if glob.has_magic(name) else [storage.at(name)]
+            except ValueError as error:
+                raise JobError(f"data.shards: {error}") from error
             if not matched:
                 raise JobError(f"data.shards: no such file: {name}")
             for one in matched:

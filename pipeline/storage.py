@@ -161,7 +161,8 @@ def at(text: str | os.PathLike[str]) -> Location:
     """The location that a path or URL names; paths from the root, without `..`, ~ expanded.
 
     Raises:
-        ValueError: an unknown scheme, or a URL with something secret in it; the message does not repeat it.
+        ValueError: an unknown scheme, a path that is not UTF-8, or a URL with something secret in it; the
+            message does not repeat it.
     """
     text = os.fspath(text)
     scheme, separator, rest = text.partition("://")
@@ -170,7 +171,7 @@ def at(text: str | os.PathLike[str]) -> Location:
     if "\0" in text:
         raise ValueError("a path with a zero byte in it")
     if not separator:
-        return Path(os.path.abspath(os.path.expanduser(text)))
+        return Path(in_utf8(os.path.abspath(os.path.expanduser(text))))
     if any(mark in rest.partition("/")[0] for mark in "@:") or "?" in rest or "#" in rest:
         raise ValueError(
             "a URL with credentials or a query in it is refused, since it would be stored with the run; give "
@@ -182,6 +183,19 @@ def at(text: str | os.PathLike[str]) -> Location:
     if not rest.partition("/")[0]:
         raise ValueError(f"{scheme}:// names no bucket")
     return Remote(scheme, rest.strip("/"))
+
+
+def in_utf8(path: str) -> str:
+    """The path, which rows and reports can name.
+
+    Raises:
+        ValueError: it holds bytes that are no UTF-8.
+    """
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        raise ValueError(f"the path {path!r} is not UTF-8; rename what is not") from None
+    return path
 
 
 def make_folder(folder: Location) -> None:

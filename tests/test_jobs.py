@@ -1,7 +1,10 @@
 """The command line and job files: what a user types and what comes back."""
 
 import json
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 from unittest.mock import Mock
 
@@ -214,9 +217,6 @@ def test_exit_code_130_and_resumption_after_ctrl_c(job_file, make_job, monkeypat
 
 
 def test_errors_go_to_stderr_with_exit_code_1(tmp_path):
-    import subprocess
-    import sys
-
     command = [sys.executable, "-m", "jobs.cli", "run", str(tmp_path / "nothing.yaml")]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     assert result.returncode == 1
@@ -352,3 +352,45 @@ def test_cluster_yaml_fits_rays_schema():
     assert cluster["head_node_type"] in cluster["available_node_types"]
     with pytest.raises(jsonschema.ValidationError):
         jsonschema.validate(cluster | {"max_worker": 3}, schema)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "what"),
+    [
+        (("run", "job.yaml", "--set", "data.shards=*"), "data.shards: the path"),
+        (("run", "job.yaml", "--set", "data.shards=\udcff.tar"), "data.shards: "),
+        (("run", "\udcff"), "job file: the path"),
+        (("plan", "job.yaml", "--set", "output=\udcff"), "output: "),
+        (("plan", "job.yaml", "--set", "reference=\udcff"), "reference: the path"),
+        (("status", "\udcff"), "RUN: the path"),
+        (("query", "\udcff", "select 1"), "RUN: the path"),
+        (("compare", "a", "\udcff"), "RUN: the path"),
+        (("compare", "a", "b", "--out", "\udcff"), "--out: the path"),
+        (("score", "\udcff", "images"), "RESTORED: "),
+        (("score", "images", "images", "--out", "\udcff"), "--out: the path"),
+        (("score", "images", "images"), "RESTORED: .*member name"),
+        (("sweep", "job.yaml", "--vary", "sampler.w=1,2", "--out", "\udcff"), "--out: the path"),
+        (("stats", "\udcff", "x.npz"), "SOURCE: "),
+    ],
+)
+def test_a_path_that_is_not_utf8_is_an_error_in_words(arguments, what, job_file, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_tar(tmp_path / "s\udcff.tar", [("a.png", b"")])
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "\udcff.png").write_bytes(encode(picture(0)))
+    with pytest.raises(JobError, match=f"(?s){what}.*(not UTF-8|as a unicode string)"):
+        kintsugi(*arguments)
+
+
+def test_a_terminal_with_few_characters_is_written_to(job_file, make_job):
+    """It gets escapes for what it does not know; CSV is UTF-8 always."""
+    environment = os.environ | {"PYTHONIOENCODING": "ascii", "PYTHONPATH": str(ROOT)}
+
+    def told(*arguments: str) -> bytes:
+        command = [sys.executable, "-m", "jobs.cli", *arguments]
+        result = subprocess.run(command, env=environment, capture_output=True, check=False)
+        assert result.returncode == 0, result.stderr
+        return result.stdout
+
+    assert b" 0 failed \\xb7 " in told("run", str(job_file), "--address", "none", "--limit", "1")
+    assert "größe".encode() in told("query", make_job().output, "select 'größe' as x from rows", "--csv")

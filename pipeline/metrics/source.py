@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.errors import JobError, UnreadableImage
-from pipeline.plan import Members, Unit
+from pipeline.plan import Members, Unit, checked_key
 from pipeline.read import DECODERS, Content, Decoded, decode, in_folder, in_tar, opened, to_rgb
 from pipeline.shards import DamagedShard, Sample, expand, index
 from pipeline.storage import Location
@@ -40,7 +40,7 @@ class Pictures:
                 for sample in index(shard):
                     if sample.key in self.places:
                         raise JobError(f"{field}: the key {sample.key!r} occurs twice")
-                    self.places[sample.key] = (shard, sample)
+                    self.places[checked_key(shard, sample.key)] = (shard, sample)
         except DamagedShard as error:
             raise JobError(f"{field}: {shard}: {error}") from error
         except JobError as error:
