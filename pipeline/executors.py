@@ -7,6 +7,7 @@ import re
 import secrets
 import signal
 import statistics
+import sys
 import threading
 import time
 from collections import Counter, deque
@@ -22,6 +23,7 @@ from pipeline.errors import JobError
 from pipeline.inquiry import Inquiry
 from pipeline.job import Job
 from pipeline.plan import Unit, read_members
+from pipeline.restore import lacks_memory
 from pipeline.storage import Location, at, pause, redacted
 from pipeline.telemetry import TellingWorker
 from pipeline.worker import Task, Worker, give_up
@@ -33,6 +35,9 @@ FROZEN_SECONDS = 120.0  # without an answer, after which a worker is replaced
 SLOW = 1.5  # times the usual duration of a unit, after which an idle worker does it too
 SLOW_SECONDS = 5.0  # at least
 LEAVE_SECONDS = 5.0  # for actors to be gone at the end
+DEAD_SECONDS = 10.0  # for calls into a Ray that is dead to return
+VITAL = ("raylet", "gcs_server")  # processes of a Ray without which it does nothing
+GOES_ON = "the same command continues"
 DEATHS_IN_A_ROW = 30  # of workers without any success: more than one bad sample takes to be found
 IDENTIFIER = re.compile(r" ?(\b[0-9a-f]{16,}\b|(ipv[46]:)?\b\d+(\.\d+){3}(:\d+)?\b|rpc_code: \d+)")
 FIELD = re.compile(r"(class_name|actor_id|pid|name|namespace|ip): ")  # a line of Ray's texts
@@ -69,13 +74,18 @@ def in_process(
     """Run the units one after another in this process.
 
     Raises:
-        JobError: the storage fails, again and again.
+        JobError: the storage fails, or memory is lacking, again and again.
     """
 
     def update() -> None:
         live.in_hand, live.busy = worker.in_hand, worker.busy
 
-    worker = Worker(job, run, default_device(), on_batch=update)
+    try:
+        worker = Worker(job, run, default_device(), on_batch=update)
+    except Exception as error:
+        if lacks_memory(error):
+            raise passing_failure(error) from error
+        raise
     live.workers, live.started = 1, time.perf_counter()
     for unit in units:
         if live.stopping:
@@ -85,23 +95,30 @@ def in_process(
 
 
 def persistently(worker: Worker, task: Task, live: Live) -> Commit:
-    """Process a unit; storage that fails is tried again after a pause."""
+    """Process a unit; storage that fails, and memory that is lacking, is tried again after a pause."""
     attempts = worker.job.compute.attempts
     for attempt in range(1, attempts + 1):
         try:
             commit = worker.process(task)
             live.notes += commit.notes
             return commit
-        except OSError as error:
+        except Exception as error:
+            if not (isinstance(error, OSError) or lacks_memory(error)):
+                raise
             if attempt == attempts:
-                raise storage_failure(error) from error
-            live.notes.append(redacted(f"unit {task.unit.unit}, storage: {error}; trying again"))
-            time.sleep(pause(attempt))
+                raise passing_failure(error) from error
+            live.notes.append(redacted(f"unit {task.unit.unit}, {what_failed(error)}; trying again"))
+        time.sleep(pause(attempt))
     raise AssertionError("unreachable")
 
 
-def storage_failure(error: Exception) -> JobError:
-    return JobError(f"storage: {error}; the same command continues when this is mended")
+def what_failed(error: Exception) -> str:
+    return f"{'storage' if isinstance(error, OSError) else 'out of memory'}: {error}"
+
+
+def passing_failure(error: Exception) -> JobError:
+    """For what says nothing of the samples: storage that fails, or too little memory."""
+    return JobError(f"{what_failed(error)}; the same command continues when this is mended")
 
 
 def on_ray(
@@ -174,10 +191,14 @@ class Pool:
         self.inquired: set[str] = set()
 
     def nodes(self) -> list[dict[str, float]]:
-        return [node["Resources"] for node in self.ray.nodes() if node["Alive"]]
+        found = [node["Resources"] for node in self.ray.nodes() if node["Alive"]]
+        if not found and own_ray() is not None:
+            raise JobError(f"the local Ray counts its only node as dead, as after a long sleep; {GOES_ON}")
+        return found
 
     def work(self) -> Iterator[Commit]:
         while self.outstanding:
+            refuse_dead_ray()
             if self.live.stopping:
                 if not self.working:
                     return
@@ -338,7 +359,7 @@ class Pool:
         self.storage_failures[unit] += 1
         failures = self.storage_failures[unit]
         if failures >= self.job.compute.attempts:
-            raise storage_failure(error) from error
+            raise passing_failure(error) from error
         self.live.notes.append(redacted(f"unit {unit}, storage: {error}; trying again"))
         self.idle[done.actor] = time.monotonic() + pause(failures)  # another one may see the storage
         if done.inquiry is not None:
@@ -518,6 +539,7 @@ def connected(address: str | None) -> Iterator[None]:
         yield
         return
     local = address in (None, "local")
+    where = "the local Ray cannot start" if local else f"--address {address}: no connection to this Ray"
     if local and not (os.environ.get("RAY_AUTH_TOKEN") or os.environ.get("RAY_AUTH_TOKEN_PATH")):
         # Ray's ports listen on all interfaces, and whoever has the token runs code here. Ray would make one
         # and leave it in the home directory, readable to everybody; this one ends with the process.
@@ -527,17 +549,55 @@ def connected(address: str | None) -> Iterator[None]:
         ray.init(
             address="local" if local else address,
             include_dashboard=False if local else None,
-            logging_level=logging.ERROR,
+            logging_level=logging.CRITICAL,
             log_to_driver=False,
         )
-    except (ConnectionError, ValueError, RuntimeError) as error:
-        raise JobError(f"--address {address}: {error}") from error
+    except Exception as error:  # bare ones among them, where a node is not there in time
+        ray.shutdown()
+        raise JobError(f"{where}: {sentence(str(error))}; {GOES_ON}") from error
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, handler)  # Ray has put its own there, which ends the process
+    over = threading.Event()
+    if local:
+        threading.Thread(target=leave_dead_ray, args=(over,), daemon=True).start()
     try:
         yield
     finally:
         ray.shutdown()
+        over.set()
+
+
+def own_ray() -> Any | None:
+    """The node of the Ray that this process has started, None if it uses another's."""
+    from ray._private import worker
+
+    node = worker._global_node
+    return node if node is not None and node.is_head() else None
+
+
+def refuse_dead_ray() -> None:
+    """Raise a JobError where this process has started a Ray and it has died: no node of it comes back.
+
+    Ray itself says nothing of it, or after a minute.
+    """
+    node = own_ray()
+    for kind, _ in node.dead_processes() if node is not None else ():
+        if kind in VITAL:
+            raise JobError(f"the local Ray has ended: its process {kind} is gone; {GOES_ON}")
+
+
+def leave_dead_ray(over: threading.Event) -> None:
+    """End this process if its Ray is dead and the main thread does not end it, as it waits for Ray."""
+    while not over.wait(POLL_SECONDS):
+        try:
+            refuse_dead_ray()
+        except JobError as error:
+            if not over.wait(DEAD_SECONDS):
+                print(
+                    f"\x1b[?25herror: {error}" if sys.stderr.isatty() else f"error: {error}", file=sys.stderr
+                )
+                sys.stderr.flush()
+                os._exit(1)
 
 
 def reason(error: Exception) -> str:
@@ -553,6 +613,10 @@ def reason(error: Exception) -> str:
     texts = [line for line in lines if not FIELD.match(line)]
     text = texts[-1] if texts else "the worker died"
     if text.startswith(("The ", "Task ")):  # Ray's; else the last line of a traceback
-        text = IDENTIFIER.sub("", re.split(r"[.;] ", text)[0].removesuffix("."))
-        text = text.removeprefix("The actor is unavailable: ")  # which it says twice
+        text = sentence(text).removeprefix("The actor is unavailable: ")  # which it says twice
     return f"{type(error).__name__}: {text}"
+
+
+def sentence(text: str) -> str:
+    """The first sentence of a text of Ray's, without identifiers and addresses."""
+    return IDENTIFIER.sub("", re.split(r"[.;]\s", text.strip())[0].removesuffix("."))

@@ -22,7 +22,7 @@ from pipeline.depth import Range, deep, of_eight_bits, on_range, rounded
 from pipeline.errors import UnreadableImage
 from pipeline.plan import Members, Unit
 from pipeline.shards import IMAGE_SUFFIXES, DamagedShard, Member, Tar, measure
-from pipeline.storage import Location, at, size
+from pipeline.storage import Location, at, pause, size
 
 # fmt: off
 FORMATS = {
@@ -40,6 +40,7 @@ REDUCED_OR_MASK, SUBFILE_TYPE = 5, 254  # of TIFF: the page belongs to another o
 BATCHES_AHEAD = 3
 BYTES_AHEAD = 1 << 30  # of decoded images, if that is less
 DECODERS = 2
+MEMORY_ATTEMPTS = 4  # to decode a sample for which there is too little
 
 Content = dict[str, Any] | Exception
 """A sample's members by suffix, or why the shard does not give them."""
@@ -256,13 +257,19 @@ def decode(key: str, index: int, content: Content, convert: "Convert", file: str
         nonlocal source
         source = what
 
-    try:
-        if isinstance(content, Exception):
-            raise content
-        label = read_label(content)
-        return Decoded(key, index, convert(content, note), None, label, source, file)
-    except Exception as error:  # one bad sample is one failed row
-        return Decoded(key, index, None, error_text(error), label, source, file)
+    for attempt in range(MEMORY_ATTEMPTS):
+        if attempt:
+            time.sleep(pause(attempt))
+        try:
+            if isinstance(content, Exception):
+                raise content
+            label = read_label(content)
+            return Decoded(key, index, convert(content, note), None, label, source, file)
+        except Exception as error:  # one bad sample is one failed row
+            failed = Decoded(key, index, None, error_text(error), label, source, file)
+            if not isinstance(error, MemoryError):  # of the machine, which others use too: it may come back
+                break
+    return failed
 
 
 Convert = Callable[[dict[str, Any], Callable[[str], None]], np.ndarray]

@@ -15,6 +15,7 @@ import operators
 import priors
 import samplers
 from operators import Operator, SpecError
+from pipeline import storage
 from pipeline.depth import rounded
 from pipeline.errors import JobError
 from pipeline.identity import of_operator, refuse_changed
@@ -37,6 +38,8 @@ BATCH_ON_CPU = 16  # `auto` where memory does not tell: larger batches are no fa
 PRECISIONS = {"float32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 MAX_SIDE = 16_384  # whose decomposition takes minutes
 PROBLEMS = 8  # sizes of measurements whose decompositions are kept
+WAITS = 5  # pauses of 1, 2, 4, … s in a row for memory of the machine, which is not ours alone
+NO_MEMORY = ("allocate memory", "not enough memory", "bad_alloc")  # in texts of torch's RuntimeErrors
 
 Shape = tuple[int, int, int]
 
@@ -97,7 +100,8 @@ class Stage:
     Attributes:
         seconds: time spent by part (degrade, sample, score) since the start; forward and vjp are the
             network's within sample.
-        batch_size: samples, or tiles, restored at once; halved when device memory runs out.
+        batch_size: samples, or tiles, restored at once; halved when memory runs out.
+        waits: pauses for memory since a batch last succeeded.
         notes: what the user should know.
         typical: shapes of images with sides `data.size`; of measurements perhaps a little larger, or None
             where none of these fits the operator.
@@ -129,6 +133,7 @@ class Stage:
         self.problems_kept = PROBLEMS
         self.batch_size = BATCH_ON_CPU if job.compute.batch_size == "auto" else job.compute.batch_size
         self.notes: list[str] = []
+        self.waits = 0
         self.seconds = dict.fromkeys(("degrade", "sample", "forward", "vjp", "score"), 0.0)
         try:
             self.typical = self.typical_shapes()
@@ -295,8 +300,9 @@ class Stage:
 
         Those of one shape and type together.
 
-        Too little device memory halves the batch, and stays so; when a single image of one tile does not fit,
+        Too little memory halves the batch, and stays so; when a single image of one tile does not fit,
         activations are computed twice instead of being kept. What a larger image lacks is its own affair.
+        Memory of the machine, which others use too, is waited for in the end.
 
         Raises:
             Exception: what the operator, prior or sampler raised.
@@ -326,22 +332,31 @@ class Stage:
         before = self.batch_size
         while len(results) < len(keys):
             part = slice(len(results), len(results) + (self.batch_size if whole else 1))
+            pause = 0.0
             try:
                 results += self.run_batch(problem, keys[part], np.stack(samples[part]), labels[part])
+                self.waits = 0
                 continue
-            except torch.OutOfMemoryError:
+            except Exception as error:
+                if not lacks_memory(error):
+                    raise
                 change = self.use_less_memory(whole)
+                if change is None and not isinstance(error, torch.OutOfMemoryError) and self.waits < WAITS:
+                    self.waits += 1
+                    pause = storage.pause(self.waits)
+                    change = f"waiting for {pause:g} s"
                 if change is None:
                     if not whole:
                         self.batch_size = before
                     raise
             # Outside the handler, whose traceback keeps the tensors of the failed batch alive.
             self.release_memory()
-            self.notes.append(f"out of device memory: {change} from now on")
+            self.notes.append(f"out of memory: {change}")
+            time.sleep(pause)
         return results
 
     def use_less_memory(self, whole: bool) -> str | None:
-        """Do something about device memory that ran out; returns what, or None where nothing is left to do.
+        """Do something about memory that ran out; returns what, or None where nothing is left to do.
 
         Args:
             whole: the network sees whole images; of tiles it keeps no activations anyway.
@@ -349,11 +364,13 @@ class Stage:
         if len(self.problems) > 1:
             self.problems_kept = 1
             self.forget_problems()
-            return "one size of images at a time is kept prepared"
+            return "one size of images at a time is kept prepared from now on"
         if self.batch_size > 1:
             self.batch_size = (self.batch_size + 1) // 2
-            return f"batches of {self.batch_size}, not compiled"
-        return "activations are computed twice" if whole and speed.checkpointed(self.prior) else None
+            return f"batches of {self.batch_size}, not compiled from now on"
+        if whole and speed.checkpointed(self.prior):
+            return "activations are computed twice from now on"
+        return None
 
     def label(self, prior: Prior, labels: Sequence[int | None]) -> None:
         """Tell a class-conditional prior the classes of the next batch.
@@ -447,6 +464,13 @@ class Stage:
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)  # once per part of a batch, not per step
         self.seconds[part] += time.perf_counter() - started
+
+
+def lacks_memory(error: BaseException) -> bool:
+    """Whether a device, or the machine, had too little memory for it: torch has no type for the latter."""
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(text in str(error) for text in NO_MEMORY)
 
 
 class RehearsedError(Exception):

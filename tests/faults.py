@@ -21,6 +21,8 @@ import signal
 import struct
 import subprocess
 import sys
+import tempfile
+import threading
 import time
 import traceback
 from collections import Counter
@@ -134,7 +136,8 @@ class Outcome:
         codes: exit codes of its commands, negative for a signal.
         began, ended: when the first fault happened and when the result was complete, by time.monotonic.
         lost, doubled: rows. different: files in data/ whose bytes are others.
-        stray: files that an undisturbed run does not have. findings: of `verify`.
+        hangs: commands that did not end. stray: files that an undisturbed run does not have.
+        findings: of `verify`, and what was on the terminal and should not be.
         log: what the commands said, if anything was wrong.
     """
 
@@ -146,6 +149,7 @@ class Outcome:
     lost: int = 0
     doubled: int = 0
     different: int = 0
+    hangs: int = 0
     stray: list[str] = field(default_factory=list)
     findings: list[str] = field(default_factory=list)
     log: str = ""
@@ -156,7 +160,7 @@ class Outcome:
 
     @property
     def clean(self) -> bool:
-        wrong = self.lost or self.doubled or self.different or self.stray or self.findings
+        wrong = self.lost or self.doubled or self.different or self.hangs or self.stray or self.findings
         return self.complete and TRACEBACK not in self.codes and not wrong
 
     def compare(self, folder: Path, calm: Path) -> None:
@@ -402,6 +406,185 @@ def descendants(process: int) -> Iterator[tuple[int, str]]:
         waiting += children.get(found, [])
         with suppress(OSError):
             yield found, Path(f"/proc/{found}/cmdline").read_text().replace("\0", " ").strip()
+
+
+# ---- a Ray of its own
+
+VICTIMS = ("driver", "worker", "raylet", "gcs")
+SIGNALS = (signal.SIGKILL, signal.SIGSTOP, signal.SIGCONT)
+HANGS = 150.0  # seconds after the last signal, after which a command counts as hanging
+
+
+@dataclass(frozen=True)
+class Strike:
+    """A signal to one process of a run; one that is stopped goes on after `seconds`.
+
+    Attributes:
+        after: commits, or -1: as soon as the victim is there. delay: seconds since then.
+    """
+
+    number: signal.Signals
+    victim: str
+    after: int
+    delay: float
+    seconds: float
+
+    @property
+    def name(self) -> str:
+        return f"{self.number.name} {self.victim}"
+
+
+def schedule(rng: np.random.Generator, units: int) -> list[Strike]:
+    """One to three strikes while Ray starts, or the units are done."""
+
+    def strike() -> Strike:
+        number, victim = SIGNALS[rng.choice(3, p=(0.5, 0.4, 0.1))], VICTIMS[rng.integers(len(VICTIMS))]
+        after, delay = int(rng.integers(-1, units - 1)), float(rng.exponential(0.5))
+        return Strike(number, victim, after, delay, float(rng.choice((0.3, 2, 6)) * rng.uniform(0.5, 1.5)))
+
+    return sorted((strike() for _ in range(rng.integers(1, 4))), key=lambda strike: strike.after)
+
+
+class Chaos:
+    """`kintsugi run` on a Ray of its own, whose processes get signals; only these.
+
+    Attributes:
+        calm: an undisturbed run.
+    """
+
+    executor = "Ray of its own"
+    units, images, pause = 6, 12, 0.1  # seconds for each batch of two
+
+    def __init__(self, base: Path):
+        self.base, self.calm = base, base / "calm"
+        self.shards = write_shards(base / "shards", shards=2, images=self.images // 2)
+        log = base / "calm.log"
+        assert self.start(self.calm, log, "none").wait(HANGS) == 0, log.read_text()
+
+    def start(self, output: Path, log: Path, address: str, **variables: str) -> subprocess.Popen[bytes]:
+        job = write_job(
+            output.parent / f"{output.name}.yaml",
+            self.shards,
+            output,
+            {"name": "gaussian", "pause": self.pause},
+        )
+        command = [sys.executable, __file__, "kintsugi", "run", str(job), "--address", address]
+        quick = {"OMP_NUM_THREADS": "1", "RAY_worker_niceness": "0", "KINTSUGI_FROZEN_SECONDS": "3"}
+        with log.open("ab") as file:
+            return subprocess.Popen(
+                command, stdout=file, stderr=file, start_new_session=True, env=os.environ | quick | variables
+            )
+
+    def run(self, name: str, strikes: list[Strike], address: str = "local") -> Outcome:
+        """A run that is struck, and then given at the address until it is complete."""
+        outcome = Outcome(self.executor, [])
+        output, log = self.base / name / "run", self.base / name / "log"
+        output.parent.mkdir()
+        began = time.monotonic()
+        # Sockets have short paths; the folder marks the processes of this run and of no other.
+        with tempfile.TemporaryDirectory(prefix="kc-", ignore_cleanup_errors=True) as marked:
+            outcome.began = began
+            driver = self.start(output, log, "local", RAY_TMPDIR=marked)
+            timers = self.strike(driver, Path(marked), output, strikes, outcome)
+            self.settle(driver, log, outcome)
+            while not outcome.complete and len(outcome.codes) < 4:
+                self.settle(self.start(output, log, address, RAY_TMPDIR=marked), log, outcome)
+            outcome.ended = time.monotonic()
+            for timer in timers:
+                timer.join()
+            if timers:
+                time.sleep(1)  # for what they write when they are awake
+            for process, _ in marked_with(Path(marked)):
+                tell(signal.SIGKILL, process)
+        if outcome.complete:
+            outcome.compare(output, self.calm)
+        said = log.read_text(errors="replace")
+        if any(text in said for text in RAW):
+            outcome.findings.append("a text of Ray's own on the terminal")
+        if not outcome.clean:
+            outcome.log = said
+        return outcome
+
+    def strike(
+        self,
+        driver: subprocess.Popen[bytes],
+        marked: Path,
+        output: Path,
+        strikes: list[Strike],
+        outcome: Outcome,
+    ) -> list[threading.Timer]:
+        """Send the signals, as long as the command goes on; returns what wakes up those that sleep."""
+        sleepers = []
+        for strike in strikes:
+            found: list[int] = []
+            deadline = time.monotonic() + 60
+            while driver.poll() is None and time.monotonic() < deadline:
+                committed = len(list(output.glob("commits/*.json")))
+                found = [driver.pid] if strike.victim == "driver" else victims(marked, strike.victim)
+                if found and (strike.after < 0 or committed >= strike.after):
+                    break
+                time.sleep(0.05)
+            with suppress(subprocess.TimeoutExpired):
+                driver.wait(strike.delay)
+            if driver.poll() is None and found:
+                tell(strike.number, found[0])
+                outcome.faults.append(strike.name)
+                if strike.number == signal.SIGSTOP:
+                    sleepers.append(threading.Timer(strike.seconds, tell, (signal.SIGCONT, found[0])))
+                    sleepers[-1].start()
+        return sleepers
+
+    def settle(self, driver: subprocess.Popen[bytes], log: Path, outcome: Outcome) -> None:
+        try:
+            outcome.codes.append(driver.wait(HANGS))
+        except subprocess.TimeoutExpired:
+            outcome.hangs += 1
+            tell(signal.SIGKILL, driver.pid)
+            outcome.codes.append(driver.wait())
+        with log.open("a") as file:
+            print(
+                f"\n→ {outcome.codes[-1]} after {time.monotonic() - (outcome.began or nan):.0f} s", file=file
+            )
+
+
+RAW = (
+    "[state-dump]",
+    "(raylet)",
+    "core_worker",
+    " C  [",
+    "*** SIG",
+    "StackTrace",
+    "Stack trace",
+    "(pid=",
+    ".cc:",
+)
+"""What begins or stands in texts that Ray's C++ and its Python write to a terminal."""
+
+
+def tell(number: signal.Signals, *processes: int) -> None:
+    for process in processes:
+        with suppress(ProcessLookupError):
+            os.kill(process, number)
+
+
+def marked_with(folder: Path) -> Iterator[tuple[int, str]]:
+    """Processes with this RAY_TMPDIR, orphans too, and their command lines."""
+    variable = f"RAY_TMPDIR={folder}".encode()
+    for entry in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            if variable in (entry / "environ").read_bytes().split(b"\0"):
+                yield int(entry.name), (entry / "cmdline").read_text().replace("\0", " ").strip()
+
+
+def victims(marked: Path, kind: str) -> list[int]:
+    """Processes of a kind beside the driver."""
+    ends = {"worker": "ray::GaussianWorker", "raylet": "/raylet", "gcs": "/gcs_server"}[kind]
+    names = ((process, name.split(" ")[0]) for process, name in marked_with(marked))
+    return sorted(
+        process
+        for process, name in names
+        if name.startswith(ends) or (kind != "worker" and name.endswith(ends))
+    )
 
 
 # ---- the in-process executor

@@ -18,7 +18,7 @@ from PIL import Image
 
 import priors
 import samplers
-from pipeline import worker
+from pipeline import read, restore, worker
 from pipeline.aggregate import committed
 from pipeline.commit import ROWS, commit_file, data_file, read_commit, read_rows
 from pipeline.errors import JobError
@@ -253,7 +253,61 @@ def test_out_of_device_memory_halves_the_batch_and_remembers(make_job, monkeypat
     stage = Stage(make_job(compute={"batch_size": 4, "cpus_per_actor": 1}), "cpu")
     assert [r.batch_size for r in restore_pictures(stage)] == [1] * 4
     assert stage.batch_size == 1
-    assert stage.notes == [f"out of device memory: batches of {n}, not compiled from now on" for n in (2, 1)]
+    assert stage.notes == [f"out of memory: batches of {n}, not compiled from now on" for n in (2, 1)]
+
+
+LACKS = {
+    "python": lambda: bytearray(1 << 50),
+    "numpy": lambda: np.empty(1 << 50, np.uint8),
+    "torch": lambda: torch.empty(1 << 50, dtype=torch.uint8),
+}
+
+
+@pytest.mark.parametrize("kind", LACKS)
+@pytest.mark.parametrize("place", ["network", "unit", "decoding"])
+def test_memory_of_the_machine_that_is_lacking_for_a_while_is_waited_for(make_job, monkeypatch, kind, place):
+    waits: list[float] = []
+    monkeypatch.setattr(restore.time, "sleep", waits.append)
+    left = iter(range({"network": 7, "unit": 2, "decoding": 3}[place]))
+
+    def lacking(original):
+        def call(*arguments):
+            if next(left, None) is not None:
+                LACKS[kind]()
+            return original(*arguments)
+
+        return call
+
+    where = {
+        "network": (NaturalPrior, "__call__"),
+        "unit": (worker, "read_members"),
+        "decoding": (read.Images, "__call__"),
+    }
+    if (place, kind) == ("decoding", "torch"):
+        pytest.skip("decoding has no tensors")
+    monkeypatch.setattr(*where[place], lacking(getattr(*where[place])))
+    run = execute(make_job())
+    assert {row["status"] for row in rows(run)} == {"ok"}
+    assert waits[:2] == [1, 2]
+    assert next(left, None) is None
+
+
+def test_memory_that_does_not_come_back_is_waited_for_once(make_job, monkeypatch):
+    """Then samples fail at once, until one succeeds: each would cost half a minute."""
+    waits: list[float] = []
+    monkeypatch.setattr(restore.time, "sleep", waits.append)
+    monkeypatch.setattr(NaturalPrior, "__call__", lambda *_: LACKS["torch"]())
+    found = rows(execute(make_job()))
+    assert all("can't allocate memory" in row["error"] for row in found)
+    assert sum(waits) == 31
+
+
+def test_a_job_without_the_memory_to_begin_ends_with_one_sentence(make_job, monkeypatch):
+    job = make_job()
+    run = open_or_plan(job)
+    monkeypatch.setattr(restore.priors, "load", lambda *_, **__: LACKS["torch"]())
+    with pytest.raises(JobError, match="out of memory: .* the same command continues"):
+        list(in_process(job, run.folder, run.outstanding(), Live()))
 
 
 def test_the_user_hears_what_happened_to_a_worker(make_job, monkeypatch):
@@ -261,7 +315,7 @@ def test_the_user_hears_what_happened_to_a_worker(make_job, monkeypatch):
     job = make_job()
     run, live = open_or_plan(job), Live()
     commits = list(in_process(job, run.folder, run.outstanding(), live))
-    assert live.notes == ["out of device memory: batches of 1, not compiled from now on"]
+    assert live.notes == ["out of memory: batches of 1, not compiled from now on"]
     assert [commit.notes for commit in commits] == [tuple(live.notes), (), (), (), (), ()]
     assert read_commit(run.folder, commits[0].unit, run.config_hash) is not None
 
@@ -271,7 +325,7 @@ def test_activations_are_recomputed_only_when_a_single_image_does_not_fit(make_j
     stage = Stage(make_job(compute={"batch_size": 2, "cpus_per_actor": 1}), "cpu")
     assert [r.error for r in restore_pictures(stage)] == [None] * 4
     assert stage.prior.network.unet.is_gradient_checkpointing
-    assert stage.notes[-1] == "out of device memory: activations are computed twice from now on"
+    assert stage.notes[-1] == "out of memory: activations are computed twice from now on"
     with_memory_for(monkeypatch, 0)
     with pytest.raises(torch.OutOfMemoryError):
         restore_pictures(stage)
