@@ -524,6 +524,7 @@ def chaos(
     outcomes: list[Outcome] = []
     try:
         with tempfile.TemporaryDirectory(prefix="kf-", ignore_cleanup_errors=True) as folder:
+            faults.know_gaussian()
             executor = Chaos(Path(folder))
             for number in range(runs):
                 rng = np.random.default_rng([seed, number])

@@ -263,9 +263,11 @@ LACKS = {
 }
 
 
-@pytest.mark.parametrize("kind", LACKS)
-@pytest.mark.parametrize("place", ["network", "unit", "decoding"])
-def test_memory_of_the_machine_that_is_lacking_for_a_while_is_waited_for(make_job, monkeypatch, kind, place):
+@pytest.mark.parametrize(
+    ("place", "kind"),
+    [*(("network", kind) for kind in LACKS), ("unit", "torch"), ("decoding", "numpy")],
+)
+def test_memory_of_the_machine_that_is_lacking_for_a_while_is_waited_for(make_job, monkeypatch, place, kind):
     waits: list[float] = []
     monkeypatch.setattr(restore.time, "sleep", waits.append)
     left = iter(range({"network": 7, "unit": 2, "decoding": 3}[place]))
@@ -283,12 +285,10 @@ def test_memory_of_the_machine_that_is_lacking_for_a_while_is_waited_for(make_jo
         "unit": (worker, "read_members"),
         "decoding": (read.Images, "__call__"),
     }
-    if (place, kind) == ("decoding", "torch"):
-        pytest.skip("decoding has no tensors")
     monkeypatch.setattr(*where[place], lacking(getattr(*where[place])))
     run = execute(make_job())
     assert {row["status"] for row in rows(run)} == {"ok"}
-    assert waits[:2] == [1, 2]
+    assert [wait for wait in waits if wait][:2] == [1, 2]
     assert next(left, None) is None
 
 
@@ -306,7 +306,7 @@ def test_a_job_without_the_memory_to_begin_ends_with_one_sentence(make_job, monk
     job = make_job()
     run = open_or_plan(job)
     monkeypatch.setattr(restore.priors, "load", lambda *_, **__: LACKS["torch"]())
-    with pytest.raises(JobError, match="out of memory: .* the same command continues"):
+    with pytest.raises(JobError, match=r"out of memory: .* the same command continues"):
         list(in_process(job, run.folder, run.outstanding(), Live()))
 
 
