@@ -26,6 +26,7 @@ from pipeline.plan import Unit, read_members
 from pipeline.restore import lacks_memory
 from pipeline.storage import Location, at, pause, redacted
 from pipeline.telemetry import TellingWorker
+from pipeline.terminal import without_texts_of_ray
 from pipeline.worker import Task, Worker, give_up
 
 POLL_SECONDS = 0.5
@@ -534,37 +535,43 @@ def capacity(size: ActorSize, nodes: list[dict[str, float]]) -> int:
 def connected(address: str | None) -> Iterator[None]:
     """A connection to the cluster at `address`, or to a local one that ends with the job."""
     import ray
+    from ray._private import worker
 
     if ray.is_initialized():  # the caller's own connection: used and left as it is
         yield
         return
     local = address in (None, "local")
+    connection = False
+    worker.print_to_stdstream = lambda *_, **__: None  # Ray's own texts on deaths
     where = "the local Ray cannot start" if local else f"--address {address}: no connection to this Ray"
     if local and not (os.environ.get("RAY_AUTH_TOKEN") or os.environ.get("RAY_AUTH_TOKEN_PATH")):
         # Ray's ports listen on all interfaces, and whoever has the token runs code here. Ray would make one
         # and leave it in the home directory, readable to everybody; this one ends with the process.
         os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
-    handler = signal.getsignal(signal.SIGTERM)
-    try:
-        ray.init(
-            address="local" if local else address,
-            include_dashboard=False if local else None,
-            logging_level=logging.CRITICAL,
-            log_to_driver=False,
-        )
-    except Exception as error:  # bare ones among them, where a node is not there in time
-        ray.shutdown()
-        raise JobError(f"{where}: {sentence(str(error))}; {GOES_ON}") from error
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, handler)  # Ray has put its own there, which ends the process
-    over = threading.Event()
-    if local:
-        threading.Thread(target=leave_dead_ray, args=(over,), daemon=True).start()
-    try:
-        yield
-    finally:
-        ray.shutdown()
-        over.set()
+    with without_texts_of_ray():
+        handler = signal.getsignal(signal.SIGTERM)
+        over = threading.Event()
+        if local:
+            threading.Thread(target=leave_dead_ray, args=(over,), daemon=True).start()
+        try:
+            ray.init(
+                address="local" if local else address,
+                include_dashboard=False if local else None,
+                logging_level=logging.CRITICAL,
+                log_to_driver=False,
+            )
+            if threading.current_thread() is threading.main_thread():
+                signal.signal(signal.SIGTERM, handler)  # Ray's own, which it has put there, ends the process
+            connection = True
+            yield
+        except Exception as error:
+            if connection:
+                raise
+            # Bare ones among them, where a node is not there in time.
+            raise JobError(f"{where}: {sentence(str(error))}; {GOES_ON}") from error
+        finally:
+            ray.shutdown()
+            over.set()
 
 
 def own_ray() -> Any | None:

@@ -25,12 +25,13 @@ from fnmatch import fnmatchcase
 from functools import cache
 from itertools import takewhile
 from pathlib import Path, PurePosixPath
-from typing import Any, BinaryIO, cast
+from typing import Any, BinaryIO, TypeVar, cast
 from urllib.parse import urlsplit
 
 import pyarrow.parquet as pq
 from pyarrow import fs
 
+T = TypeVar("T")
 SCHEMES = ("s3", "gs")
 BLOCK = 4 << 20  # bytes of one request for an object that is read in order
 ATTEMPTS = 6  # of one request, with growing pauses
@@ -67,7 +68,8 @@ class Remote:
 
     @property
     def info(self) -> fs.FileInfo:
-        return self.filesystem.get_file_info(self.path)
+        found = self.filesystem.get_file_info(self.path)
+        return found if found.type != fs.FileType.NotFound else self.filesystem.get_file_info(self.path)
 
     def exists(self) -> bool:
         return bool(self.info.type != fs.FileType.NotFound)
@@ -79,8 +81,11 @@ class Remote:
         return bool(self.info.type == fs.FileType.Directory)
 
     def read_bytes(self) -> bytes:
-        with self.filesystem.open_input_file(self.path) as file:
-            return cast(bytes, file.read())
+        def read() -> bytes:
+            with self.filesystem.open_input_file(self.path) as file:
+                return cast(bytes, file.read())
+
+        return asked_twice(read)
 
     def read_text(self) -> str:
         return self.read_bytes().decode()
@@ -112,7 +117,7 @@ class Ranges(io.RawIOBase):
     """An object whose every read is one request for a range of bytes."""
 
     def __init__(self, location: Remote):
-        self.file = location.filesystem.open_input_file(location.path)
+        self.file = asked_twice(lambda: location.filesystem.open_input_file(location.path))
         self.length, self.position = self.file.size(), 0
 
     def readable(self) -> bool:
@@ -127,7 +132,7 @@ class Ranges(io.RawIOBase):
         return self.position
 
     def readinto(self, buffer: Any) -> int:
-        data = self.file.read_at(len(buffer), self.position)
+        data = asked_twice(lambda: self.file.read_at(len(buffer), self.position))
         buffer[: len(data)] = data
         self.position += len(data)
         return len(data)
@@ -135,6 +140,14 @@ class Ranges(io.RawIOBase):
     def close(self) -> None:
         self.file.close()
         super().close()
+
+
+def asked_twice(read: Callable[[], T]) -> T:
+    """What `read` returns. A store that says once that an object is not there may be wrong for a moment."""
+    try:
+        return read()
+    except FileNotFoundError:
+        return read()
 
 
 @cache
@@ -405,5 +418,6 @@ def parquet(location: Location) -> Iterator[pq.ParquetFile]:
         with pq.ParquetFile(location) as file:
             yield file
     else:
-        with location.filesystem.open_input_file(location.path) as source, pq.ParquetFile(source) as file:
+        source = asked_twice(lambda: location.filesystem.open_input_file(location.path))
+        with source, asked_twice(lambda: pq.ParquetFile(source)) as file:
             yield file

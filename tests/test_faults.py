@@ -25,7 +25,8 @@ import pytest
 from faults import MOUNTED, NAMESPACE, Outcome, descendants, why_no_mounts, write_job, write_shards
 
 from jobs import cli
-from pipeline import executors, storage
+from pipeline import executors, storage, terminal
+from pipeline.errors import JobError
 from pipeline.executors import Pool, reason
 from pipeline.inquiry import DEATHS, Inquiry
 from pipeline.plan import Unit
@@ -332,6 +333,54 @@ def rows(folder: Path) -> dict[str, dict[str, Any]]:
 )
 def test_a_reason_is_one_sentence_and_the_same_every_time(text, short):
     assert reason(RuntimeError(text)) == f"RuntimeError: {short}"
+
+
+# ---- a Ray of its own
+
+
+@pytest.fixture(scope="module")
+def chaos(tmp_path_factory: pytest.TempPathFactory, station: Station) -> faults.Chaos:
+    """After `station`, where the prior of the tests is known here."""
+    return faults.Chaos(tmp_path_factory.mktemp("chaos"))
+
+
+@pytest.mark.parametrize(("victim", "after"), [("raylet", 1), ("gcs", -1)])
+def test_a_ray_that_dies_ends_the_command_which_then_continues(chaos, victim, after):
+    """benchmarks/faults.py chaos does this at random."""
+    strike = faults.Strike(signal.SIGKILL, victim, after, 0.1, 0)
+    outcome = chaos.run(f"kill-{victim}", [strike], address="none")
+    assert outcome.clean, f"{outcome}\n{outcome.log}"
+    assert outcome.faults == [strike.name]
+    assert outcome.codes == [1, 0]
+
+
+def test_what_ray_raises_while_it_starts_is_one_sentence(monkeypatch):
+    import ray
+
+    def init(**_: Any) -> None:
+        raise Exception("The current node timed out during startup. This could happen because …\n\n…")
+
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", init)
+    monkeypatch.setattr(ray, "shutdown", lambda: None)
+    with pytest.raises(JobError) as found, executors.connected(None):
+        pass
+    assert str(found.value) == (
+        "the local Ray cannot start: The current node timed out during startup; the same command continues"
+    )
+
+
+@pytest.mark.parametrize("ends", [True, False])
+def test_the_log_of_ray_is_not_on_the_terminal(ends):
+    """Whether Ray's C++ ends the process or not, at once."""
+    script = (
+        "import os, sys\nfrom pipeline.terminal import without_texts_of_ray\nwith without_texts_of_ray():\n"
+        "    print('a warning', file=sys.stderr, flush=True)\n"
+        "    os.write(2, b'[2026-11-28 18:59:27,936 E 32333 32365] rpc_client.h:204: Failed to connect\\n')\n"
+        f"    {'os._exit(1)' if ends else 'pass'}\nprint('the end', file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert done.stderr == "a warning\n" + (terminal.LOST if ends else "the end\n")
 
 
 # ---- in process

@@ -10,12 +10,13 @@ import uuid
 import pytest
 import yaml
 from conftest import SIZE, encode, picture, write_tar
+from proxy import FAULTS, Proxy
 from test_jobs import kintsugi
 from test_run import execute, rows
 
-from pipeline import storage
+from pipeline import executors, storage
 from pipeline.errors import JobError
-from pipeline.run import open_or_plan
+from pipeline.run import Run, open_or_plan
 from pipeline.shards import index
 from pipeline.storage import Location, at, publish
 from pipeline.verify import verify
@@ -304,3 +305,33 @@ def test_images_in_a_folder_are_a_shard(make_job, tmp_path):
     (folder / "d.png").write_bytes(encode(picture(9)))
     with pytest.raises(JobError, match="changed since the plan"):
         open_or_plan(make_job(data={"shards": str(folder), "size": SIZE}, output=str(tmp_path / "of-folder")))
+
+
+@pytest.mark.parametrize(("share", "kinds"), [(0.15, FAULTS), (1.0, ("404",))])
+def test_a_job_through_a_bad_network_gives_the_same_bytes(bucket_job, monkeypatch, share, kinds):
+    """503, resets, cut, late and lost replies, 404 once: the same command goes on until it is done.
+
+    That each object is denied once ends no command.
+    """
+    calm = execute(bucket_job).folder
+    proxy = Proxy(os.environ["AWS_ENDPOINT_URL"], 1, share, kinds)
+    stormy = bucket_job.model_copy(update={"output": f"{bucket_job.output}-stormy"})
+    commands = 0
+    with monkeypatch.context() as patch:
+        patch.setenv("AWS_ENDPOINT_URL", proxy.url)
+        patch.setattr(executors, "pause", lambda attempt: 0.01)
+        storage.filesystem.cache_clear()
+        done = 0
+        while done < 6 and commands < 20:
+            commands += 1
+            with contextlib.suppress(*([JobError, OSError] if kinds == FAULTS else [])):
+                done = execute(stormy).progress().units
+    storage.filesystem.cache_clear()
+    proxy.close()
+    assert done == 6
+    assert set(proxy.happened) == set(kinds)
+    folder = at(stormy.output)
+    assert not [found for found in verify(Run.open(folder)) if hasattr(found, "what")]
+    assert storage.walk(folder / "data") == storage.walk(calm / "data")
+    for name in storage.walk(folder / "data"):
+        assert (folder / "data" / name).read_bytes() == (calm / "data" / name).read_bytes()

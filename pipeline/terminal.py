@@ -1,0 +1,65 @@
+"""Between Ray's C++ and the terminal: a process of its own, as Ray may end the one that it is in.
+
+Run as a script, it copies its input to stderr but for lines of Ray's log. Where the process that started it
+is gone without a farewell, and a line of Ray's was the last, it says in one sentence what happened.
+"""
+
+import os
+import re
+import select
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+LOG = re.compile(rb"\[\d{4}-[\d:, -]+ [A-Z] \d+ \d+\] |\*\*\* |\[state-dump\]|    \[state-dump\]")
+FAREWELL = b"\0over\n"
+LOST = "error: Ray lost its node and ended this command; the same command continues\n"
+STDERR = 2
+
+
+@contextmanager
+def without_texts_of_ray() -> Iterator[None]:
+    """Keep what Ray's C++ writes to this process's stderr from the terminal."""
+    terminal = os.dup(STDERR)
+    sieve = subprocess.Popen([sys.executable, "-I", __file__], stdin=subprocess.PIPE, start_new_session=True)
+    assert sieve.stdin is not None
+    os.dup2(sieve.stdin.fileno(), STDERR)
+    try:
+        yield
+    finally:
+        sys.stderr.flush()
+        os.write(STDERR, FAREWELL)
+        os.dup2(terminal, STDERR)
+        os.close(terminal)
+        sieve.stdin.close()
+        sieve.wait()
+
+
+def lines() -> Iterator[bytes]:
+    """Of the input, as long as the process that started this one is there and has not said farewell."""
+    parent, waiting = os.getppid(), b""
+    while True:
+        if not select.select([sys.stdin], [], [], 0.1)[0]:
+            if os.getppid() != parent:  # others may hold the other end of the pipe
+                return
+            continue
+        if not (part := os.read(sys.stdin.fileno(), 1 << 16)):
+            return
+        *whole, waiting = (waiting + part).split(b"\n")
+        yield from (line + b"\n" for line in whole)
+
+
+def main() -> None:
+    ray = False
+    for line in lines():
+        if line == FAREWELL:
+            return
+        if not (ray := LOG.match(line) is not None):
+            os.write(STDERR, line)
+    if ray:
+        os.write(STDERR, LOST.encode())
+
+
+if __name__ == "__main__":
+    main()
