@@ -8,6 +8,7 @@ does not end, or leaves a file outside the folder it was to write to.
 """
 
 import io
+import json
 import os
 import pickle
 import re
@@ -877,6 +878,40 @@ def flipped(content: bytes) -> bytes:
     return content[:middle] + bytes(b ^ 255 for b in content[middle : middle + 40]) + content[middle + 40 :]
 
 
+def with_mask(folder: Path) -> list[str]:
+    """A run that is half done, and a mask that changed since."""
+    operator = {"name": "inpaint", "mask": str(folder / "mask.png"), "known": "white"}
+    half_known = np.indices((SIZE, SIZE))[1] < SIZE // 2
+    Image.fromarray(np.uint8(255) * half_known).save(folder / "mask.png")
+    arguments = job(folder, shards=str(finished() / "s.tar"), degradation={"operator": operator})
+    assert forked(arguments, folder).code == 0
+    next((folder / OUT / "commits").iterdir()).unlink()
+    Image.fromarray(np.uint8(255) * ~half_known).save(folder / "mask.png")
+    return arguments
+
+
+def restored(change: Callable[[Path, bytes], object], command: str, folder: Path) -> list[str]:
+    """A command on a run of measurements, of whose restored tar somebody has made something else."""
+    (folder / "s.tar").write_bytes(tar_of(("a.npy", npy(MEASURED)), ("b.npy", npy(MEASURED))))
+    arguments = job(folder, data={"kind": "measurements"})
+    assert forked(arguments, folder).code == 0
+    file = folder / OUT / "restored" / "s.tar"
+    content = file.read_bytes()
+    file.unlink()
+    change(file, content)
+    return arguments if command == "run" else [command, OUT]
+
+
+def claimed(folder: Path, content: bytes | None = None) -> list[str]:
+    """An output in which another driver makes the plan of another job."""
+    ours = {**fields(folder), "seed": 7}
+    claim = {"job": ours, "prior_sha256": "0" * 64, "host": "other", "process": 1, "since": "2026-01-01"}
+    (folder / OUT).mkdir()
+    file = folder / OUT / f"claim-{'0' * 8}-1-{'0' * 8}.json"
+    file.write_bytes(json.dumps(claim).encode() if content is None else content)
+    return job(folder, shards=str(finished() / "s.tar"))
+
+
 RUNS: dict[str, Make] = {
     "torn commit record, run again": partial(damaged, edit("commits/*.json", half), "run"),
     "torn commit record, verify": partial(damaged, edit("commits/*.json", half), "verify"),
@@ -897,6 +932,18 @@ RUNS: dict[str, Make] = {
     "prior.json broken, status": partial(damaged, edit("prior.json", half), "status"),
     "prior.json of another checkpoint, run again": partial(
         damaged, edit("prior.json", lambda text: re.sub(rb"[0-9a-f]{64}", b"0" * 64, text)), "run"
+    ),
+    "files.json empty, run again": partial(damaged, edit("files.json", lambda _: b""), "run"),
+    "files.json of another mask, run again": with_mask,
+    "another job is planned in the output": claimed,
+    "a claim of an output that is none": partial(claimed, content=b"[" * 100_000),
+    "a restored tar cut, verify": partial(
+        restored, lambda file, content: file.write_bytes(half(content)), "verify"
+    ),
+    "a restored tar is gone, verify": partial(restored, lambda file, content: None, "verify"),
+    "a restored tar is a pipe, verify": partial(restored, lambda file, content: os.mkfifo(file), "verify"),
+    "a restored tar is a link that leads out, run again": partial(
+        restored, lambda file, content: file.symlink_to("/etc/passwd"), "run"
     ),
     "run directory is a link, run again": partial(damaged, moved, "run"),
     "a file in place of the run directory": lambda folder: (

@@ -10,6 +10,8 @@ from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+
 import operators
 from pipeline.errors import JobError
 from pipeline.job import Job
@@ -22,6 +24,7 @@ from pipeline.storage import Location, publish
 FILES = "files.json"
 Digests = dict[str, str]
 """SHA-256, hexadecimal, by field of the job."""
+CHECKSUMS = TypeAdapter(Digests, config=ConfigDict(strict=True))
 
 
 def of_operator(job: Job) -> Digests:
@@ -97,14 +100,14 @@ def recorded(run: Location) -> Digests:
         JobError: the record cannot be read.
     """
     try:
-        found = json.loads((run / FILES).read_text())
+        return CHECKSUMS.validate_json((run / FILES).read_bytes())
     except FileNotFoundError:
         return {}
-    except (ValueError, RecursionError) as error:
-        raise JobError(f"{run / FILES} cannot be read: {error}") from error
-    if not isinstance(found, dict) or not all(isinstance(digest, str) for digest in found.values()):
-        raise JobError(f"{run / FILES} does not hold checksums by field")
-    return found
+    except ValidationError as error:
+        raise JobError(
+            f"{run / FILES} does not hold checksums by field; put back a copy, or delete it if the files are "
+            "those with which the run was begun"
+        ) from error
 
 
 def differing(before: Mapping[str, str], now: Mapping[str, str]) -> Iterator[str]:
