@@ -243,7 +243,11 @@ IMAGES: dict[str, tuple[str, bytes | Callable[[], bytes], dict[str, Any]]] = {
     "JPEG of a phone: a small picture behind it": ("jpg", saved(PICTURE, "MPO", **PREVIEW), {}),
     "HEIC": ("heic", b"\0\0\0\x18ftypheic" + bytes(100), {}),
     "ICC profile: bytes that are none": ("jpg", saved(PICTURE, "JPEG", icc_profile=b"evil" * 100), {}),
-    "ICC profile of RGB left behind in CMYK": ("jpg", saved(PICTURE.convert("CMYK"), "JPEG", icc_profile=SRGB), {}),
+    "ICC profile of RGB left behind in CMYK": (
+        "jpg",
+        saved(PICTURE.convert("CMYK"), "JPEG", icc_profile=SRGB),
+        {},
+    ),
     "ICC profile that is cut": ("png", saved(PICTURE, icc_profile=SRGB[:200]), {}),
     "ICC profile with tags beyond its end": ("png", saved(PICTURE, icc_profile=BEYOND), {}),
     "12 bits in 16": ("png", saved(Image.fromarray(np.asarray(GREY).astype(np.uint16) * 16)), {}),
