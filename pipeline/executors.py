@@ -40,6 +40,8 @@ DEAD_SECONDS = 10.0  # for calls into a Ray that is dead to return
 VITAL = ("raylet", "gcs_server")  # processes of a Ray without which it does nothing
 GOES_ON = "the same command continues"
 DEATHS_IN_A_ROW = 30  # of workers without any success: more than one bad sample takes to be found
+SOCKET_NAME = 107  # bytes of the path of a socket at most
+SOCKET = "/ray/session_2026-01-01_00-00-00_000000_{process}/sockets/plasma_store"  # Ray's longest name
 IDENTIFIER = re.compile(r" ?(\b[0-9a-f]{16,}\b|(ipv[46]:)?\b\d+(\.\d+){3}(:\d+)?\b|rpc_code: \d+)")
 FIELD = re.compile(r"(class_name|actor_id|pid|name|namespace|ip): ")  # a line of Ray's texts
 
@@ -544,6 +546,8 @@ def connected(address: str | None) -> Iterator[None]:
     connection = False
     worker.print_to_stdstream = lambda *_, **__: None  # Ray's own texts on deaths
     where = "the local Ray cannot start" if local else f"--address {address}: no connection to this Ray"
+    if local:
+        refuse_long_folder()
     if local and not (os.environ.get("RAY_AUTH_TOKEN") or os.environ.get("RAY_AUTH_TOKEN_PATH")):
         # Ray's ports listen on all interfaces, and whoever has the token runs code here. Ray would make one
         # and leave it in the home directory, readable to everybody; this one ends with the process.
@@ -605,6 +609,18 @@ def leave_dead_ray(over: threading.Event) -> None:
                 )
                 sys.stderr.flush()
                 os._exit(1)
+
+
+def refuse_long_folder() -> None:
+    """Raise a JobError if the names of Ray's sockets would be longer than the system allows."""
+    name = next((name for name in ("RAY_TMPDIR", "TMPDIR") if os.environ.get(name)), None)
+    folder = os.environ[name] if name else "/tmp"
+    if (length := len(os.fsencode(folder + SOCKET.format(process=os.getpid())))) > SOCKET_NAME:
+        raise JobError(
+            f"--address local: the names of Ray's sockets would have {length} bytes in {name}={folder}, and "
+            f"{SOCKET_NAME} are the most; set RAY_TMPDIR to a short folder of this machine, such as /tmp, or "
+            "use --address none"
+        )
 
 
 def reason(error: Exception) -> str:

@@ -21,6 +21,7 @@ from jobs.fields import Described, fields
 from jobs.files import files_of, load_job, ready_jobs
 from jobs.values import parse_setting
 from pipeline.errors import JobError
+from pipeline.executors import refuse_long_folder
 from pipeline.job import flatten
 
 ROOT = Path(__file__).parent.parent
@@ -394,3 +395,13 @@ def test_a_terminal_with_few_characters_is_written_to(job_file, make_job):
 
     assert b" 0 failed \\xb7 " in told("run", str(job_file), "--address", "none", "--limit", "1")
     assert "größe".encode() in told("query", make_job().output, "select 'größe' as x from rows", "--csv")
+
+
+@pytest.mark.parametrize("variable", ["TMPDIR", "RAY_TMPDIR"])
+def test_a_temporary_folder_that_is_too_long_for_ray_is_named(variable, monkeypatch):
+    monkeypatch.delenv("RAY_TMPDIR", raising=False)
+    monkeypatch.setenv(variable, "/tmp/" + "n" * 80)
+    with pytest.raises(JobError, match=f"{variable}=/tmp/nn.*set RAY_TMPDIR to a short folder"):
+        refuse_long_folder()
+    monkeypatch.setenv("RAY_TMPDIR", "/tmp")
+    refuse_long_folder()
