@@ -39,6 +39,14 @@ LEAVE_SECONDS = 5.0  # for actors to be gone at the end
 DEAD_SECONDS = 10.0  # for calls into a Ray that is dead to return
 VITAL = ("raylet", "gcs_server")  # processes of a Ray without which it does nothing
 GOES_ON = "the same command continues"
+OURS = {
+    "low on memory": "Ray ended the worker, as its node ran out of memory",
+    "node": "the worker's node is lost",
+    "unavailable": "the worker cannot be reached",
+    "never ran": "the worker never started",
+    "": "the worker's process died",
+}
+"""What is in Ray's sentences on deaths, and what we say."""
 DEATHS_IN_A_ROW = 30  # of workers without any success: more than one bad sample takes to be found
 SOCKET_NAME = 107  # bytes of the path of a socket at most
 SOCKET = "/ray/session_2026-01-01_00-00-00_000000_{process}/sockets/plasma_store"  # Ray's longest name
@@ -634,9 +642,11 @@ def reason(error: Exception) -> str:
         return f"{type(cause).__name__}: {cause}"
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     texts = [line for line in lines if not FIELD.match(line)]
-    text = texts[-1] if texts else "the worker died"
+    text = next(
+        (line for line in texts if "low on memory" in line), texts[-1] if texts else "the worker died"
+    )
     if text.startswith(("The ", "Task ")):  # Ray's; else the last line of a traceback
-        text = sentence(text).removeprefix("The actor is unavailable: ")  # which it says twice
+        return next(ours for theirs, ours in OURS.items() if theirs in sentence(text))
     return f"{type(error).__name__}: {text}"
 
 

@@ -310,29 +310,40 @@ def rows(folder: Path) -> dict[str, dict[str, Any]]:
             "The actor is dead because its worker process has died. Worker exit type: SYSTEM_ERROR Worker "
             "exit detail: Worker unexpectedly exits with a connection error code 2. End of file. Some common "
             "causes include: (1) the process was killed by the OOM killer due to high memory usage, (2) …",
-            "The actor is dead because its worker process has died",
+            "the worker's process died",
         ),
         (
             "The actor 7dbb6157f28f5a1e3d0e is unavailable: The actor is temporarily unavailable: RpcError: "
             "RPC error: failed to connect to all addresses; last error: UNKNOWN: ipv4:192.0.2.2:41: failed "
             "to connect rpc_code: 14. The task may or may not have been executed on the actor.",
-            "The actor is temporarily unavailable: RpcError: RPC error: failed to connect to all addresses",
+            "the worker cannot be reached",
         ),
         (
             "The actor 7dbb6157f28f5a1e3d0e is unavailable: The actor is temporarily unavailable: RpcError: "
             "RPC error: Socket closed rpc_code: 14. The task may or may not have been executed on the actor.",
-            "The actor is temporarily unavailable: RpcError: RPC error: Socket closed",
+            "the worker cannot be reached",
         ),
         (
             "The actor died unexpectedly before finishing this task.\n\n\tactor_id: 4f3e51c71ede",
-            "The actor died unexpectedly before finishing this task",
+            "the worker's process died",
         ),
-        ("Traceback …\nJobError: no weights at v1. 5; see there", "JobError: no weights at v1. 5; see there"),
-        ("", "the worker died"),
+        (
+            "Traceback …\nJobError: no weights at v1. 5; see there",
+            "RuntimeError: JobError: no weights at v1. 5; see there",
+        ),
+        ("", "RuntimeError: the worker died"),
+        (
+            "Task was killed due to the node running low on memory.\nMemory on the node (IP: 192.0.2.2, ID: …",
+            "Ray ended the worker, as its node ran out of memory",
+        ),
+        (
+            "The actor is dead because its node has died. Node Id: 4b68477ec13978d1a686df9081bf990f",
+            "the worker's node is lost",
+        ),
     ],
 )
 def test_a_reason_is_one_sentence_and_the_same_every_time(text, short):
-    assert reason(RuntimeError(text)) == f"RuntimeError: {short}"
+    assert reason(RuntimeError(text)) == short
 
 
 # ---- a Ray of its own
