@@ -333,7 +333,7 @@ def rows(folder: Path) -> dict[str, dict[str, Any]]:
         ),
         ("", "RuntimeError: the worker died"),
         (
-            "Task was killed due to the node running low on memory.\nMemory on the node (IP: 192.0.2.2, ID: …",
+            "Task was killed due to the node running low on memory.\nMemory on the node (IP: 192.0.2.2, …",
             "Ray ended the worker, as its node ran out of memory",
         ),
         (
