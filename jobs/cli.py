@@ -204,7 +204,7 @@ def execute(
     display = Display(console, total, before, live)
     try:
         export.drop_restored(this, units)
-        with stoppable(live), display.running():
+        with stoppable(live, display.waiting), display.running():
             for commit in commits:
                 display.add(commit)
     except KeyboardInterrupt:
@@ -223,14 +223,14 @@ def execute(
 
 
 @contextmanager
-def stoppable(live: Live) -> Iterator[None]:
+def stoppable(live: Live, waiting: Callable[[], str]) -> Iterator[None]:
     """Ctrl-C and SIGTERM let the units in hand be finished, once; the second one is a KeyboardInterrupt."""
 
     def stop(number: int, frame: object) -> None:
         if live.stopping:
             raise KeyboardInterrupt
         live.stopping = True
-        live.notes.append("finishing the units in hand; once more to end at once, which loses only these")
+        live.notes.append(f"{waiting()}; once more to end at once, which loses only these")
 
     signals = (signal.SIGINT, signal.SIGTERM)
     before = [signal.signal(number, stop) for number in signals]

@@ -4,6 +4,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 
 from rich import progress as bars
 from rich.console import Console
@@ -40,6 +41,31 @@ class Display:
         busy = min(self.live.busy / (elapsed * max(self.live.workers, 1)), 1.0)
         return f"{rate:.2f} images/s · {self.failed} failed · devices {busy:.0%} busy"
 
+    @property
+    def seconds_each(self) -> float | None:
+        """Seconds that one worker takes for a sample, None before any is finished."""
+        fresh = self.finished - self.already
+        if self.live.started is None or fresh <= 0:
+            return None
+        return (time.perf_counter() - self.live.started) * max(self.live.workers, 1) / fresh
+
+    def time_left(self) -> str:
+        """How long the rest takes: what is left shared by all workers, but no less than the longest unit in
+        hand takes its worker.
+        """
+        if (each := self.seconds_each) is None:
+            return "–"
+        shared = (self.total - self.finished) / max(self.live.workers, 1)
+        return duration(each * max(shared, *self.live.left, 0))
+
+    def waiting(self) -> str:
+        """What has to be waited for when no unit is begun any more, and how long about."""
+        if not (left := self.live.left):
+            return "nothing is in hand: ending"
+        what = f"finishing the {len(left)} units in hand, of which {sum(left)} samples are left"
+        each = self.seconds_each
+        return what if each is None else f"{what}, in about {duration(each * max(left))}"
+
     def show_notes(self) -> None:
         for note in self.live.notes[self.notes_shown :]:
             self.console.print(note, style="yellow", markup=False, highlight=False)
@@ -63,26 +89,30 @@ class Display:
             bars.BarColumn(),
             bars.MofNCompleteColumn(),
             bars.TextColumn("{task.fields[figures]}"),
-            bars.TextColumn("left"),
-            bars.TimeRemainingColumn(),
+            bars.TextColumn("{task.fields[left]} left"),
         )
         with bars.Progress(*columns, console=self.console) as progress:
-            task = progress.add_task("", total=self.total, completed=self.already, figures="starting")
+            task = progress.add_task(
+                "", total=self.total, completed=self.already, figures="starting", left="–"
+            )
             while True:
                 last = stop.wait(0.25)
                 self.show_notes()
-                progress.update(task, completed=self.finished, figures=self.figures())
+                figures, left = self.figures(), self.time_left()
+                progress.update(task, completed=self.finished, figures=figures, left=left)
                 if last:
                     return
 
     def follow_lines(self, stop: threading.Event) -> None:
         while not stop.wait(PLAIN_SECONDS):
             self.show_notes()
-            line = f"{self.finished}/{self.total} · {self.figures()}"
-            if (fresh := self.finished - self.already) and self.live.started is not None:
-                each = (time.perf_counter() - self.live.started) / fresh
-                line += f" · {each * (self.total - self.finished):.0f} s left"
+            line = f"{self.finished}/{self.total} · {self.figures()} · {self.time_left()} left"
             self.console.print(line, highlight=False)
+
+
+def duration(seconds: float) -> str:
+    """12 s; 1:02:03 from two minutes on."""
+    return f"{seconds:.0f} s" if seconds < 120 else str(timedelta(seconds=round(seconds)))
 
 
 class Rate(bars.ProgressColumn):

@@ -60,6 +60,7 @@ class Live:
 
     Attributes:
         in_hand: samples finished in units that are not committed yet.
+        left: samples that are left of each unit in hand.
         busy: seconds that the workers have spent in samplers; busy_retired: those that are gone.
         started: when the first worker was ready, by time.perf_counter.
         notes: what the user should know.
@@ -67,6 +68,7 @@ class Live:
     """
 
     in_hand: int = 0
+    left: tuple[int, ...] = ()
     busy: float = 0.0
     busy_retired: float = 0.0
     workers: int = 0
@@ -90,6 +92,7 @@ def in_process(
 
     def update() -> None:
         live.in_hand, live.busy = worker.in_hand, worker.busy
+        live.left = (unit.samples - worker.in_hand,)
 
     try:
         worker = Worker(job, run, default_device(), on_batch=update)
@@ -101,8 +104,10 @@ def in_process(
     for unit in units:
         if live.stopping:
             return
-        yield persistently(worker, Task(unit, failed_only=failed_only), live)
-        live.in_hand = 0
+        live.left = (unit.samples,)
+        commit = persistently(worker, Task(unit, failed_only=failed_only), live)
+        live.in_hand, live.left = 0, ()
+        yield commit
 
 
 def persistently(worker: Worker, task: Task, live: Live) -> Commit:
@@ -465,6 +470,10 @@ class Pool:
         if actor in self.states:
             self.states[actor] = state
         self.live.in_hand = sum(in_hand for in_hand, _ in self.states.values())
+        self.live.left = tuple(
+            max(0, working.task.unit.samples - self.states.get(working.actor, (0, 0.0))[0])
+            for working in self.working.values()
+        )
         self.live.busy = self.live.busy_retired + sum(busy for _, busy in self.states.values())
 
 
