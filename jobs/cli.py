@@ -255,7 +255,8 @@ def finish(report: Location) -> dict[str, Any]:
 
 def show_results(metrics: Mapping[str, Any]) -> None:
     """The measures in metrics.json, of a run or of scored images, and what is doubtful about them."""
-    from pipeline.report import interval, number, numbers
+    from jobs.compare import shown
+    from pipeline.report import about_baselines, against, count, interval, number, numbers
 
     table = Table(title=metrics["title"], title_justify="left")
     for column in ("measure", "mean", "95 % interval", "n"):
@@ -266,6 +267,10 @@ def show_results(metrics: Mapping[str, Any]) -> None:
             what, number(value["value"]), interval(value.get("low"), value.get("high")), count(value)
         )
     console.print(table)
+    if (beside := against(metrics)).rows:
+        console.print(shown(beside))
+    for line in about_baselines(metrics):
+        errors.print(line, style="yellow")
     for name, value in metrics["sets"].items():
         for warning in value["warnings"]:
             errors.print(f"{name}: {warning}", style="yellow")
@@ -281,12 +286,6 @@ def show_reasons(reasons: list[dict[str, Any]], samples: int) -> None:
             errors.print(f"{reason['count']} failed: {what}", style="yellow")
     if len(reasons) > REASONS:
         errors.print(f"and {len(reasons) - REASONS} other reasons, see the rows", style="yellow")
-
-
-def count(measure: dict[str, Any]) -> str:
-    """How many values there are, and how many are left out of the mean."""
-    others = [f" + {measure[what]} {what}" for what in ("infinite", "undefined") if measure.get(what)]
-    return "".join([str(measure["n"]), *others])
 
 
 def show_shard_warnings(summary: PlanSummary) -> None:

@@ -66,11 +66,12 @@ def turned(table: Table) -> Table:
 
 def shown(table: Table) -> Shown:
     """A table for the terminal; what could steer it is written as an escape."""
+    from rich.box import SIMPLE_HEAD
     from rich.table import Table as Shown
 
     from pipeline.storage import redacted
 
-    target = Shown()
+    target = Shown(box=SIMPLE_HEAD)
     for i, column in enumerate(table.columns):
         target.add_column(redacted(column), justify="right" if i else "left", overflow="fold")
     for row in table.rows:

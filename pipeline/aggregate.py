@@ -8,7 +8,7 @@ split into units.
 import hashlib
 import math
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 
 from pipeline.commit import PICTURES, ROWS, Commit, read_rows
 from pipeline.failures import Reason, reasons
-from pipeline.metrics import IMAGE, Better
+from pipeline.metrics import BASELINE_COLUMNS, BASELINES, IMAGE, PERFECT, Better, baseline_column
 from pipeline.run import Run
 from pipeline.statistics import group_intervals, mean_interval, moments
 from pipeline.storage import Location, parquet
@@ -33,11 +33,49 @@ STATE = b"kintsugi.commits"  # in the metadata of the flat table
 
 
 def measures_in(schema: pa.Schema) -> list[str]:
-    """The columns that measure something: those of real numbers."""
-    return [field.name for field in schema if pa.types.is_floating(field.type)]
+    """The columns that measure something of a sample: those of real numbers but for the baselines'."""
+    return [f.name for f in schema if pa.types.is_floating(f.type) and f.name not in BASELINE_COLUMNS]
 
 
 MEASURES = tuple(measures_in(FLAT_ROWS))
+
+
+@dataclass(frozen=True)
+class Difference:
+    """How much more values are than others, pair by pair.
+
+    Attributes:
+        value, low, high: the mean difference and its 95 % interval; None where there are too few pairs.
+        n: pairs. infinite: how many of them have an infinite value, which counts as `counted` says.
+    """
+
+    value: float | None
+    low: float | None
+    high: float | None
+    n: int
+    infinite: int
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """What the measurements of the same samples have in a measure without a network.
+
+    Attributes:
+        value, low, high: the mean and its 95 % interval.
+        n, infinite, undefined: as of a `Measure`.
+        difference: the restored less the baseline.
+        improved: share of the samples in which the restored is better, ties counted half; None where there
+            are none, or neither high nor low is better.
+    """
+
+    value: float | None
+    low: float | None
+    high: float | None
+    n: int
+    infinite: int
+    undefined: int
+    difference: Difference
+    improved: float | None
 
 
 @dataclass(frozen=True)
@@ -45,11 +83,11 @@ class Measure:
     """How one measure is distributed over the restored samples.
 
     Attributes:
-        mean, low, high, deviation: of the finite values, with the 95 % interval of the mean; None where
+        mean, low, high, deviation: of the values that count, with the 95 % interval of the mean; None where
             there are too few.
-        n, infinite, undefined: how many values are finite, and how many are infinite, or NaN where there
-            should be one, and left out of all numbers.
-        quantiles: of the finite values, under "0.05", "0.25", "0.5", "0.75" and "0.95".
+        n: how many values count; see `counted`.
+        infinite, undefined: how many are infinite, and how many are NaN where there should be one.
+        quantiles: of the values that count, under "0.05", "0.25", "0.5", "0.75" and "0.95".
         edges, counts: their histogram of at most 40 bins; one more edge than counts.
         worst, best: keys of at most 8 samples, the extreme first; infinite values take part. None of a
             measure that is neither better high nor low.
@@ -67,6 +105,7 @@ class Measure:
     counts: list[int]
     worst: list[str]
     best: list[str]
+    baselines: dict[str, Baseline] = field(default_factory=dict)
 
 
 @dataclass
@@ -191,7 +230,10 @@ def describe_rows(rows: Path, summary: Summary) -> None:
         breakdowns = {by: Breakdown(column(by), ok, places) for by in ("shard", "label")}
         for name in MEASURES:
             stored = column(name)
-            described = measure(stored, good, keys, name)
+            beside = (
+                {each: column(baseline_column(name, each)) for each in BASELINES} if name in IMAGE else {}
+            )
+            described = measure(stored, good, keys, name, beside)
             if not described.n + described.infinite + described.undefined:
                 continue
             summary.measures[name] = described
@@ -207,19 +249,28 @@ def count_failures(failed: pa.Table, summary: Summary) -> None:
     summary.reasons = reasons(zip(failed["key"].to_pylist(), failed["error"].to_pylist(), strict=True))
 
 
-def measure(column: pa.ChunkedArray, good: pa.ChunkedArray, keys: pa.ChunkedArray, name: str) -> Measure:
-    """Describe one measure of the samples that are good; null where it was not asked for."""
+def measure(
+    column: pa.ChunkedArray,
+    good: pa.ChunkedArray,
+    keys: pa.ChunkedArray,
+    name: str,
+    beside: Mapping[str, pa.ChunkedArray] = {},
+) -> Measure:
+    """Describe one measure of the samples that are good; null where it was not asked for.
+
+    Args:
+        beside: the columns of the baselines; all null where there is none.
+    """
     values = np.where(good.to_numpy(), column.to_numpy(), np.nan)
-    ordered = np.sort(values[np.isfinite(values)])
+    ordered = np.sort(counted(name, values))
     n = len(ordered)
-    mean, deviation, _ = moments(ordered) if n else (math.nan, math.nan, 0.0)
-    low, high = mean_interval(ordered)
+    mean, low, high = average(name, ordered)
     counts, edges = histogram(ordered) if n else (np.array([], int), np.array([]))
     return Measure(
-        mean=finite(mean),
-        low=finite(low),
-        high=finite(high),
-        deviation=finite(deviation),
+        mean=mean,
+        low=low,
+        high=high,
+        deviation=finite(moments(ordered)[1]) if n else None,
         n=n,
         infinite=int(np.isinf(values).sum()),
         undefined=pc.sum(pc.and_(pc.is_nan(column), good)).as_py() or 0,
@@ -227,7 +278,91 @@ def measure(column: pa.ChunkedArray, good: pa.ChunkedArray, keys: pa.ChunkedArra
         edges=edges.tolist(),
         counts=counts.tolist(),
         **extremes(values, keys, name),
+        baselines={
+            each: baseline(name, values, other, good)
+            for each, other in beside.items()
+            if other.null_count < len(other)
+        },
     )
+
+
+def baseline(name: str, values: np.ndarray, column: pa.ChunkedArray, good: pa.ChunkedArray) -> Baseline:
+    """Describe a baseline of the samples that are good, beside their own values."""
+    others = np.where(good.to_numpy(), column.to_numpy(), np.nan)
+    count = counted(name, others)
+    value, low, high = average(name, count)
+    return Baseline(
+        value=value,
+        low=low,
+        high=high,
+        n=len(count),
+        infinite=int(np.isinf(others).sum()),
+        undefined=pc.sum(pc.and_(pc.is_nan(column), good)).as_py() or 0,
+        difference=difference(name, others, values),
+        improved=None if better(name) is None else share_better(name, others, values),
+    )
+
+
+def limited(name: str, values: np.ndarray) -> np.ndarray:
+    """The values as they count in means, differences and intervals: of a PSNR at most `PERFECT`.
+
+    Identical images have an infinite PSNR. Without them, the best images would lower the mean.
+    """
+    return np.minimum(values, PERFECT) if name == "psnr" else values
+
+
+def counted(name: str, values: np.ndarray) -> np.ndarray:
+    """The values of which there is a mean: those that are finite once they are `limited`."""
+    values = limited(name, values)
+    return values[np.isfinite(values)]
+
+
+def bounds(name: str) -> tuple[float, float]:
+    """Least and largest value that a measure can have."""
+    return IMAGE[name].range if name in IMAGE else (0.0, math.inf)
+
+
+def average(name: str, values: np.ndarray) -> tuple[float | None, float | None, float | None]:
+    """Mean of values that count and its 95 % interval, None where there are too few.
+
+    The samples of a batch have its time between them, all the same: to the interval a batch is one value.
+    """
+    if not len(values):
+        return None, None, None
+    mean = moments(values)[0]
+    if name == "seconds":
+        each, sizes = np.unique(values, return_counts=True)
+        values = mean + sizes / sizes.mean() * (each - mean)  # whose mean is that of the samples
+    low, high = mean_interval(values, bounds(name))
+    return finite(mean), finite(low), finite(high)
+
+
+def difference(name: str, before: np.ndarray, after: np.ndarray) -> Difference:
+    """`after` less `before`, of the pairs that count."""
+    pairs = pairs_of(name, before, after)
+    least, most = bounds(name)
+    low, high = map(finite, mean_interval(pairs, (least - most, most - least)))
+    return Difference(
+        value=finite(moments(pairs)[0]) if len(pairs) else None,
+        low=low,
+        high=high,
+        n=len(pairs),
+        infinite=int(((np.isinf(before) | np.isinf(after)) & ~(np.isnan(before) | np.isnan(after))).sum()),
+    )
+
+
+def pairs_of(name: str, before: np.ndarray, after: np.ndarray) -> np.ndarray:
+    """The differences that count."""
+    with np.errstate(invalid="ignore"):
+        found = limited(name, after) - limited(name, before)
+    return found[np.isfinite(found)]
+
+
+def share_better(name: str, before: np.ndarray, after: np.ndarray) -> float | None:
+    """Share of the samples in which `after` is better, ties counted half; None where none has both."""
+    known = ~(np.isnan(before) | np.isnan(after))
+    worse, now = badness(name, before[known]), badness(name, after[known])
+    return float((now < worse).mean() + (now == worse).mean() / 2) if known.any() else None
 
 
 def histogram(ordered: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -293,9 +428,12 @@ class Breakdown:
         return np.bincount(codes, minlength=len(self.names) + 1)[:-1]
 
     def add(self, name: str, values: np.ndarray) -> None:
-        """Describe the finite values of a measure."""
+        """Describe the values of a measure that count."""
+        values = limited(name, values)
         finite = np.isfinite(values)
-        found = group_intervals(values[finite], self.codes[finite], len(self.names) + 1)
+        found = group_intervals(values[finite], self.codes[finite], len(self.names) + 1, bounds(name))
+        if name == "seconds":  # of which a group has no independent values; see `average`
+            found = found[0], *(np.full_like(found[0], np.nan),) * 2
         for suffix, column in zip(("", "_low", "_high"), found, strict=True):
             self.columns[name + suffix] = pa.array(column[:-1], from_pandas=True)  # NaN is null
 

@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 
 from pipeline import storage
 from pipeline.errors import JobError
-from pipeline.metrics import IMAGE
+from pipeline.metrics import BASELINE_COLUMNS, IMAGE
 from pipeline.storage import Location, Remote, publish
 
 MAX_ERROR = 1000  # characters: names in shards can be of any length
@@ -43,6 +43,9 @@ ROWS = pa.schema(
         ("vjps", pa.int32()),
         ("batch_size", pa.int32()),
         *((name, pa.float64()) for name in IMAGE),
+        *(
+            (name, pa.float64()) for name in BASELINE_COLUMNS
+        ),  # of what needs no network, where there is a truth
         ("residual", pa.float64()),  # RMS of H x̂ − y on the [-1, 1] scale
         ("spread", pa.float64()),  # RMS over the pixels of the samples' standard deviation, on [-1, 1]
         ("file", pa.string()),  # the sample's file, where the shard is a folder

@@ -59,7 +59,11 @@ def pareto(costs: np.ndarray, badness: np.ndarray) -> list[int]:
 
 
 def draw(
-    names: Sequence[str], costs: Sequence[Cost], qualities: Sequence[Quality], narrow: bool = False
+    names: Sequence[str],
+    costs: Sequence[Cost],
+    qualities: Sequence[Quality],
+    narrow: bool = False,
+    ranked: bool = True,
 ) -> bytes:
     """An SVG without background: a row for each quality; over evaluations, and over seconds per image.
 
@@ -68,6 +72,7 @@ def draw(
     Args:
         names: of the runs, without control characters, which XML does not have.
         narrow: the plots one below the other, for a phone.
+        ranked: whether there is a Pareto front: the runs did the same.
     """
     import matplotlib
     from matplotlib.backends.backend_svg import FigureCanvasSVG
@@ -100,13 +105,14 @@ def draw(
         panels = figure.subplots(rows, columns, squeeze=False, sharey="row").reshape(-1, 2)
         for line, quality in zip(panels, qualities, strict=True):
             for panel, (title, spent) in zip(line, axes_of, strict=True):
-                fill(panel, spent, quality)
                 panel.set_xlabel(title)
+                fill(panel, spent, quality, ranked)
             for panel in line[: 3 - columns]:
                 panel.set_ylabel(quality.title)
         # A label that begins with an underscore would be left out.
         handles = [Line2D([], [], linestyle="", label=f" {name}", **style(i)) for i, name in enumerate(names)]
-        handles.append(Line2D([], [], color=GREY, linewidth=1, label=" Pareto front"))
+        if ranked:
+            handles.append(Line2D([], [], color=GREY, linewidth=1, label=" Pareto front"))
         figure.legend(handles=handles, loc="outside lower left", frameon=False)
         buffer = BytesIO()
         FigureCanvasSVG(figure).print_svg(buffer, metadata={"Date": None})
@@ -118,7 +124,7 @@ def style(i: int) -> dict[str, Any]:
     return {"color": COLOURS[i % len(COLOURS)], "marker": MARKERS[i // len(COLOURS) % len(MARKERS)]}
 
 
-def fill(panel: Any, costs: Sequence[float | None], quality: Quality) -> None:
+def fill(panel: Any, costs: Sequence[float | None], quality: Quality, ranked: bool) -> None:
     """Draw the runs and their Pareto front into one plot."""
     from matplotlib.ticker import LogLocator
 
@@ -136,10 +142,12 @@ def fill(panel: Any, costs: Sequence[float | None], quality: Quality) -> None:
         return
     points = np.array(known, float)
     spent, reached, badness = points.T
-    front = pareto(spent, badness)
-    panel.step(spent[front], reached[front], where="post", color=GREY, linewidth=1)
+    if ranked:
+        front = pareto(spent, badness)
+        panel.step(spent[front], reached[front], where="post", color=GREY, linewidth=1)
     if spent.min() > 0 and spent.max() > 4 * spent.min():
         # The ticks of a logarithmic axis would be formulae.
         panel.set_xscale("log", subs=())
-        panel.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        panel.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if spent.max() < 100 * spent.min() else (1,)))
         panel.xaxis.set_major_formatter("{x:g}")
+        panel.set_xlabel(f"{panel.get_xlabel()} (logarithmic)")

@@ -21,7 +21,7 @@ from pipeline.errors import JobError
 from pipeline.identity import of_operator, refuse_changed
 from pipeline.job import Degradation, Job
 from pipeline.meter import Metered
-from pipeline.metrics import SETS, TRUTH
+from pipeline.metrics import SETS, TRUTH, baseline_column
 from pipeline.metrics.features import Extractor
 from pipeline.metrics.scoring import Scorer, residual
 from pipeline.metrics.weights import MissingWeights
@@ -33,6 +33,7 @@ from priors.base import ClassConditional, Prior
 from priors.tiled import Tiled
 from samplers import KeyedNoise
 from samplers.base import Sampler
+from samplers.lmmse import linear_mmse
 
 BATCH_ON_CPU = 16  # `auto` where memory does not tell: larger batches are no faster there
 PRECISIONS = {"float32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -284,7 +285,7 @@ class Stage:
             problem.sampler(
                 problem.metered, problem.operator, y, noise, sigma_y=sigma_y, callback=end_of_rehearsal
             )
-        self.scorer(truth, truth)
+        self.score(problem.operator, y, truth, truth)
 
     def release_memory(self) -> None:
         if self.device.type == "cuda":
@@ -418,7 +419,7 @@ class Stage:
         with self.timed("score"), torch.no_grad():
             image = outcome.image if count == 1 else spread.mean
             finite = image.isfinite().flatten(1).all(1).tolist()
-            metrics = self.scorer(image, truth)
+            metrics = self.score(operator, y, image, truth)
             residuals = residual(operator.forward(image), y)
             seen = y if operator.pixels else operator.pinv(y)
             deviation = spread.deviation.half().cpu().numpy() if count > 1 else [None] * len(keys)
@@ -449,6 +450,18 @@ class Stage:
             )
             for i in range(len(keys))
         ]
+
+    @torch.no_grad()
+    def score(
+        self, operator: Operator, y: Tensor, image: Tensor, truth: Tensor | None
+    ) -> dict[str, list[float]]:
+        """The metrics of restored images; where there is a truth, also of what y gives without a network."""
+        found = self.scorer(image, truth)
+        if truth is not None and found:
+            for baseline, estimate in baselines(operator, y, self.job.degradation.sigma_y).items():
+                values = self.scorer(estimate, truth)
+                found |= {baseline_column(name, baseline): of for name, of in values.items()}
+        return found
 
     def features(self, key: str, restored: np.ndarray, truth: np.ndarray | None) -> dict[str, np.ndarray]:
         """What set metrics need to know of pictures (H, W, 3) uint8; of the truth if it is the reference."""
@@ -493,6 +506,19 @@ def memory_limited(device: torch.device, share: float) -> Iterator[None]:
         yield
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0, device)
+
+
+def baselines(operator: Operator, y: Tensor, sigma_y: float) -> dict[str, Tensor]:
+    """What measurements give without a network, (B, C, H, W): H⁺y, and of a matrix H the linear MMSE.
+
+    Each by itself, so that the last digits do not depend on the batch.
+    """
+    single = [operator.pinv(y[i : i + 1]) for i in range(len(y))]
+    found = {"pinv": torch.cat(single)}
+    if operator.linear:
+        known = map(operator.to_spectral, single)
+        found["lmmse"] = torch.cat([linear_mmse(operator, each, sigma_y) for each in known])
+    return found
 
 
 def measure(y: Tensor, degradation: Degradation, noise: KeyedNoise) -> Tensor:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pipeline.aggregate import committed
+from pipeline.aggregate import bounds, committed, limited
 from pipeline.errors import JobError
 from pipeline.job import Job
 from pipeline.metrics import IMAGE
@@ -32,7 +32,6 @@ if TYPE_CHECKING:
 
 Settings = dict[str, Any]
 SMALLEST = 8  # images of the first rung: with fewer the order is a matter of luck
-PERFECT = 100.0  # dB; stands for an infinite PSNR, of which there is no mean
 MAX_NAME = 60  # characters of a trial's settings in its name
 
 
@@ -132,10 +131,14 @@ class Measured:
         """1 where more is better, else −1."""
         return 1 if IMAGE[self.name].better == "higher" else -1
 
+    @property
+    def bounds(self) -> tuple[float, float]:
+        """Least and largest of the distances."""
+        return (0.0, math.inf) if IMAGE[self.name].better == "one" else bounds(self.name)
+
     def distances(self, values: np.ndarray) -> np.ndarray:
         """The values; of a ratio that is best at 1 how far its logarithm is from 0; NaN where undefined."""
-        if self.name == "psnr":
-            values = np.minimum(values, PERFECT)
+        values = limited(self.name, values)
         if IMAGE[self.name].better == "one":
             with np.errstate(divide="ignore", invalid="ignore"):
                 values = np.abs(np.log(values))
@@ -181,7 +184,7 @@ class Result:
     @property
     def interval(self) -> tuple[float, float]:
         """The 95 % confidence interval of the mean."""
-        return interval(np.array(list(self.values.values())))
+        return interval(np.array(list(self.values.values())), self.by.bounds)
 
     @property
     def rank(self) -> tuple[int, float]:
@@ -209,9 +212,9 @@ def result_of(run: Run, trial: Trial, by: Measured, then: Measured, images: int)
     )
 
 
-def interval(values: np.ndarray) -> tuple[float, float]:
+def interval(values: np.ndarray, bounds: tuple[float, float]) -> tuple[float, float]:
     """95 % confidence interval of the mean; NaN where it has none."""
-    return mean_interval(values) if len(values) else (math.nan, math.nan)
+    return mean_interval(values, bounds) if len(values) else (math.nan, math.nan)
 
 
 @dataclass(frozen=True)
@@ -232,7 +235,9 @@ def difference(result: Result, best: Result) -> Difference:
     """Over the images that both have restored."""
     keys = sorted(result.values.keys() & best.values.keys())
     pairs = np.array([result.values[key] - best.values[key] for key in keys])
-    return Difference(float(pairs.mean()) if keys else math.nan, *interval(pairs))
+    least, most = best.by.bounds
+    ends = interval(pairs, (least - most, most - least))
+    return Difference(float(pairs.mean()) if keys else math.nan, *ends)
 
 
 @dataclass(frozen=True)

@@ -26,14 +26,17 @@ LATEX = {
     "…": r"\dots{}",
     "–": "--",
     "²": r"\textsuperscript{2}",
+    "⁺": r"\textsuperscript{+}",
     "σ": r"$\sigma$",
     "Δ": r"$\Delta$",
 }
 """What LaTeX reads as markup, and the signs of our own that pdflatex does not know."""
 
 
-NEGATIVE = re.compile(r"^-(?=[\d.])|(?<=\de)-(?=\d)|(?<=… )-(?=[\d.])")
-"""The hyphens that are minus signs of numbers, whole cells, exponents or ends of intervals."""
+NEGATIVE = re.compile(r"(?:^|(?<=… )|(?<=\())-(?=[\d.])")
+"""The hyphens that are minus signs of numbers: of whole cells and of either end of an interval."""
+POWER = re.compile(r"(?<![\w.-])(−?\d+(?:\.\d*)?)e([+-])0*(\d+)(?![\w.-])")
+"""Numbers with an exponent."""
 
 
 @dataclass(frozen=True)
@@ -85,4 +88,13 @@ def markdown_text(text: str) -> str:
 
 def latex_text(text: str) -> str:
     text = NEGATIVE.sub("−", " ".join(text.split()))
+    parts = POWER.split(text)  # text, digits, sign and exponent, text, …
+    found = [latex_escaped(part) for part in parts[::4]]
+    powers = zip(parts[1::4], parts[2::4], parts[3::4], strict=True)
+    for place, (digits, sign, exponent) in reversed(list(enumerate(powers, 1))):
+        found.insert(place, rf"${digits.replace('−', '-')}\times 10^{{{sign.strip('+')}{exponent}}}$")
+    return "".join(found)
+
+
+def latex_escaped(text: str) -> str:
     return "".join(LATEX.get(character, character) for character in text)

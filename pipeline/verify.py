@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 
 from pipeline import export, storage
 from pipeline.commit import ROWS, Commit, commit_file, data_file, features_file, valid
-from pipeline.metrics import IMAGE, SETS
+from pipeline.metrics import BASELINE_COLUMNS, IMAGE, SETS
 from pipeline.plan import Unit, changed_shards, read_members
 from pipeline.run import Run
 
@@ -94,7 +94,8 @@ def fault_of_features(run: Run, commit: Commit, rows: pa.Table, content: bytes |
 
 def fault_of_rows(run: Run, unit: Unit, commit: Commit, table: pa.Table) -> str | None:
     # Metrics that the job does not name may be newer than the rows, or gone from the registry.
-    needed = {name for name in ROWS.names if name not in IMAGE or name in run.job.metrics}
+    newer = IMAGE.keys() - set(run.job.metrics) | set(BASELINE_COLUMNS)
+    needed = set(ROWS.names) - newer
     if missing := needed - set(table.column_names):
         return f"the rows lack columns: {', '.join(sorted(missing))}"
     if table["key"].to_pylist() != read_members(run.folder / "plan.parquet", unit).keys:

@@ -10,7 +10,16 @@ import pytest
 from scipy import stats
 
 from pipeline import statistics
-from pipeline.aggregate import FLAT_ROWS, Summary, describe_rows, measure, shows_state_of, summarise
+from pipeline.aggregate import (
+    FLAT_ROWS,
+    Summary,
+    average,
+    describe_rows,
+    difference,
+    measure,
+    shows_state_of,
+    summarise,
+)
 from pipeline.executors import Live, in_process
 from pipeline.run import open_or_plan
 from pipeline.statistics import holm, mean_interval, paired_p_value
@@ -46,13 +55,44 @@ def test_the_interval_of_skewed_values_covers_better_than_students():
     assert covered > by_student
 
 
-@pytest.mark.parametrize("draw", ["lognormal", "exponential", "normal"])
-def test_the_expansion_for_many_values_is_what_resampling_gives(draw, monkeypatch):
-    values = getattr(np.random.default_rng(3), draw)(size=800)
-    expanded = np.array(mean_interval(values))
-    monkeypatch.setattr(statistics, "MOST", 10**9)
-    resampled = np.array(mean_interval(values))
-    assert np.abs(expanded - resampled).max() < 0.04 * np.ptp(resampled)
+@pytest.mark.parametrize("n", [10, 50, 300, 1000])
+def test_of_skewed_values_no_number_of_them_is_covered_less_than_by_student(n):
+    """From 300 values on the Edgeworth expansion, used before, covered 0.925 where Student's does 0.942."""
+    random = np.random.default_rng(n)
+    truth, trials = math.exp(0.5), 800
+    covered = by_student = 0
+    for _ in range(trials):
+        values = random.lognormal(size=n)
+        low, high = mean_interval(values)
+        lower, upper = student(values)
+        covered += low <= truth <= high
+        by_student += lower <= truth <= upper
+    assert covered >= by_student
+    assert covered / trials >= (0.93 if n >= 300 else 0.88)
+
+
+def test_intervals_stay_within_the_range_of_the_measure():
+    ssim, seconds = np.array([0.99, 0.98, 0.2]), np.array([0.01, 0.02, 0.9])
+    assert student(ssim)[1] > 1
+    assert average("ssim", ssim)[2] == 1
+    assert student(seconds)[0] < 0
+    assert average("residual", seconds)[1] == 0
+    assert difference("ssim", np.array([-0.9, 0.9]), np.array([0.9, 0.9])).high == 2
+    _, low, high = statistics.group_intervals(ssim, np.zeros(3, int), 1, (-1.0, 1.0))
+    assert (low[0], high[0]) == (pytest.approx(student(ssim)[0]), 1)
+    assert mean_interval(np.array([5.0, 7.0]), (0.0, 1.0))[1] == 6, "at least the mean"
+
+
+def test_a_batch_has_one_time():
+    """Sixteen samples in each of four batches are four times, not sixty-four."""
+    batches = np.array([1.0, 1.2, 1.1, 1.5])
+    mean, low, high = average("seconds", np.repeat(batches, 16))
+    assert (mean, low, high) == pytest.approx((batches.mean(), *student(batches)))
+    uneven = np.repeat([1.0, 2.0], [3, 1])
+    assert average("seconds", uneven)[0] == pytest.approx(1.25)
+    assert average("seconds", np.full(16, 0.3)) == (pytest.approx(0.3), None, None), (
+        "one batch has no interval"
+    )
 
 
 @pytest.mark.parametrize("n", [2, 3, 9, 10, 57, 299, 300, 2001])
@@ -71,8 +111,10 @@ def test_intervals_of_few_or_constant_values():
     assert mean_interval(np.array([1.0, 2.0, 4.0])) == pytest.approx(student(np.array([1.0, 2.0, 4.0])))
     assert mean_interval(np.full(40, 0.5)) == (0.5, 0.5)
     almost = np.zeros(40)
-    almost[3] = 1.0  # many of its resamples have no variance
-    assert mean_interval(almost) == pytest.approx(student(almost))
+    almost[3] = 1.0
+    assert student(almost)[0] < 0 < mean_interval(almost)[0] + 0.02, (
+        "its skewness says that it is not below 0"
+    )
 
 
 def test_the_sign_flip_test_is_scipys_permutation_test():
@@ -167,9 +209,9 @@ def test_statistics_are_numpys_and_no_order_or_split_changes_them(tmp_path):
     summary = described(table, tmp_path / "rows.parquet", 1000)
     good = table.filter(pa.compute.equal(table["status"], "ok"))
     values = good["psnr"].to_numpy()
-    finite = values[np.isfinite(values)]
+    finite = np.minimum(values, 100)  # as which infinite ones count
     found = summary.measures["psnr"]
-    assert (found.n, found.infinite) == (len(finite), len(values) - len(finite))
+    assert (found.n, found.infinite) == (len(values), np.isinf(values).sum())
     assert found.mean == pytest.approx(finite.mean(), rel=1e-12)
     assert found.deviation == pytest.approx(finite.std(ddof=1), rel=1e-12)
     assert found.quantiles == {str(q): np.quantile(finite, q) for q in (0.05, 0.25, 0.5, 0.75, 0.95)}
@@ -213,14 +255,14 @@ def test_breakdowns_are_those_of_the_rows(tmp_path):
         for group in found:
             inside = [row for row in rows if str(row[by]) == group["group"]]
             values = np.array([row["psnr"] for row in inside if row["status"] == "ok"])
-            values = values[np.isfinite(values)]
+            values = np.minimum(values, 100)
             assert (group["n"], group["failed"]) == (
                 len(inside),
                 sum(row["status"] == "failed" for row in inside),
             )
             assert group["psnr"] == pytest.approx(values.mean(), rel=1e-12)
             interval = group["psnr_low"], group["psnr_high"]
-            assert interval == pytest.approx(student(values), rel=1e-12)
+            assert interval == pytest.approx(mean_interval(values), rel=1e-9)
 
 
 def test_groups_of_one_and_of_none():

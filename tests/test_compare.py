@@ -116,12 +116,13 @@ def test_only_images_restored_in_all_runs_count_and_the_rest_is_said(tmp_path):
     assert comparing.left_out(found) == ["a: of 4 images, 1 failed", "b: of 4 images, 1 are not there"]
 
 
-def test_infinite_values_win_and_are_left_out_of_the_difference(tmp_path):
+def test_infinite_values_win_and_count_as_a_hundred_decibels(tmp_path):
     a = scored(tmp_path / "a", [20.0, 21.0, math.inf, math.inf])
     b = scored(tmp_path / "b", [21.0, math.inf, math.inf, 30.0])
     found = compare(open_entries([a, b]))
     (one,) = found.paired
-    assert (one.n, one.infinite, one.difference) == (1, 3, 1.0)
+    assert (one.n, one.infinite, one.difference) == (4, 3, (1 + 79 + 0 - 70) / 4)
+    assert [run.measures["psnr"][0] for run in found.runs] == [(20 + 21 + 200) / 4, (21 + 200 + 30) / 4]
     assert one.wins == (1 + 1 + 0.5 + 0) / 4
     assert list(found.differing) == ["image_1", "image_3", "image_0", "image_2"], "infinity differs most"
     stored = comparing.json_value(asdict(found))
@@ -251,9 +252,12 @@ def test_latex_has_minus_signs_and_no_options_in_first_cells():
         r"{[}a] & b \\",
         r"\midrule",
         r"{[}1] run-2 & $-$0.546 \\",
-        r"x & $-$1.2e$-$05 \\",
+        r"x & $-1.2\times 10^{-5}$ \\",
         r"y & $-$0.1 \dots{} $-$0.05 \\",
     ]
+    pairs = Table(["a"], [["-0.02 (-0.03 … 1.39e-07)"], ["run-2e-07"]]).latex()
+    assert r"$-$0.02 ($-$0.03 \dots{} $1.39\times 10^{-7}$) \\" in pairs
+    assert r"run-2e-07 \\" in pairs, "a name is no number"
 
 
 def test_the_pareto_front_is_what_nothing_dominates():
@@ -457,6 +461,6 @@ def test_rows_in_an_object_store(s3, query_rows, tmp_path):
     scored(tmp_path / "here", [26.0, 23.0, math.inf])
     entries = open_entries([str(folder), str(tmp_path / "here")])
     found = compare(entries)
-    assert found.paired[0].difference == ((26.0 - 25.5) + (23.0 - 21.0)) / 2
+    assert found.paired[0].difference == ((26.0 - 25.5) + (23.0 - 21.0)) / 3
     page = write(found, entries, at(f"{s3}/compared"))
     assert b"</html>" in page.read_bytes()

@@ -3,6 +3,7 @@
 A new metric is an entry here; one of images has a column in the rows by that alone.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -25,6 +26,7 @@ class ImageMetric:
         title: as it heads a column. better: which values are; None: neither.
         about: definition, range, network and source; the first line says it in short.
         load: makes the function for a device. needs_truth: whether that takes the truth, too.
+        range: least and largest value, within which intervals stay.
         smallest: side of the smallest image, pixels.
         weights: a file that it needs.
     """
@@ -34,6 +36,7 @@ class ImageMetric:
     about: str
     load: Callable[[torch.device], Measure]
     needs_truth: bool = True
+    range: tuple[float, float] = (0.0, math.inf)
     smallest: int = 1
     weights: Weights | None = None
 
@@ -70,19 +73,28 @@ def plain(measure: Measure) -> Callable[[torch.device], Measure]:
     return lambda device: measure
 
 
+PERFECT = 100.0
+"""dB, as which an infinite PSNR, or a larger one, enters every mean and difference."""
+
 IMAGE: Mapping[str, ImageMetric] = {
     "psnr": ImageMetric(
         "PSNR, dB",
         "higher",
         "Peak signal-to-noise ratio, 10 log₁₀(1/MSE), in dB; infinite for identical images.\n"
-        "float64, on [0, 1], restorations clipped and not rounded.",
+        "float64, on [0, 1]. Restorations of a run are clipped and not rounded; pictures that `score` reads "
+        f"have 8 bits. In means and differences more than {PERFECT:g} dB count as {PERFECT:g}.",
         plain(images.psnr),
+        range=(0.0, PERFECT),
     ),
     "ssim": ImageMetric(
         "SSIM",
         "higher",
-        "Structural similarity, at most 1.\nGaussian window of σ = 1.5, on RGB (Wang et al., IEEE TIP 2004).",
+        "Structural similarity, at most 1.\n"
+        "Gaussian window of σ = 1.5 and 11 pixels, on RGB; borders are "
+        "reflected, so that every pixel counts, where Wang's code leaves out 5 at each side "
+        "(Wang et al., IEEE TIP 2004).",
         plain(images.ssim),
+        range=(-1.0, 1.0),
         smallest=6,
     ),
     "ms_ssim": ImageMetric(
@@ -91,6 +103,7 @@ IMAGE: Mapping[str, ImageMetric] = {
         "Structural similarity over five scales, 0 to 1.\n"
         "Negative terms count as zero (Wang et al., Asilomar 2003).",
         plain(images.ms_ssim),
+        range=(0.0, 1.0),
         smallest=176,  # four halvings must leave more than the 11-pixel window
     ),
     "lpips": ImageMetric(
@@ -140,6 +153,17 @@ IMAGE: Mapping[str, ImageMetric] = {
     ),
 }
 
+BASELINES: Mapping[str, str] = {"pinv": "H⁺y", "lmmse": "linear MMSE"}
+"""What a measurement gives without a network, beside which a restoration is scored."""
+
+
+def baseline_column(metric: str, baseline: str) -> str:
+    """Where the rows hold the value that a baseline has."""
+    return f"{metric}_{baseline}"
+
+
+BASELINE_COLUMNS = tuple(baseline_column(name, baseline) for name in IMAGE for baseline in BASELINES)
+
 TRUTH = "_truth"
 """Ends the name of a column with the features of true images."""
 
@@ -154,7 +178,8 @@ SPACE_WEIGHTS: Mapping[str, Weights | None] = {
 FID = (
     "Fréchet distance of Inception features, 0 for equal sets{mode}.\n"
     "Of Gaussians with the sets' moments (Heusel et al., NeurIPS 2017, 1706.08500), of 8-bit restorations; "
-    "{network}. From 2,048 samples also extrapolated to infinitely many (Chong and Forsyth, CVPR 2020)."
+    "{network}. From 8,192 samples also extrapolated to infinitely many (Chong and Forsyth, CVPR 2020), "
+    "where that is at least half of it."
 )
 KID = (
     "Kernel distance of Inception features, about 0 for equal sets{mode}.\n"

@@ -1,7 +1,7 @@
 """Distances between a restored set and a reference set, from the features of their images."""
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -13,6 +13,7 @@ FEWEST = 2 * GROUPS  # samples, for an interval
 CONFIDENCE = 0.95
 NORMAL = 1.96  # standard deviations of a 95 % interval
 NEIGHBOUR = 3
+STRAIGHT = 4  # samples per feature, from which FID is a line over 1/n
 LEVEL = 1 / 255  # of an 8-bit image: textures that are less have no scale to be measured in
 
 
@@ -38,13 +39,18 @@ class Sample:
 
 @dataclass(frozen=True)
 class Estimate:
-    """A number, the samples that entered it, its 95 % interval if it has one, and numbers beside it."""
+    """A number, the samples that entered it, its 95 % interval if it has one, and numbers beside it.
+
+    Attributes:
+        warnings: why a number beside it is not given.
+    """
 
     value: float
     n: int
     low: float | None = None
     high: float | None = None
     extra: dict[str, float] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
 
 
 Compare = Callable[[Sample, Sample], Estimate]
@@ -59,7 +65,9 @@ def fid(restored: Sample, reference: Sample) -> Estimate:
 
     The interval is of what FID is at this number of samples, which is larger than that of infinitely many
     by about 1/n. The extrapolation is the line over 1/n at 0 (Chong and Forsyth, CVPR 2020) through all
-    samples and through all but one group: the jackknife's, whose scatter is hardly that of FID's own.
+    samples and through all but one group: the jackknife's, whose scatter is hardly that of FID's own. What
+    it takes away is a few percent too much (`tests/test_metrics_sets.py`); below four samples per feature FID
+    is no line and it is far too much, and where it is more than half of FID the rest is mostly error.
     """
     if restored.parts:
         sizes = [part.n for part in restored.parts]
@@ -72,8 +80,17 @@ def fid(restored: Sample, reference: Sample) -> Estimate:
     if n < FEWEST:
         return Estimate(value, n)
     corrected, half = jackknife(value, [of([i for i in groups if i != out]) for out in groups], sizes)
-    extra = {"infinity": corrected} if restored.parts else {}
-    return Estimate(value, n, value - half, value + half, extra)
+    estimate = Estimate(value, n, max(value - half, 0.0), value + half)
+    if not restored.parts:
+        return estimate
+    features = len(restored.parts[0].total)
+    if n < STRAIGHT * features:
+        why = f"{n:,} samples, and FID is a line over 1/n only from {STRAIGHT * features:,} on"
+    elif corrected < value / 2:
+        why = f"the bias of {n:,} samples is more than half of it"
+    else:
+        return replace(estimate, extra={"infinity": corrected})
+    return replace(estimate, warnings=(f"not extrapolated to infinitely many samples: {why}",))
 
 
 def group_sizes(sample: Sample) -> list[int]:

@@ -23,9 +23,8 @@ if TYPE_CHECKING:
     from pipeline.run import Run
 
 FEW = 2048  # samples, of which Inception's covariance has no full rank
-STRAIGHT = 8192  # samples, from which FID is a line over 1/n
 PAIRS_MOST = 10_000  # samples of which all pairs are compared
-VERSION = 1  # of what these numbers are; a change makes all that is kept of earlier ones stale
+VERSION = 2  # of what these numbers are; a change makes all that is kept of earlier ones stale
 
 Blocks = Callable[[Sequence[str]], Iterator[tuple[list[str], Mapping[str, np.ndarray]]]]
 """Columns of features to blocks: keys, and (n, values) by column. Each call begins anew."""
@@ -167,8 +166,7 @@ def evaluated(
         return SetResult(None, None, None, restored.n or 0, tuple(also), reference.title, {}, digest)
     if found.n < (restored.n or 0):
         also.append(f"of {found.n:,} of the {restored.n:,} samples, chosen by the hash of their keys")
-    if found.extra and found.n < STRAIGHT:
-        also.append(f"{name}_infinity is too small: FID is a line over 1/n only from about {STRAIGHT:,} on")
+    also += found.warnings
     extra = {f"{name}_{suffix}": value for suffix, value in found.extra.items()}
     return SetResult(found.value, found.low, found.high, found.n, tuple(also), reference.title, extra, digest)
 

@@ -23,7 +23,7 @@ from markupsafe import Markup
 
 from pipeline.aggregate import Summary, better, summarise
 from pipeline.job import Job
-from pipeline.metrics import ALL, SETS, Better
+from pipeline.metrics import ALL, BASELINES, SETS, Better, baseline_column
 from pipeline.metrics.sets import SetResult, set_metrics
 from pipeline.pictures import mime
 from pipeline.report.gallery import choose, contact_sheet, draw_deviations, failures, fitted
@@ -43,8 +43,13 @@ ABOUT = {
     **{name: metric.about.replace("\n", " ") for name, metric in ALL.items()},
     "residual": "Root mean square of H x̂ − y, on [-1, 1].",
     "spread": "Root mean square over the pixels of the samples' standard deviation, on [-1, 1].",
-    "seconds": "The sampler's time for a batch divided by its samples.",
+    "seconds": "The sampler's time for a batch divided by its samples; to the interval a batch is one value.",
 }
+TRADE = (
+    "PSNR and SSIM measure distortion, and are highest for the average of all images that fit the "
+    "measurement, which is blurred; detail that looks real is rarely that of the truth and costs distortion: "
+    "one is traded for the other (Blau and Michaeli, CVPR 2018, 1711.06077)."
+)
 ASCENDING: Mapping[Better, tuple[str, str]] = {
     "higher": ("worst", "best"),
     "lower": ("best", "worst"),
@@ -96,10 +101,12 @@ def contents(run: Run, rows: Path) -> list[tuple[str, bytes]]:
     """The files of the report but for the rows, which are written to `rows`."""
     summary = summarise(run, rows)
     metrics = describe(run, summary, set_metrics(run))
+    beside = against(metrics)
+    tables = [table(metrics), *([beside] if beside.rows else [])]
     found = {
         "metrics.json": json.dumps(metrics, indent=1, allow_nan=False) + "\n",
         "metrics.csv": table(metrics, exact=True).csv(),
-        "metrics.tex": table(metrics).latex(),
+        "metrics.tex": "\n".join(each.latex() for each in tables),
     }
     first = next(iter(summary.measures), None)
     cards = choose(run, rows, bare(first or ""), summary.measures.get(first or ""))
@@ -110,6 +117,8 @@ def contents(run: Run, rows: Path) -> list[tuple[str, bytes]]:
     for name, environment in environments().items():
         found[name] = environment.get_template(f"{name}.jinja").render(
             m=metrics,
+            against=beside,
+            about_baselines=about_baselines(metrics),
             means={name: v["value"] for name, v in numbers(metrics).items()},
             published=published(run.job),
             cards=list(zip(cards, pictures, strict=True)),
@@ -143,12 +152,16 @@ def environments() -> Mapping[str, Environment]:
     script = (files("pipeline.report") / "report.js").read_text()
     html.globals |= {
         "number": number,
+        "count": count,
+        "with_interval": with_interval,
         "interval": interval,
         "data_uri": data_uri,
         "bare": bare,
         "shapes": histogram,
         "titles": TITLES,
         "about": ABOUT,
+        "baselines": BASELINES,
+        "trade": TRADE,
         "style": Markup((files("pipeline.report") / "report.css").read_text()),
         "script": Markup(script),
         "script_hash": base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
@@ -261,7 +274,46 @@ def table(metrics: Mapping[str, Any], exact: bool = False) -> Table:
         [name if exact else TITLES[name], *(cell(v.get(part)) for part in parts), str(v["n"])]
         for name, v in numbers(metrics).items()
     ]
+    if exact:
+        for name, measure in metrics["metrics"].items():
+            for baseline, v in measure.get("baselines", {}).items():
+                for label, of in (
+                    (baseline_column(name, baseline), v),
+                    (f"{name}_less_{baseline}", v["difference"]),
+                ):
+                    rows.append([label, *(cell(of.get(part)) for part in parts), str(of["n"])])
     return Table(["measure", *parts, "n"], rows)
+
+
+def against(metrics: Mapping[str, Any]) -> Table:
+    """Each measure of what needs no network, H⁺y and linear MMSE, and what restoring adds to it."""
+    rows = [
+        [
+            bare(name),
+            BASELINES[baseline],
+            number(v["value"]),
+            with_interval(*(v["difference"][part] for part in ("value", "low", "high"))),
+            "–" if v["improved"] is None else f"{100 * v['improved']:.0f} %",
+        ]
+        for name, measure in metrics["metrics"].items()
+        for baseline, v in measure.get("baselines", {}).items()
+    ]
+    return Table(["measure", "no network", "mean", "restored less this, 95 %", "improved"], rows)
+
+
+def about_baselines(metrics: Mapping[str, Any]) -> list[str]:
+    """In words, where restoring did worse than that, and which of it there is not."""
+    known = {name: v["baselines"] for name, v in metrics["metrics"].items() if v.get("baselines")}
+    found = [
+        f"{bare(name)}: {BASELINES[baseline]}, which needs no network, does better on "
+        f"{100 - 100 * v['improved']:.0f} % of the images"
+        for name, of in known.items()
+        for baseline, v in of.items()
+        if v["improved"] is not None and v["improved"] < 0.5
+    ]
+    if known and not any("lmmse" in of for of in known.values()):
+        found.append("there is no linear MMSE estimate: the operator is not linear")
+    return found
 
 
 def title(job: Job) -> str:
@@ -372,6 +424,17 @@ def number(value: float | None, digits: int | None = None) -> str:
     if digits is None and 0 < abs(value) < 0.1:
         return f"{value:#.3g}"
     return f"{value:.{3 if digits is None else digits}f}"
+
+
+def count(measure: Mapping[str, Any]) -> str:
+    """How many values a mean is of, how many are infinite, and how many more are undefined."""
+    infinite, undefined = (measure.get(what) for what in ("infinite", "undefined"))
+    found = f"{measure['n']} ({infinite} infinite)" if infinite else str(measure["n"])
+    return f"{found} + {undefined} undefined" if undefined else found
+
+
+def with_interval(value: float | None, low: float | None, high: float | None) -> str:
+    return number(value) + (f" ({interval(low, high)})" if low is not None or high is not None else "")
 
 
 def interval(low: float | None, high: float | None) -> str:

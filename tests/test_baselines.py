@@ -1,0 +1,152 @@
+"""What needs no network stands beside every restoration: per sample, in every table, for runs old and new."""
+
+import hashlib
+import json
+import math
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from conftest import picture
+from typer.testing import CliRunner
+
+import operators
+from jobs.cli import app
+from pipeline import compare as comparing
+from pipeline.aggregate import measure as describe
+from pipeline.commit import ROWS
+from pipeline.compare import compare, open_entries
+from pipeline.executors import Live, in_process
+from pipeline.job import Job
+from pipeline.metrics import BASELINE_COLUMNS
+from pipeline.metrics.scoring import Scorer
+from pipeline.plan import Unit
+from pipeline.report import about_baselines, write_report
+from pipeline.restore import Stage, measure
+from pipeline.run import open_or_plan
+from pipeline.storage import at
+from pipeline.verify import verify
+from samplers import KeyedNoise
+from samplers.lmmse import linear_mmse
+
+KEYS = ["a", "b", "c"]
+METRICS = ["psnr", "ssim", "total_variation"]
+SAMPLER = {"name": "ddnm", "steps": 1, "start": 0.2}
+
+
+def test_values_are_those_of_the_estimates_whatever_the_batch(make_job):
+    job = make_job(metrics=METRICS, sampler=SAMPLER)
+    images = [picture(i) for i in range(3)]
+    stage = Stage(job, "cpu")
+    operator = operators.build(job.degradation.operator, (3, 32, 32))
+    scorer = Scorer(METRICS)
+    for key, image, found in zip(KEYS, images, stage.run(KEYS, images), strict=True):
+        alone = stage.run([key], [image])[0].metrics
+        truth = torch.from_numpy(image).permute(2, 0, 1)[None].float() / 127.5 - 1
+        y = measure(operator.forward(truth), job.degradation, KeyedNoise(job.seed, [key]))
+        pinv = operator.pinv(y)
+        lmmse = linear_mmse(operator, operator.to_spectral(pinv), job.degradation.sigma_y)
+        for baseline, estimate in (("pinv", pinv), ("lmmse", lmmse)):
+            for name, (value,) in scorer(estimate, truth).items():
+                column = f"{name}_{baseline}"
+                assert found.metrics[column] == pytest.approx(value, rel=1e-6)
+                assert alone[column] == pytest.approx(found.metrics[column], rel=1e-9)
+
+
+def test_of_an_operator_that_is_no_matrix_there_is_the_surrogate_alone(make_job):
+    job = make_job(
+        metrics=METRICS, sampler=SAMPLER, degradation={"operator": {"name": "jpeg", "quality": 10}}
+    )
+    (found,) = Stage(job, "cpu").run(["a"], [picture(0)])
+    assert {"psnr", "psnr_pinv", "ssim_pinv"} <= found.metrics.keys()
+    assert not any(name.endswith("_lmmse") for name in found.metrics)
+    none = {"metrics": {"psnr": {"baselines": {"pinv": {"improved": 0.25}}}}}
+    assert about_baselines(none) == [
+        "PSNR: H⁺y, which needs no network, does better on 75 % of the images",
+        "there is no linear MMSE estimate: the operator is not linear",
+    ]
+
+
+def done(job):
+    run = open_or_plan(job)
+    for _ in in_process(job, run.folder, run.outstanding(), Live()):
+        pass
+    return run
+
+
+@pytest.fixture
+def finished(make_job):
+    noise = {"operator": {"name": "denoise"}, "sigma": 0.2}
+    return done(make_job(metrics=["psnr", "ssim"], sampler=SAMPLER, degradation=noise))
+
+
+def test_report_terminal_and_compare_state_them(finished):
+    said = CliRunner().invoke(app, ["report", str(finished.folder)], terminal_width=80).output
+    assert "linear MMSE" in said
+    folder = finished.folder / "report"
+    rows = pq.read_table(folder / "rows.parquet")
+    stated = json.loads((folder / "metrics.json").read_text())["metrics"]
+    for name in ("psnr", "ssim"):
+        assert stated[name]["baselines"].keys() == {"pinv", "lmmse"}
+        for baseline, of in stated[name]["baselines"].items():
+            own, other = (rows[column].to_numpy() for column in (name, f"{name}_{baseline}"))
+            assert of["value"] == pytest.approx(other.mean())
+            assert of["difference"]["value"] == pytest.approx((own - other).mean())
+            assert of["difference"]["low"] < of["difference"]["value"] < of["difference"]["high"]
+            assert of["improved"] == (own > other).mean()
+    html = (folder / "report.html").read_text()
+    assert "one is traded for the other" in html
+    assert html.count("restored less this") == 4
+    assert "| PSNR | linear MMSE |" in (folder / "report.md").read_text()
+
+    found = compare(open_entries([str(finished.folder)] * 2))
+    assert [one.label for one in found.baselines] == ["H⁺y", "linear MMSE"]
+    assert found.baselines[0].measures["psnr"][0] == stated["psnr"]["baselines"]["pinv"]["value"]
+    against = [one for one in found.against if (one.measure, one.baseline) == ("psnr", "H⁺y")]
+    assert [one.wins for one in against] == [stated["psnr"]["baselines"]["pinv"]["improved"]] * 2
+    corrected = {one.measure: one.corrected for one in found.paired}
+    assert corrected == {"psnr": 1, "ssim": 1, "residual": None}, "Holm's method is for what was asked for"
+    assert [row[0] for row in comparing.runs_table(found).rows[:2]] == ["H⁺y", "linear MMSE"]
+
+
+def test_different_degradations_have_no_common_ranking(finished, tmp_path):
+    fields = finished.job.model_dump(mode="json")
+    fields["degradation"]["sigma"] = 0.1
+    run = done(Job.model_validate(fields | {"output": str(tmp_path / "other")}))
+    entries = open_entries([str(finished.folder), str(run.folder)])
+    found = compare(entries)
+    assert not found.ranked
+    assert found.paired == []
+    assert comparing.best(found) == {}
+    assert "no common ranking" in found.warnings[0]
+    assert found.baselines[0].label == f"H⁺y of {finished.folder.name}"
+    comparing.write(found, entries, at(str(tmp_path / "out")))
+    assert "Pareto front" not in (tmp_path / "out" / "frontier.svg").read_text()
+
+
+def test_rows_of_earlier_versions_have_none_and_are_whole(finished):
+    for unit, _ in finished.commits():
+        data, record = (
+            finished.folder / folder / f"{unit.unit}.{suffix}"
+            for folder, suffix in (("data", "parquet"), ("commits", "json"))
+        )
+        kept = [name for name in ROWS.names if name not in BASELINE_COLUMNS]
+        pq.write_table(pq.read_table(data).select(kept), data)
+        content = data.read_bytes()
+        sums = {"data_bytes": len(content), "data_sha256": hashlib.sha256(content).hexdigest()}
+        record.write_text(json.dumps(json.loads(record.read_text()) | sums))
+    assert all(isinstance(each, Unit) for each in verify(finished))
+    assert "restored less this" not in write_report(finished).read_text()
+    assert compare(open_entries([str(finished.folder)] * 2)).baselines == []
+
+
+def test_values_that_are_infinite_or_not_defined_are_counted():
+    values = ([20.0, 30.0, 40.0], [math.nan, math.inf, 10.0])
+    own, other = (pa.chunked_array([of], pa.float64()) for of in values)
+    good, keys = pa.chunked_array([[True] * 3]), pa.chunked_array([KEYS])
+    (found,) = describe(own, good, keys, "psnr", {"pinv": other}).baselines.values()
+    assert (found.n, found.infinite, found.undefined, found.value) == (2, 1, 1, 55)
+    assert (found.difference.n, found.difference.value, found.improved) == (2, (-70 + 30) / 2, 0.5)
+    assert np.isfinite([found.difference.low, found.difference.high]).all()
