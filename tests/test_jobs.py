@@ -81,8 +81,11 @@ def test_overrides():
         ("sampler.name=magic", "sampler.name: no sampler 'magic'; choose one of conjugate"),
         ("sampler.step=3", "sampler.step: 'conjugate' has no such parameter; it has: steps"),
         ("sampler.order=4", "sampler.order: .*less than or equal to 3"),
-        ("degradation.operator.factor=0", "degradation.operator.factor: .*greater than 0"),
-        ("degradation.operator.factor=7", "degradation.operator 'bicubic': factor: 7 does not divide"),
+        ("degradation.operator={name: bicubic, factor: 0}", "degradation.operator.factor: .*greater than 0"),
+        (
+            "degradation.operator={name: bicubic, factor: 7}",
+            "degradation.operator 'bicubic': factor: 7 does not divide",
+        ),
         ("degradation.sigma_range=[0,2]", "degradation.sigma_range"),
         ("degradation.poisson=0", "degradation.poisson: .*greater than 0"),
         ("degradation={operator: {name: compressed_sensing}, poisson: 9}", "poisson: .*'compressed_sensing'"),
