@@ -286,7 +286,8 @@ def test_the_fields_that_are_listed_are_those_that_can_be_set():
         "quickstart", [f"{name}={field.default}" for name, field in listed.items() if settable(field)]
     )
     assert flatten(job.model_dump(mode="json")).keys() <= {*listed, *(f"{n}.name" for n in listed)} | {
-        "degradation.operator.factor",
+        "sampler.init",
+        "sampler.start",
         "sampler.steps",
         "sampler.w",
     }
