@@ -32,6 +32,7 @@ CONFIGS = (
     "unet/config.json",
     "scheduler/scheduler_config.json",
 )
+MOST_LAYERS, MOST_LABELS = 64, 100_000
 STEM = "diffusion_pytorch_model"
 FORMATS = ("safetensors", "bin")
 """The formats of weights, in order of preference."""
@@ -66,7 +67,9 @@ def labelled(scheduler: Any, device: str | torch.device) -> Convention:
         if (value := scheduler.config.get(setting, expected)) != expected:
             raise misfit("scheduler_config.json", setting, value, f"with prediction_type {prediction!r}")
     # With rescale_betas_zero_snr the last label is pure noise, where no ε gives x̂₀.
-    betas = scheduler.betas[:-1] if scheduler.betas[-1] == 1 else scheduler.betas
+    betas = scheduler.betas[:-1] if (scheduler.betas[-1:] == 1).any() else scheduler.betas
+    if len(betas) < 2:
+        raise CheckpointError("path: scheduler_config.json has fewer than two betas (num_train_timesteps)")
     if not ((betas > 0) & (betas < 1)).all():
         raise CheckpointError("path: scheduler_config.json has betas outside 0 to 1 (trained_betas)")
     table = DDPM(betas=betas.to(device))
@@ -303,6 +306,8 @@ def components(folder: FilePath) -> tuple[dict[str, Any], Any]:
     if "_class_name" not in unet and "model_type" in unet:
         raise misfit("config.json", "model_type", unet["model_type"], "a model of transformers, no diffusion")
     config = read_json(component(folder, "scheduler") / "scheduler_config.json")
+    check_sizes("config.json", unet, {"layers_per_block": MOST_LAYERS})
+    check_sizes("scheduler_config.json", config, {"num_train_timesteps": MOST_LABELS})
     if config.get("predict_epsilon") is False:  # diffusers before 0.9
         config.setdefault("prediction_type", "sample")
     parts: dict[str, Any] = {
@@ -319,6 +324,18 @@ def components(folder: FilePath) -> tuple[dict[str, Any], Any]:
         return unet, scheduler_class(name).from_config(config)
     except Exception as error:  # whatever a scheduler makes of its settings
         raise CheckpointError(f"path: scheduler_config.json does not make a {name} ({error})") from error
+
+
+def check_sizes(file: str, config: Mapping[str, Any], most: Mapping[str, int]) -> None:
+    """Refuse numbers with which a network or a table would be built for ever.
+
+    Raises:
+        CheckpointError: not a whole number from 1 to the most; the message names the field.
+    """
+    for name, limit in most.items():
+        value = config.get(name, 1)
+        if not isinstance(value, int) or not 1 <= value <= limit:
+            raise misfit(file, name, value, f"a whole number from 1 to {limit} is expected")
 
 
 def listed_components(folder: FilePath) -> dict[str, Any]:

@@ -579,6 +579,9 @@ REFUSED = {
     "distilled": ("index", {"scheduler": ["diffusers", "LCMScheduler"]}, r"scheduler.*LCMScheduler"),
     "prediction": ("scheduler", {"prediction_type": "score"}, r"prediction_type 'score'.*v_prediction"),
     "schedule": ("scheduler", {"beta_schedule": "quadratic"}, r"scheduler_config\.json.*quadratic"),
+    "no betas": ("scheduler", {"trained_betas": []}, r"fewer than two betas"),
+    "endless labels": ("scheduler", {"num_train_timesteps": 10**10}, r"num_train_timesteps 10000000000;"),
+    "endless layers": ("unet", {"layers_per_block": 10**10}, r"layers_per_block 10000000000;"),
     "betas": ("scheduler", {"trained_betas": [0.1, 1.5]}, r"scheduler_config\.json has betas"),
 }
 
