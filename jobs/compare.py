@@ -50,7 +50,7 @@ def compare(
     for line in [*found.warnings, *comparing.left_out(found)]:
         errors.print(line, style="yellow")
     console.print(shown(turned(comparing.runs_table(found))))
-    console.print(shown(comparing.paired_table(found)))
+    console.print(shown(narrow(comparing.paired_table(found))))
     with console.status("writing"):
         page = comparing.write(found, entries, folder)
     console.print(f"{found.images} images compared · {page}")
@@ -62,6 +62,17 @@ def turned(table: Table) -> Table:
 
     columns, *rows = zip(table.columns, *table.rows, strict=True)
     return Table(list(columns), [list(row) for row in rows])
+
+
+def narrow(table: Table) -> Table:
+    """What eighty columns have room for: both runs in one, and of the p-values the corrected one."""
+    from pipeline.tables import Table
+
+    rows = [
+        [measure, f"{other} − {baseline}", difference, corrected, wins]
+        for measure, baseline, other, _, difference, _, corrected, wins in table.rows
+    ]
+    return Table(["measure", "difference of", "difference", "p, Holm", "wins"], rows)
 
 
 def shown(table: Table) -> Shown:
