@@ -286,7 +286,14 @@ def describe(*, path: str, revision: str | None = None, variant: Variant | None 
         raise CheckpointError(f"path: config.json does not make a UNet2DModel ({error})") from error
     check_network(network, scheduler)
     description = Description(path, revision, variant, network, scheduler)
-    description.convention("cpu")
+    try:
+        description.convention("cpu")
+    except CheckpointError:
+        raise
+    except Exception as error:  # whatever settings of other types lead to
+        raise CheckpointError(
+            f"path: scheduler_config.json does not say how the network was trained ({error})"
+        ) from error
     # Of a hub model what lies in the cache, which may be nothing yet.
     weights = description.weights if is_local(path) else weight_files(folder, variant)
     if weights and (problem := difference(network.state_dict(), state(weights, "meta"))):

@@ -579,6 +579,8 @@ REFUSED = {
     "distilled": ("index", {"scheduler": ["diffusers", "LCMScheduler"]}, r"scheduler.*LCMScheduler"),
     "prediction": ("scheduler", {"prediction_type": "score"}, r"prediction_type 'score'.*v_prediction"),
     "schedule": ("scheduler", {"beta_schedule": "quadratic"}, r"scheduler_config\.json.*quadratic"),
+    "one beta": ("scheduler", {"trained_betas": 0.5}, r"does not say how the network was trained"),
+    "list for a word": ("scheduler", {"prediction_type": []}, r"does not say how the network was trained"),
     "no betas": ("scheduler", {"trained_betas": []}, r"fewer than two betas"),
     "endless labels": ("scheduler", {"num_train_timesteps": 10**10}, r"num_train_timesteps 10000000000;"),
     "endless layers": ("unet", {"layers_per_block": 10**10}, r"layers_per_block 10000000000;"),
