@@ -398,7 +398,7 @@ def check_job(content: bytes) -> bool:
 
 def job_files() -> list[bytes]:
     measured = job_values(data={"kind": "measurements", "shards": "s.tar", "size": 8}, metrics=[])
-    masked = {"name": "inpaint", "mask": "box", "fraction": 0.25}
+    masked = {"name": "inpaint", "mask": "half"}
     several = job_values(
         degradation={"operator": {"name": "compose", "operators": [{"name": "denoise"}, masked]}, "sigma": 0},
         sampler={"name": "conjugate", "steps": 2, "w": 3.0, "jacobian": False},
