@@ -98,7 +98,7 @@ def test_report_terminal_and_compare_state_them(finished):
             assert of["improved"] == (own > other).mean()
     html = (folder / "report.html").read_text()
     assert "one is traded for the other" in html
-    assert html.count("better on") == 4
+    assert html.count('<tr class="beside">') == 4
     assert "| PSNR | linear MMSE |" in (folder / "report.md").read_text()
 
     found = compare(open_entries([str(finished.folder)] * 2))
