@@ -37,26 +37,29 @@ def without_texts_of_ray() -> Iterator[None]:
 
 
 def lines() -> Iterator[bytes]:
-    """Of the input, as long as the process that started this one is there and has not said farewell."""
+    """Of the input, the last perhaps unended, as long as the process that started this one is there."""
     parent, waiting = os.getppid(), b""
     while True:
         if not select.select([sys.stdin], [], [], 0.1)[0]:
             if os.getppid() != parent:  # others may hold the other end of the pipe
-                return
+                break
             continue
         if not (part := os.read(sys.stdin.fileno(), 1 << 16)):
-            return
+            break
         *whole, waiting = (waiting + part).split(b"\n")
         yield from (line + b"\n" for line in whole)
+    if waiting:
+        yield waiting
 
 
 def main() -> None:
     ray = False
     for line in lines():
-        if line == FAREWELL:
+        text = line.removesuffix(FAREWELL)  # perhaps behind a line that nobody ended
+        if not (ray := LOG.match(text) is not None):
+            os.write(STDERR, text)
+        if text != line:
             return
-        if not (ray := LOG.match(line) is not None):
-            os.write(STDERR, line)
     if ray:
         os.write(STDERR, LOST.encode())
 

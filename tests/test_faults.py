@@ -394,6 +394,20 @@ def test_the_log_of_ray_is_not_on_the_terminal(ends):
     assert done.stderr == "a warning\n" + (terminal.LOST if ends else "the end\n")
 
 
+def test_a_line_that_nobody_ends_does_not_keep_the_command_from_ending():
+    """A progress bar's, while a process that outlives the command holds the other end of the pipe."""
+    script = (
+        "import os, subprocess, sys\nfrom pipeline.terminal import without_texts_of_ray\n"
+        "with without_texts_of_ray():\n"
+        "    other = subprocess.Popen([sys.executable, '-c', 'input()'], stdin=subprocess.PIPE)\n"
+        "    os.write(2, b' 99 %')\nother.communicate(b'.')"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=False, timeout=30
+    )
+    assert done.stderr == " 99 %"
+
+
 # ---- in process
 
 
