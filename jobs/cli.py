@@ -423,7 +423,8 @@ def verify(
         bool,
         typer.Option(
             "--repair",
-            help="Drop damaged units, so that a rerun does them again; write damaged restorations again.",
+            help="Drop damaged units, so that a rerun does them again; write damaged restorations again, and "
+            "make a damaged plan again from the shards.",
         ),
     ] = False,
 ) -> None:
@@ -439,8 +440,11 @@ def verify(
         kintsugi verify runs/quickstart --repair
     """
     from jobs.display import progress_bar
-    from pipeline.verify import Finding, verify
+    from pipeline.verify import Finding, mend, verify
 
+    if repair:
+        for name in mend(located("RUN", run)):
+            console.print(f"made again: {name}")
     this = open_run(run)
     findings: list[Finding] = []
     good = samples = 0

@@ -23,6 +23,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from pipeline import storage
 from pipeline.errors import JobError
 from pipeline.job import Job, differences
+from pipeline.records import read
 from pipeline.storage import Location, alive, publish, this_host
 
 LOOKS = 4  # for others, before a job is refused: two that see each other both step back
@@ -106,7 +107,7 @@ def refusals(folder: Location, job: Job, prior_sha256: str) -> Iterator[str]:
             file.unlink(missing_ok=True)
             continue
         try:
-            claim = CLAIM.validate_json(file.read_bytes())
+            claim = CLAIM.validate_json(read(file))
         except FileNotFoundError:
             continue
         except ValidationError as error:

@@ -2,31 +2,36 @@
 
 The rows are written to a temporary name in the same directory, synced and renamed; the commit record is
 written last, in the same way; before both come the features that metrics of sets need. A unit is done if
-and only if its record is valid and describes the files that are there. Rows contain nothing that differs
-between two executions (timings are in the record), so a worker thought dead that wakes up and writes
-again writes the same bytes.
+and only if its record is valid, which its own digest tells, and describes the files that are there. Rows
+contain nothing that differs between two executions (timings are in the record), so a worker thought dead
+that wakes up and writes again writes the same bytes.
 """
 
 import hashlib
-import json
 import re
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import asdict
+from typing import Annotated, Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from pydantic import ConfigDict, Field, TypeAdapter
+from pydantic.dataclasses import dataclass
 
-from pipeline import storage
+from pipeline import records, storage
 from pipeline.errors import JobError
 from pipeline.metrics import BASELINE_COLUMNS, IMAGE
+from pipeline.records import MAX_RECORD, MAX_TABLE, UNIT, Count, Digest, Number, Text
 from pipeline.storage import Location, Remote, publish
 
 MAX_ERROR = 1000  # characters: names in shards can be of any length
 ROW_GROUP = 1 << 28  # bytes at most of the samples in it: Parquet cannot read back lists of 2 GiB
+MAX_TEXT = 1 << 20  # characters of a cell
+LARGEST = 1e90  # of a measure: sums of the third powers of many are finite, too
 READERS = 16  # records of a remote run that are read at once
 
 ROWS = pa.schema(
@@ -57,9 +62,10 @@ ROWS = pa.schema(
     ]
 )
 PICTURES = ("restored", "measurement", "truth", "deviation", "samples")
+NEEDED = ("key", "shard", "status")  # columns in which there is no null
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=ConfigDict(strict=True, extra="forbid"))
 class Commit:
     """The record of a finished unit.
 
@@ -74,20 +80,23 @@ class Commit:
         notes: what the user should know of the worker since its last unit.
     """
 
-    unit: str
-    rows: int
-    failed: int
-    data_bytes: int
-    data_sha256: str
-    config_hash: str
-    prior_sha256: str | None
-    attempt: int
-    seconds: dict[str, float]
-    sample_seconds: list[float]
-    made_by: dict[str, str]
-    notes: tuple[str, ...] = ()
-    features_bytes: int | None = None
-    features_sha256: str | None = None
+    unit: Annotated[str, Field(pattern=rf"^{UNIT.pattern}$")]
+    rows: Count
+    failed: Count
+    data_bytes: Count
+    data_sha256: Digest
+    config_hash: Digest
+    prior_sha256: Digest | None
+    attempt: Count
+    seconds: dict[Text, Number]
+    sample_seconds: list[Number]
+    made_by: dict[Text, Text]
+    notes: tuple[Text, ...] = ()
+    features_bytes: Count | None = None
+    features_sha256: Digest | None = None
+
+
+RECORD = TypeAdapter(Commit)
 
 
 def error_text(error: Exception) -> str:
@@ -130,14 +139,14 @@ def commit(
     mark = time.perf_counter()
     if features is not None:
         with publish(features_file(run, unit)) as temporary:
-            pq.write_table(features, temporary, compression="zstd")
+            pq.write_table(features, temporary, compression="zstd", write_page_checksum=True)
             content = temporary.read_bytes()
         record |= {"features_bytes": len(content), "features_sha256": hashlib.sha256(content).hexdigest()}
     with publish(data_file(run, unit)) as temporary:
         table = pa.Table.from_pylist(rows, ROWS)
         largest = max((sum(map(len, row["samples"] or ())) for row in rows), default=0)
         group = max(1, ROW_GROUP // largest) if largest else None
-        pq.write_table(table, temporary, compression="zstd", row_group_size=group)
+        pq.write_table(table, temporary, compression="zstd", row_group_size=group, write_page_checksum=True)
         content = temporary.read_bytes()
     now = time.perf_counter()
     spent = {**seconds, "write": now - mark, "total": now - started}
@@ -151,7 +160,7 @@ def commit(
         **record,
     )
     with publish(commit_file(run, unit)) as temporary:
-        temporary.write_text(json.dumps(asdict(done), indent=1))
+        temporary.write_bytes(records.sealed(asdict(done)))
     return done
 
 
@@ -160,13 +169,15 @@ def read_commit(run: Location, unit: str, config_hash: str) -> Commit | None:
 
     Raises:
         OSError: the storage cannot be read, which says nothing of the unit.
+        JobError: one of the files is a link, no regular file or too large.
     """
     try:
-        record = commit_file(run, unit).read_bytes()
-        found = valid(record, unit, config_hash, storage.size(data_file(run, unit)))
+        length = records.regular(data_file(run, unit), MAX_TABLE)
+        found = valid(records.read(commit_file(run, unit)), unit, config_hash, length)
         if found is None or found.features_bytes is None:
             return found
-        return found if found.features_bytes == storage.size(features_file(run, unit)) else None
+        length = records.regular(features_file(run, unit), MAX_TABLE)
+        return found if found.features_bytes == length else None
     except FileNotFoundError:
         return None
 
@@ -174,12 +185,14 @@ def read_commit(run: Location, unit: str, config_hash: str) -> Commit | None:
 def read_commits(
     run: Location, units: Iterable[str], config_hash: str
 ) -> Iterator[tuple[str, Commit | None]]:
-    """`read_commit` of many units, in order, from a listing of the run's folders."""
-    records, data, features = (storage.sizes(run / folder) for folder in ("commits", "data", "features"))
+    """`read_commit` of many units, in order, from a listing of the run's folders, in which links are not."""
+    listed, data, features = (
+        storage.sizes(run / folder, links=False) for folder in ("commits", "data", "features")
+    )
 
     def read(unit: str) -> tuple[str, Commit | None]:
         record, rows = commit_file(run, unit), data_file(run, unit)
-        if record.name not in records or rows.name not in data:
+        if listed.get(record.name, MAX_RECORD + 1) > MAX_RECORD or rows.name not in data:
             return unit, None
         try:
             found = valid(record.read_bytes(), unit, config_hash, data[rows.name])
@@ -207,20 +220,36 @@ def valid(record: bytes, unit: str, config_hash: str, data_bytes: int) -> Commit
     The file of features is for the caller to look at.
     """
     try:
-        found = Commit(**json.loads(record))
-    except (ValueError, TypeError):
+        found = records.typed(RECORD, record, unit)
+    except JobError:
+        return None
+    if found.failed > found.rows or found.rows != len(found.sample_seconds):
         return None
     stated = (found.unit, found.config_hash, found.data_bytes)
     return found if stated == (unit, config_hash, data_bytes) else None
 
 
-def read_rows(run: Location, record: Commit, columns: list[str]) -> pa.Table:
-    """The rows of a committed unit; metrics that are newer than the run are null.
+def read_rows(run: Location, record: Commit, columns: list[str] | None = None) -> pa.Table:
+    """The rows of a committed unit, all or some columns of `ROWS`; metrics newer than the run are null.
 
     Raises:
-        JobError: the data file is not the one that was committed.
+        JobError: the data file is not the one that was committed, or does not hold rows.
     """
-    table = read_committed(run, data_file(run, record.unit), record.data_sha256, columns)
+    file = data_file(run, record.unit)
+    table = read_committed(run, file, record.data_sha256, columns, record.rows)
+    if len(table) != record.rows:
+        raise JobError(
+            f"{file} has {len(table)} rows, and its commit record says {record.rows}; {advice(run)}"
+        )
+    refuse_nonsense(table, file)
+    if "status" in table.column_names:
+        failed = pc.sum(pc.equal(table["status"], "failed")).as_py() or 0
+        if failed != record.failed:
+            raise JobError(
+                f"{file}: {failed} rows failed, and its commit record says {record.failed}; {advice(run)}"
+            )
+    if columns is None:
+        return table
     there = set(table.column_names)
     for name in columns:
         if name not in there:
@@ -232,19 +261,69 @@ def read_features(run: Location, record: Commit, columns: list[str] | None = Non
     """The features of a committed unit, all or some columns, None if it was committed without.
 
     Raises:
-        JobError: the file is not the one that was committed.
+        JobError: the file is not the one that was committed, or does not hold features.
     """
+    from pipeline.metrics.features import refuse_others
+
     if record.features_sha256 is None:
         return None
-    return read_committed(run, features_file(run, record.unit), record.features_sha256, columns)
+    file = features_file(run, record.unit)
+    table = read_committed(run, file, record.features_sha256, columns, record.rows)
+    refuse_others(table, file)
+    return table
 
 
-def read_committed(run: Location, file: Location, sha256: str, columns: list[str] | None) -> pa.Table:
-    content = file.read_bytes()
-    if hashlib.sha256(content).hexdigest() != sha256:
-        raise JobError(
-            f"{file} is not the file that was committed; `kintsugi verify {run} --repair` drops it, then run "
-            "again"
-        )
-    # In half the time of read_table; threads cost more than they save on the rows of a unit.
-    return pq.ParquetFile(pa.BufferReader(content)).read(columns, use_threads=False)
+def read_committed(
+    run: Location, file: Location, sha256: str, columns: list[str] | None, most: int
+) -> pa.Table:
+    """Columns of a file of at most so many rows, of which a few bytes may claim any number."""
+    try:
+        records.regular(file, MAX_TABLE)
+        with storage.whole(file) as source:
+            if hashlib.file_digest(source, "sha256").hexdigest() != sha256:
+                raise JobError(f"{file} is not the file that was committed; {advice(run)}")
+            source.seek(0)
+            with pq.ParquetFile(source, page_checksum_verification=True) as table:
+                names = table.schema_arrow.names
+                if len(set(names)) < len(names):
+                    raise JobError(f"{file}: two columns have one name")
+                if table.metadata.num_rows > most:
+                    raise JobError(
+                        f"{file} has {table.metadata.num_rows:,} rows, more than the {most:,} committed"
+                    )
+                # In half the time of read_table; threads cost more than they save on the rows of a unit.
+                return table.read(columns, use_threads=False)
+    except (pa.ArrowException, OSError, ValueError) as error:
+        if isinstance(error, OSError) and (error.errno is not None or isinstance(file, Remote)):
+            raise
+        raise JobError(f"{file} cannot be read as Parquet: {error}") from error
+
+
+def advice(run: Location) -> str:
+    return f"`kintsugi verify {run} --repair` drops it, then run again"
+
+
+def refuse_nonsense(table: pa.Table, file: Location) -> None:
+    """Raise a JobError if what was read of a file is not of the types and ranges that rows have."""
+    for field in table.schema:
+        column = table[field.name]
+        if field.name in ROWS.names and field.type != ROWS.field(field.name).type:
+            raise JobError(
+                f"{file}: {field.name} is a column of {field.type}, not {ROWS.field(field.name).type}"
+            )
+        if field.name in NEEDED and column.null_count:
+            raise JobError(f"{file}: a row without {field.name}")
+        if pa.types.is_floating(field.type):
+            large = pc.and_(pc.is_finite(column), pc.greater(pc.abs(column), LARGEST))
+            if pc.any(large).as_py():
+                raise JobError(f"{file}: {field.name} has a value beyond ±{LARGEST:g}")
+        if pa.types.is_string(field.type) and (pc.max(pc.binary_length(column)).as_py() or 0) > MAX_TEXT:
+            raise JobError(f"{file}: {field.name} has a text of more than {MAX_TEXT:,} bytes")
+    if "status" in table.column_names:
+        known = pc.is_in(table["status"], value_set=pa.array(["ok", "failed"]))
+        if not pc.all(known).as_py():
+            raise JobError(f"{file}: status is neither ok nor failed")
+        if "error" in table.column_names:
+            unsaid = pc.and_(pc.equal(table["status"], "failed"), pc.is_null(table["error"]))
+            if pc.any(unsaid).as_py():
+                raise JobError(f"{file}: a failed row without error")

@@ -95,7 +95,7 @@ def faults(run: Run, doubtful: Collection[str], complete: bool) -> Iterator[tupl
             if (first := next(found, None)) is not None:
                 number = 1 + sum(1 for _ in found)
                 yield shard, f"{number} files of {place} are gone or not what was committed, such as {first}"
-        elif (there(target) or complete) and (what := fault_of_tar(run, target, units)) is not None:
+        elif (storage.there(target) or complete) and (what := fault_of_tar(run, target, units)) is not None:
             yield shard, f"{place} {what}"
 
 
@@ -138,7 +138,7 @@ def pack(run: Run, units: Units, file: IO[bytes] | Comparison) -> None:
 
 
 def fault_of_tar(run: Run, target: Location, units: Units) -> str | None:
-    if not there(target):
+    if not storage.there(target):
         return "is gone, or was never written"
     if not is_plain(target):
         return "is not a regular file"
@@ -170,7 +170,7 @@ def wrong_files(run: Run, target: Location, units: Units) -> Iterator[tuple[str,
             files = list(restored_files(run, unit, by_file=True))
             for (name, content), good in zip(files, pool.map(right, files), strict=True):
                 if not good:
-                    yield name, content, there(target / name)
+                    yield name, content, storage.there(target / name)
 
 
 def write_file(target: Location, name: str, content: bytes) -> None:
@@ -187,11 +187,6 @@ def behind_link(target: Location, name: str) -> Path | None:
         return None
     folders = (target / folder for folder in PurePosixPath(name).parents)
     return next((folder for folder in folders if folder.is_symlink()), None)
-
-
-def there(location: Location) -> bool:
-    """Whether there is something, be it a link that leads nowhere."""
-    return location.exists() or (isinstance(location, Path) and location.is_symlink())
 
 
 def is_plain(location: Location) -> bool:

@@ -9,8 +9,9 @@ from itertools import islice
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.commit import data_file
+from pipeline.commit import data_file, refuse_nonsense
 from pipeline.errors import JobError
+from pipeline.records import MAX_TABLE, regular
 from pipeline.run import Run
 from pipeline.storage import parquet
 
@@ -52,8 +53,10 @@ def failed_of(run: Run) -> Iterator[tuple[str, str]]:
     for unit in islice(run.with_failures(), UNITS):
         file = data_file(run.folder, unit.unit)
         try:
+            regular(file, MAX_TABLE)
             with parquet(file) as rows:
                 table = rows.read(columns=["key", "status", "error"])
+            refuse_nonsense(table, file)
         except (OSError, pa.ArrowException) as error:
             raise JobError(f"{file} cannot be read: {error}; see `kintsugi verify {run.folder}`") from error
         failed = table.filter(pc.equal(table["status"], "failed"))

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 
-from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic import ConfigDict, TypeAdapter
 
 import operators
 from pipeline.errors import JobError
@@ -19,6 +19,7 @@ from pipeline.metrics import ALL, SETS
 from pipeline.metrics.reference import reference_of
 from pipeline.metrics.source import Pictures
 from pipeline.metrics.weights import MissingWeights
+from pipeline.records import read, typed
 from pipeline.storage import Location, publish
 
 FILES = "files.json"
@@ -74,6 +75,14 @@ def of_reference(job: Job) -> Digests:
     return {"reference": files[0] if len(files) == 1 else hashlib.sha256("".join(files).encode()).hexdigest()}
 
 
+def of_job(job: Job) -> Digests:
+    return of_operator(job) | of_weights(job) | of_reference(job)
+
+
+def text_of(files: Digests) -> str:
+    return json.dumps(files, indent=2) + "\n"
+
+
 def keep_to(run: Location, job: Job) -> None:
     """Refuse files other than those with which a run was begun; of a new one they are recorded.
 
@@ -82,10 +91,10 @@ def keep_to(run: Location, job: Job) -> None:
     Raises:
         JobError: other files, by field, or one that cannot be read.
     """
-    now = of_operator(job) | of_weights(job) | of_reference(job)
+    now = of_job(job)
     if not (run / FILES).exists():
         with publish(run / FILES, first=True) as temporary:
-            temporary.write_text(json.dumps(now, indent=2) + "\n")
+            temporary.write_text(text_of(now))
     if changed := list(differing(recorded(run), now)):
         raise JobError(
             f"{run} was begun with other files; choose another output, or restore them:\n  "
@@ -100,13 +109,12 @@ def recorded(run: Location) -> Digests:
         JobError: the record cannot be read.
     """
     try:
-        return CHECKSUMS.validate_json((run / FILES).read_bytes())
+        return typed(CHECKSUMS, read(run / FILES), run / FILES)
     except FileNotFoundError:
         return {}
-    except ValidationError as error:
+    except JobError as error:
         raise JobError(
-            f"{run / FILES} does not hold checksums by field; put back a copy, or delete it if the files are "
-            "those with which the run was begun"
+            f"{error}; put back a copy, or delete it if the files are those with which the run was begun"
         ) from error
 
 

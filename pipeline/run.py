@@ -1,30 +1,38 @@
 """A run: a directory that holds a job, its plan, what is done of it, and its report."""
 
+import hashlib
 import json
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import yaml
+from pydantic import TypeAdapter, ValidationError
 
 import priors
 from operators import SpecError
-from pipeline import builtin, storage
+from pipeline import builtin, records, storage
 from pipeline.claim import claimed, clear
 from pipeline.commit import Commit, read_commits
 from pipeline.errors import JobError
-from pipeline.identity import keep_to
+from pipeline.identity import FILES, keep_to
 from pipeline.job import Job, as_before, config_hash, differences
 from pipeline.metrics.reference import refuse_missing
-from pipeline.plan import PlanSummary, Unit, changed_shards, make_plan, read_summary, read_units
+from pipeline.plan import PlanSummary, Unit, advice, changed_shards, make_plan, read_summary, read_units
+from pipeline.records import JOB, PLAN, PRIOR
 from pipeline.shards import expand, from_root
 from pipeline.storage import Location, publish
 from pipeline.weights import on_this_node
 from priors import Examined
 
-PRIOR, RESTORED = "prior.json", "restored"
+RESTORED = "restored"
+KEPT = (JOB, PRIOR, FILES, PLAN)  # what a run is begun with, whose digests it has
+DEPTH = 50  # of a job's YAML at most
+EXAMINED = TypeAdapter(Examined)
+LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 @dataclass(frozen=True)
@@ -41,7 +49,7 @@ class Run:
     """An existing run directory.
 
     Raises (on `open`):
-        JobError: the directory is not a run.
+        JobError: the directory is not a run, or not what was written.
     """
 
     folder: Location
@@ -52,12 +60,15 @@ class Run:
     @staticmethod
     def open(folder: Location) -> "Run":
         try:
-            job = Job.model_validate(yaml.safe_load((folder / "job.yaml").read_text()))
-            return Run(folder, job, recorded_prior(folder), read_summary(folder / "plan.parquet"))
+            records.refuse_links(folder)
+            records.regular(folder / JOB)
+            refuse_damaged(folder)
+            return Run(folder, recorded_job(folder), recorded_prior(folder), read_summary(folder / PLAN))
         except FileNotFoundError as error:
-            missing = error.filename or error
-            raise JobError(f"{folder} is not a run directory: {missing} is missing") from error
-        except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError) as error:
+            missing = str(error.filename or error)
+            known = f"; {advice(folder)}" if missing.endswith(PLAN) else ""
+            raise JobError(f"{folder} is not a run directory: {missing} is missing{known}") from error
+        except OSError as error:
             raise JobError(f"{folder} cannot be read as a run directory: {error}") from error
 
     @property
@@ -65,7 +76,7 @@ class Run:
         return config_hash(self.job)
 
     def units(self) -> Iterator[Unit]:
-        return read_units(self.folder / "plan.parquet")
+        return read_units(self.folder / PLAN)
 
     def commits(self) -> Iterator[tuple[Unit, Commit | None]]:
         """Every unit with its valid commit record, or None where it is still to be done."""
@@ -97,20 +108,24 @@ def open_or_plan(job: Job, on_unit: Callable[[Unit], None] = lambda unit: None) 
             shards have changed; or the plan cannot be made.
     """
     folder = storage.at(job.output)
+    records.refuse_links(folder)
     job = from_anywhere(job)
     prior = examine_prior(job)
-    if (folder / "job.yaml").exists():
+    if (folder / JOB).exists():
         return continued(folder, job, prior)
     with claimed(folder, job, prior.sha256):
-        if (folder / "job.yaml").exists():  # since a moment ago
+        if (folder / JOB).exists():  # since a moment ago
             return continued(folder, job, prior)
         summary = plan(job, folder, on_unit)
         job = job.model_copy(update={"output": str(folder)})
         keep_to(folder, job)
         with publish(folder / PRIOR) as temporary:
-            temporary.write_text(json.dumps(asdict(prior), indent=2) + "\n")
-        with publish(folder / "job.yaml") as temporary:
-            temporary.write_text(yaml.safe_dump(job.model_dump(mode="json"), sort_keys=False))
+            temporary.write_text(prior_text(prior))
+        text = yaml.safe_dump(job.model_dump(mode="json"), sort_keys=False)
+        sums = {name: records.digest(folder / name) for name in KEPT if name != JOB}
+        records.write_sums(folder, {JOB: hashlib.sha256(text.encode()).hexdigest(), **sums})
+        with publish(folder / JOB) as temporary:  # which makes it a run
+            temporary.write_text(text)
         return Run(folder, job, prior, summary)
 
 
@@ -131,7 +146,7 @@ def continued(folder: Location, job: Job, prior: Examined) -> Run:
             f"{folder} was planned with other shards; choose another output, or restore them:\n  "
             + "\n  ".join(fresh[:10])
         )
-    if gone := changed_shards(folder / "plan.parquet"):
+    if gone := changed_shards(folder / PLAN):
         raise JobError("shards have changed since the plan was made:\n  " + "\n  ".join(gone))
     # As they were written: commit records name the configuration by them.
     return Run(folder, as_written(run.job, job), prior, run.summary)
@@ -185,9 +200,57 @@ def examine_prior(job: Job) -> Examined:
         raise JobError(str(error)) from error
 
 
+def refuse_damaged(folder: Location) -> None:
+    """Raise a JobError if what a run was begun with is not what was written; runs may be too old to know."""
+    try:
+        what = records.changed_file(folder, KEPT)
+    except records.DamagedSums as error:
+        what = str(error)
+    if what is not None:
+        raise JobError(f"{what}; `kintsugi verify {folder} --repair` makes it again, or says what does")
+
+
+def recorded_job(folder: Location) -> Job:
+    """The job of a run.
+
+    Raises:
+        JobError: the file is no job; the message names the field.
+    """
+    file = folder / JOB
+    try:
+        return Job.model_validate(plain_yaml(records.read(file).decode()))
+    except ValidationError as error:
+        raise JobError(f"{file}: {records.problems(error)}") from None
+    except ValueError as error:
+        raise JobError(f"{file}: {error}") from None
+
+
+def plain_yaml(text: str) -> Any:
+    """YAML without aliases, of which a few lines may stand for gigabytes, and of a bounded depth.
+
+    Raises:
+        ValueError: it is something else.
+    """
+    depth = 0
+    try:
+        for event in yaml.parse(text, LOADER):
+            if isinstance(event, yaml.AliasEvent):
+                raise ValueError("aliases (*name) are not read")
+            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+            if depth > DEPTH:
+                raise ValueError("nested too deep")
+        return yaml.load(text, LOADER)
+    except Exception as error:  # what PyYAML makes of 2024-99-99, of !!int x and of 5,000 digits
+        raise ValueError(f"not valid YAML: {error}") from error
+
+
 def recorded_prior(folder: Location) -> Examined:
     """The prior with which the run in a directory was begun."""
-    return Examined(**json.loads((folder / PRIOR).read_text()))
+    return records.typed(EXAMINED, records.read(folder / PRIOR), folder / PRIOR)
+
+
+def prior_text(prior: Examined) -> str:
+    return json.dumps(asdict(prior), indent=2) + "\n"
 
 
 def shard_paths(job: Job, folder: Location) -> list[Location]:
@@ -220,7 +283,7 @@ def plan(job: Job, folder: Location, on_unit: Callable[[Unit], None]) -> PlanSum
     if job.measured:
         refuse_shard_names([path.name for path in paths])
     restoration = job.restoration if job.measured else None
-    return make_plan(job.data, paths, job.compute.unit_size, folder / "plan.parquet", on_unit, restoration)
+    return make_plan(job.data, paths, job.compute.unit_size, folder / PLAN, on_unit, restoration)
 
 
 def lies_in(location: Location, folder: Location) -> bool:

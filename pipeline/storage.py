@@ -22,7 +22,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from fnmatch import fnmatchcase
-from functools import cache
+from functools import cache, partial
 from itertools import takewhile
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, TypeVar, cast
@@ -233,6 +233,11 @@ def redacted(text: str) -> str:
     return CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), without)
 
 
+def there(location: Location) -> bool:
+    """Whether there is anything of this name, be it a link to nothing."""
+    return os.path.lexists(location) if isinstance(location, Path) else location.exists()
+
+
 def size(location: Location) -> int:
     """Bytes of a file.
 
@@ -247,13 +252,20 @@ def size(location: Location) -> int:
     return cast(int, info.size)
 
 
-def sizes(folder: Location) -> dict[str, int]:
-    """Bytes of every file in a folder, by name, without those being written; {} where there is none."""
+def sizes(folder: Location, links: bool = True) -> dict[str, int]:
+    """Bytes of every file in a folder, by name, without what is being written; {} where there is no folder.
+
+    links: whether links to files count.
+    """
     if isinstance(folder, Remote):
         return {found.name: length for found, length in folder.listing()}
     try:
         with os.scandir(folder) as entries:
-            return {e.name: e.stat().st_size for e in entries if e.is_file() and not temporary_name(e.name)}
+            return {
+                e.name: e.stat().st_size
+                for e in entries
+                if e.is_file(follow_symlinks=links) and not temporary_name(e.name)
+            }
     except FileNotFoundError:
         return {}
 
@@ -412,12 +424,23 @@ def alive(process: int) -> bool:
 
 
 @contextmanager
-def parquet(location: Location) -> Iterator[pq.ParquetFile]:
-    """A Parquet file, opened for reading what is asked of it."""
+def whole(location: Location) -> Iterator[io.BufferedIOBase]:
+    """A file that is read as a whole, perhaps twice; an object comes in one request."""
     if isinstance(location, Path):
-        with pq.ParquetFile(location) as file:
+        with location.open("rb") as file:
+            yield file
+    else:
+        yield io.BytesIO(location.read_bytes())
+
+
+@contextmanager
+def parquet(location: Location) -> Iterator[pq.ParquetFile]:
+    """A Parquet file, opened for reading what is asked of it; checksums of its pages are compared."""
+    opened = partial(pq.ParquetFile, page_checksum_verification=True)
+    if isinstance(location, Path):
+        with opened(location) as file:
             yield file
     else:
         source = asked_twice(lambda: location.filesystem.open_input_file(location.path))
-        with source, asked_twice(lambda: pq.ParquetFile(source)) as file:
+        with source, asked_twice(lambda: opened(source)) as file:
             yield file

@@ -1,18 +1,19 @@
 """One worker: takes a unit from its shard to its commit. Both executors run this and nothing else."""
 
-import json
 import platform
 import socket
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib.metadata import version
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
+from pydantic import Field, TypeAdapter
 
+from pipeline import records
 from pipeline.commit import ROWS, Commit, commit, error_text, read_commit, read_features, read_rows
 from pipeline.errors import JobError, UnreadableImage
 from pipeline.identity import of_weights, recorded, refuse_changed
@@ -23,7 +24,7 @@ from pipeline.pictures import array_file, encode
 from pipeline.plan import Unit, read_members
 from pipeline.read import Decoded, Images, Measurements, read_unit, stays_inside
 from pipeline.restore import BATCH_ON_CPU, Restored, Stage, eight_bits
-from pipeline.run import recorded_prior
+from pipeline.run import recorded_prior, refuse_damaged
 from pipeline.storage import Location, publish
 
 BROKEN_DEVICE = torch.AcceleratorError
@@ -70,6 +71,7 @@ class Worker:
         torch.backends.cudnn.allow_tf32 = job.compute.precision != "float32"
         self.job, self.run = job, run
         self.config_hash = config_hash(job)
+        refuse_damaged(run)  # once: afterwards the plan's pages have checksums of their own
         files = recorded(run)
         self.stage = Stage(job, device, files)
         refuse_changed(files, of_weights(job))
@@ -289,6 +291,17 @@ def seconds_of(result: Restored | str) -> float:
     return result.seconds if isinstance(result, Restored) else 0.0
 
 
+@dataclass(frozen=True)
+class BatchSize:
+    """What `batch_size.json` holds: the batch size of a run, and the device on which it was found."""
+
+    batch_size: Annotated[int, Field(gt=0, lt=2**31)]
+    device: str
+
+
+BATCH_SIZE = TypeAdapter(BatchSize)
+
+
 def remembered_batch_size(run: Location, stage: Stage, limit: int) -> int:
     """The batch size of a run that leaves it open: found by its first worker, the same for all."""
     file = run / "batch_size.json"
@@ -296,9 +309,14 @@ def remembered_batch_size(run: Location, stage: Stage, limit: int) -> int:
         found = stage.largest_batch(limit) if stage.device.type == "cuda" else min(limit, BATCH_ON_CPU)
         with publish(file, first=True) as temporary:
             found_on = provenance(stage.device)["device"]
-            temporary.write_text(json.dumps({"batch_size": found, "device": found_on}))
-    size: int = json.loads(file.read_text())["batch_size"]
-    return size
+            temporary.write_bytes(records.sealed(asdict(BatchSize(found, found_on))))
+    try:
+        return records.typed(BATCH_SIZE, records.read(file), file).batch_size
+    except JobError as error:
+        raise JobError(
+            f'{error}; write {{"batch_size": N, "device": ""}} there, N being the largest batch_size of its '
+            "rows, or remove it if there are none yet"
+        ) from error
 
 
 def failed_row(unit: Unit, sample: Decoded, seed: int, error: str) -> dict[str, Any]:

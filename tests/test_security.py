@@ -46,6 +46,7 @@ from jobs.files import load_job
 from pipeline import executors, read, sharding
 from pipeline.errors import JobError
 from pipeline.executors import Live, in_process
+from pipeline.records import sealed, unsealed
 from pipeline.report import write_report
 from pipeline.run import open_or_plan
 from pipeline.shards import DamagedShard, Tar
@@ -368,10 +369,10 @@ def hostile_report(make_job, tmp_path):
     run = open_or_plan(job)
     list(in_process(job, run.folder, run.outstanding(), Live()))
     for record in (run.folder / "commits").iterdir():
-        content = json.loads(record.read_text())
+        content = json.loads(unsealed(record.read_bytes()))
         content["made_by"]["host"] = "<img src=x onerror=alert(9)>|`"
         content["notes"] = ["<script>alert(10)</script>"]
-        record.write_text(json.dumps(content))
+        record.write_bytes(sealed(content))
     return write_report(run).parent
 
 

@@ -20,6 +20,7 @@ from pipeline.commit import commit_file, data_file
 from pipeline.errors import JobError
 from pipeline.executors import Live, in_process
 from pipeline.export import write_restored
+from pipeline.records import sealed, unsealed
 from pipeline.restore import Stage
 from pipeline.run import Run, open_or_plan
 from pipeline.verify import Finding, verify
@@ -42,7 +43,7 @@ def findings(run: Run) -> dict[str | None, str]:
 
 
 def rewrite(path: Path, **fields) -> None:
-    path.write_text(json.dumps(json.loads(path.read_text()) | fields))
+    path.write_bytes(sealed(json.loads(unsealed(path.read_bytes())) | fields))
 
 
 def flip(path: Path) -> None:
@@ -71,7 +72,10 @@ DAMAGE = {
     "no data": (lambda r, u: data_file(r, u).unlink(), "no data"),
     "cut data": (lambda r, u: os.truncate(data_file(r, u), 1000), "another size"),
     "a flipped bit": (lambda r, u: flip(data_file(r, u)), "SHA-256 differs"),
-    "another count": (lambda r, u: rewrite(commit_file(r, u), failed=2), "the record says 3 and 2"),
+    "another count": (
+        lambda r, u: rewrite(commit_file(r, u), failed=2),
+        "its commit record says 2",
+    ),
     "another prior": (lambda r, u: rewrite(commit_file(r, u), prior_sha256="0" * 64), "another prior"),
 }
 

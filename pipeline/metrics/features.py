@@ -8,10 +8,12 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from pipeline.metrics import SPACE_WEIGHTS
+from pipeline.errors import JobError
+from pipeline.metrics import SPACE_WEIGHTS, TRUTH
 from pipeline.metrics.moments import on_grid
 from pipeline.metrics.texture import finest_laplacian, patches_of
 from pipeline.metrics.weights import Weights
+from pipeline.storage import Location
 
 SIZES = {"clean": 2048, "legacy_tensorflow": 2048, "legacy_pytorch": 2048, "patches": 32 * 7 * 7 * 3}
 PATCHES = 32  # of an image: 9 KiB, about as much as its features
@@ -105,6 +107,24 @@ def table_of(features: Mapping[str, Mapping[str, np.ndarray]]) -> pa.Table | Non
         for space, values in stacked.items()
     }
     return pa.table({"key": pa.array(features, pa.string()), **lists})
+
+
+def refuse_others(table: pa.Table, file: Location) -> None:
+    """Raise a JobError if what was read of a file is no table of keys and features."""
+    for field in table.schema:
+        column = table[field.name]
+        if field.name == "key":
+            fits = field.type == pa.string()
+        else:
+            lists, width = field.type, SIZES.get(field.name.removesuffix(TRUTH))
+            fits = pa.types.is_fixed_size_list(lists) and lists.list_size == width
+            fits = fits and lists.value_type in (pa.float16(), pa.float32())
+        if not fits or column.null_count:
+            raise JobError(f"{file}: {field.name} is a column of {field.type}, or has nulls; not features")
+        if field.name != "key":
+            values = column.combine_chunks().flatten()
+            if values.null_count or not np.isfinite(values.to_numpy()).all():
+                raise JobError(f"{file}: {field.name} has values that are not finite")
 
 
 def arrays(table: pa.Table) -> dict[str, np.ndarray]:

@@ -7,15 +7,17 @@ import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
+from pydantic import ConfigDict, TypeAdapter
 
+from pipeline import records
 from pipeline.errors import JobError
 from pipeline.metrics import SETS, TRUTH, SetMetric
 from pipeline.metrics.distances import GROUPS, Estimate, Sample
 from pipeline.metrics.moments import Moments
-from pipeline.storage import Location, parquet, publish
+from pipeline.storage import Location, publish
 
 if TYPE_CHECKING:
     from pipeline.commit import Commit
@@ -53,6 +55,19 @@ class SetResult:
     extra: dict[str, float]
     reference_sha256: str | None = None
 
+    __pydantic_config__: ClassVar = ConfigDict(allow_inf_nan=False, extra="forbid")
+
+
+@dataclass(frozen=True)
+class Kept:
+    """The results of a state, as they are kept."""
+
+    state: str
+    sets: dict[str, SetResult]
+
+
+KEPT = TypeAdapter(Kept)
+
 
 def set_metrics(run: Run) -> dict[str, SetResult]:
     """The set metrics that the run's job names, by name, of what is committed; {} where it names none.
@@ -62,7 +77,7 @@ def set_metrics(run: Run) -> dict[str, SetResult]:
     Raises:
         JobError: a file is not the one that was committed.
     """
-    from pipeline.commit import data_file, read_features
+    from pipeline.commit import read_features, read_rows
     from pipeline.metrics.features import arrays
     from pipeline.metrics.reference import reference_of
 
@@ -74,14 +89,13 @@ def set_metrics(run: Run) -> dict[str, SetResult]:
     reference = reference_of(run.job.reference, run.folder)
     file = run.folder / "report" / "sets.json"
     state = state_of(run, names, committed, reference)
-    known = None if state is None else kept(file, state)
+    known = None if state is None else kept(file, state, names)
     if known is not None:
         return known
     n = sum(commit.rows - commit.failed for commit in committed)
     jpeg = 0
     for commit in committed:
-        with parquet(data_file(run.folder, commit.unit)) as rows:  # this column only, not the pictures
-            sources = rows.read(["source"])["source"].to_pylist()
+        sources = read_rows(run.folder, commit, ["source"])["source"].to_pylist()
         jpeg += sum(source is not None and source.startswith("JPEG") for source in sources)
 
     def blocks(columns: Sequence[str]) -> Iterator[tuple[list[str], Mapping[str, np.ndarray]]]:
@@ -98,8 +112,7 @@ def set_metrics(run: Run) -> dict[str, SetResult]:
     found = evaluate(names, n, blocks, reference, run.job.data.size, warnings)
     if state is not None and all(result.value is not None for result in found.values()):
         with publish(file) as temporary:
-            results = {name: asdict(result) for name, result in found.items()}
-            temporary.write_text(json.dumps({"state": state, "sets": results}, indent=1) + "\n")
+            temporary.write_bytes(records.sealed(asdict(Kept(state, found))))
     return found
 
 
@@ -113,18 +126,16 @@ def state_of(run: Run, names: Sequence[str], committed: Sequence[Commit], refere
     return hashlib.sha256(json.dumps([VERSION, run.config_hash, names, against, rows]).encode()).hexdigest()
 
 
-def kept(file: Location, state: str) -> dict[str, SetResult] | None:
-    """The results in a file if they are of this state."""
+def kept(file: Location, state: str, names: Sequence[str]) -> dict[str, SetResult] | None:
+    """The results in a file if they are as they were written, and of this state."""
     try:
-        stored = json.loads(file.read_text())
-        if stored["state"] != state:
-            return None
-        return {
-            name: SetResult(**each | {"warnings": tuple(each["warnings"])})
-            for name, each in stored["sets"].items()
-        }
-    except (OSError, ValueError, KeyError, TypeError):
+        stored = records.typed(KEPT, records.read(file), file)
+    except (OSError, JobError):
         return None
+    beside = {f"{name}_infinity" for name in names}
+    if list(stored.sets) != list(names) or any(one.extra.keys() - beside for one in stored.sets.values()):
+        return None
+    return stored.sets if stored.state == state else None
 
 
 def evaluate(
