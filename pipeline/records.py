@@ -163,7 +163,7 @@ def stated_sums(folder: Location, names: Iterable[str]) -> dict[str, str]:
         text = read(folder / SUMS).decode(errors="replace")
     except FileNotFoundError:
         return {}
-    found = [match for match in map(LINE.fullmatch, text.splitlines()) if match is not None]
+    found = [match for match in map(LINE.fullmatch, text.split("\n")) if match is not None]
     stated = {match[2]: match[1] for match in found}
     if missing := [name for name in names if name not in stated]:
         raise DamagedSums(f"{folder / SUMS} is damaged: it states no SHA-256 of {missing[0]}")
