@@ -15,7 +15,7 @@ from test_measurements import measured, tar_of_arrays
 from test_run import digests, execute
 
 from operators.masks import SUFFIXES
-from pipeline import claim, identity
+from pipeline import claim, identity, records
 from pipeline.claim import claimed
 from pipeline.errors import JobError
 from pipeline.executors import Live, in_process
