@@ -251,7 +251,7 @@ def divide(
                 start=start,
                 samples=len(batch),
                 offset=batch[0].offset,
-                end=batch[-1].end,
+                end=max(sample.end for sample in batch),  # of a.1.png, a.2.png, a.1.cls not that of the last
             )
             keys = [checked_key(found.shard, sample.key) for sample in batch]
             files = [sample.file for sample in batch] if batch[0].file is not None else None

@@ -236,6 +236,14 @@ def test_one_rule_makes_keys_of_names_everywhere(tmp_path):
         assert {row.key: row.error for row in rows(tmp_path / "plan")} == dict.fromkeys(keys), source
 
 
+@pytest.mark.parametrize("unit_size", [1, 2, 3])
+def test_labels_behind_several_images_are_theirs_whatever_a_unit_is(tmp_path, unit_size):
+    image = IMAGES[0][1]
+    members = [("a.1.png", image), ("a.2.png", image), ("a.2.cls", b"2"), ("a.1.cls", b"1"), ("b.png", image)]
+    plan(write_tar(tmp_path / "s.tar", members), tmp_path / "plan", unit_size)
+    assert [(row.key, row.label) for row in rows(tmp_path / "plan")] == [("a_1", 1), ("a_2", 2), ("b", None)]
+
+
 def test_names_that_make_the_same_key_are_told_apart(tmp_path):
     for name in (f"{NFD}.png", "\xe9.png"):
         (tmp_path / "in").mkdir(exist_ok=True)
