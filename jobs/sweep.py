@@ -265,13 +265,15 @@ def show(outcome: Outcome) -> None:
     from rich.table import Table
 
     from jobs.cli import console, errors
+    from pipeline.sweep import difference
 
     by, fields = outcome.by, list(outcome.best.trial.settings)
     short = [field.rpartition(".")[2] for field in fields]
     table = Table(
         title=f"{by.title}, with 95 % intervals; differences are paired",
         caption="★ chosen · ≈ cannot be told from the best"
-        + (f", or within {outcome.within:g}" if outcome.within else ""),
+        + (f", or within {outcome.within:g}" if outcome.within else "")
+        + "".join(f" · {label}: no network" for label in outcome.without_network),
         title_justify="left",
         caption_justify="left",
         box=box.SIMPLE_HEAD,
@@ -286,20 +288,26 @@ def show(outcome: Outcome) -> None:
     def rank(place: int) -> tuple[int, float]:
         return outcome.results[place].failed, -by.sign * outcome.differences[place].mean
 
-    for place in sorted(range(len(outcome.results)), key=rank):
-        result, differs = outcome.results[place], outcome.differences[place]
+    def figures(result: Result) -> tuple[str, str]:
         low, high = result.interval
+        mean = f"{result.mean:.4g} ({low:.4g}…{high:.4g})"
+        if result is outcome.best:
+            return mean, "best"
+        differs = difference(result, outcome.best)
+        return mean, f"{differs.mean:+.2g} ({differs.low:+.2g}…{differs.high:+.2g})"
+
+    for place in sorted(range(len(outcome.results)), key=rank):
+        result = outcome.results[place]
         table.add_row(
             *(str(value) for value in result.trial.settings.values()),
             str(len(result.values)) + (f" + {result.failed} failed" if result.failed else ""),
-            f"{result.mean:.4g} ({low:.4g}…{high:.4g})",
-            "best"
-            if result is outcome.best
-            else f"{differs.mean:+.2g} ({differs.low:+.2g}…{differs.high:+.2g})",
+            *figures(result),
             *(f"{result.then:.3g}" for _ in then),
             f"{result.seconds:.2g}",
             "★" if result is outcome.chosen else "≈" if place in outcome.alike else "",
         )
+    for label, result in outcome.without_network.items():
+        table.add_row(label, *("" for _ in fields[1:]), str(len(result.values)), *figures(result))
     console.print(table)
     for sentence in outcome.edges():
         errors.print(f"at the edge: {sentence}", style="yellow")
@@ -321,12 +329,15 @@ def write_best(
     best = absolute_files(best)
     low, high = chosen.interval
     listed = ", ".join(f"{field} = {value}" for field, value in chosen.trial.settings.items())
+    beside = outcome.without_network.items()
     others = len(outcome.alike) - 1
     near = f", or are within {outcome.within:g}" if outcome.within else ""
     lines = [
         f"Chosen of {len(outcome.results)} trials of {source}: {listed}.",
         f"{by.title} {chosen.mean:.4g} ({low:.4g} … {high:.4g}, 95 %) on {len(chosen.values)} images for "
-        f"tuning, seed {chosen.trial.job.seed};",
+        f"tuning, seed {chosen.trial.job.seed}"
+        + "".join(f"; {label}, without a network, {it.mean:.4g}" for label, it in beside)
+        + ";",
         "those are none of the images that this job evaluates: data.subset.",
         f"Finalists that cannot be told from the best (paired 95 % interval){near}: {others}"
         + (f"; chosen is the cheapest, {chosen.evaluations} evaluations, then the best " if others else ".")

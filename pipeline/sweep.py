@@ -13,7 +13,7 @@ import json
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +22,7 @@ import numpy as np
 from pipeline.aggregate import bounds, committed, limited
 from pipeline.errors import JobError
 from pipeline.job import Job
-from pipeline.metrics import IMAGE
+from pipeline.metrics import BASELINES, IMAGE, baseline_column
 from pipeline.run import Run
 from pipeline.statistics import mean_interval
 from pipeline.storage import Location, publish
@@ -167,6 +167,7 @@ class Result:
         then: mean of the metric that decides among trials that are alike in the first.
         evaluations: of the network per image, forwards and vector-Jacobian products.
         seconds: of the sampler per image.
+        without_network: by baseline, the metric of each image by key; none in rows of earlier versions.
     """
 
     trial: Trial
@@ -176,10 +177,11 @@ class Result:
     then: float
     evaluations: int
     seconds: float
+    without_network: dict[str, dict[str, float]]
 
     @cached_property
     def mean(self) -> float:
-        return float(np.mean(list(self.values.values()))) if self.values else math.nan
+        return mean_of(self.values)
 
     @property
     def interval(self) -> tuple[float, float]:
@@ -195,12 +197,18 @@ class Result:
 def result_of(run: Run, trial: Trial, by: Measured, then: Measured, images: int) -> Result:
     """What the committed rows say of a trial's first images, whatever else it has done."""
     units = {unit.unit for unit in run.units() if unit.first < images}
-    columns = list(dict.fromkeys(["key", "status", "forwards", "vjps", "seconds", by.name, then.name]))
-    tables = [table for table, commit in committed(run, columns) if commit.unit in units]
+    beside = {baseline: baseline_column(by.name, baseline) for baseline in BASELINES}
+    columns = ["key", "status", "forwards", "vjps", "seconds", by.name, then.name, *beside.values()]
+    tables = [table for table, commit in committed(run, list(dict.fromkeys(columns))) if commit.unit in units]
     rows = [row for table in tables for row in table.to_pylist()]
     ok = [row for row in rows if row["status"] == "ok"]
-    measured, other = (it.distances(np.array([row[it.name] for row in ok], float)) for it in (by, then))
-    values = {row["key"]: value for row, value in zip(ok, measured.tolist(), strict=True) if value == value}
+
+    def by_key(column: str) -> dict[str, float]:
+        distances = by.distances(np.array([row[column] for row in ok], float)).tolist()
+        return {row["key"]: value for row, value in zip(ok, distances, strict=True) if value == value}
+
+    other = then.distances(np.array([row[then.name] for row in ok], float))
+    values = by_key(by.name)
     return Result(
         trial,
         by,
@@ -209,7 +217,12 @@ def result_of(run: Run, trial: Trial, by: Measured, then: Measured, images: int)
         then=float(np.nanmean(other)) if np.isfinite(other).any() else math.nan,
         evaluations=max((row["forwards"] + row["vjps"] for row in ok), default=0),
         seconds=sum(row["seconds"] for row in ok) / max(len(ok), 1),
+        without_network={name: found for name, column in beside.items() if (found := by_key(column))},
     )
+
+
+def mean_of(values: Mapping[str, float]) -> float:
+    return float(np.mean(list(values.values()))) if values else math.nan
 
 
 def interval(values: np.ndarray, bounds: tuple[float, float]) -> tuple[float, float]:
@@ -296,6 +309,14 @@ class Outcome:
         final = [self.results[place] for place in self.last if place in self.alike]
         return min(final, key=lambda it: (it.evaluations, math.isnan(it.then), -self.then.sign * it.then))
 
+    @cached_property
+    def without_network(self) -> dict[str, Result]:
+        """What the measurements of all images have without a network, by its name: no trials, but shown."""
+        return {
+            BASELINES[name]: replace(self.best, values=values, then=math.nan, evaluations=0, seconds=0.0)
+            for name, values in self.best.without_network.items()
+        }
+
     def edges(self) -> list[str]:
         """In words, where the chosen value of a field is the smallest or largest that was tried."""
         found = []
@@ -321,9 +342,13 @@ def write_csv(outcome: Outcome, target: Location) -> None:
     then = [] if outcome.then == outcome.by else [outcome.then.name]
     figures = ["images", "failed", by, "low", "high", "difference", "difference_low", "difference_high"]
     fields = list(outcome.best.trial.settings)
+    beside = list(outcome.best.without_network)
+    columns = [baseline_column(by, name) for name in beside]
     with publish(target) as temporary, temporary.open("w", newline="") as file:
         writer = csv.writer(file)
-        writer.writerow(["trial", *fields, *figures, *then, "alike", "chosen", "evaluations", "seconds"])
+        writer.writerow(
+            ["trial", *fields, *figures, *then, "alike", "chosen", "evaluations", "seconds", *columns]
+        )
         for place, (result, differs) in enumerate(zip(outcome.results, outcome.differences, strict=True)):
             writer.writerow(
                 [
@@ -341,6 +366,7 @@ def write_csv(outcome: Outcome, target: Location) -> None:
                     int(result is outcome.chosen),
                     result.evaluations,
                     result.seconds,
+                    *(mean_of(result.without_network.get(name, {})) for name in beside),
                 ]
             )
 
@@ -366,7 +392,12 @@ def draw(outcome: Outcome, target: Location) -> None:
                 np.atleast_1d(figure.subplots(1, len(fields))), fields, tried, strict=True
             ):
                 panel(axes, outcome, field, values)
-        figure.suptitle(f"{outcome.by.title}, paired difference from the best")
+        beside = [
+            f"{label} {difference(it, outcome.best).mean:+.3g}"
+            for label, it in outcome.without_network.items()
+        ]
+        without = f"\nwithout a network: {', '.join(beside)}" if beside else ""
+        figure.suptitle(f"{outcome.by.title}, paired difference from the best{without}")
         with publish(target) as temporary:
             figure.savefig(temporary, format="svg", metadata={"Date": None})
 

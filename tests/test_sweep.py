@@ -202,7 +202,7 @@ def result(
 ) -> Result:
     trial = Trial({"sampler.w": name, **more}, None)
     by_key = {f"{i}": v for i, v in enumerate(values)}
-    return Result(trial, by, by_key, failed, then, evaluations, 0.1)
+    return Result(trial, by, by_key, failed, then, evaluations, 0.1, {})
 
 
 def outcome(*results: Result, within: float = 0.0, last: int | None = None) -> Outcome:
@@ -356,6 +356,7 @@ def swept(job_file, tmp_path_factory) -> Path:
     result = sweep(job_file, out)
     assert result.exit_code == 0, result.output
     assert "6 trials, 6 on 8 images, then 3 on 16 images" in result.output
+    assert "linear MMSE" in result.output
     return out
 
 
@@ -383,6 +384,17 @@ def test_the_better_half_goes_on_and_rows_are_what_the_table_says(swept):
     assert {row["trial"] for row in rows if row["images"] == "16"} == set(better)
 
 
+def test_what_needs_no_network_stands_beside_the_trials(swept):
+    rows = table(swept)
+    whole = [row for row in rows if row["images"] == "16"]
+    columns = ["key", "psnr_pinv", "psnr_lmmse"]
+    tables = [of for of, _ in committed(Run.open(swept / "trials" / whole[0]["trial"]), columns)]
+    for column in columns[1:]:
+        values = [value for of in tables for value in of[column].to_pylist()]
+        assert [float(row[column]) for row in whole] == pytest.approx([np.mean(values)] * 3, abs=1e-12)
+    assert "without a network: H⁺y" in (swept / "sweep.svg").read_text()
+
+
 def first(out: Path) -> list[str]:
     """The keys of the first rung: in every trial the same."""
     plans = [keys_of(trial / "plan.parquet") for trial in (out / "trials").iterdir()]
@@ -403,7 +415,7 @@ def test_best_is_a_job_on_other_images_with_the_best_settings(swept, monkeypatch
     assert evaluated == {key for key in KEYS if not belongs(key, Subset(part="tune", fraction=0.5))}
     head = (swept / "best.yaml").read_text().splitlines()
     assert head[0].startswith("# Chosen of 6 trials of ")
-    assert "on 16 images for tuning, seed 0" in head[1]
+    assert "on 16 images for tuning, seed 0; H⁺y, without a network, " in head[1]
 
 
 def test_a_part_is_restored_as_in_the_whole(job_file, tmp_path):
