@@ -24,6 +24,7 @@ from pipeline.metrics.compared import pair
 from pipeline.metrics.features import Extractor, arrays
 from pipeline.metrics.reference import reference_of
 from pipeline.metrics.sets import evaluate, set_metrics
+from pipeline.records import sealed, unsealed
 from pipeline.run import open_or_plan, plan
 from pipeline.verify import Finding, repair, verify
 
@@ -159,13 +160,13 @@ def test_the_record_vouches_for_the_features(networks, make_job):
         "clean_truth": (3, 2048),
     }
     assert commit.features_bytes == file.stat().st_size
-    without = json.loads(commit_file(run.folder, unit.unit).read_text())
-    commit_file(run.folder, unit.unit).write_text(
-        json.dumps(without | {"features_sha256": None, "features_bytes": None})
-    )
+    record = commit_file(run.folder, unit.unit)
+    whole = record.read_bytes()
+    without = {"features_sha256": None, "features_bytes": None}
+    record.write_bytes(sealed(json.loads(unsealed(whole)) | without))
     (found,) = (found for found in verify(run) if isinstance(found, Finding))
     assert found.what == "there are no features, which metrics of sets are computed from"
-    commit_file(run.folder, unit.unit).write_text(json.dumps(without))
+    record.write_bytes(whole)
     assert commit.made_by["weights of fid"].startswith("inception-2015-12-05.pt, SHA-256 ")
     assert not [found for found in verify(run) if isinstance(found, Finding)]
     content = bytearray(file.read_bytes())
