@@ -19,7 +19,8 @@ def query(
 
     The query sees this table and nothing else, and changes nothing, also not the run: if its report is
     missing or older than its last unit, the table is made in a temporary file. `describe rows` lists the
-    columns. CSV holds the values as they are; only on a terminal are control characters escaped.
+    columns. CSV holds the values as they are, but for texts that a spreadsheet would take for
+    formulae, which get an apostrophe in front; on a terminal control characters are escaped, too.
 
     Examples:
 
@@ -27,7 +28,6 @@ def query(
 
         kintsugi query runs/sr4 "select label, avg(psnr) from rows group by label" --csv > classes.csv
     """
-    import csv as files
     import io
     import sys
     from itertools import chain, islice
@@ -37,7 +37,7 @@ def query(
     from jobs.files import located
     from pipeline.query import ask, rows_of
     from pipeline.storage import redacted
-    from pipeline.tables import Table
+    from pipeline.tables import Table, write_csv
 
     with rows_of(located("RUN", run)) as table, ask(table, sql) as (columns, rows):
         if csv:
@@ -46,7 +46,7 @@ def query(
                 sys.stdout.reconfigure(encoding="utf-8")  # the values as they are, whatever terminals know
             if sys.stdout.isatty():  # keys and errors come from the data of others, and could steer it
                 lines = (["" if value is None else redacted(str(value)) for value in line] for line in lines)
-            files.writer(sys.stdout, lineterminator="\n").writerows(lines)
+            write_csv(sys.stdout, lines)
             return
         cells = [["–" if value is None else str(value) for value in row] for row in islice(rows, MOST)]
         console.print(shown(Table(columns, cells)))

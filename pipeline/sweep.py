@@ -6,7 +6,6 @@ nothing is done twice, and all that is known of it is in its rows. Trials are co
 pairs.
 """
 
-import csv
 import hashlib
 import itertools
 import json
@@ -19,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from pipeline import tables
 from pipeline.aggregate import bounds, committed, limited
 from pipeline.errors import JobError
 from pipeline.job import Job
@@ -344,31 +344,29 @@ def write_csv(outcome: Outcome, target: Location) -> None:
     fields = list(outcome.best.trial.settings)
     beside = list(outcome.best.without_network)
     columns = [baseline_column(by, name) for name in beside]
+    head = ["trial", *fields, *figures, *then, "alike", "chosen", "evaluations", "seconds", *columns]
+    lines = [
+        [
+            result.trial.name,
+            *result.trial.settings.values(),
+            len(result.values) + result.failed,
+            result.failed,
+            result.mean,
+            *result.interval,
+            differs.mean,
+            differs.low,
+            differs.high,
+            *(result.then for _ in then),
+            int(place in outcome.alike),
+            int(result is outcome.chosen),
+            result.evaluations,
+            result.seconds,
+            *(mean_of(result.without_network.get(name, {})) for name in beside),
+        ]
+        for place, (result, differs) in enumerate(zip(outcome.results, outcome.differences, strict=True))
+    ]
     with publish(target) as temporary, temporary.open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(
-            ["trial", *fields, *figures, *then, "alike", "chosen", "evaluations", "seconds", *columns]
-        )
-        for place, (result, differs) in enumerate(zip(outcome.results, outcome.differences, strict=True)):
-            writer.writerow(
-                [
-                    result.trial.name,
-                    *result.trial.settings.values(),
-                    len(result.values) + result.failed,
-                    result.failed,
-                    result.mean,
-                    *result.interval,
-                    differs.mean,
-                    differs.low,
-                    differs.high,
-                    *(result.then for _ in then),
-                    int(place in outcome.alike),
-                    int(result is outcome.chosen),
-                    result.evaluations,
-                    result.seconds,
-                    *(mean_of(result.without_network.get(name, {})) for name in beside),
-                ]
-            )
+        tables.write_csv(file, [head, *lines])
 
 
 def draw(outcome: Outcome, target: Location) -> None:

@@ -2,9 +2,10 @@
 
 import csv
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from io import StringIO
+from typing import Any, TextIO
 
 MARKUP = re.compile(r"[&<>`|*_~\[\]\\]")
 LATEX = {
@@ -35,6 +36,10 @@ LATEX = {
 
 NEGATIVE = re.compile(r"(?:^|(?<=… )|(?<=\())-(?=[\d.])")
 """The hyphens that are minus signs of numbers: of whole cells and of either end of an interval."""
+FORMULA = re.compile(
+    r"(?=[=+\-@\t\r\n＝＋－＠])(?![+-]?(\d+\.?\d*|\.\d+|inf|nan)(e[+-]?\d+)?\Z)", re.IGNORECASE
+)
+"""The start of a text that a spreadsheet would take for a formula: what is a number is none."""
 POWER = re.compile(r"(?<![\w.-])(−?\d+(?:\.\d*)?)e([+-])0*(\d+)(?![\w.-])")
 """Numbers with an exponent."""
 
@@ -55,9 +60,9 @@ class Table:
         return "\n".join([*head, *(f"| {' | '.join(map(markdown_text, row))} |" for row in self.rows)]) + "\n"
 
     def csv(self) -> str:
-        """RFC 4180, with line feeds alone at the ends of lines."""
+        """As `write_csv` makes it."""
         text = StringIO()
-        csv.writer(text, lineterminator="\n").writerows([self.columns, *self.rows])
+        write_csv(text, [self.columns, *self.rows])
         return text.getvalue()
 
     def latex(self) -> str:
@@ -79,6 +84,16 @@ class Table:
                 "",
             ]
         )
+
+
+def write_csv(file: TextIO, rows: Iterable[Sequence[Any]]) -> None:
+    """Rows as RFC 4180 has them, with line feeds alone at the ends of lines; texts are no formulae."""
+    csv.writer(file, lineterminator="\n").writerows(map(no_formula, row) for row in rows)
+
+
+def no_formula(value: Any) -> Any:
+    """The value, a text of which a spreadsheet would make a formula behind an apostrophe."""
+    return f"'{value}" if isinstance(value, str) and FORMULA.match(value) else value
 
 
 def markdown_text(text: str) -> str:

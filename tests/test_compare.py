@@ -23,10 +23,11 @@ from pipeline.errors import JobError
 from pipeline.executors import Live, in_process
 from pipeline.frontier import Cost, Quality, draw, pareto
 from pipeline.query import LOCKS, ask, rows_file
+from pipeline.report import groups_csv
 from pipeline.run import open_or_plan
 from pipeline.statistics import holm, mean_interval, paired_p_value
 from pipeline.storage import at
-from pipeline.tables import Table
+from pipeline.tables import Table, no_formula
 
 
 def scored(folder, psnr, *, failed=(), order=None, group=1000, metrics=None, **columns):
@@ -387,14 +388,24 @@ def test_the_locks_hold_whatever_the_statement_is(query_rows, tmp_path, monkeypa
     assert list(tmp_path.rglob("*")) == [tmp_path / ".tmp"]
 
 
+def test_texts_that_spreadsheets_take_for_formulae_are_behind_an_apostrophe():
+    formulae = ["=1+1", "+1+1", "-1+1", "-a", "@SUM(1)", "\t=1", "\r=1", "\n=1", "＝1", "-", "1e5\n"]
+    harmless = ["a=1", "-1", "+1.5e-3", "-.5", "1", "-inf", "nan", "", "é", None, -1.5, 3, ["=1"]]
+    assert [no_formula(text) for text in formulae] == [f"'{text}" for text in formulae[:-1]] + ["1e5\n"]
+    assert [no_formula(value) for value in harmless] == harmless
+    assert Table(["=run"], [["-2.5"], ["-run"]]).csv() == "'=run\n-2.5\n'-run\n"
+    groups = {"shard": pa.table({"group": ["=x.tar", "y.tar"], "n": [1, 2]})}
+    assert groups_csv(groups).decode().splitlines()[1:] == ['"shard","\'=x.tar",1', '"shard","y.tar",2']
+
+
 def test_csv_is_raw_in_a_file_and_escaped_on_a_terminal(tmp_path, monkeypatch, capsys):
-    scored(tmp_path / "a", {"a\x1b[2Jb": 1.0, "ä,c": 2.0})
+    scored(tmp_path / "a", {"a\x1b[2Jb": 1.0, "ä,c": 2.0, "=1+1": -3e-9})
     sql = "select key, psnr, null from rows order by psnr"
     query(str(tmp_path / "a"), sql, csv=True)
-    assert capsys.readouterr().out.splitlines()[1:] == ["a\x1b[2Jb,1.0,", '"ä,c",2.0,']
+    assert capsys.readouterr().out.splitlines()[1:] == ["'=1+1,-3e-09,", "a\x1b[2Jb,1.0,", '"ä,c",2.0,']
     monkeypatch.setattr("sys.stdout.isatty", lambda: True)
     query(str(tmp_path / "a"), sql, csv=True)
-    assert capsys.readouterr().out.splitlines()[1:] == ["a\\x1b[2Jb,1.0,", '"ä,c",2.0,']
+    assert capsys.readouterr().out.splitlines()[1:] == ["'=1+1,-3e-09,", "a\\x1b[2Jb,1.0,", '"ä,c",2.0,']
 
 
 def finished(job):

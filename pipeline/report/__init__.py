@@ -29,7 +29,7 @@ from pipeline.pictures import mime
 from pipeline.report.gallery import choose, contact_sheet, draw_deviations, failures, fitted
 from pipeline.run import Run
 from pipeline.storage import Location, parquet, publish
-from pipeline.tables import Table, markdown_text
+from pipeline.tables import Table, markdown_text, no_formula
 
 ARROWS: Mapping[Better, str] = {"higher": " ↑", "lower": " ↓", "one": " → 1", None: ""}
 TITLES = {
@@ -238,13 +238,12 @@ def largest(groups: pa.Table, measures: list[str]) -> list[dict[str, Any]]:
 def groups_csv(breakdowns: Mapping[str, pa.Table]) -> bytes:
     """All groups of all breakdowns, with all digits."""
     sink = BytesIO()
-    pyarrow.csv.write_csv(
-        pa.concat_tables(
-            table.add_column(0, "by", pa.array([by] * len(table), pa.string()))
-            for by, table in breakdowns.items()
-        ),
-        sink,
+    found = pa.concat_tables(
+        table.add_column(0, "by", pa.array([by] * len(table), pa.string()))
+        for by, table in breakdowns.items()
     )
+    names = pa.array([no_formula(name) for name in found["group"].to_pylist()], pa.string())
+    pyarrow.csv.write_csv(found.set_column(1, "group", names), sink)
     return sink.getvalue()
 
 
