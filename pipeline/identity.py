@@ -83,19 +83,23 @@ def text_of(files: Digests) -> str:
     return json.dumps(files, indent=2) + "\n"
 
 
-def keep_to(run: Location, job: Job) -> None:
-    """Refuse files other than those with which a run was begun; of a new one they are recorded.
+def record(run: Location, job: Job) -> None:
+    """Write down the files with which a run is begun, in place of what a killed driver has left.
 
-    So they are of a run that an earlier version has begun, which did not ask.
+    Raises:
+        JobError: one cannot be read.
+    """
+    with publish(run / FILES) as temporary:
+        temporary.write_text(text_of(of_job(job)))
+
+
+def keep_to(run: Location, job: Job) -> None:
+    """Refuse files other than those with which a run was begun.
 
     Raises:
         JobError: other files, by field, or one that cannot be read.
     """
-    now = of_job(job)
-    if not (run / FILES).exists():
-        with publish(run / FILES, first=True) as temporary:
-            temporary.write_text(text_of(now))
-    if changed := list(differing(recorded(run), now)):
+    if changed := list(differing(recorded(run), of_job(job))):
         raise JobError(
             f"{run} was begun with other files; choose another output, or restore them:\n  "
             + "\n  ".join(changed)

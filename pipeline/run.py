@@ -18,7 +18,7 @@ from pipeline import builtin, records, storage
 from pipeline.claim import claimed, clear
 from pipeline.commit import Commit, read_commits
 from pipeline.errors import JobError
-from pipeline.identity import FILES, keep_to
+from pipeline.identity import FILES, keep_to, record
 from pipeline.job import Job, as_before, config_hash, differences
 from pipeline.metrics.reference import refuse_missing
 from pipeline.plan import PlanSummary, Unit, advice, changed_shards, make_plan, read_summary, read_units
@@ -118,7 +118,9 @@ def open_or_plan(job: Job, on_unit: Callable[[Unit], None] = lambda unit: None) 
             return continued(folder, job, prior)
         summary = plan(job, folder, on_unit)
         job = job.model_copy(update={"output": str(folder)})
-        keep_to(folder, job)
+        if storage.sizes(folder / "commits"):  # somebody has removed its job.yaml, and its rows stay
+            keep_to(folder, job)
+        record(folder, job)
         with publish(folder / PRIOR) as temporary:
             temporary.write_text(prior_text(prior))
         text = yaml.safe_dump(job.model_dump(mode="json"), sort_keys=False)
@@ -138,7 +140,10 @@ def continued(folder: Location, job: Job, prior: Examined) -> Run:
     run = Run.open(folder)
     refuse_another(run, job, prior)
     clear(folder)
-    keep_to(folder, job)
+    if storage.there(folder / FILES):
+        keep_to(folder, job)
+    else:  # an earlier version has begun it, which did not ask
+        record(folder, job)
     now, planned = shard_paths(job, folder), list(map(storage.at, run.summary.shards))
     if now != planned:
         fresh = sorted(map(str, set(now) ^ set(planned)))
@@ -148,6 +153,8 @@ def continued(folder: Location, job: Job, prior: Examined) -> Run:
         )
     if gone := changed_shards(folder / PLAN):
         raise JobError("shards have changed since the plan was made:\n  " + "\n  ".join(gone))
+    if not storage.there(folder / records.SUMS):  # of an earlier version, and from now on as others
+        records.write_sums(folder, {name: records.digest(folder / name) for name in KEPT})
     # As they were written: commit records name the configuration by them.
     return Run(folder, as_written(run.job, job), prior, run.summary)
 

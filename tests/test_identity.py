@@ -19,7 +19,7 @@ from pipeline import claim, identity, records
 from pipeline.claim import claimed
 from pipeline.errors import JobError
 from pipeline.executors import Live, in_process
-from pipeline.run import open_or_plan
+from pipeline.run import KEPT, open_or_plan
 from pipeline.storage import Location, at, publish, sizes, this_host
 from pipeline.verify import verify
 from pipeline.worker import Worker
@@ -65,8 +65,23 @@ def test_a_run_of_an_earlier_version_has_its_files_from_now_on(make_job, tmp_pat
     for name in (identity.FILES, records.SUMS):
         (run.folder / name).unlink()
     assert open_or_plan(job).progress().units == run.summary.units
+    assert "files.json" in records.stated_sums(run.folder, KEPT), "and their checksums"
     write_mask(mask, ~HALF)
     with pytest.raises(JobError, match=r"degradation\.operator\.mask"):
+        open_or_plan(job)
+
+
+def test_a_mask_is_mended_where_the_driver_was_killed_before_the_run_was_one(make_job, tmp_path):
+    mask = write_mask(tmp_path / "m.png", HALF)
+    job = make_job(degradation=inpainting(mask))
+    run = open_or_plan(job)
+    (run.folder / "job.yaml").unlink()
+    write_mask(mask, ~HALF)
+    run = execute(job)
+    assert identity.recorded(run.folder) == identity.of_operator(job)
+    (run.folder / "job.yaml").unlink()
+    write_mask(mask, HALF)
+    with pytest.raises(JobError, match="begun with other files"):  # there are rows made with them
         open_or_plan(job)
 
 

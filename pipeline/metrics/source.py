@@ -13,11 +13,11 @@ import numpy as np
 from pipeline.errors import JobError, UnreadableImage
 from pipeline.plan import Members, Unit, checked_key
 from pipeline.read import DECODERS, Content, Decoded, decode, in_folder, in_tar, opened, to_rgb
-from pipeline.shards import DamagedShard, Sample, expand, index
+from pipeline.shards import DamagedShard, Sample, checksum, expand, index
 from pipeline.storage import Location
 
 AHEAD = 8  # images decoded before they are needed
-READERS = 16  # images read at once where all are read
+READERS = 16  # files read at once where all are read
 
 
 class Pictures:
@@ -65,18 +65,23 @@ class Pictures:
         return hashlib.sha256(json.dumps(places).encode()).hexdigest()
 
     def contents(self) -> str:
-        """SHA-256 of the images: of their keys, and of the bytes of each."""
-        keys = sorted(self.places)
-        with ThreadPoolExecutor(READERS) as pool:
-            sums = list(pool.map(self.checksum, keys))
-        return hashlib.sha256(json.dumps([keys, sums]).encode()).hexdigest()
+        """SHA-256 of the images: of the bytes of tars, and of keys and bytes of files in folders.
+
+        Raises:
+            OSError: a tar cannot be read.
+        """
+        tars = {shard for shard, sample in self.places.values() if sample.file is None}
+        keys = [key for key in sorted(self.places) if self.places[key][1].file is not None]
+        with ThreadPoolExecutor(READERS) as pool:  # each tar in one go, not once for each image
+            sums = sorted(pool.map(checksum, tars)), keys, list(pool.map(self.checksum, keys))
+        return hashlib.sha256(json.dumps(sums).encode()).hexdigest()
 
     def checksum(self, key: str) -> str:
-        """SHA-256 of the files of one image, or why they cannot be read."""
+        """SHA-256 of the file of one image in a folder, or why it cannot be read."""
         content = self.content(key)
-        if isinstance(content, Exception):
-            return str(content)
-        return hashlib.sha256(b"".join(content[name] for name in sorted(content))).hexdigest()
+        return (
+            str(content) if isinstance(content, Exception) else hashlib.sha256(*content.values()).hexdigest()
+        )
 
     def content(self, key: str) -> Content:
         """The files of one image by suffix, or why there are none."""
