@@ -281,7 +281,7 @@ def compare(entries: Sequence[Entry], by: str | None = None) -> Comparison:
         not_shared={name: by_runs for name, by_runs in having.items() if by_runs != names},
         paired=corrected(found),
         against=corrected(against),
-        warnings=[*warnings(entries), *set_warnings(runs)],
+        warnings=[*warnings(entries), *set_warnings(runs), *worse_than_nothing(against)],
         by=by,
         differing={keys[i].as_py(): dict(zip(names, stacked[by][:, i].tolist(), strict=True)) for i in most},
         shown=[
@@ -497,6 +497,16 @@ def problem(run: Run) -> dict[str, Any]:
     return {k: v for k, v in fields.items() if k == "seed" or k.startswith(("data.", "degradation."))}
 
 
+def worse_than_nothing(against: Sequence[Paired]) -> list[str]:
+    """Where restoring lost more often than it won."""
+    return [
+        f"{one.other}, {bare(one.measure)}: {one.baseline}, which needs no network, does better on "
+        f"{100 - 100 * one.wins:.0f} % of the images"
+        for one in against
+        if one.wins is not None and one.wins < 0.5
+    ]
+
+
 def set_warnings(runs: Sequence[Standing]) -> list[str]:
     """Why metrics of sets must be read with care."""
     found = []
@@ -533,6 +543,10 @@ def title(name: str) -> str:
     return TITLES[name] if name in TITLES else name + ARROWS[better(name)]
 
 
+def in_words(count: int | None) -> str:
+    return "–" if count is None else str(count)
+
+
 def exactly(value: float | None) -> str:
     return "" if value is None else repr(value)
 
@@ -556,8 +570,8 @@ def runs_table(comparison: Comparison, exact: bool = False) -> Table:
         for name in names:
             values = of_run(run, name)
             row += map(exactly, values) if exact else [with_interval(*values)]
-        counts = [exactly(count) for count in (run.cost.forwards, run.cost.vjps)]
-        rows.append([*row, *counts, (exactly if exact else number)(run.cost.seconds)])
+        row += map(exactly if exact else in_words, (run.cost.forwards, run.cost.vjps))
+        rows.append([*row, (exactly if exact else number)(run.cost.seconds)])
     return Table(["run", "images", *head, *cost], rows)
 
 
@@ -594,7 +608,8 @@ def paired_table(comparison: Comparison, exact: bool = False) -> Table:
                 one.other,
                 str(one.n),
                 with_interval(one.difference, one.low, one.high),
-                *map(number, (one.p, one.corrected, one.wins)),
+                *map(number, (one.p, one.corrected)),
+                "–" if one.wins is None else f"{100 * one.wins:.0f} %",
             ]
             for one in differences(comparison)
         ],

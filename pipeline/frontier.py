@@ -110,7 +110,12 @@ def draw(
             for panel in line[: 3 - columns]:
                 panel.set_ylabel(quality.title)
         # A label that begins with an underscore would be left out.
-        handles = [Line2D([], [], linestyle="", label=f" {name}", **style(i)) for i, name in enumerate(names)]
+        handles = [
+            Line2D([], [], linestyle="", label=f" {name}", **style(i))
+            if any(spent[i] is not None for _, spent in axes_of)
+            else Line2D([], [], linestyle=":", label=f" {name}", color=style(i)["color"])
+            for i, name in enumerate(names)
+        ]
         if ranked:
             handles.append(Line2D([], [], color=GREY, linewidth=1, label=" Pareto front"))
         figure.legend(handles=handles, loc="outside lower left", frameon=False)

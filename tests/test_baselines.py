@@ -82,7 +82,7 @@ def finished(make_job):
     return done(make_job(metrics=["psnr", "ssim"], sampler=SAMPLER, degradation=noise))
 
 
-def test_report_terminal_and_compare_state_them(finished):
+def test_report_terminal_and_compare_state_them(finished, tmp_path):
     said = CliRunner().invoke(app, ["report", str(finished.folder)], terminal_width=80).output
     assert "linear MMSE" in said
     folder = finished.folder / "report"
@@ -109,6 +109,10 @@ def test_report_terminal_and_compare_state_them(finished):
     corrected = {one.measure: one.corrected for one in found.paired}
     assert corrected == {"psnr": 1, "ssim": 1, "residual": None}, "Holm's method is for what was asked for"
     assert [row[0] for row in comparing.runs_table(found).rows[:2]] == ["H⁺y", "linear MMSE"]
+    lost = [one for one in found.against if one.wins < 0.5]
+    assert len(lost) == sum("needs no network, does better" in line for line in found.warnings) > 0
+    page = comparing.write(found, open_entries([str(finished.folder)] * 2), at(str(tmp_path / "out")))
+    assert "those between runs (2) and those with what needs no network (8)" in page.read_text()
 
 
 def test_different_degradations_have_no_common_ranking(finished, tmp_path):
@@ -136,7 +140,9 @@ def test_rows_of_earlier_versions_have_none_and_are_whole(finished):
         pq.write_table(pq.read_table(data).select(kept), data)
         content = data.read_bytes()
         sums = {"data_bytes": len(content), "data_sha256": hashlib.sha256(content).hexdigest()}
-        record.write_text(json.dumps(json.loads(record.read_text()) | sums))
+        values = json.loads(record.read_text()) | sums
+        del values["sha256"]  # which they had none of
+        record.write_text(json.dumps(values))
     assert all(isinstance(each, Unit) for each in verify(finished))
     assert "restored less this" not in write_report(finished).read_text()
     assert compare(open_entries([str(finished.folder)] * 2)).baselines == []

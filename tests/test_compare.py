@@ -389,9 +389,9 @@ def test_the_locks_hold_whatever_the_statement_is(query_rows, tmp_path, monkeypa
 
 
 def test_texts_that_spreadsheets_take_for_formulae_are_behind_an_apostrophe():
-    formulae = ["=1+1", "+1+1", "-1+1", "-a", "@SUM(1)", "\t=1", "\r=1", "\n=1", "＝1", "-", "1e5\n"]
+    formulae = ["=1+1", "+1+1", "-1+1", "-a", "@SUM(1)", "\t=1", "\r=1", "\n=1", "＝1", "-"]
     harmless = ["a=1", "-1", "+1.5e-3", "-.5", "1", "-inf", "nan", "", "é", None, -1.5, 3, ["=1"]]
-    assert [no_formula(text) for text in formulae] == [f"'{text}" for text in formulae[:-1]] + ["1e5\n"]
+    assert [no_formula(text) for text in formulae] == [f"'{text}" for text in formulae]
     assert [no_formula(value) for value in harmless] == harmless
     assert Table(["=run"], [["-2.5"], ["-run"]]).csv() == "'=run\n-2.5\n'-run\n"
     groups = {"shard": pa.table({"group": ["=x.tar", "y.tar"], "n": [1, 2]})}
