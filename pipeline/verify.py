@@ -79,7 +79,11 @@ def verify(run: Run) -> Iterator[Finding | Unit]:
 
 
 def fault(run: Run, unit: Unit) -> str | None:
-    """What is wrong with a committed unit, None if nothing is."""
+    """What is wrong with a committed unit, None if nothing is.
+
+    Raises:
+        JobError: one of its files is not what was committed; the message says what is wrong.
+    """
     data = data_file(run.folder, unit.unit)
     try:
         length = regular(data, MAX_TABLE)
@@ -88,8 +92,6 @@ def fault(run: Run, unit: Unit) -> str | None:
     commit = valid(read(commit_file(run.folder, unit.unit)), unit.unit, run.config_hash, length)
     if commit is None:
         return "the commit record is torn, of another job, not what was written, or of data of another size"
-    if digest(data) != commit.data_sha256:
-        return "the data is not what was committed: its SHA-256 differs"
     table = read_rows(run.folder, commit)
     return fault_of_rows(run, unit, commit, table) or fault_of_features(run, commit, table)
 
@@ -98,14 +100,10 @@ def fault_of_features(run: Run, commit: Commit, rows: pa.Table) -> str | None:
     if commit.features_sha256 is None:
         needed = commit.failed < commit.rows and any(name in SETS for name in run.job.metrics)
         return "there are no features, which metrics of sets are computed from" if needed else None
-    features = features_file(run.folder, commit.unit)
     try:
-        regular(features, MAX_TABLE)
+        table = read_features(run.folder, commit)
     except FileNotFoundError:
         return "the features are gone"
-    if digest(features) != commit.features_sha256:
-        return "the features are not what was committed: their SHA-256 differs"
-    table = read_features(run.folder, commit)
     restored = rows.filter(pc.equal(rows["status"], "ok"))["key"]
     if table is None or "key" not in table.column_names or table["key"] != restored:
         return "the features are not those of the restored samples, each once and in order"

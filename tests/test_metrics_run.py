@@ -173,7 +173,7 @@ def test_the_record_vouches_for_the_features(networks, make_job):
     content[100] ^= 1
     file.write_bytes(content)
     (found,) = (found for found in verify(run) if isinstance(found, Finding))
-    assert "the features are not what was committed" in found.what
+    assert "is not the file that was committed" in found.what
     with pytest.raises(JobError, match="is not the file that was committed"):
         set_metrics(run)
     file.write_bytes(content[:-1])

@@ -71,7 +71,7 @@ DAMAGE = {
     "record of another job": (lambda r, u: rewrite(commit_file(r, u), config_hash="0" * 64), "another job"),
     "no data": (lambda r, u: data_file(r, u).unlink(), "no data"),
     "cut data": (lambda r, u: os.truncate(data_file(r, u), 1000), "another size"),
-    "a flipped bit": (lambda r, u: flip(data_file(r, u)), "SHA-256 differs"),
+    "a flipped bit": (lambda r, u: flip(data_file(r, u)), "is not the file that was committed"),
     "another count": (
         lambda r, u: rewrite(commit_file(r, u), failed=2),
         "its commit record says 2",
