@@ -409,7 +409,7 @@ def test_a_unit_that_kills_its_workers_is_given_up_and_the_rest_done(make_job, r
         "image_005",
         "image_006",
     ]
-    assert "Actor" in found[4]["error"]
+    assert found[4]["error"] == "the worker's process died"
 
 
 def test_workers_that_cannot_start_end_the_job(make_job, ray_cluster, monkeypatch):
