@@ -8,7 +8,7 @@ split into units.
 import hashlib
 import math
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -201,14 +201,16 @@ def mark(commit: Commit) -> bytes:
     return f"{commit.unit} {commit.data_sha256} {commit.seconds}\n".encode()
 
 
-def shows_state_of(run: Run, rows_file: Location) -> bool:
-    """Whether a flat table is there and holds what is committed now."""
+def shows_state_of(run: Run, rows_file: Location, columns: Collection[str] = ()) -> bool:
+    """Whether a flat table is there, has these columns, and holds what is committed now."""
     state = hashlib.sha256()
     for _, commit in run.commits():
         if commit is not None:
             state.update(mark(commit))
     try:
         with parquet(rows_file) as file:
+            if not set(file.schema_arrow.names).issuperset(columns):
+                return False
             return bool((file.metadata.metadata or {}).get(STATE) == state.hexdigest().encode())
     except (FileNotFoundError, pa.ArrowInvalid):
         return False

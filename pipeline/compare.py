@@ -8,12 +8,14 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
+from inspect import signature
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+import operators
 from pipeline.aggregate import (
     QUANTILES,
     average,
@@ -29,7 +31,8 @@ from pipeline.aggregate import (
 )
 from pipeline.errors import JobError
 from pipeline.frontier import Cost, Quality, draw
-from pipeline.job import deciding
+from pipeline.identity import recorded
+from pipeline.job import Job, alike, deciding, flatten
 from pipeline.metrics import BASELINE_COLUMNS, BASELINES, IMAGE, baseline_column
 from pipeline.query import rows_file
 from pipeline.report import ARROWS, ASCENDING, TITLES, bare, environments, number, with_interval
@@ -248,12 +251,11 @@ def compare(entries: Sequence[Entry], by: str | None = None) -> Comparison:
         if len(entries) <= ALL_PAIRS
         else [(0, i) for i in range(1, len(entries))]
     )
-    degradations = [degradation(entry) for entry in entries]
     found = [
         paired(name, names[i], names[j], values[i][name], values[j][name])
         for name in measures
         for i, j in pairs
-        if alike(degradations[i], degradations[j])
+        if same_degradation(entries[i], entries[j])
     ]
     baselines = baselines_of(names, aligned, values, measures)
     against = [
@@ -276,7 +278,7 @@ def compare(entries: Sequence[Entry], by: str | None = None) -> Comparison:
             Standing(label, "", len(wanted), 0, 0, *described(of, edges), {}, [], Cost(None, None, None))
             for label, (_, of) in baselines.items()
         ],
-        ranked=all(alike(degradations[0], other) for other in degradations[1:]),
+        ranked=ranked(entries),
         measures=measures,
         not_shared={name: by_runs for name, by_runs in having.items() if by_runs != names},
         paired=corrected(found),
@@ -427,16 +429,11 @@ def same_values(one: Mapping[str, np.ndarray], other: Mapping[str, np.ndarray]) 
     )
 
 
-def degradation(entry: Entry) -> dict[str, Any] | None:
-    """The fields that say how the measurements came about; None of images of another program."""
-    if entry.run is None:
-        return None
-    return {k: v for k, v in problem(entry.run).items() if k.startswith("degradation.")}
-
-
-def alike(one: dict[str, Any] | None, other: dict[str, Any] | None) -> bool:
-    """Whether two degradations are the same, as far as is known."""
-    return one is None or other is None or one == other
+def same_degradation(one: Entry, other: Entry) -> bool:
+    """Whether the measurements came about in the same way, as far as is known of images of others."""
+    if one.run is None or other.run is None:
+        return True
+    return not any(field.startswith("degradation.") for field, _, _ in differing(one.run, other.run))
 
 
 def spread(name: str, values: np.ndarray) -> np.ndarray:
@@ -459,7 +456,7 @@ def warnings(entries: Sequence[Entry]) -> list[str]:
     """Reasons why differences may not be due to the method."""
     first, *others = entries
     found = []
-    if not all(alike(degradation(first), degradation(entry)) for entry in others):
+    if not ranked(entries):
         found.append(
             "the runs restored different degradations: there is no common ranking, and only runs of the same "
             "one have differences, wins and p-values"
@@ -477,24 +474,53 @@ def warnings(entries: Sequence[Entry]) -> list[str]:
             "name a run first",
             *found,
         ]
-    expected = problem(first.run)
     for entry in others:
         if entry.run is None:
             found.append(f"{entry.label} is no run: whether it restored the same measurements is not known")
             continue
-        given = problem(entry.run)
         found += [
-            f"{entry.label}: {field} is {given.get(field)!r}, of {first.label} {expected.get(field)!r}"
-            for field in sorted(expected.keys() | given.keys())
-            if given.get(field) != expected.get(field)
+            f"{entry.label}: {field} is {given!r}, of {first.label} {expected!r}"
+            for field, expected, given in differing(first.run, entry.run)
         ]
     return found
 
 
-def problem(run: Run) -> dict[str, Any]:
-    """The fields that decide which measurements were restored."""
-    fields = deciding(run.job)
-    return {k: v for k, v in fields.items() if k == "seed" or k.startswith(("data.", "degradation."))}
+def ranked(entries: Sequence[Entry]) -> bool:
+    """Whether all restored the same degradation, so that one can be said to be the best."""
+    return all(same_degradation(*pair) for pair in itertools.combinations(entries, 2))
+
+
+def differing(one: Run, other: Run) -> list[tuple[str, Any, Any]]:
+    """What decides which measurements were restored and is not the same: fields, and the value of each run.
+
+    A file is what is in it, wherever it lies, if both runs know its checksum.
+    """
+    first, second = problem(one.job), problem(other.job)
+    sums, others = recorded(one.folder), recorded(other.folder)
+    for field in sums.keys() & others.keys() & first.keys() & second.keys():
+        first[field], second[field] = sums[field], others[field]
+    return [
+        (field, first.get(field), second.get(field))
+        for field in sorted(first.keys() | second.keys())
+        if not alike(first.get(field), second.get(field))
+    ]
+
+
+def problem(job: Job) -> dict[str, Any]:
+    """The fields that decide which measurements were restored; an operator's with those left out."""
+    fields = deciding(job)
+    found = {k: v for k, v in fields.items() if k == "seed" or k.startswith("data.")}
+    noise = {"sigma on [-1, 1]": job.degradation.gaussian, "poisson": job.degradation.poisson}
+    return found | flatten({"degradation": {"operator": whole(job.degradation.operator), **noise}})
+
+
+def whole(spec: Mapping[str, Any]) -> dict[str, Any]:
+    """The spec of an operator with every parameter, and the parts of `compose` by their number."""
+    parameters = signature(operators.REGISTRY[spec["name"]]).parameters
+    left_out = {name: of.default for name, of in parameters.items() if of.default is not of.empty}
+    listed = {name: list(of) if isinstance(of, tuple) else of for name, of in left_out.items()}
+    parts = {str(number): whole(part) for number, part in enumerate(spec.get("operators", ()))}
+    return listed | dict(spec) | ({"operators": parts} if parts else {})
 
 
 def worse_than_nothing(against: Sequence[Paired]) -> list[str]:

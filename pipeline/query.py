@@ -1,12 +1,12 @@
 """The flat table of a run or of scored images, and SQL over it."""
 
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from pipeline.aggregate import Summary, shows_state_of, write_rows
+from pipeline.aggregate import FLAT_ROWS, Summary, shows_state_of, write_rows
 from pipeline.errors import JobError
 from pipeline.run import Run
 from pipeline.storage import Location, Remote
@@ -52,7 +52,7 @@ def rows_of(folder: Location) -> Iterator[Location]:
     Raises:
         JobError: `folder` is neither a run directory nor what `kintsugi score` made.
     """
-    found = kept_rows(folder)
+    found = kept_rows(folder, FLAT_ROWS.names)
     if found is not None:
         yield found
         return
@@ -63,12 +63,12 @@ def rows_of(folder: Location) -> Iterator[Location]:
         yield rows
 
 
-def kept_rows(folder: Location) -> Location | None:
-    """The table that is there already, if it shows what is committed now."""
+def kept_rows(folder: Location, columns: Collection[str] = ()) -> Location | None:
+    """The table that is there already, if it shows what is committed now and, of a run, has these columns."""
     if not (folder / "job.yaml").exists() and (folder / "rows.parquet").exists():
         return folder / "rows.parquet"
     rows = folder / "report" / "rows.parquet"
-    return rows if shows_state_of(Run.open(folder), rows) else None
+    return rows if shows_state_of(Run.open(folder), rows, columns) else None
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow as pa
@@ -10,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from conftest import picture
+from PIL import Image
 from typer.testing import CliRunner
 
 import operators
@@ -23,6 +25,7 @@ from pipeline.job import Job
 from pipeline.metrics import BASELINE_COLUMNS
 from pipeline.metrics.scoring import Scorer
 from pipeline.plan import Unit
+from pipeline.query import ask, rows_of
 from pipeline.report import about_baselines, write_report
 from pipeline.restore import Stage, measure
 from pipeline.run import open_or_plan
@@ -130,6 +133,41 @@ def test_different_degradations_have_no_common_ranking(finished, tmp_path):
     assert "Pareto front" not in (tmp_path / "out" / "frontier.svg").read_text()
 
 
+def test_a_degradation_is_what_it_does_and_not_how_it_is_written(make_job, tmp_path):
+    def run(name, operator, files=None, **noise):
+        folder = tmp_path / name
+        folder.mkdir()
+        if files is not None:
+            (folder / "files.json").write_text(json.dumps(files))
+        job = make_job(degradation={"operator": operator, **noise})
+        return SimpleNamespace(job=job, folder=folder)
+
+    blur, field = {"name": "anisotropic_blur"}, "degradation.operator.mask"
+    short = run("short", {"name": "compose", "operators": [blur, {"name": "bicubic"}]}, sigma=0.2)
+    parts = [blur | {"sigmas": [20, 1]}, {"name": "bicubic", "factor": 4}]
+    long = run("long", {"name": "compose", "operators": parts}, sigma=0.4, sigma_range="[-1,1]")
+    assert comparing.differing(short, long) == []
+    noisier = run("noisier", {"name": "compose", "operators": parts}, sigma=0.4)
+    assert comparing.differing(long, noisier) == [("degradation.sigma on [-1, 1]", 0.4, 0.8)]
+
+    one, other = tmp_path / "one.png", tmp_path / "other.png"
+    for file in (one, other):
+        Image.fromarray(np.pad(np.zeros((16, 16), np.uint8), 8, constant_values=255)).save(file)
+    sums = {field: "a" * 64}
+    masked = [{"name": "inpaint", "mask": str(file), "known": "white"} for file in (one, other)]
+    here = run("here", masked[0], sums)
+    assert comparing.differing(here, run("there", masked[1], sums)) == [], "the same mask, elsewhere"
+    swapped = run("swapped", masked[0], {field: "b" * 64})
+    assert comparing.differing(here, swapped) == [(field, "a" * 64, "b" * 64)]
+    assert comparing.differing(here, run("old", masked[0])) == [], "as far as is known"
+
+    def entry(of):
+        return comparing.Entry("", tmp_path, tmp_path, of, {})
+
+    assert comparing.ranked([entry(None), entry(short), entry(long)])
+    assert not comparing.ranked([entry(None), entry(short), entry(here)])
+
+
 def test_rows_of_earlier_versions_have_none_and_are_whole(finished):
     for unit, _ in finished.commits():
         data, record = (
@@ -146,6 +184,11 @@ def test_rows_of_earlier_versions_have_none_and_are_whole(finished):
     assert all(isinstance(each, Unit) for each in verify(finished))
     assert "restored less this" not in write_report(finished).read_text()
     assert compare(open_entries([str(finished.folder)] * 2)).baselines == []
+    rows = finished.folder / "report" / "rows.parquet"
+    table = pq.read_table(rows)
+    pq.write_table(table.drop_columns(BASELINE_COLUMNS), rows)  # as it was made then, with its metadata
+    with rows_of(finished.folder) as whole, ask(whole, "select psnr_pinv from rows") as (_, found):
+        assert set(found) == {(None,)}
 
 
 def test_values_that_are_infinite_or_not_defined_are_counted():
