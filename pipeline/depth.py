@@ -188,9 +188,10 @@ def on_range(values: np.ndarray, stated: str | None, deviation: float = 0.0) -> 
     seen = f"values from {low:g} to {high:g}"
     if not np.isfinite((low, high)).all():
         raise UnreadableImage("the array holds NaN or infinity")
-    if stated is None and low >= 0 and high > 0:  # nothing darker than mid-grey
+    if stated is None and low >= 0 and high > 0:
         raise UnreadableImage(
-            f"{seen}: say with data.range what they are on, [-1,1], [0,1], [0,255] or [0,65535]"
+            f"{seen}: say what they are on with data.range=[0,1], [0,255] or [0,65535], or with "
+            "data.range=[-1,1] that nothing is darker than mid-grey"
         )
     name = stated or "[-1,1]"
     bottom, top = RANGES[name]
