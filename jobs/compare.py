@@ -82,7 +82,7 @@ def shown(table: Table) -> Shown:
 
     from pipeline.storage import redacted
 
-    target = Shown(box=SIMPLE_HEAD)
+    target = Shown(box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     for i, column in enumerate(table.columns):
         target.add_column(redacted(column), justify="right" if i else "left", overflow="fold")
     for row in table.rows:
