@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 from pipeline.commit import PICTURES, ROWS, Commit, read_rows
 from pipeline.failures import Reason, reasons
 from pipeline.metrics import BASELINE_COLUMNS, BASELINES, IMAGE, PERFECT, Better, baseline_column
+from pipeline.records import MAX_TABLE, regular
 from pipeline.run import Run
 from pipeline.statistics import group_intervals, mean_interval, moments
 from pipeline.storage import Location, parquet
@@ -178,7 +179,7 @@ def write_rows(run: Run, file: Path, summary: Summary) -> None:
     waiting: list[pa.Table] = []
     rows = 0
     # Of numbers and keys hardly any is there twice: a dictionary of them takes time and no less space.
-    with pq.ParquetWriter(file, FLAT_ROWS, use_dictionary=REPEATED) as writer:
+    with pq.ParquetWriter(file, FLAT_ROWS, use_dictionary=REPEATED, write_page_checksum=True) as writer:
 
         def flush() -> None:
             if waiting:
@@ -208,11 +209,12 @@ def shows_state_of(run: Run, rows_file: Location, columns: Collection[str] = ())
         if commit is not None:
             state.update(mark(commit))
     try:
+        regular(rows_file, MAX_TABLE)
         with parquet(rows_file) as file:
             if not set(file.schema_arrow.names).issuperset(columns):
                 return False
             return bool((file.metadata.metadata or {}).get(STATE) == state.hexdigest().encode())
-    except (FileNotFoundError, pa.ArrowInvalid):
+    except (FileNotFoundError, pa.ArrowException):
         return False
 
 

@@ -307,10 +307,10 @@ def refuse_nonsense(table: pa.Table, file: Location) -> None:
     """Raise a JobError if what was read of a file is not of the types and ranges that rows have."""
     for field in table.schema:
         column = table[field.name]
-        if field.name in ROWS.names and field.type != ROWS.field(field.name).type:
-            raise JobError(
-                f"{file}: {field.name} is a column of {field.type}, not {ROWS.field(field.name).type}"
-            )
+        wanted = ROWS.field(field.name).type if field.name in ROWS.names else field.type
+        whole = pa.types.is_integer(field.type) and pa.types.is_integer(wanted)
+        if not (field.type == wanted or whole or pa.types.is_null(field.type)):
+            raise JobError(f"{file}: {field.name} is a column of {field.type}, not {wanted}")
         if field.name in NEEDED and column.null_count:
             raise JobError(f"{file}: a row without {field.name}")
         if pa.types.is_floating(field.type):

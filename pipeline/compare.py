@@ -29,6 +29,7 @@ from pipeline.aggregate import (
     pairs_of,
     share_better,
 )
+from pipeline.commit import refuse_nonsense
 from pipeline.errors import JobError
 from pipeline.frontier import Cost, Quality, draw
 from pipeline.identity import recorded
@@ -37,6 +38,7 @@ from pipeline.metrics import BASELINE_COLUMNS, BASELINES, IMAGE, baseline_column
 from pipeline.query import rows_file
 from pipeline.report import ARROWS, ASCENDING, TITLES, bare, environments, number, with_interval
 from pipeline.report.gallery import KINDS, Card, failures, fitted, rows_at, with_pseudo_inverses
+from pipeline.report.stored import METRICS, read_metrics
 from pipeline.run import Run
 from pipeline.statistics import holm, paired_p_value
 from pipeline.storage import Location, at, make_folder, parquet, publish, redacted
@@ -169,10 +171,7 @@ def open_entries(names: Sequence[str]) -> list[Entry]:
     for folder, label in zip(folders, labels(folders), strict=True):
         rows = rows_file(folder)
         run = Run.open(folder) if (folder / "job.yaml").exists() else None
-        report = rows.parent / "metrics.json"
-        entries.append(
-            Entry(label, folder, rows, run, json.loads(report.read_text()) if report.exists() else {})
-        )
+        entries.append(Entry(label, folder, rows, run, read_metrics(rows.parent / METRICS)))
     return entries
 
 
@@ -312,8 +311,9 @@ def load(entry: Entry) -> pa.Table:
             wanted = ["key", "status", "error", *measures_in(schema), *beside]
             table = file.read([*wanted, *(name for name in ("forwards", "vjps") if name in schema.names)])
             table["key"], table["status"], table["error"]
-    except (pa.ArrowInvalid, KeyError) as error:
+    except (pa.ArrowException, KeyError, ValueError) as error:
         raise JobError(f"{entry.rows} is not a table of rows: {error}") from error
+    refuse_nonsense(table, entry.rows)
     if pc.count_distinct(table["key"]).as_py() != len(table):
         raise JobError(f"{entry.rows}: a key occurs twice, so images cannot be paired by it")
     return table

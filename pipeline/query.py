@@ -2,12 +2,15 @@
 
 import tempfile
 from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+
 from pipeline.aggregate import FLAT_ROWS, Summary, shows_state_of, write_rows
 from pipeline.errors import JobError
+from pipeline.records import JOB, MAX_TABLE, regular
 from pipeline.run import Run
 from pipeline.storage import Location, Remote
 
@@ -64,11 +67,17 @@ def rows_of(folder: Location) -> Iterator[Location]:
 
 
 def kept_rows(folder: Location, columns: Collection[str] = ()) -> Location | None:
-    """The table that is there already, if it shows what is committed now and, of a run, has these columns."""
-    if not (folder / "job.yaml").exists() and (folder / "rows.parquet").exists():
-        return folder / "rows.parquet"
-    rows = folder / "report" / "rows.parquet"
-    return rows if shows_state_of(Run.open(folder), rows, columns) else None
+    """The table that is there already, if it shows what is committed now and, of a run, has these columns.
+
+    Raises:
+        JobError: it is a link or no regular file; or `folder` is no run.
+    """
+    if not (folder / JOB).exists():
+        with suppress(FileNotFoundError):
+            regular(folder / "rows.parquet", MAX_TABLE)
+            return folder / "rows.parquet"
+    run, rows = Run.open(folder), folder / "report" / "rows.parquet"
+    return rows if shows_state_of(run, rows, columns) else None
 
 
 @contextmanager
@@ -86,11 +95,16 @@ def ask(rows: Location, sql: str) -> Iterator[Results]:
     import pyarrow.dataset as ds
 
     with duckdb.connect(":memory:") as connection:
-        source = (
-            ds.dataset(rows.path, filesystem=rows.filesystem, format="parquet")
-            if isinstance(rows, Remote)
-            else ds.dataset(rows, format="parquet")
-        )
+        pages = ds.ParquetFragmentScanOptions(page_checksum_verification=True)
+        checked = ds.ParquetFileFormat(default_fragment_scan_options=pages)
+        try:
+            source = (
+                ds.dataset(rows.path, filesystem=rows.filesystem, format=checked)
+                if isinstance(rows, Remote)
+                else ds.dataset(rows, format=checked)
+            )
+        except pa.ArrowException as error:
+            raise JobError(f"{rows} cannot be read as Parquet: {error}") from error
         connection.register("rows", source)
         for lock in LOCKS:
             connection.execute(lock)
@@ -100,6 +114,8 @@ def ask(rows: Location, sql: str) -> Iterator[Results]:
                 raise JobError("query: give one statement that selects, such as: select * from rows")
             found = connection.execute(statements[0])
             yield [name for name, *_ in found.description], iter(found.fetchone, None)
+        except pa.ArrowException as error:
+            raise JobError(f"{rows} cannot be read as Parquet: {error}") from error
         except duckdb.Error as error:
             what = str(error).split("\n\n")[0].replace("\n", " ")
             raise JobError(f"query: {what} (`describe rows` lists the columns)") from error

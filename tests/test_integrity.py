@@ -1,9 +1,13 @@
 """What a run directory holds is believed only as it was written, and leads nowhere else."""
 
+import hashlib
 import json
 import os
 import shutil
+import struct
+import zlib
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +26,10 @@ from pipeline.identity import FILES
 from pipeline.job import Job
 from pipeline.plan import BEFORE_LINKS, read_members
 from pipeline.records import FOLDERS, JOB, PLAN, PRIOR, SUMS, sealed, unsealed
+from pipeline.report.gallery import refuse_no_pictures
+from pipeline.report.stored import read_metrics
 from pipeline.run import KEPT, Run, open_or_plan
+from pipeline.storage import parquet
 from pipeline.verify import Finding, mend, verify
 
 KEYS = [f"image_{number:03d}" for number in range(6)]
@@ -333,3 +340,128 @@ def test_a_record_or_data_that_is_no_file_is_done_again(run, kind):
     assert kintsugi("verify", run, "--repair").exit_code == 0
     assert execute(job_of(run)).progress().units == 3
     assert victim.read_bytes() == b"mine"
+
+
+# ---- nonsense that is well hashed
+
+
+def recommitted(run: Path, change) -> None:
+    """Change the rows of the first unit, as a table, and its commit record."""
+    data, record = data_file(run, UNITS[0]), commit_file(run, UNITS[0])
+    pq.write_table(change(pq.read_table(data)), data)
+    values = json.loads(unsealed(record.read_bytes()))
+    content = data.read_bytes()
+    values |= {"data_bytes": len(content), "data_sha256": hashlib.sha256(content).hexdigest()}
+    record.write_bytes(sealed(values))
+
+
+def replaced(name: str, values: list, kind: pa.DataType):
+    """A change of the rows: another column of this name."""
+    return lambda rows: rows.set_column(rows.schema.get_field_index(name), name, pa.array(values, kind))
+
+
+def claims(width: int, height: int) -> bytes:
+    """A PNG of a few bytes that claims a size."""
+    content = bytearray(encode(picture(0)))
+    content[16:24] = struct.pack(">II", width, height)
+    content[29:33] = struct.pack(">I", zlib.crc32(content[12:29]))
+    return bytes(content)
+
+
+NONSENSE = {
+    "text in a number's column": (replaced("psnr", ["=1+1", "x"], pa.string()), "psnr is a column of string"),
+    "null keys": (replaced("key", [None, "a"], pa.string()), "a row without key"),
+    "numbers that have no squares": (replaced("psnr", [1e308, 1.0], pa.float64()), "psnr has a value beyond"),
+    "no rows": (lambda rows: rows[:0], "has 0 rows, and its commit record says 2"),
+    "a doubled column": (
+        lambda rows: rows.append_column("key", rows["key"]),
+        "two columns have one name",
+    ),
+    "a picture of 20000²": (
+        replaced("restored", [claims(20_000, 20_000)] * 2, pa.binary()),
+        "restored of 'image_000'",
+    ),
+    "a picture that is none": (replaced("truth", [b"GIF89a"] * 2, pa.binary()), "truth of 'image_000'"),
+    "an array that claims terabytes": (
+        replaced(
+            "deviation",
+            [b"\x93NUMPY\1\0v\0" + b"{'descr': '<f2', 'fortran_order': False, 'shape': (9, 99999, 9999)}\n"]
+            * 2,
+            pa.binary(),
+        ),
+        "deviation of 'image_000'",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", NONSENSE)
+def test_nonsense_in_rows_is_one_error_that_names_the_file_and_the_field(run, name):
+    change, words = NONSENSE[name]
+    recommitted(run, change)
+    if name == "an array that claims terabytes":  # which is looked at where there are several samples
+        with pytest.raises(JobError, match=words):
+            refuse_no_pictures(pq.read_table(data_file(run, UNITS[0])).to_pylist()[0], run)
+        return
+    shutil.copytree(run, run.parent / "other")
+    more = {"compare": [run.parent / "other"], "query": ["select sum(psnr), min(key) from rows"]}
+    commands = ("report", "compare", "query", "status", "verify")
+    texts = [said(command, run, *more.get(command, [])) for command in commands]
+    assert any(words in text and f"{UNITS[0]}.parquet" in text for text in texts), texts
+
+
+def said(*command: str | Path) -> str:
+    """What a command tells its user; that it ends with another error than a JobError is none."""
+    try:
+        return kintsugi(*command).output.replace("\n", " ")
+    except JobError as error:
+        return str(error)
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["[" * 100_000, "[]", '{"title": 5}', '{"sets": {"fid": 3}}', '{"sets": {"fid": {"value": 1e400}}}',
+     '{"time": {}}', '{"shards": {"read": "x"}}', '{"provenance": null}'],
+)  # fmt: skip
+def test_nonsense_in_what_a_report_stores_is_one_error(original, run, content):
+    for folder in (original, run):
+        assert kintsugi("report", folder).exit_code == 0
+    (run / "report" / "metrics.json").write_text(content)
+    assert "metrics.json: " in said("compare", original, run, "--out", run.parent / "compared")
+
+
+def test_no_flipped_bit_of_what_a_report_stores_is_believed(original):
+    assert kintsugi("report", original).exit_code == 0
+    metrics, rows = original / "report" / "metrics.json", original / "report" / "rows.parquet"
+    good, values = metrics.read_bytes(), read_metrics(metrics)
+    for bit in bits(good, 200):
+        metrics.write_bytes(flipped(good, bit))
+        with pytest.raises(JobError, match=r"metrics\.json"):
+            read_metrics(metrics)
+    metrics.write_bytes(good)
+    assert read_metrics(metrics) == values
+    table, good = pq.read_table(rows), rows.read_bytes()
+    pages = 8 * int.from_bytes(good[-8:-4], "little") + 64
+    for bit in bits(good[: -pages // 8], 200):  # but of the footer, which has no checksum
+        rows.write_bytes(flipped(good, bit))
+        with suppress(pa.ArrowException, OSError), parquet(rows) as file:
+            assert file.read().equals(table), "a bit between the pages"
+    rows.write_bytes(good)
+
+
+@pytest.mark.parametrize("name", ["metrics.json", "rows.parquet"])
+@pytest.mark.parametrize("kind", ["link", "pipe"])
+def test_what_is_no_file_of_a_report_is_refused_unopened(original, run, name, kind):
+    for folder in (original, run):
+        assert kintsugi("report", folder).exit_code == 0
+    file = run / "report" / name
+    file.unlink()
+    if kind == "pipe":
+        os.mkfifo(file)
+    else:
+        file.symlink_to(original / "report" / name)
+    text = said("compare", original, run, "--out", run.parent / "compared")
+    assert f"{name} is {'a link' if kind == 'link' else 'no regular file'}" in text
+    assert kintsugi("report", run).exit_code == 0, "which puts the file itself there"
+    assert file.is_file()
+    assert not file.is_symlink()
+    assert (original / "report" / name).exists()

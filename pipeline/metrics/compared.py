@@ -1,6 +1,5 @@
 """Images that any method restored, measured against the truth: what `kintsugi score` does."""
 
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
@@ -12,7 +11,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
 
-from pipeline import storage
+from pipeline import records, storage
 from pipeline.aggregate import Measure, measure
 from pipeline.commit import error_text
 from pipeline.errors import JobError, UnreadableImage
@@ -138,7 +137,7 @@ def compare_sets(
     storage.make_folder(out)
     with ExitStack() as stack:
         temporary = stack.enter_context(publish(out / "rows.parquet"))
-        writer = stack.enter_context(pq.ParquetWriter(temporary, schema))
+        writer = stack.enter_context(pq.ParquetWriter(temporary, schema, write_page_checksum=True))
         stored = stack.enter_context(publish(out / "features.parquet")) if extractor.spaces else None
         more: pq.ParquetWriter | None = None
         rows: list[dict[str, Any]] = []
@@ -150,7 +149,9 @@ def compare_sets(
             table = table_of(features)
             if table is not None and stored is not None:
                 if more is None:
-                    more = stack.enter_context(pq.ParquetWriter(stored, table.schema, compression="zstd"))
+                    more = stack.enter_context(
+                        pq.ParquetWriter(stored, table.schema, compression="zstd", write_page_checksum=True)
+                    )
                 more.write_table(table)
             rows.clear()
             features.clear()
@@ -212,7 +213,7 @@ def compare_sets(
         },
     }
     with publish(out / "metrics.json") as temporary:
-        temporary.write_text(json.dumps(found, indent=1, allow_nan=False) + "\n")
+        temporary.write_bytes(records.sealed(found))
     return found
 
 

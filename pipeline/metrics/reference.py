@@ -22,6 +22,7 @@ from pipeline.metrics.moments import Gaussian, Moments
 from pipeline.metrics.sets import PAIRS_MOST, share
 from pipeline.metrics.source import Pictures
 from pipeline.metrics.weights import MissingWeights
+from pipeline.records import MAX_TABLE, regular
 from pipeline.storage import Location, publish
 
 STATISTICS = "https://www.cs.cmu.edu/~clean-fid/stats/"
@@ -150,6 +151,8 @@ def reference_of(given: Published | str, run: Location) -> Reference:
     @cache
     def computed(space: str, features: bool) -> Location:
         file = run / f"reference-{space}.npz"
+        with suppress(FileNotFoundError):
+            regular(file, MAX_TABLE)
         try:
             pictures = Pictures("reference", given)
         except JobError:

@@ -2,7 +2,6 @@
 
 import base64
 import hashlib
-import json
 import re
 import shlex
 from collections import defaultdict
@@ -21,12 +20,14 @@ import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 from markupsafe import Markup
 
+from pipeline import records
 from pipeline.aggregate import Summary, better, summarise
 from pipeline.job import Job
 from pipeline.metrics import ALL, BASELINES, SETS, Better, baseline_column
 from pipeline.metrics.sets import SetResult, set_metrics
 from pipeline.pictures import mime
 from pipeline.report.gallery import choose, contact_sheet, draw_deviations, failures, fitted
+from pipeline.report.stored import METRICS
 from pipeline.run import Run
 from pipeline.storage import Location, parquet, publish
 from pipeline.tables import Table, markdown_text, no_formula
@@ -104,7 +105,7 @@ def contents(run: Run, rows: Path) -> list[tuple[str, bytes]]:
     beside = against(metrics)
     tables = [table(metrics), *([beside] if beside.rows else [])]
     found = {
-        "metrics.json": json.dumps(metrics, indent=1, allow_nan=False) + "\n",
+        METRICS: records.sealed(metrics).decode(),
         "metrics.csv": table(metrics, exact=True).csv(),
         "metrics.tex": "\n".join(each.latex() for each in tables),
     }

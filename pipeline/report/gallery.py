@@ -13,10 +13,13 @@ from PIL import Image
 
 import operators
 from operators import SpecError
+from operators.arrays import read_array
 from pipeline.aggregate import MEASURES, Measure
-from pipeline.commit import PICTURES, ROWS, read_rows
+from pipeline.commit import PICTURES, ROWS, data_file, error_text, read_rows
+from pipeline.errors import JobError
 from pipeline.job import Job
 from pipeline.pictures import encode
+from pipeline.read import MAX_PIXELS, open_image
 from pipeline.restore import levels, measure
 from pipeline.run import Run
 from pipeline.storage import Location, parquet
@@ -29,6 +32,7 @@ BUDGET = 5 << 20  # bytes of all pictures; a third more as text in the file
 FORMS = ((512, None), (512, 90), (256, 90), (256, 60), (128, 60))
 SAMPLES = 3  # of those drawn for one measurement
 FAILURES = 24
+MAX_VALUES = 3 * MAX_PIXELS  # of a deviation
 SHEET_ROWS, GAP = 4, 4  # of pictures.png
 SHEET_SIDE = 1024  # pixels of a picture in it, at most
 KINDS = {"truth": "truth", "measurement": "measurement", "restored": "restoration"}
@@ -85,7 +89,7 @@ def choose(run: Run, rows_file: Location, title: str, ranked: Measure | None) ->
             measures = {name: value for name, value in known if value is not None and value == value}
             card = Card(row["key"], place, measures, why.get(row["key"], []), pictures)
             if row.get("deviation") is not None:
-                card.deviation = np.load(BytesIO(row["deviation"]), allow_pickle=False).astype(float).mean(0)
+                card.deviation = read_array(row["deviation"], MAX_VALUES).astype(float).mean(0)
                 card.pictures |= {f"sample {i}": one for i, one in enumerate(row["samples"][:SAMPLES], 1)}
             cards.append(card)
     return with_pseudo_inverses(run.job, cards)
@@ -103,10 +107,34 @@ def rows_at(
         inside = wanted[(wanted >= first) & (wanted < first + commit.rows)]
         if len(inside):
             rows = read_rows(run.folder, commit, list(columns)).take(inside - first).to_pylist()
-            yield from zip(inside.tolist(), rows, strict=True)
+            for place, row in zip(inside.tolist(), rows, strict=True):
+                refuse_no_pictures(row, data_file(run.folder, commit.unit))
+                yield place, row
         first += commit.rows
         if not len(wanted) or first > wanted[-1]:
             break
+
+
+def refuse_no_pictures(row: dict[str, Any], file: Location) -> None:
+    """Raise a JobError if what a row keeps as pictures cannot be shown: the run may be somebody else's."""
+    for name in PICTURES:
+        content = row.get(name)
+        for one in content if isinstance(content, list) else [content]:
+            try:
+                if one is None:
+                    continue
+                if name == "deviation":
+                    read_array(one, MAX_VALUES, refuse_no_deviation)
+                else:
+                    with open_image(one) as image:
+                        image.load()
+            except Exception as error:  # whatever Pillow makes of it
+                raise JobError(f"{file}: {name} of {row['key']!r}: {error_text(error)}") from error
+
+
+def refuse_no_deviation(shape: tuple[int, ...], kind: np.dtype) -> None:
+    if len(shape) != 3 or kind.kind != "f" or 0 in shape:
+        raise ValueError(f"an array of {kind} with shape {shape}, not the deviations of an image")
 
 
 def failures(rows: pa.Table) -> list[tuple[int, str, str]]:
