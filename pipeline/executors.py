@@ -12,8 +12,9 @@ import threading
 import time
 from collections import Counter, deque
 from collections.abc import Generator, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -571,9 +572,9 @@ def connected(address: str | None) -> Iterator[None]:
         os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
     with without_texts_of_ray():
         handler = signal.getsignal(signal.SIGTERM)
-        over = threading.Event()
+        ending, over = threading.Event(), threading.Event()
         if local:
-            threading.Thread(target=leave_dead_ray, args=(over,), daemon=True).start()
+            threading.Thread(target=leave_dead_ray, args=(ending, over), daemon=True).start()
         try:
             ray.init(
                 address="local" if local else address,
@@ -591,6 +592,7 @@ def connected(address: str | None) -> Iterator[None]:
             # Bare ones among them, where a node is not there in time.
             raise JobError(f"{where}: {sentence(str(error))}; {GOES_ON}") from error
         finally:
+            ending.set()
             ray.shutdown()
             over.set()
 
@@ -611,21 +613,40 @@ def refuse_dead_ray() -> None:
     node = own_ray()
     for kind, _ in node.dead_processes() if node is not None else ():
         if kind in VITAL:
-            raise JobError(f"the local Ray has ended: its process {kind} is gone; {GOES_ON}")
+            raise JobError(dead_ray(kind))
 
 
-def leave_dead_ray(over: threading.Event) -> None:
-    """End this process if its Ray is dead and the main thread does not end it, as it waits for Ray."""
-    while not over.wait(POLL_SECONDS):
-        try:
-            refuse_dead_ray()
-        except JobError as error:
-            if not over.wait(DEAD_SECONDS):
-                print(
-                    f"\x1b[?25herror: {error}" if sys.stderr.isatty() else f"error: {error}", file=sys.stderr
-                )
-                sys.stderr.flush()
-                os._exit(1)
+def dead_ray(kind: str) -> str:
+    return f"the local Ray has ended: its process {kind} is gone; {GOES_ON}"
+
+
+def leave_dead_ray(ending: threading.Event, over: threading.Event) -> None:
+    """End this process if its Ray is dead and the main thread does not end it, as it waits for Ray.
+
+    Args:
+        ending: set before Ray is ended here, whose processes then die. over: after it.
+    """
+    seen: dict[int, str] = {}
+    while not ending.wait(POLL_SECONDS):
+        there = vital_children()
+        seen |= there
+        gone = next((kind for process, kind in seen.items() if process not in there), None)
+        if gone is not None and not over.wait(DEAD_SECONDS):
+            cursor = "\x1b[?25h" if sys.stderr.isatty() else ""  # which the display has hidden
+            print(f"{cursor}error: {dead_ray(gone)}", file=sys.stderr, flush=True)
+            os._exit(1)
+
+
+def vital_children() -> dict[int, str]:
+    """Processes of a Ray that are living children of this one, also while Ray starts; {} off Linux."""
+    found = {}
+    for children in Path("/proc/self/task").glob("*/children"):
+        with suppress(OSError):
+            for child in children.read_text().split():
+                name, _, state = Path(f"/proc/{child}/stat").read_text().partition("(")[2].rpartition(")")
+                if name in VITAL and state.split()[0] not in "ZX":
+                    found[int(child)] = name
+    return found
 
 
 def refuse_long_folder() -> None:
