@@ -1,6 +1,7 @@
 """Inpainting masks, boolean (H, W), true = known pixel. All are functions of their seed alone."""
 
 import os
+import stat
 import zlib
 from zipfile import ZIP_DEFLATED, ZIP_STORED, BadZipFile, ZipFile
 
@@ -106,8 +107,11 @@ def read_mask(path: str) -> np.ndarray:
         Exception: there is no such file, or it is broken, or too large.
     """
     suffix = path.rpartition(".")[2].lower()
-    if (size := os.path.getsize(path)) > MAX_BYTES:
-        raise ValueError(f"{size:,} bytes, more than {MAX_BYTES:,}")
+    status = os.stat(path)
+    if not stat.S_ISREG(status.st_mode):
+        raise ValueError("no regular file")  # opening a FIFO would wait for ever
+    if status.st_size > MAX_BYTES:
+        raise ValueError(f"{status.st_size:,} bytes, more than {MAX_BYTES:,}")
     if suffix == "npy":
         with open(path, "rb") as file:
             return read_array(file.read(), MAX_VALUES)

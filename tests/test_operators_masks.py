@@ -1,5 +1,7 @@
 """Masks: what they keep, their seeds and their files."""
 
+import os
+
 import numpy as np
 import pytest
 import torch
@@ -193,3 +195,10 @@ def test_mask_files_without_polarity_or_with_other_proportions_are_refused(mask_
             known_pixels(file, 16, 24)
         with pytest.raises(SpecError, match=r"mask.*16×24"):
             known_pixels(file, 24, 24, known="white")
+
+
+@pytest.mark.parametrize("suffix", ["png", "npy", "npz"])
+def test_a_mask_that_is_no_regular_file_is_refused_without_opening_it(tmp_path, suffix):
+    os.mkfifo(tmp_path / f"m.{suffix}")
+    with pytest.raises(SpecError, match="no regular file"):
+        known_pixels(str(tmp_path / f"m.{suffix}"), known="white")
