@@ -7,6 +7,7 @@ bounded in time and memory. A case fails, and so does this script, where the com
 does not end, or leaves a file outside the folder it was to write to.
 """
 
+import hashlib
 import io
 import json
 import os
@@ -33,6 +34,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 import yaml
@@ -882,6 +884,53 @@ def flipped(content: bytes) -> bytes:
     return content[:middle] + bytes(b ^ 255 for b in content[middle : middle + 40]) + content[middle + 40 :]
 
 
+def rows_changed(change: Callable[[pa.Table], pa.Table]) -> Callable[[Path], object]:
+    """Rows of nonsense, and a commit record that vouches for them."""
+
+    def apply(run: Path) -> None:
+        (data,), (record,) = run.glob("data/*.parquet"), run.glob("commits/*.json")
+        pq.write_table(change(pq.read_table(data)), data)
+        content, said = data.read_bytes(), json.loads(record.read_bytes())
+        del said["sha256"]
+        digest = hashlib.sha256(content).hexdigest()
+        record.write_text(json.dumps(said | {"data_bytes": len(content), "data_sha256": digest}))
+        shutil.rmtree(run / "report")
+
+    return apply
+
+
+def column(name: str, value: object, kind: pa.DataType) -> Callable[[pa.Table], pa.Table]:
+    return lambda rows: rows.set_column(
+        rows.schema.get_field_index(name), name, pa.array([value] * len(rows), kind)
+    )
+
+
+def unit_elsewhere(run: Path) -> None:
+    """A plan whose unit leads out of the run, well hashed."""
+    from pipeline.run import KEPT
+
+    table, file = pq.read_table(run / "plan.parquet"), run / "plan.parquet"
+    metadata = pq.read_metadata(file).metadata
+    with pq.ParquetWriter(file, table.schema) as writer:
+        writer.write_table(column("unit", "../../victim", pa.string())(table))
+        writer.add_key_value_metadata({k: v for k, v in metadata.items() if k.startswith(b"kintsugi")})
+    digests = {name: hashlib.sha256((run / name).read_bytes()).hexdigest() for name in KEPT}
+    (run / "kintsugi.sha256").write_text("".join(f"{sum_}  {name}\n" for name, sum_ in digests.items()))
+
+
+def instead(name: str, change: Callable[[Path], object]) -> Callable[[Path], object]:
+    """Something else in place of a file or folder of a run."""
+
+    def apply(run: Path) -> None:
+        if (run / name).is_dir():
+            shutil.rmtree(run / name)
+        else:
+            (run / name).unlink()
+        change(run / name)
+
+    return apply
+
+
 def with_mask(folder: Path) -> list[str]:
     """A run that is half done, and a mask that changed since."""
     operator = {"name": "inpaint", "mask": str(folder / "mask.png"), "known": "white"}
@@ -949,6 +998,52 @@ RUNS: dict[str, Make] = {
     "a restored tar is a link that leads out, run again": partial(
         restored, lambda file, content: file.symlink_to("/etc/passwd"), "run"
     ),
+    "one bit of the plan has flipped, status": partial(
+        damaged,
+        edit("plan.parquet", lambda content: content[:90] + bytes([content[90] ^ 1]) + content[91:]),
+        "status",
+    ),
+    "one bit of the plan has flipped, verify --repair": partial(
+        damaged,
+        edit("plan.parquet", lambda content: content[:90] + bytes([content[90] ^ 1]) + content[91:]),
+        "verify",
+        arguments=("--repair",),
+    ),
+    "a unit's name leads out of the run, verify --repair": partial(
+        damaged, unit_elsewhere, "verify", arguments=("--repair",)
+    ),
+    "a unit's name leads out of the run, run again": partial(damaged, unit_elsewhere, "run"),
+    "report/ is a link that leads out, report": partial(
+        damaged, instead("report", lambda place: place.symlink_to("/tmp")), "report"
+    ),
+    "commits/ is a link that leads out, run again": partial(
+        damaged, instead("commits", lambda place: place.symlink_to("/tmp")), "run"
+    ),
+    "job.yaml is a pipe, status": partial(damaged, instead("job.yaml", os.mkfifo), "status"),
+    "plan.parquet is a link to /dev/zero, status": partial(
+        damaged, instead("plan.parquet", lambda place: place.symlink_to("/dev/zero")), "status"
+    ),
+    "job.yaml of 2 TiB, status": partial(
+        damaged, lambda run: os.truncate(run / "job.yaml", 2 << 40), "status"
+    ),
+    "rows with text in a number's column, report": partial(
+        damaged, rows_changed(column("psnr", "=1+1", pa.string())), "report"
+    ),
+    "rows without keys, query": partial(
+        damaged, rows_changed(column("key", None, pa.string())), "query", arguments=("select * from rows",)
+    ),
+    "rows with a doubled column, report": partial(
+        damaged, rows_changed(lambda rows: rows.append_column("key", rows["key"])), "report"
+    ),
+    "no rows, verify": partial(damaged, rows_changed(lambda rows: rows[:0]), "verify"),
+    "rows with 1e308, report": partial(damaged, rows_changed(column("psnr", 1e308, pa.float64())), "report"),
+    "a picture of 20000×20000 in the rows, report": partial(
+        damaged, rows_changed(column("restored", png(20_000, 20_000), pa.binary())), "report"
+    ),
+    "metrics.json nested 100,000 deep, compare": lambda folder: (
+        damaged(edit("report/metrics.json", lambda _: b"[" * 100_000), "compare", folder),
+        ["compare", OUT, str(finished() / OUT), "--out", f"{OUT}/compared"],
+    )[1],
     "run directory is a link, run again": partial(damaged, moved, "run"),
     "a file in place of the run directory": lambda folder: (
         (folder / OUT).write_text("hello"),
