@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterable, Iterator
 from difflib import get_close_matches
 from pathlib import Path
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
     from pipeline.storage import Location
 
 FOLDER = Path(__file__).parent
+ALTERNATIVE = re.compile(r"(constrained-|literal\[|list\[|function-|Published$|str$|int$|float$)")
+"""How pydantic names the types of which a value may be one, behind the field."""
 SHOWN = 60  # characters of a value that does not fit
 
 
@@ -96,7 +99,7 @@ def problem(error: dict[str, Any]) -> str:
     """One validation error as "field: what is wrong"."""
     from pipeline.job import Job
 
-    field = ".".join(str(part) for part in error["loc"])
+    field = ".".join(str(part) for part in error["loc"] if not ALTERNATIVE.match(str(part)))
     message = str(error["msg"]).removeprefix("Value error, ")
     if error["type"] == "extra_forbidden":
         *group, name = error["loc"]

@@ -587,7 +587,9 @@ def stated_checksums(folder: Location) -> dict[str, str]:
     if storage.size(listing) > MAX_SUMS:
         raise JobError(f"data.shards: {listing} is larger than {MAX_SUMS:,} bytes; set data.checksums=ignore")
     text = listing.read_bytes().decode(errors="replace")  # bytes that are no text make a line that is refused
-    for number, line in enumerate(text.splitlines(), 1):
+    # Not by splitlines: names may have separators of Unicode in them.
+    lines = text.rstrip("\r\n").split("\n") if text.strip() else []
+    for number, line in enumerate((line.rstrip("\r") for line in lines), 1):
         found = re.fullmatch(r"([0-9a-f]{64}) [ *](?:\./)?(.+)", line)
         if found is None:
             raise JobError(

@@ -409,3 +409,9 @@ def test_a_temporary_folder_that_is_too_long_for_ray_is_named(variable, monkeypa
         refuse_long_folder()
     monkeypatch.setenv("RAY_TMPDIR", "/tmp")
     refuse_long_folder()
+
+
+def test_what_may_be_of_several_types_is_named_by_its_field_alone():
+    with pytest.raises(JobError, match=r"compute\.batch_size: Input should be greater than 0") as refused:
+        load_job("quickstart", ["compute.batch_size=0"])
+    assert "constrained" not in str(refused.value)

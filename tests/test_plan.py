@@ -10,7 +10,7 @@ from conftest import SIZE, encode, picture, write_tar
 from pipeline.errors import JobError
 from pipeline.job import Data
 from pipeline.plan import make_plan, read_members, read_units
-from pipeline.shards import DamagedShard, checksum, expand, from_root, index
+from pipeline.shards import DamagedShard, checksum, expand, from_root, index, stated_checksums
 
 
 def plan(paths: list[Path], target: Path, unit_size: int = 3, **data):
@@ -217,3 +217,9 @@ def test_grouping_is_webdatasets(tmp_path):
     shard = write_tar(tmp_path / "group.tar", members)
     expected = [sample["__key__"] for sample in WebDataset(str(shard), shardshuffle=False)]
     assert complete_and_damage(shard) == (expected, None)
+
+
+def test_lines_of_checksums_end_where_lines_end(tmp_path):
+    name = "a\u2028b\x85c.tar"
+    (tmp_path / "SHA256SUMS").write_bytes(f"{'0' * 64}  {name}\r\n{'1' * 64} *d.tar\n\n".encode())
+    assert stated_checksums(tmp_path) == {name: "0" * 64, "d.tar": "1" * 64}
