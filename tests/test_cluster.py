@@ -306,7 +306,7 @@ def test_a_report_of_many_megabytes_comes_through_a_log_unless_it_is_damaged(tmp
 )
 def test_submit_refuses_paths_that_the_cluster_cannot_find(field, sets, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    Path("m.png").write_bytes(encode(np.zeros((256, 256), np.uint8)))
+    Path("m.png").write_bytes(encode(np.uint8(255) * np.eye(256, dtype=np.uint8)))
     with pytest.raises(JobError, match=f"{field} must be absolute"):
         submit.load_for_cluster("imagenet-inpaint-box", sets)
 
