@@ -529,24 +529,24 @@ def list_(
     table = Table(show_lines=True)
     if topic == "fields":
         for column in ("field", "type", "default", "what it is"):
-            table.add_column(column)
+            table.add_column(column, no_wrap=column in ("field", "name"))  # to be copied whole
         for field in fields():
             table.add_row(field.name, field.type, field.default, field.about)
     elif topic == "jobs":
-        table.add_column("job")
+        table.add_column("job", no_wrap=True)
         table.add_column("what it does")
         for name, path in ready_jobs().items():
             table.add_row(name, describe(path))
     elif topic == "metrics":
         for column in ("name", "of", "better", "what it is"):
-            table.add_column(column)
+            table.add_column(column, no_wrap=column in ("field", "name"))  # to be copied whole
         for of, metrics in (("image", IMAGE), ("set", SETS)):
             for name, metric in metrics.items():
                 what = "\n\n".join(metric.about.split("\n", 1))
                 table.add_row(name, of, {"one": "near 1", None: ""}.get(metric.better, metric.better), what)
     elif topic in registries:
         for column in ("name", "parameters", "what it is"):
-            table.add_column(column)
+            table.add_column(column, no_wrap=column in ("field", "name"))  # to be copied whole
         for name, factory in registries[topic].items():
             settings = [p.name if p.required else f"{p.name}={p.default}" for p in parameters(factory)]
             what, _, _ = (inspect.getdoc(factory) or "").partition("\n\nRaises:")

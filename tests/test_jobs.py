@@ -323,6 +323,8 @@ def test_list(kind):
     }[kind]
     output = kintsugi("list", kind).output
     assert all(name in output for name in expected)
+    narrow = runner.invoke(app, ["list", kind], env={"COLUMNS": "80"}).output
+    assert all(name in narrow for name in expected), "names can be copied whole at eighty columns"
     if kind in ("samplers", "operators"):
         for factory in expected.values():
             assert all(p.name in output for p in parameters(factory))
