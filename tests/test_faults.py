@@ -355,11 +355,10 @@ def chaos(tmp_path_factory: pytest.TempPathFactory, station: Station) -> faults.
     return faults.Chaos(tmp_path_factory.mktemp("chaos"))
 
 
-@pytest.mark.parametrize(("victim", "after"), [("raylet", 1), ("gcs", -1)])
-def test_a_ray_that_dies_ends_the_command_which_then_continues(chaos, victim, after):
-    """benchmarks/faults.py chaos does this at random."""
-    strike = faults.Strike(signal.SIGKILL, victim, after, 0.1, 0)
-    outcome = chaos.run(f"kill-{victim}", [strike], address="none")
+def test_a_ray_that_dies_ends_the_command_which_then_continues(chaos):
+    """benchmarks/faults.py chaos does this at random, and to the GCS, of which Ray takes a minute to tell."""
+    strike = faults.Strike(signal.SIGKILL, "raylet", 1, 0.1, 0)
+    outcome = chaos.run("kill-raylet", [strike], address="none")
     assert outcome.clean, f"{outcome}\n{outcome.log}"
     assert outcome.faults == [strike.name]
     assert outcome.codes == [1, 0]
