@@ -17,9 +17,9 @@ import numpy as np
 import typer
 from synthetic import UNIT, memory, row, synthetic
 
-from pipeline.aggregate import Summary, describe_rows, write_rows
-from pipeline.commit import commit
-from pipeline.metrics import IMAGE
+from kintsugi.pipeline.analysis.aggregate import Summary, describe_rows, write_rows
+from kintsugi.pipeline.execution.commit import commit
+from kintsugi.pipeline.metrics import IMAGE
 
 SHARD, LABELS = 900, 10_000
 

@@ -641,7 +641,7 @@ for _name, _make in SOURCES.items():
 @cache
 def adm_state() -> dict[str, torch.Tensor]:
     """A small guided-diffusion network that predicts no noise."""
-    from priors import adm
+    from kintsugi.priors import adm
 
     layout = adm.Layout(32, (32, 32), 1, (1,), None, 6, 32, Path("x"))
     return {entry.file: torch.zeros(entry.shape) for entry in adm.entries(layout)}
@@ -907,7 +907,7 @@ def column(name: str, value: object, kind: pa.DataType) -> Callable[[pa.Table], 
 
 def unit_elsewhere(run: Path) -> None:
     """A plan whose unit leads out of the run, well hashed."""
-    from pipeline.run import KEPT
+    from kintsugi.pipeline.execution.run import KEPT
 
     table, file = pq.read_table(run / "plan.parquet"), run / "plan.parquet"
     metadata = pq.read_metadata(file).metadata
@@ -1059,7 +1059,7 @@ for _name, _make in RUNS.items():
 
 def told(arguments: list[str]) -> tuple[int, str]:
     """The command's exit code and all it prints, in this process."""
-    from jobs.cli import main
+    from kintsugi.jobs.cli import main
 
     printed = io.StringIO()
     before, sys.argv = sys.argv, ["kintsugi", *arguments]
@@ -1155,7 +1155,7 @@ def shorten(text: str, length: int) -> str:
 
 def cell(text: str) -> str:
     """For a table in Markdown."""
-    from pipeline.report import plain
+    from kintsugi.pipeline.analysis.report import plain
 
     return plain(text)
 

@@ -16,7 +16,7 @@ from typing import Annotated
 import torch
 import typer
 
-from priors import adm
+from kintsugi.priors import adm
 
 LAYOUT = adm.Layout(
     channels=256,

@@ -29,7 +29,7 @@ def main(
     limit: Annotated[int, typer.Option()] = 200,
     size: Annotated[int, typer.Option()] = 64,
 ) -> None:
-    kintsugi = [sys.executable, "-m", "jobs.cli"]
+    kintsugi = [sys.executable, "-m", "kintsugi"]
     for name, sampler in SAMPLERS.items():
         fields = {
             "data": f"{{shards: '{shards}', size: {size}, fit: resize_crop, limit: {limit}}}",

@@ -32,19 +32,17 @@ import webdataset as wds
 from conjugate_vs_pigdm import interval
 from PIL import Image
 
-import operators
-import priors
-import samplers
-from pipeline.job import Degradation
-from pipeline.metrics.scoring import Scorer
-from pipeline.metrics.texture import PATCH, finest_laplacian, patch_distance, patches_of
-from pipeline.read import resize_crop, to_rgb
-from pipeline.restore import PRECISIONS, measure
-from priors import speed
-from priors.base import Prior
-from samplers import KeyedNoise, Restoration, Sampler
-from samplers.noise import Noise
-from samplers.problem import Init, Problem
+from kintsugi import operators, priors, samplers
+from kintsugi.pipeline.data.read import resize_crop, to_rgb
+from kintsugi.pipeline.execution.stage import PRECISIONS, add_noise
+from kintsugi.pipeline.job import Degradation
+from kintsugi.pipeline.metrics.scoring import Scorer
+from kintsugi.pipeline.metrics.texture import PATCH, finest_laplacian, patch_distance, patches_of
+from kintsugi.priors import speed
+from kintsugi.priors.base import Prior
+from kintsugi.samplers import KeyedNoise, Restoration, Sampler
+from kintsugi.samplers.noise import Noise
+from kintsugi.samplers.problem import Init, Problem
 
 Spec = dict[str, Any]
 
@@ -257,7 +255,7 @@ class Benchmark:
         for first in range(0, len(images.keys), self.batch):
             part = slice(first, first + self.batch)
             keyed = KeyedNoise(0, images.keys[part])
-            y = measure(operator.forward(images.pixels[part]), degradation, keyed)
+            y = add_noise(operator.forward(images.pixels[part]), degradation, keyed)
             started = perf_counter()
             outcome = sampler(self.prior, operator, y, keyed, sigma_y=sigma_y)
             restored.append(outcome.image.cpu())

@@ -16,11 +16,11 @@ import typer
 from rich.console import Console
 from scipy.special import stdtrit
 
-from jobs.display import Display
-from pipeline.executors import Live, on_ray
-from pipeline.job import Job
-from pipeline.report import write_report
-from pipeline.run import open_or_plan
+from kintsugi.jobs.display import Display
+from kintsugi.pipeline.analysis.report import write_report
+from kintsugi.pipeline.execution.executors import Live, on_ray
+from kintsugi.pipeline.execution.run import open_or_plan
+from kintsugi.pipeline.job import Job
 
 GRIDS = {"conjugate": (5, 10, 15, 20, 30), "pigdm": (1, 2, 4, 6, 10)}
 TUNING_IMAGES = 16

@@ -13,11 +13,11 @@ from typing import Annotated, Any
 import torch
 import typer
 
-from pipeline.commit import commit_file
-from pipeline.executors import default_device
-from pipeline.job import Job
-from pipeline.run import open_or_plan
-from pipeline.worker import Task, Worker
+from kintsugi.device import default_device
+from kintsugi.pipeline.execution.commit import commit_file
+from kintsugi.pipeline.execution.run import open_or_plan
+from kintsugi.pipeline.execution.worker import Task, Worker
+from kintsugi.pipeline.job import Job
 
 
 class Stopwatch:

@@ -19,12 +19,10 @@ import torch
 import typer
 from torch.utils.flop_counter import FlopCounterMode
 
-import operators
-import priors
-import samplers
-from priors import speed
-from priors.base import NetworkPrior
-from samplers import KeyedNoise
+from kintsugi import operators, priors, samplers
+from kintsugi.priors import speed
+from kintsugi.priors.base import NetworkPrior
+from kintsugi.samplers import KeyedNoise
 
 SIZE = 256
 MODES: dict[str, tuple[torch.dtype | None, speed.CompileMode | None]] = {

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 import typer
 
-import operators
+from kintsugi import operators
 
 SPECS: dict[str, dict[str, Any]] = {
     "average_pool": {},

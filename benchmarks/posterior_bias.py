@@ -25,11 +25,10 @@ import torch
 import typer
 from torch import Tensor
 
-import operators
-import samplers
-from operators import Operator
-from priors.analytic import Analytic, StandardNormal, StationaryGaussian, natural_spectrum
-from samplers import KeyedNoise
+from kintsugi import operators, samplers
+from kintsugi.operators import Operator
+from kintsugi.priors.analytic import Analytic, StandardNormal, StationaryGaussian, natural_spectrum
+from kintsugi.samplers import KeyedNoise
 
 Spec = dict[str, Any]
 SHAPE = (1, 8, 8)

@@ -18,9 +18,9 @@ from diffusers import UNet2DModel
 from torch import Tensor, nn
 from torch.nn.functional import pixel_shuffle, pixel_unshuffle
 
-from pipeline.shards import expand
-from priors.natural.train import LARGEST_WEIGHT, T_MIN, Optimiser, crops, load_images
-from priors.paths import VariancePreserving
+from kintsugi.pipeline.data.shards import expand
+from kintsugi.priors.natural.train import LARGEST_WEIGHT, T_MIN, Optimiser, crops, load_images
+from kintsugi.priors.paths import VariancePreserving
 
 PATH = VariancePreserving()
 SIGMAS = (0.05, 0.1, 0.2, 0.5)

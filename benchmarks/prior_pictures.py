@@ -17,10 +17,9 @@ from PIL import Image
 from prior_quality import SIZE, TASKS, by_sampler, images
 from safetensors.torch import load_file
 
-import operators
-import priors
-from pipeline.builtin import scikit_image_shard
-from pipeline.restore import levels
+from kintsugi import operators, priors
+from kintsugi.pipeline.data.photographs import scikit_image_shard
+from kintsugi.pipeline.execution.stage import levels
 
 GAP = 4
 

@@ -21,18 +21,16 @@ import typer
 from rich.progress import track
 from safetensors.torch import load_file
 
-import operators
-import priors
-import samplers
-from pipeline.job import Data
-from pipeline.metrics.scoring import Scorer
-from pipeline.plan import make_plan, read_members, read_units
-from pipeline.read import Images, read_unit
-from pipeline.restore import PRECISIONS
-from pipeline.shards import expand
-from priors import speed
-from priors.base import data_prediction
-from samplers import KeyedNoise
+from kintsugi import operators, priors, samplers
+from kintsugi.pipeline.data.plan import make_plan, read_members, read_units
+from kintsugi.pipeline.data.read import Images, read_unit
+from kintsugi.pipeline.data.shards import expand
+from kintsugi.pipeline.execution.stage import PRECISIONS
+from kintsugi.pipeline.job import Data
+from kintsugi.pipeline.metrics.scoring import Scorer
+from kintsugi.priors import speed
+from kintsugi.priors.base import data_prediction
+from kintsugi.samplers import KeyedNoise
 
 SIZE = 256
 UNIT = 16

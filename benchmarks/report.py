@@ -21,15 +21,15 @@ import torch
 import typer
 from synthetic import UNIT, memory, row, synthetic
 
-import operators
-from pipeline.builtin import scikit_image_shard
-from pipeline.commit import commit
-from pipeline.job import Job
-from pipeline.metrics.scoring import Scorer, residual
-from pipeline.pictures import encode
-from pipeline.report import write_report
-from pipeline.restore import levels
-from pipeline.worker import GALLERY, provenance
+from kintsugi import operators
+from kintsugi.pipeline.analysis.report import write_report
+from kintsugi.pipeline.data.photographs import scikit_image_shard
+from kintsugi.pipeline.data.pictures import encode
+from kintsugi.pipeline.execution.commit import commit
+from kintsugi.pipeline.execution.stage import levels
+from kintsugi.pipeline.execution.worker import GALLERY, provenance
+from kintsugi.pipeline.job import Job
+from kintsugi.pipeline.metrics.scoring import Scorer, residual
 
 SHARD, LABELS, SIZE = 10_000, 1000, 256
 

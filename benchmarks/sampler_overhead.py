@@ -15,10 +15,8 @@ import typer
 import yaml
 from network_share import Stopwatch
 
-import operators
-import priors
-import samplers
-from samplers import KeyedNoise
+from kintsugi import operators, priors, samplers
+from kintsugi.samplers import KeyedNoise
 
 
 def main(

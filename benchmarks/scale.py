@@ -20,13 +20,13 @@ import numpy as np
 import typer
 from PIL import Image
 
-import samplers
-from pipeline import executors
-from pipeline.aggregate import summarise
-from pipeline.executors import Live, Pool, RayWorker
-from pipeline.job import Job
-from pipeline.run import open_or_plan
-from samplers.base import Restoration
+from kintsugi import samplers
+from kintsugi.pipeline.analysis.aggregate import summarise
+from kintsugi.pipeline.execution import executors
+from kintsugi.pipeline.execution.executors import Live, Pool, RayWorker
+from kintsugi.pipeline.execution.run import open_or_plan
+from kintsugi.pipeline.job import Job
+from kintsugi.samplers.base import Restoration
 
 SIZE = 8
 PER_SHARD = 1000

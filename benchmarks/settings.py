@@ -17,8 +17,8 @@ from typing import Annotated
 import numpy as np
 import typer
 
-from pipeline.aggregate import committed
-from pipeline.run import Run
+from kintsugi.pipeline.analysis.aggregate import committed
+from kintsugi.pipeline.execution.run import Run
 
 TASKS = [
     f"{task}{noise}"
@@ -64,7 +64,7 @@ def sweep(job: str, steps: str, shards: str, out: Path) -> None:
     command = [
         sys.executable,
         "-m",
-        "jobs.cli",
+        "kintsugi",
         "sweep",
         job,
         *options,

@@ -6,11 +6,11 @@ from typing import Any
 
 import yaml
 
-from pipeline.commit import ROWS, read_commits
-from pipeline.job import Job
-from pipeline.plan import PlanSummary
-from pipeline.run import Run
-from priors import Examined
+from kintsugi.pipeline.data.plan import PlanSummary
+from kintsugi.pipeline.execution.commit import ROWS, read_commits
+from kintsugi.pipeline.execution.run import Run
+from kintsugi.pipeline.job import Job
+from kintsugi.priors import Examined
 
 UNIT = 256  # rows
 JOB = """

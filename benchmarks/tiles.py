@@ -23,14 +23,12 @@ from PIL import Image
 from skimage import data
 from torch import Tensor
 
-import operators
-import priors
-import samplers
-from pipeline.builtin import PHOTOGRAPHS
-from pipeline.read import to_rgb
-from priors import speed
-from priors.tiled import OVERLAP, Tiled, windows
-from samplers import KeyedNoise
+from kintsugi import operators, priors, samplers
+from kintsugi.pipeline.data.photographs import PHOTOGRAPHS
+from kintsugi.pipeline.data.read import to_rgb
+from kintsugi.priors import speed
+from kintsugi.priors.tiled import OVERLAP, Tiled, windows
+from kintsugi.samplers import KeyedNoise
 
 FACTOR = 4
 SAMPLER = {"name": "conjugate", "steps": 5, "w": 15}

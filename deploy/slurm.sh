@@ -47,7 +47,7 @@ srun --cpus-per-task="$SLURM_CPUS_PER_TASK" \
     ray symmetric-run --address "$address" --min-nodes "$SLURM_JOB_NUM_NODES" \
     --num-cpus "$SLURM_CPUS_PER_TASK" --include-dashboard=false --disable-usage-stats -- \
     bash -c 'echo $$ > "$0"; exec "$@"' "$driver" \
-    python -m jobs.cli run "$job" --address auto "${@:2}" &
+    python -m kintsugi run "$job" --address auto "${@:2}" &
 code=0
 wait $! || code=$?
 if [ -n "$stopped" ]; then  # the signal ended the first wait

@@ -18,23 +18,22 @@ from rich.console import Console
 from rich.table import Table
 from typer.exceptions import TyperException
 
-from jobs.compare import compare
-from jobs.files import closest, describe, load_job, located, ready_jobs
-from jobs.query import query
-from jobs.score import score
-from jobs.stats import stats
-from jobs.sweep import sweep
-from pipeline.errors import JobError
-from pipeline.storage import redacted
+from kintsugi.errors import JobError, redacted
+from kintsugi.jobs.compare import compare
+from kintsugi.jobs.files import closest, describe, load_job, located, ready_jobs
+from kintsugi.jobs.query import query
+from kintsugi.jobs.score import score
+from kintsugi.jobs.stats import stats
+from kintsugi.jobs.sweep import sweep
 
 if TYPE_CHECKING:  # imported where they are used, so that --help is quick
-    from pipeline.executors import Live
-    from pipeline.job import Job
-    from pipeline.plan import PlanSummary, Unit
-    from pipeline.run import Progress, Run
-    from pipeline.storage import Location
-    from pipeline.verify import Finding
-    from priors import Examined
+    from kintsugi.pipeline.data.plan import PlanSummary, Unit
+    from kintsugi.pipeline.execution.executors import Live
+    from kintsugi.pipeline.execution.run import Progress, Run
+    from kintsugi.pipeline.execution.verify import Finding
+    from kintsugi.pipeline.job import Job
+    from kintsugi.pipeline.storage import Location
+    from kintsugi.priors import Examined
 
 REASONS = 10  # of failures at most that are shown
 EXIT_CANNOT_RUN, EXIT_SOME_FAILED, EXIT_INTERRUPTED = 1, 2, 130
@@ -136,9 +135,9 @@ def run(
 
         kintsugi run job.yaml --retry-failed
     """
-    from pipeline.report import write_report
-    from pipeline.run import Progress, open_or_plan
-    from pipeline.storage import at, clear_temporaries
+    from kintsugi.pipeline.analysis.report import write_report
+    from kintsugi.pipeline.execution.run import Progress, open_or_plan
+    from kintsugi.pipeline.storage import at, clear_temporaries
 
     loaded = load_job(job, sets or [], limit)
     if retry_failed and not (at(loaded.output) / "job.yaml").exists():
@@ -174,9 +173,9 @@ def run(
 
 def write_restored(this: Run, shards: set[str] | None = None) -> None:
     """Have in restored/ what is done, of some shards or all."""
-    from pipeline import export
+    from kintsugi.pipeline.execution import restored as export
 
-    if this.job.measured:
+    if this.job.from_measurements:
         with console.status("writing the restored shards"):
             for target in export.write_restored(this, shards):
                 console.print(f"restored: {target}")
@@ -191,9 +190,9 @@ def execute(
         typer.Exit: interrupted.
         JobError: the storage fails, or workers cannot start.
     """
-    from jobs.display import Display
-    from pipeline import export
-    from pipeline.executors import Live, in_process, on_ray
+    from kintsugi.jobs.display import Display
+    from kintsugi.pipeline.execution import restored as export
+    from kintsugi.pipeline.execution.executors import Live, in_process, on_ray
 
     live, at_once = Live(), False
     if address == "none":
@@ -255,8 +254,8 @@ def finish(report: Location) -> dict[str, Any]:
 
 def show_results(metrics: Mapping[str, Any]) -> None:
     """The measures in metrics.json, of a run or of scored images, and what is doubtful about them."""
-    from jobs.compare import shown
-    from pipeline.report import about_baselines, against, count, interval, number, numbers
+    from kintsugi.jobs.compare import shown
+    from kintsugi.pipeline.analysis.report import about_baselines, against, count, interval, number, numbers
 
     table = Table(title=metrics["title"], title_justify="left")
     for column in ("measure", "mean", "95 % interval", "n"):
@@ -321,9 +320,9 @@ def plan(
 
         kintsugi plan imagenet-sr4 --set data.shards='data/*.tar'
     """
-    from jobs.estimate import seconds_per_image
-    from pipeline import run as runs
-    from pipeline.executors import default_device
+    from kintsugi.device import default_device
+    from kintsugi.jobs.estimate import seconds_per_image
+    from kintsugi.pipeline.execution import run as runs
 
     loaded = load_job(job, sets or [], limit)
     with console.status("reading the prior"):
@@ -350,7 +349,7 @@ def plan(
             seconds = seconds_per_image(loaded, device)
         where = "one GPU" if device == "cuda" else f"{compute.cpus_per_actor} cores"
         hours = summary.samples * seconds / 3600
-        if loaded.measured:
+        if loaded.from_measurements:
             side = loaded.data.size
             table.add_row("time", f"{seconds:.3f} s per tile of {side}x{side} on {where}")
         else:
@@ -363,15 +362,15 @@ def plan(
 
 def what_is_there(job: Job, prior: Examined) -> tuple[str, JobError | None]:
     """What is in a job's output, in words, and the error with which `run` would refuse it, if it would."""
-    from pipeline.run import Run, from_anywhere, refuse_another
-    from pipeline.storage import at
+    from kintsugi.pipeline.execution.run import Run, refuse_another, with_absolute_shards
+    from kintsugi.pipeline.storage import at
 
     folder = at(job.output)
     if not (folder / "job.yaml").exists():
         return "to be made", None
     try:
         this = Run.open(folder)
-        refuse_another(this, from_anywhere(job), prior)
+        refuse_another(this, with_absolute_shards(job), prior)
     except JobError as error:
         return "taken: see below", error
     done = this.progress()
@@ -388,7 +387,7 @@ def status(run: RunArgument) -> None:
     """
     from dataclasses import asdict
 
-    from pipeline.failures import failed_of, reasons
+    from kintsugi.pipeline.analysis.failures import failed_of, reasons
 
     this = open_run(run)
     done = this.progress()
@@ -411,7 +410,7 @@ def report(run: RunArgument) -> None:
 
         kintsugi report runs/quickstart
     """
-    from pipeline.report import write_report
+    from kintsugi.pipeline.analysis.report import write_report
 
     finish(write_report(open_run(run)))
 
@@ -439,8 +438,8 @@ def verify(
 
         kintsugi verify runs/quickstart --repair
     """
-    from jobs.display import progress_bar
-    from pipeline.verify import Finding, mend, verify
+    from kintsugi.jobs.display import progress_bar
+    from kintsugi.pipeline.execution.verify import Finding, mend, verify
 
     if repair:
         for name in mend(located("RUN", run)):
@@ -481,8 +480,8 @@ def verify(
 
 def repaired(this: Run, damaged: list[Finding], again: set[str]) -> None:
     """Drop damaged units, and write the restorations of shards again."""
-    from pipeline.export import drop_restored, write_restored
-    from pipeline.verify import repair
+    from kintsugi.pipeline.execution.restored import drop_restored, write_restored
+    from kintsugi.pipeline.execution.verify import repair
 
     drop_restored(this, [finding.unit for finding in damaged if finding.unit is not None])
     for finding in damaged:
@@ -495,7 +494,7 @@ def repaired(this: Run, damaged: list[Finding], again: set[str]) -> None:
 
 
 def open_run(run: str) -> Run:
-    from pipeline.run import Run
+    from kintsugi.pipeline.execution.run import Run
 
     return Run.open(located("RUN", run))
 
@@ -514,12 +513,10 @@ def list_(
     """
     import inspect
 
-    import operators
-    import priors
-    import samplers
-    from jobs.fields import fields
-    from operators.registry import parameters
-    from pipeline.metrics import IMAGE, SETS
+    from kintsugi import operators, priors, samplers
+    from kintsugi.jobs.fields import fields
+    from kintsugi.pipeline.metrics import IMAGE, SETS
+    from kintsugi.registry import parameters
 
     registries = {
         "operators": operators.REGISTRY,
@@ -614,8 +611,8 @@ def shard(
     """
     from contextlib import ExitStack
 
-    from jobs.display import progress_bar
-    from pipeline.sharding import MANIFEST, Options, make_shards
+    from kintsugi.jobs.display import progress_bar
+    from kintsugi.pipeline.data.make import MANIFEST, Options, make_shards
 
     advance = None
     with ExitStack() as stack:
@@ -686,7 +683,7 @@ def submit(
 
         kintsugi submit --follow raysubmit_AbCdEf --cluster cluster.yaml
     """
-    from jobs import submit as cluster_jobs
+    from kintsugi.jobs import submit as cluster_jobs
 
     if [job, follow, stop].count(None) != 2:
         raise JobError("submit: name a job, or one that was sent before by --follow ID or --stop ID")

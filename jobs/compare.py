@@ -9,7 +9,7 @@ import typer
 if TYPE_CHECKING:
     from rich.table import Table as Shown
 
-    from pipeline.tables import Table
+    from kintsugi.pipeline.analysis.tables import Table
 
 
 def compare(
@@ -39,9 +39,9 @@ def compare(
 
         kintsugi compare runs/ours scored/resshift scored/diffir --by lpips --out tables/sr4
     """
-    from jobs.cli import console, errors
-    from jobs.files import located
-    from pipeline import compare as comparing
+    from kintsugi.jobs.cli import console, errors
+    from kintsugi.jobs.files import located
+    from kintsugi.pipeline.analysis import compare as comparing
 
     folder = located("--out", out)
     with console.status("reading rows"):
@@ -58,7 +58,7 @@ def compare(
 
 def turned(table: Table) -> Table:
     """Columns as rows: there are many measures, and a terminal is narrow."""
-    from pipeline.tables import Table
+    from kintsugi.pipeline.analysis.tables import Table
 
     columns, *rows = zip(table.columns, *table.rows, strict=True)
     return Table(list(columns), [list(row) for row in rows])
@@ -66,7 +66,7 @@ def turned(table: Table) -> Table:
 
 def narrow(table: Table) -> Table:
     """What eighty columns have room for: both runs in one, and of the p-values the corrected one."""
-    from pipeline.tables import Table
+    from kintsugi.pipeline.analysis.tables import Table
 
     rows = [
         [measure, f"{other} − {baseline}", difference, corrected, wins]
@@ -80,7 +80,7 @@ def shown(table: Table) -> Shown:
     from rich.box import SIMPLE_HEAD
     from rich.table import Table as Shown
 
-    from pipeline.storage import redacted
+    from kintsugi.errors import redacted
 
     target = Shown(box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     for i, column in enumerate(table.columns):

@@ -9,9 +9,9 @@ from datetime import timedelta
 from rich import progress as bars
 from rich.console import Console
 
-from pipeline.commit import Commit
-from pipeline.executors import Live
-from pipeline.run import Progress
+from kintsugi.pipeline.execution.commit import Commit
+from kintsugi.pipeline.execution.executors import Live
+from kintsugi.pipeline.execution.run import Progress
 
 PLAIN_SECONDS = 10  # between lines where there is no terminal
 

@@ -4,9 +4,9 @@ import time
 
 import numpy as np
 
-from pipeline.errors import JobError
-from pipeline.job import Job
-from pipeline.restore import Stage
+from kintsugi.errors import JobError
+from kintsugi.pipeline.execution.stage import Stage
+from kintsugi.pipeline.job import Job
 
 
 def seconds_per_image(job: Job, device: str) -> float:
@@ -24,7 +24,7 @@ def seconds_per_image(job: Job, device: str) -> float:
         raise JobError("plan: the operator fits no image of data.size, so there is none to time; --no-timing")
     channels, height, width = stage.typical.image
     example = np.random.default_rng(0).integers(0, 256, (height, width, channels), np.uint8)
-    if job.measured:
+    if job.from_measurements:
         example = np.zeros(stage.typical.measurement, np.float32)
     samples = [example] * count
     stage.run(keys, samples, [0] * count)

@@ -13,7 +13,7 @@ import yaml
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from jobs.values import alternatives, origin
+from kintsugi.jobs.values import alternatives, origin
 
 WORDS: dict[Any, str] = {str: "text", int: "whole number", float: "number", bool: "true or false"}
 STORABLE = 2**31
@@ -32,7 +32,7 @@ class Described:
 
 def fields() -> Iterator[Described]:
     """All fields of a job, in the order of the model."""
-    from pipeline.job import Job
+    from kintsugi.pipeline.job import Job
 
     return of_model(Job, "")
 

@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
-from jobs.values import kinds_at, names, parse_setting, parse_yaml
-from pipeline.errors import JobError
-from pipeline.storage import at, in_utf8, redacted
+from kintsugi.errors import JobError, redacted
+from kintsugi.jobs.values import kinds_at, names, parse_setting, parse_yaml
+from kintsugi.pipeline.storage import at, in_utf8
 
 if TYPE_CHECKING:
-    from pipeline.job import Job
-    from pipeline.storage import Location
+    from kintsugi.pipeline.job import Job
+    from kintsugi.pipeline.storage import Location
 
 FOLDER = Path(__file__).parent
 ALTERNATIVE = re.compile(r"(constrained-|literal\[|list\[|function-|Published$|str$|int$|float$)")
@@ -48,7 +48,7 @@ def load_job(name: str, overrides: list[str], limit: int | None = None) -> Job:
 
 def read_values(name: str, overrides: list[str]) -> tuple[dict[str, Any], str]:
     """The fields of `load_job` as they are written, and where they were found."""
-    from pipeline.job import Job
+    from kintsugi.pipeline.job import Job
 
     ready = ready_jobs()
     path = located("job file", name)
@@ -84,7 +84,7 @@ def located(what: str, text: str | os.PathLike[str]) -> Location:
 
 
 def check(values: dict[str, Any], source: str) -> Job:
-    from pipeline.job import Job
+    from kintsugi.pipeline.job import Job
 
     try:
         return Job.model_validate(absolute_files(values))
@@ -97,7 +97,7 @@ def check(values: dict[str, Any], source: str) -> Job:
 
 def problem(error: dict[str, Any]) -> str:
     """One validation error as "field: what is wrong"."""
-    from pipeline.job import Job
+    from kintsugi.pipeline.job import Job
 
     field = ".".join(str(part) for part in error["loc"] if not ALTERNATIVE.match(str(part)))
     message = str(error["msg"]).removeprefix("Value error, ")
@@ -113,7 +113,7 @@ def problem(error: dict[str, Any]) -> str:
 
 def apply(values: dict[str, Any], override: str) -> None:
     """Set one field: "sampler.w=8" sets values["sampler"]["w"] to 8; `parse_setting` reads the value."""
-    from pipeline.job import Job
+    from kintsugi.pipeline.job import Job
 
     path, equals, text = override.partition("=")
     where = f"--set {shorten(redacted(repr(override)))}"
@@ -154,7 +154,7 @@ def absolute_files(values: dict[str, Any]) -> dict[str, Any]:
 
 def files_of(values: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any], str]]:
     """(field, the spec it is in, its name there) for every path of a file that specs name."""
-    import operators
+    from kintsugi import operators
 
     reference = values.get("reference", "truth")
     if isinstance(reference, str) and reference != "truth" and "://" not in reference:

@@ -32,12 +32,12 @@ def query(
     import sys
     from itertools import chain, islice
 
-    from jobs.cli import console
-    from jobs.compare import shown
-    from jobs.files import located
-    from pipeline.query import ask, rows_of
-    from pipeline.storage import redacted
-    from pipeline.tables import Table, write_csv
+    from kintsugi.errors import redacted
+    from kintsugi.jobs.cli import console
+    from kintsugi.jobs.compare import shown
+    from kintsugi.jobs.files import located
+    from kintsugi.pipeline.analysis.query import ask, rows_of
+    from kintsugi.pipeline.analysis.tables import Table, write_csv
 
     with rows_of(located("RUN", run)) as table, ask(table, sql) as (columns, rows):
         if csv:

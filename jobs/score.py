@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from pydantic import ValidationError
 
-from jobs.files import located, problem
-from jobs.values import parse_setting
-from pipeline.errors import JobError
+from kintsugi.errors import JobError
+from kintsugi.jobs.files import located, problem
+from kintsugi.jobs.values import parse_setting
 
 if TYPE_CHECKING:
-    from pipeline.job import Published
+    from kintsugi.pipeline.job import Published
 
 NAMED = 20  # of the images without a partner
 
@@ -62,10 +62,10 @@ def score(
 
         kintsugi compare runs/sr4 runs/diffir
     """
-    from jobs.cli import EXIT_SOME_FAILED, console, errors, show_reasons, show_results
-    from jobs.display import progress_bar
-    from pipeline.executors import default_device
-    from pipeline.metrics.compared import compare_sets, pair
+    from kintsugi.device import default_device
+    from kintsugi.jobs.cli import EXIT_SOME_FAILED, console, errors, show_reasons, show_results
+    from kintsugi.jobs.display import progress_bar
+    from kintsugi.pipeline.analysis.scored import compare_sets, pair
 
     folder = located("--out", out)
     names = [name.strip() for name in metrics.split(",") if name.strip()]
@@ -92,7 +92,7 @@ def score(
 
 def reference_from(given: str) -> Published | str:
     """What a job's `reference` may be, from one argument: a mapping is in braces."""
-    from pipeline.job import Published
+    from kintsugi.pipeline.job import Published
 
     value: str | dict[str, Any] = parse_setting(given, "--reference", [str, Published])
     try:

@@ -1,4 +1,4 @@
-"""The cluster's half of fetching a report: `python -m jobs.send RUN` prints its files for `kintsugi submit`.
+"""The cluster's half of fetching a report: `python -m kintsugi.jobs.send RUN` prints its files for `submit`.
 
 Each file is one line, MARK NAME SHA-256 BASE64, in a log that says other things as well.
 """
@@ -7,7 +7,7 @@ import base64
 import hashlib
 import sys
 
-from pipeline.storage import at
+from kintsugi.pipeline.storage import at
 
 MARK = "kintsugi-report"
 FILES = ("report.html", "report.md", "metrics.json", "metrics.csv", "metrics.tex", "pictures.png")

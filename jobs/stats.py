@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from pipeline.errors import JobError
+from kintsugi.errors import JobError
 
 
 def stats(
@@ -29,15 +29,15 @@ def stats(
 
         kintsugi run job.yaml --set metrics='[fid, kid]' --set reference=ffhq256.npz
     """
-    from jobs.cli import console
-    from jobs.display import progress_bar
-    from pipeline.executors import default_device
-    from pipeline.metrics.reference import make_statistics
-    from pipeline.metrics.source import Pictures
+    from kintsugi.device import default_device
+    from kintsugi.jobs.cli import console
+    from kintsugi.jobs.display import progress_bar
+    from kintsugi.pipeline.data.collection import Collection
+    from kintsugi.pipeline.execution.reference import make_statistics
 
     if out.suffix != ".npz":
         raise JobError(f"OUT: {out} must end in .npz")
-    pictures = Pictures("SOURCE", source)
+    pictures = Collection("SOURCE", source)
     with progress_bar(console, len(pictures), "images") as advance:
         count = make_statistics(pictures, out, mode, default_device(), advance)
     console.print(f"statistics of {count} images, mode {mode}: {out}")

@@ -16,21 +16,20 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import yaml
 from rich.console import Console
 
-from jobs import send
-from jobs.files import check, files_of, located, read_values
-from pipeline.errors import JobError
-from pipeline.job import Job
-from pipeline.storage import publish
+import kintsugi
+from kintsugi.errors import JobError
+from kintsugi.jobs import send
+from kintsugi.jobs.files import check, files_of, located, read_values
+from kintsugi.pipeline.job import Job
+from kintsugi.pipeline.storage import publish
 
-PACKAGES = ("jobs", "operators", "pipeline", "priors", "samplers")
-ENTRYPOINT = "exec python -m jobs.cli run job.yaml --address auto"  # no shell between Ray's signals and it
+ENTRYPOINT = "exec python -m kintsugi run job.yaml --address auto"  # no shell between Ray's signals and it
 ENVIRONMENT = {"RAY_JOB_STOP_WAIT_TIME_S": "600"}  # a stopped job may finish the units in hand
 SIZE_LIMIT = 500 << 20  # bytes of a working directory that Ray keeps for its nodes
 START_SECONDS = 60
@@ -86,18 +85,20 @@ def load_for_cluster(name: str, overrides: list[str]) -> Job:
     return job
 
 
-def gather(packages: tuple[str, ...], job: Job | None, folder: Path) -> None:
+def gather(job: Job | None, folder: Path) -> None:
     """Put code, and a job, into a folder that can be the working directory of a cluster.
 
-    The packages are copied from where this process has them, a checkout or an installation. Tests, documents,
-    benchmarks, runs and .git lie outside of them and stay here.
+    The package is copied from where this process has it, a checkout or an installation. Tests, documents,
+    benchmarks, runs and .git lie outside of it and stay here.
 
     Raises:
         JobError: they are more than Ray would take.
     """
-    for name in packages:
-        (source,) = import_module(name).__path__
-        shutil.copytree(source, folder / name, ignore=shutil.ignore_patterns("__pycache__", ".*"))
+    shutil.copytree(
+        Path(kintsugi.__file__).parent,
+        folder / "kintsugi",
+        ignore=shutil.ignore_patterns("__pycache__", ".*"),
+    )
     if job is not None:
         (folder / "job.yaml").write_text(yaml.safe_dump(job.model_dump(mode="json"), sort_keys=False))
     sizes = {file: file.stat().st_size for file in folder.rglob("*") if file.is_file()}
@@ -117,7 +118,7 @@ def pack(job: Job, target: str) -> None:
     """
     file = located("--pack", target)
     with tempfile.TemporaryDirectory() as folder:
-        gather(PACKAGES, job, Path(folder) / "kintsugi")
+        gather(job, Path(folder) / "kintsugi")
         archive = shutil.make_archive(str(Path(folder) / "archive"), "zip", folder, "kintsugi")
         with publish(file) as temporary:
             shutil.copyfile(archive, temporary)
@@ -126,7 +127,7 @@ def pack(job: Job, target: str) -> None:
 def submit_job(client: Any, job: Job) -> str:
     """Send a job; returns its submission id."""
     with tempfile.TemporaryDirectory() as folder:
-        gather(PACKAGES, job, Path(folder))
+        gather(job, Path(folder))
         return submit(client, ENTRYPOINT, folder, {"output": job.output})
 
 
@@ -213,8 +214,8 @@ def fetch(client: Any, submission: str, target: Path, console: Console) -> None:
     """
     output = client.get_job_info(submission).metadata["output"]
     with tempfile.TemporaryDirectory() as folder:
-        gather(("jobs", "pipeline"), None, Path(folder))
-        sending = submit(client, f"python -m jobs.send {shlex.quote(output)}", folder, {})
+        gather(None, Path(folder))
+        sending = submit(client, f"python -m kintsugi.jobs.send {shlex.quote(output)}", folder, {})
         while not client.get_job_status(sending).is_terminal():
             time.sleep(0.2)
     log = client.get_job_logs(sending)

@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 import yaml
 
-from jobs.files import absolute_files, assign, check, located, read_values, ready_jobs
-from jobs.values import kinds_at, parse_setting, split
-from pipeline.errors import JobError
+from kintsugi.errors import JobError
+from kintsugi.jobs.files import absolute_files, assign, check, located, read_values, ready_jobs
+from kintsugi.jobs.values import kinds_at, parse_setting, split
 
 if TYPE_CHECKING:
-    from pipeline.run import Run
-    from pipeline.storage import Location
-    from pipeline.sweep import Choices, Measured, Outcome, Result, Settings, Trial
+    from kintsugi.pipeline.analysis.sweep import Choices, Measured, Outcome, Result, Settings, Trial
+    from kintsugi.pipeline.execution.run import Run
+    from kintsugi.pipeline.storage import Location
 
 NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?"
 COMPARED = ("data", "degradation", "seed", "metrics", "images", "reference", "published", "output")
@@ -90,14 +90,14 @@ def sweep(
 
         kintsugi sweep job.yaml --vary sampler.w=1..30:log --vary sampler.start=0.2..0.6 --random 20
     """
-    from jobs.cli import EXIT_SOME_FAILED, console
-    from pipeline.job import Subset
-    from pipeline.sweep import Measured, draw, name_of, write_csv
+    from kintsugi.jobs.cli import EXIT_SOME_FAILED, console
+    from kintsugi.pipeline.analysis.sweep import Measured, draw, name_of, write_csv
+    from kintsugi.pipeline.job import Subset
 
     measured, second = Measured(by), Measured(then or by)
     values, source = read_values(job, sets or [])
     base = check(copy.deepcopy(values), source)
-    if base.measured:
+    if base.from_measurements:
         raise JobError("data.kind: a sweep compares with the truth, which measurements do not have")
     folder = located("--out", out or f"{base.output}-sweep")
     subset = base.data.subset or Subset()
@@ -138,7 +138,7 @@ def combinations(vary: list[str], random: int | None, seed: int) -> list[Setting
     Raises:
         JobError: something that is no list or range, or a range without --random.
     """
-    from pipeline.sweep import Range, grid, name_of, random_settings
+    from kintsugi.pipeline.analysis.sweep import Range, grid, name_of, random_settings
 
     def distinct(found: list[Settings]) -> list[Settings]:
         return list({name_of(settings): settings for settings in found}.values())
@@ -161,8 +161,8 @@ def combinations(vary: list[str], random: int | None, seed: int) -> list[Setting
 
 def parse_vary(text: str) -> tuple[str, Choices]:
     """ "sampler.w=5,10" → ("sampler.w", [5, 10]); the values are as after --set, between commas."""
-    from pipeline.job import Job
-    from pipeline.sweep import Range
+    from kintsugi.pipeline.analysis.sweep import Range
+    from kintsugi.pipeline.job import Job
 
     field, _, written = text.partition("=")
     if not field or not written.strip():
@@ -185,14 +185,14 @@ def overlap(one: str, other: str) -> bool:
 
 def image_metrics(metrics: list[str], *needed: str) -> list[str]:
     """Those of single images: a set of a few images is too small for the others."""
-    from pipeline.metrics import IMAGE
+    from kintsugi.pipeline.metrics import IMAGE
 
     return list(dict.fromkeys([*(name for name in metrics if name in IMAGE), *needed]))
 
 
 def make_trial(values: dict[str, Any], source: str, settings: Settings, rest: Settings) -> Trial:
     """The job of a trial, checked before anything runs."""
-    from pipeline.sweep import Trial
+    from kintsugi.pipeline.analysis.sweep import Trial
 
     mine = copy.deepcopy(values)
     for field, value in {**rest, **settings}.items():
@@ -216,10 +216,10 @@ def climb(
     Raises:
         typer.Exit: interrupted.
     """
-    from jobs.cli import console, errors, show_shard_warnings
-    from pipeline.executors import connected
-    from pipeline.run import open_or_plan
-    from pipeline.sweep import Outcome, result_of, rungs
+    from kintsugi.jobs.cli import console, errors, show_shard_warnings
+    from kintsugi.pipeline.analysis.sweep import Outcome, result_of, rungs
+    from kintsugi.pipeline.execution.executors import connected
+    from kintsugi.pipeline.execution.run import open_or_plan
 
     @cache
     def run(number: int) -> Run:
@@ -249,8 +249,8 @@ def climb(
 
 def do_first(run: Run, images: int, address: str | None) -> None:
     """Do what is left of a trial's first images."""
-    from jobs.cli import console, execute
-    from pipeline.storage import clear_temporaries
+    from kintsugi.jobs.cli import console, execute
+    from kintsugi.pipeline.storage import clear_temporaries
 
     units = [unit for unit in run.outstanding() if unit.first < images]
     if units:
@@ -264,8 +264,8 @@ def show(outcome: Outcome) -> None:
     from rich import box
     from rich.table import Table
 
-    from jobs.cli import console, errors
-    from pipeline.sweep import difference
+    from kintsugi.jobs.cli import console, errors
+    from kintsugi.pipeline.analysis.sweep import difference
 
     by, fields = outcome.by, list(outcome.best.trial.settings)
     short = [field.rpartition(".")[2] for field in fields]
@@ -317,8 +317,9 @@ def write_best(
     outcome: Outcome, values: dict[str, Any], source: str, rest: Settings, folder: Location
 ) -> None:
     """The job with the chosen settings, on the images that are not for tuning."""
-    from pipeline import builtin, storage
-    from pipeline.shards import from_root
+    from kintsugi.pipeline import storage
+    from kintsugi.pipeline.data import photographs as builtin
+    from kintsugi.pipeline.data.shards import from_root
 
     best = copy.deepcopy(values)
     chosen, by = outcome.chosen, outcome.by

@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 import yaml
 from pydantic import BaseModel
 
-from pipeline.errors import JobError
+from kintsugi.errors import JobError
 
 Kinds = list[Any]
 """The types of which a value may be one; a registry stands for a spec. Nothing is known if there are none."""
@@ -220,7 +220,7 @@ def fields_of(kind: Any) -> Mapping[str, Kinds]:
 
 
 def parameters_of(registry: Mapping[str, Callable[..., Any]]) -> Mapping[str, Kinds]:
-    from operators.registry import parameters
+    from kintsugi.registry import parameters
 
     found: dict[str, Kinds] = {"name": [str]}
     for factory in registry.values():
@@ -233,8 +233,6 @@ def parameters_of(registry: Mapping[str, Callable[..., Any]]) -> Mapping[str, Ki
 
 def specs() -> Mapping[str, Any]:
     """The registries by the fields whose specs they build."""
-    import operators
-    import priors
-    import samplers
+    from kintsugi import operators, priors, samplers
 
     return {"operator": operators.REGISTRY, "prior": priors.REGISTRY, "sampler": samplers.REGISTRY}

@@ -12,18 +12,19 @@ from typing import Annotated, Any
 import torch
 from pydantic import Field
 
-from operators import masks
-from operators.base import Linear, Nonlinear, Operator, Separable
-from operators.blur import anisotropic_blur, gaussian_blur, gaussian_blur_rediff, uniform_blur
-from operators.channels import colorize
-from operators.compose import chain
-from operators.hadamard import compressed_sensing
-from operators.jpeg import jpeg
-from operators.motion import motion_blur
-from operators.nonlinear import hdr, phase_retrieval, quantize
-from operators.pointwise import Mask, denoise, inpaint
-from operators.registry import Registry, SpecError, construct
-from operators.resize import average_pool, bicubic, resize
+from kintsugi.errors import SpecError
+from kintsugi.operators import masks
+from kintsugi.operators.base import Linear, Nonlinear, Operator, Separable
+from kintsugi.operators.blur import anisotropic_blur, gaussian_blur, gaussian_blur_rediff, uniform_blur
+from kintsugi.operators.channels import colorize
+from kintsugi.operators.compose import chain
+from kintsugi.operators.hadamard import compressed_sensing
+from kintsugi.operators.jpeg import jpeg
+from kintsugi.operators.motion import motion_blur
+from kintsugi.operators.nonlinear import hdr, phase_retrieval, quantize
+from kintsugi.operators.pointwise import Mask, denoise, inpaint
+from kintsugi.operators.resize import average_pool, bicubic, resize
+from kintsugi.registry import Registry, construct
 
 __all__ = [
     "REGISTRY",

@@ -7,9 +7,9 @@ import torch
 from pydantic import Field, FiniteFloat, NonNegativeFloat, PositiveFloat
 from torch import Tensor
 
-from operators.base import Factored, Linear, Separable
-from operators.convolution import Boundary, convolution, convolution_matrix
-from operators.registry import ShapeError
+from kintsugi.errors import ShapeError
+from kintsugi.operators.base import Factored, Linear, Separable
+from kintsugi.operators.convolution import Boundary, convolution, convolution_matrix
 
 Taps = Annotated[int, Field(ge=1, le=1023)]
 

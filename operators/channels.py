@@ -5,7 +5,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from operators.base import Linear, truncated_svd
+from kintsugi.operators.base import Linear, truncated_svd
 
 LUMA = (0.299, 0.587, 0.114)
 """BT.601: the weights of red, green and blue in the luminance."""

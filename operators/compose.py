@@ -4,11 +4,11 @@ import math
 
 from torch import Tensor, nn
 
-from operators.base import Linear, Nonlinear, Operator, Separable
-from operators.channels import Channels
-from operators.convolution import Convolution
-from operators.hadamard import Hadamard
-from operators.pointwise import Mask
+from kintsugi.operators.base import Linear, Nonlinear, Operator, Separable
+from kintsugi.operators.channels import Channels
+from kintsugi.operators.convolution import Convolution
+from kintsugi.operators.hadamard import Hadamard
+from kintsugi.operators.pointwise import Mask
 
 
 class Kronecker(Linear):

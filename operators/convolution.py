@@ -5,8 +5,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from operators.base import Linear, reciprocal
-from operators.resize import reflect
+from kintsugi.numerics import reflect
+from kintsugi.operators.base import Linear, reciprocal
 
 Boundary = Literal["reflect", "zero", "circular"]
 

@@ -9,8 +9,8 @@ import torch
 from pydantic import Field, NonNegativeInt, PositiveInt
 from torch import Tensor
 
-from operators.base import Linear
-from operators.registry import ShapeError
+from kintsugi.errors import ShapeError
+from kintsugi.operators.base import Linear
 
 
 class Hadamard(Linear):

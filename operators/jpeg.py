@@ -8,9 +8,10 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
-from operators.base import Nonlinear
-from operators.channels import LUMA, mix
-from operators.nonlinear import round_through
+from kintsugi.numerics import cosines
+from kintsugi.operators.base import Nonlinear
+from kintsugi.operators.channels import LUMA, mix
+from kintsugi.operators.nonlinear import round_through
 
 # ITU-T T.81, tables K.1 and K.2.
 LUMINANCE = """
@@ -117,11 +118,3 @@ def quantisation(table: str, quality: int) -> Tensor:
     scale = 5000 // quality if quality < 50 else 200 - 2 * quality
     steps = torch.tensor([int(step) for step in table.split()])
     return ((steps * scale + 50) // 100).clamp(1, 255).double()[:, None]
-
-
-def cosines(n: int) -> Tensor:
-    """The orthonormal DCT-II matrix (n, n), a frequency per row."""
-    frequencies, positions = torch.arange(n, dtype=torch.float64)[:, None], torch.arange(n) + 0.5
-    matrix = torch.cos(torch.pi * frequencies * positions / n) * (2 / n) ** 0.5
-    matrix[0] /= 2**0.5
-    return matrix

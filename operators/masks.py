@@ -10,8 +10,8 @@ import torch
 from PIL import Image, ImageDraw, ImageOps
 from torch import Tensor
 
-from operators.arrays import read_array
-from operators.registry import ShapeError
+from kintsugi.errors import ShapeError
+from kintsugi.operators.arrays import read_array
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".npy", ".npz")
 MAX_VALUES = 100_000_000

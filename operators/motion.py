@@ -7,8 +7,8 @@ import torch
 from pydantic import Field, NonNegativeFloat, NonNegativeInt
 from torch import Tensor
 
-from operators.blur import Taps, offsets
-from operators.convolution import Boundary, Convolution, convolution
+from kintsugi.operators.blur import Taps, offsets
+from kintsugi.operators.convolution import Boundary, Convolution, convolution
 
 STEPS = 2000
 """Points on a path: many to a pixel, so that their sum is smooth."""

@@ -7,7 +7,7 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn.functional import pad
 
-from operators.base import Nonlinear
+from kintsugi.operators.base import Nonlinear
 
 
 class Quantize(Nonlinear):

@@ -6,9 +6,9 @@ import torch
 from pydantic import Field, NonNegativeInt
 from torch import Tensor
 
-from operators import masks
-from operators.base import Linear
-from operators.registry import ShapeError
+from kintsugi.errors import ShapeError
+from kintsugi.operators import masks
+from kintsugi.operators.base import Linear
 
 Share = Annotated[float, Field(ge=0, le=1)]
 

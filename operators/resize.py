@@ -8,8 +8,9 @@ import torch
 from pydantic import Field, PositiveInt
 from torch import Tensor
 
-from operators.base import Separable
-from operators.registry import ShapeError
+from kintsugi.errors import ShapeError
+from kintsugi.numerics import reflect
+from kintsugi.operators.base import Separable
 
 Kernel = Literal["cubic", "box", "linear", "lanczos3"]
 
@@ -98,9 +99,3 @@ KERNELS: dict[Kernel, tuple[float, Callable[[Tensor], Tensor]]] = {
     "lanczos3": (3, lanczos3),
 }
 """How far each kernel reaches, and its values at distances x ≥ 0, in samples of the result."""
-
-
-def reflect(positions: Tensor, n: int) -> Tensor:
-    """Fold positions outside 0…n−1 back, the border pixel itself repeated: … 1 0 | 0 1 …"""
-    folded = positions.remainder(2 * n)
-    return torch.minimum(folded, 2 * n - 1 - folded)

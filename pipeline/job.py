@@ -17,15 +17,13 @@ from pydantic import (
     model_validator,
 )
 
-import operators
-import priors
-import samplers
-from operators.registry import ShapeError, SpecError
-from pipeline import metrics, storage
-from pipeline.depth import Range
-from priors.tiled import OVERLAP
+from kintsugi import operators, priors, samplers
+from kintsugi.errors import ShapeError, SpecError
+from kintsugi.pipeline import metrics, storage
+from kintsugi.priors.tiled import OVERLAP
 
 Spec = dict[str, Any]
+Range = Literal["[-1,1]", "[0,1]", "[0,255]", "[0,1023]", "[0,4095]", "[0,16383]", "[0,65535]"]
 
 OPERATIONAL = (
     "output",
@@ -276,7 +274,7 @@ class Job(Model):
             operator = operators.build(self.degradation.operator, self.image_shape)
         except SpecError as error:
             # Measurements have sizes of their own, which may fit where `data.size` does not.
-            if not (self.measured and isinstance(error.__cause__, ShapeError)):
+            if not (self.from_measurements and isinstance(error.__cause__, ShapeError)):
                 raise ValueError(f"degradation.{error}") from error
             pixels = True
         else:
@@ -290,19 +288,19 @@ class Job(Model):
         priors.check(self.prior)
         if isinstance(path := self.prior.get("path"), str):
             storage.at(path)
-        metrics.check(self.metrics, self.data.size, not self.measured, self.reference)
-        if self.measured and self.data.fit != "exact":
+        metrics.check(self.metrics, self.data.size, not self.from_measurements, self.reference)
+        if self.from_measurements and self.data.fit != "exact":
             raise ValueError("data.fit: measurements are restored in the size they have; leave it out")
-        if self.measured and self.images != "restored":
+        if self.from_measurements and self.images != "restored":
             raise ValueError("images: restored measurements are always kept; set images=restored")
-        if self.measured and self.data.range is not None and not pixels:
+        if self.from_measurements and self.data.range is not None and not pixels:
             raise ValueError("data.range: the measurement is no image; leave it out")
-        if not self.measured and self.restoration != Restoration():
+        if not self.from_measurements and self.restoration != Restoration():
             raise ValueError("restoration: is for data.kind=measurements; leave it out")
         return self
 
     @property
-    def measured(self) -> bool:
+    def from_measurements(self) -> bool:
         """Whether the data are measurements."""
         return self.data.kind == "measurements"
 

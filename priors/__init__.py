@@ -11,13 +11,14 @@ from typing import Any
 
 import torch
 
-from operators.registry import Registry, SpecError, construct, look_up
-from priors import adm, diffusers_model, rectified_flow
-from priors.base import NetworkPrior, Prior
-from priors.checkpoint import Described, check_intact, checksum
-from priors.natural import describe as describe_natural
-from priors.natural import natural
-from priors.published import PUBLISHED
+from kintsugi.errors import SpecError
+from kintsugi.priors import adm, diffusers_model, rectified_flow
+from kintsugi.priors.base import NetworkPrior, Prior
+from kintsugi.priors.checkpoint import Described, check_intact, checksum
+from kintsugi.priors.natural import describe as describe_natural
+from kintsugi.priors.natural import natural
+from kintsugi.priors.published import PUBLISHED
+from kintsugi.registry import Registry, construct, look_up
 
 __all__ = ["REGISTRY", "Examined", "Prior", "SpecError", "check", "describe", "examine", "load"]
 

@@ -16,11 +16,19 @@ import torch
 from pydantic import NonNegativeInt, PositiveInt
 from torch import Tensor, nn
 
-from operators.registry import SpecError
-from priors import checkpoint, tables
-from priors.base import Parametrization
-from priors.checkpoint import CheckpointError, CheckpointPath, Entry, Shape, State, UNetLayout, affine
-from priors.paths import DDPM, Path
+from kintsugi.errors import SpecError
+from kintsugi.priors import checkpoint, tables
+from kintsugi.priors.base import Parametrization
+from kintsugi.priors.checkpoint import (
+    CheckpointError,
+    CheckpointPath,
+    Entry,
+    Shape,
+    State,
+    UNetLayout,
+    affine,
+)
+from kintsugi.priors.paths import DDPM, Path
 
 logger = logging.getLogger(__name__)
 

@@ -5,8 +5,8 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor
 
-from priors.base import Parametrization, data_prediction
-from priors.paths import Path, VariancePreserving
+from kintsugi.priors.base import Parametrization, data_prediction
+from kintsugi.priors.paths import Path, VariancePreserving
 
 
 class Analytic(ABC):

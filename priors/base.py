@@ -5,7 +5,7 @@ from typing import Literal, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from priors.paths import Path
+from kintsugi.priors.paths import Path
 
 Parametrization = Literal["eps", "v", "x0"]
 

@@ -25,7 +25,7 @@ import torch
 from pydantic import AfterValidator
 from torch import Tensor, nn
 
-from operators.registry import SpecError
+from kintsugi.errors import SpecError
 
 # With ~ expanded, here so that all who are given the path agree on it; pathlib's raises for unknown users.
 CheckpointPath = Annotated[Path, AfterValidator(lambda path: Path(os.path.expanduser(path)))]

@@ -20,9 +20,18 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from priors.base import Parametrization
-from priors.checkpoint import CheckpointError, State, adopt, checksum, difference, empty, read, tensors
-from priors.paths import DDPM, Path, RectifiedFlow, VarianceExploding, VariancePreserving
+from kintsugi.priors.base import Parametrization
+from kintsugi.priors.checkpoint import (
+    CheckpointError,
+    State,
+    adopt,
+    checksum,
+    difference,
+    empty,
+    read,
+    tensors,
+)
+from kintsugi.priors.paths import DDPM, Path, RectifiedFlow, VarianceExploding, VariancePreserving
 
 CHANNELS = 3
 CONFIGS = (

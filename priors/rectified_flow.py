@@ -14,10 +14,10 @@ from pathlib import Path as FilePath
 import torch
 from torch import Tensor, nn
 
-from priors import checkpoint, tables
-from priors.base import Parametrization
-from priors.checkpoint import CheckpointError, CheckpointPath, Entry, State, UNetLayout, affine
-from priors.paths import Path, RectifiedFlow
+from kintsugi.priors import checkpoint, tables
+from kintsugi.priors.base import Parametrization
+from kintsugi.priors.checkpoint import CheckpointError, CheckpointPath, Entry, State, UNetLayout, affine
+from kintsugi.priors.paths import Path, RectifiedFlow
 
 logger = logging.getLogger(__name__)
 

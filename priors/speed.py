@@ -10,7 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from priors.base import NetworkPrior
+from kintsugi.priors.base import NetworkPrior
 
 CompileMode = Literal["default", "reduce-overhead", "max-autotune"]
 CAST = (nn.Conv1d, nn.Conv2d, nn.Linear)

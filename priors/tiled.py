@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from operators.registry import SpecError
-from operators.resize import reflect
-from priors.base import ClassConditional, Parametrization, Prior
-from priors.paths import Path
+from kintsugi.errors import SpecError
+from kintsugi.numerics import reflect
+from kintsugi.priors.base import ClassConditional, Parametrization, Prior
+from kintsugi.priors.paths import Path
 
 OVERLAP = 32
 """Pixels. With the embedded prior no seam is left from here on: steps across a tile's edges are those of

@@ -15,19 +15,20 @@ from typing import Any
 
 from pydantic import FiniteFloat, PositiveInt
 
-from operators.registry import Registry, SpecError, construct
-from samplers.base import Restoration, Sampler, Strength
-from samplers.conjugate import Conjugate, PathName
-from samplers.daps import DAPS
-from samplers.ddnm import DDNM
-from samplers.ddrm import DDRM
-from samplers.diffpir import DiffPIR
-from samplers.dps import DPS, MCG
-from samplers.grids import Grid
-from samplers.noise import KeyedNoise
-from samplers.pigdm import DiscretePiGDM
-from samplers.problem import Init
-from samplers.reddiff import REDdiff
+from kintsugi.errors import SpecError
+from kintsugi.registry import Registry, construct
+from kintsugi.samplers.base import Restoration, Sampler, Strength
+from kintsugi.samplers.conjugate import Conjugate, PathName
+from kintsugi.samplers.daps import DAPS
+from kintsugi.samplers.ddnm import DDNM
+from kintsugi.samplers.ddrm import DDRM
+from kintsugi.samplers.diffpir import DiffPIR
+from kintsugi.samplers.dps import DPS, MCG
+from kintsugi.samplers.grids import Grid
+from kintsugi.samplers.noise import KeyedNoise
+from kintsugi.samplers.pigdm import DiscretePiGDM
+from kintsugi.samplers.problem import Init
+from kintsugi.samplers.reddiff import REDdiff
 
 __all__ = ["REGISTRY", "KeyedNoise", "Restoration", "Sampler", "SpecError", "build"]
 

@@ -7,9 +7,9 @@ from typing import Annotated, Generic, Protocol, TypeVar
 from pydantic import Field
 from torch import Tensor
 
-from operators import Operator
-from priors.base import Prior
-from samplers.noise import Noise
+from kintsugi.operators import Operator
+from kintsugi.priors.base import Prior
+from kintsugi.samplers.noise import Noise
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Strength = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -35,7 +35,7 @@ class Restoration:
 T = TypeVar("T")
 
 
-class Remembers(Generic[T]):
+class KeptForOneJob(Generic[T]):
     """Keeps what was computed for the last job. Not safe to share between threads."""
 
     _last: tuple[tuple[object, ...], tuple[object, ...], T] | None = None

@@ -23,9 +23,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from priors.base import Parametrization, data_prediction
-from priors.paths import Path, log_snr
-from samplers.guidance import Schedule, guidance_factor, guidance_strength, match_time
+from kintsugi.priors.base import Parametrization, data_prediction
+from kintsugi.priors.paths import Path, log_snr
+from kintsugi.samplers.guidance import Schedule, guidance_factor, guidance_strength, match_time
 
 Absorb = Literal["conditional", "unconditional"]
 NODES = 32

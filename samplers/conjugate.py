@@ -14,15 +14,15 @@ import torch
 from pydantic import Field, FiniteFloat, PositiveInt
 from torch import Tensor
 
-from operators import Operator
-from priors.base import Prior
-from priors.paths import Path, RectifiedFlow, VariancePreserving, log_snr
-from samplers.base import Callback, Remembers, Restoration, Strength
-from samplers.coefficients import Absorb, Coefficients, Drift, Step, Weights
-from samplers.grids import Grid, time_grid
-from samplers.guidance import Schedule
-from samplers.noise import Noise
-from samplers.problem import Init, Problem, check_project
+from kintsugi.operators import Operator
+from kintsugi.priors.base import Prior
+from kintsugi.priors.paths import Path, RectifiedFlow, VariancePreserving, log_snr
+from kintsugi.samplers.base import Callback, KeptForOneJob, Restoration, Strength
+from kintsugi.samplers.coefficients import Absorb, Coefficients, Drift, Step, Weights
+from kintsugi.samplers.grids import Grid, time_grid
+from kintsugi.samplers.guidance import Schedule
+from kintsugi.samplers.noise import Noise
+from kintsugi.samplers.problem import Init, Problem, check_project
 
 PathName = Literal["prior", "vp", "flow"]
 PATHS: dict[PathName, Path | None] = {"prior": None, "vp": VariancePreserving(), "flow": RectifiedFlow()}
@@ -46,7 +46,7 @@ class Prepared:
     network_times: Tensor
     index: Tensor
 
-    def spread(self, values: Tensor) -> Tensor:
+    def per_coordinate(self, values: Tensor) -> Tensor:
         """(D,) values per distinct singular value → one per spectral coordinate."""
         return values[self.index]
 
@@ -60,7 +60,7 @@ class Split:
 
 
 @pydantic.dataclasses.dataclass(kw_only=True, frozen=True)
-class Conjugate(Remembers[Prepared]):
+class Conjugate(KeptForOneJob[Prepared]):
     """C-ΠGDM on diffusion paths, C-ΠGFM on flows (Pandey et al., NeurIPS 2024, 2405.17673).
 
     start and end are native times of the path (VP: 0.4 and 0.001 unless given; other paths: the times
@@ -216,7 +216,7 @@ class Conjugate(Remembers[Prepared]):
                 # Of a non-linear measurement: what it says of this prediction, frozen over the step.
                 known = problem.known_given(step.p * x + step.q * u.image)
                 prediction = step.p * state.coordinates + step.q * u.coordinates
-                inside = job.spread(step.g) * (known - prediction)
+                inside = job.per_coordinate(step.g) * (known - prediction)
                 residual = Split(operator.from_spectral(inside), inside)
                 if self.jacobian:
                     (gradient,) = torch.autograd.grad(output, leaf, residual.image)
@@ -272,8 +272,8 @@ def combine(
         # An interpolating step uses fewer evaluations than there are.
         terms += [(w[j], split) for w, split in present if split is not None and j < len(w)]
     # H⁺y is orthogonal to the directions that H does not see.
-    inside = job.spread(weights.y) * known
-    seen = sum_of(((job.spread(w), split.coordinates) for w, split in terms), inside)
+    inside = job.per_coordinate(weights.y) * known
+    seen = sum_of(((job.per_coordinate(w), split.coordinates) for w, split in terms), inside)
     unseen = sum_of((w[0], split.image) for w, split in terms)
     shadow = sum_of((w[0], split.coordinates) for w, split in terms)
     return Split(unseen + operator.from_spectral(seen - shadow), seen)

@@ -7,10 +7,10 @@ from pydantic import PositiveFloat, PositiveInt
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
-from operators import Nonlinear
-from samplers.descent import PATH, Denoiser, Descent, Level, noise_in, renoise
-from samplers.grids import Grid, time_grid
-from samplers.problem import Problem
+from kintsugi.operators import Nonlinear
+from kintsugi.samplers.descent import PATH, Denoiser, Descent, Level, noise_in, renoise
+from kintsugi.samplers.grids import Grid, time_grid
+from kintsugi.samplers.problem import Problem
 
 
 @dataclass(kw_only=True, frozen=True)
@@ -86,12 +86,12 @@ class DAPS(Descent):
         if not noise:
             return x
         free = torch.tensor(min(lr, variance), dtype=torch.float64)
-        unseen = spread(free, free / variance, self.langevin_steps).item()
-        z, inside = problem.draw(), spread(rates, shrink, self.langevin_steps)
+        unseen = langevin_deviation(free, free / variance, self.langevin_steps).item()
+        z, inside = problem.draw(), langevin_deviation(rates, shrink, self.langevin_steps)
         return x + unseen * z + operator.from_spectral((inside - unseen) * operator.to_spectral(z))
 
 
-def spread(rate: Tensor, shrink: Tensor, steps: int) -> Tensor:
+def langevin_deviation(rate: Tensor, shrink: Tensor, steps: int) -> Tensor:
     """The standard deviation of Σⱼ (1 − shrink)ʲ √(2 rate) zⱼ over `steps` terms.
 
     `shrink` is at most 1 and may be far below the rounding of 1, as it is at pure noise.

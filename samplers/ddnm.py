@@ -3,10 +3,10 @@
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
-from samplers.base import Share
-from samplers.ddrm import spectral_step
-from samplers.descent import Denoiser, Level, Stepwise, noise_in, renoise
-from samplers.problem import Problem
+from kintsugi.samplers.base import Share
+from kintsugi.samplers.ddrm import spectral_step
+from kintsugi.samplers.descent import Denoiser, Level, Stepwise, noise_in, renoise
+from kintsugi.samplers.problem import Problem
 
 
 @dataclass(kw_only=True, frozen=True)

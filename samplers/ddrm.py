@@ -5,9 +5,9 @@ from pydantic import PositiveInt
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
-from samplers.base import Share
-from samplers.descent import Denoiser, Level, Stepwise, noise_in
-from samplers.problem import Problem
+from kintsugi.samplers.base import Share
+from kintsugi.samplers.descent import Denoiser, Level, Stepwise, noise_in
+from kintsugi.samplers.problem import Problem
 
 
 @dataclass(kw_only=True, frozen=True)

@@ -15,15 +15,15 @@ import torch
 from pydantic import Field, PositiveInt
 from torch import Tensor
 
-from operators import Operator
-from priors.base import Prior
-from priors.paths import VariancePreserving
-from samplers.base import Callback, Remembers, Restoration
-from samplers.coefficients import Drift
-from samplers.grids import Grid, time_grid
-from samplers.guidance import match_time
-from samplers.noise import Noise
-from samplers.problem import Init, Problem, check_project
+from kintsugi.operators import Operator
+from kintsugi.priors.base import Prior
+from kintsugi.priors.paths import VariancePreserving
+from kintsugi.samplers.base import Callback, KeptForOneJob, Restoration
+from kintsugi.samplers.coefficients import Drift
+from kintsugi.samplers.grids import Grid, time_grid
+from kintsugi.samplers.guidance import match_time
+from kintsugi.samplers.noise import Noise
+from kintsugi.samplers.problem import Init, Problem, check_project
 
 PATH = VariancePreserving()
 
@@ -76,7 +76,7 @@ class Denoiser:
 
 
 @pydantic.dataclasses.dataclass(kw_only=True, frozen=True)
-class Descent(Remembers[list[Level]], ABC):
+class Descent(KeptForOneJob[list[Level]], ABC):
     """Samplers that evaluate the network at noise levels of the VP path, from noisy to clean.
 
     Args:

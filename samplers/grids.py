@@ -5,7 +5,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from priors.paths import Path, log_snr
+from kintsugi.priors.paths import Path, log_snr
 
 Grid = Literal["uniform", "logsnr", "karras"]
 KARRAS_RHO = 7.0

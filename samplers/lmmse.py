@@ -6,9 +6,9 @@ from math import prod
 import torch
 from torch import Tensor
 
-from operators import Operator
-from operators.base import Factored
-from operators.jpeg import cosines
+from kintsugi.numerics import cosines
+from kintsugi.operators import Operator
+from kintsugi.operators.base import Factored
 
 PIXEL_VARIANCE = 0.25
 """Of natural images on the [-1, 1] scale."""

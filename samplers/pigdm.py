@@ -3,9 +3,9 @@
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
-from samplers.base import Share, Strength
-from samplers.descent import Denoiser, Level, Stepwise, ancestral, noise_in, renoise
-from samplers.problem import Problem
+from kintsugi.samplers.base import Share, Strength
+from kintsugi.samplers.descent import Denoiser, Level, Stepwise, ancestral, noise_in, renoise
+from kintsugi.samplers.problem import Problem
 
 
 @dataclass(kw_only=True, frozen=True)

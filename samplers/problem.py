@@ -5,9 +5,9 @@ from typing import Literal
 
 from torch import Tensor
 
-from operators import Operator
-from samplers.lmmse import linear_mmse
-from samplers.noise import KeyedNoise, Noise
+from kintsugi.operators import Operator
+from kintsugi.samplers.lmmse import linear_mmse
+from kintsugi.samplers.noise import KeyedNoise, Noise
 
 Init = Literal["pinv", "lmmse"]
 

@@ -7,9 +7,9 @@ from pydantic import Field, PositiveFloat, PositiveInt
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
-from samplers.base import Strength
-from samplers.descent import Denoiser, Descent, Level, noise_in
-from samplers.problem import Problem
+from kintsugi.samplers.base import Strength
+from kintsugi.samplers.descent import Denoiser, Descent, Level, noise_in
+from kintsugi.samplers.problem import Problem
 
 Weighting = Literal["linear", "sqrt", "square", "constant"]
 POWERS: dict[Weighting, float] = {"linear": 1.0, "sqrt": 0.5, "square": 2.0, "constant": 0.0}

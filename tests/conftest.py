@@ -22,8 +22,8 @@ from PIL import Image
 from skimage import data
 from skimage.transform import resize
 
-from pipeline import storage
-from pipeline.job import Job
+from kintsugi.pipeline import storage
+from kintsugi.pipeline.job import Job
 
 SIZE = 32
 

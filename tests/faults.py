@@ -43,15 +43,15 @@ import yaml
 from conftest import SIZE, encode, picture, write_tar
 from ray import cloudpickle
 
-import priors
-from jobs import cli
-from pipeline import executors
-from pipeline.plan import read_members
-from pipeline.run import Run
-from pipeline.verify import Finding, verify
-from priors.analytic import StandardNormal
-from priors.checkpoint import checksum
-from priors.natural import Description
+from kintsugi import priors
+from kintsugi.jobs import cli
+from kintsugi.pipeline.data.plan import read_members
+from kintsugi.pipeline.execution import executors
+from kintsugi.pipeline.execution.run import Run
+from kintsugi.pipeline.execution.verify import Finding, verify
+from kintsugi.priors.analytic import StandardNormal
+from kintsugi.priors.checkpoint import checksum
+from kintsugi.priors.natural import Description
 
 NAMESPACE = ("unshare", "--map-root-user", "--mount")  # before a command that mounts
 CHANGES = ("os.mkdir", "os.rename", "os.link", "os.remove")

@@ -34,18 +34,17 @@ from conftest import SIZE, encode, picture
 from PIL import Image, ImageCms
 
 from benchmarks.bad_input import adm_state, npy, tar_of, torch_file
-from jobs.cli import main
-from operators import masks
-from operators.registry import SpecError
-from pipeline.errors import JobError
-from pipeline.job import Data
-from pipeline.metrics.source import as_it_is
-from pipeline.pictures import png16
-from pipeline.plan import make_plan, read_members, read_units
-from pipeline.read import Images, Measurements, decode, read_unit
-from pipeline.sharding import Options, Source, store
-from pipeline.shards import DamagedShard
-from priors import adm, diffusers_model, rectified_flow
+from kintsugi.errors import JobError, SpecError
+from kintsugi.jobs.cli import main
+from kintsugi.operators import masks
+from kintsugi.pipeline.data.collection import as_it_is
+from kintsugi.pipeline.data.make import Options, Source, store
+from kintsugi.pipeline.data.pictures import png16
+from kintsugi.pipeline.data.plan import make_plan, read_members, read_units
+from kintsugi.pipeline.data.read import Images, Measurements, decode, read_unit
+from kintsugi.pipeline.data.shards import DamagedShard
+from kintsugi.pipeline.job import Data
+from kintsugi.priors import adm, diffusers_model, rectified_flow
 
 SECONDS = 10  # of processor time for one input at most: other processes may be in the way
 MEMORY = 2 << 30  # bytes that a process may take more than before the first input

@@ -9,20 +9,20 @@ import pyarrow.parquet as pq
 import pytest
 from scipy import stats
 
-from pipeline import statistics
-from pipeline.aggregate import (
+from kintsugi.pipeline.analysis import intervals as statistics
+from kintsugi.pipeline.analysis.aggregate import (
     FLAT_ROWS,
     Summary,
     average,
+    describe,
     describe_rows,
     difference,
-    measure,
     shows_state_of,
     summarise,
 )
-from pipeline.executors import Live, in_process
-from pipeline.run import open_or_plan
-from pipeline.statistics import holm, mean_interval, paired_p_value
+from kintsugi.pipeline.analysis.intervals import holm, mean_interval, paired_p_value
+from kintsugi.pipeline.execution.executors import Live, in_process
+from kintsugi.pipeline.execution.run import open_or_plan
 
 
 def student(values):
@@ -277,7 +277,7 @@ def test_groups_of_one_and_of_none():
 def test_measures_of_almost_nothing(values):
     keys = pa.chunked_array([[f"{i}" for i in range(len(values))]], pa.string())
     column = pa.chunked_array([values], pa.float64())
-    found = measure(column, pa.chunked_array([[True] * len(values)], pa.bool_()), keys, "ssim")
+    found = describe(column, pa.chunked_array([[True] * len(values)], pa.bool_()), keys, "ssim")
     assert found.undefined == np.isnan(values).sum()
     assert sum(found.counts) == found.n
     assert found.n + found.infinite == np.sum(~np.isnan(values))

@@ -14,25 +14,25 @@ from conftest import picture
 from PIL import Image
 from typer.testing import CliRunner
 
-import operators
-from jobs.cli import app
-from pipeline import compare as comparing
-from pipeline.aggregate import measure as describe
-from pipeline.commit import ROWS
-from pipeline.compare import compare, open_entries
-from pipeline.executors import Live, in_process
-from pipeline.job import Job
-from pipeline.metrics import BASELINE_COLUMNS
-from pipeline.metrics.scoring import Scorer
-from pipeline.plan import Unit
-from pipeline.query import ask, rows_of
-from pipeline.report import about_baselines, write_report
-from pipeline.restore import Stage, measure
-from pipeline.run import open_or_plan
-from pipeline.storage import at
-from pipeline.verify import verify
-from samplers import KeyedNoise
-from samplers.lmmse import linear_mmse
+from kintsugi import operators
+from kintsugi.jobs.cli import app
+from kintsugi.pipeline.analysis import compare as comparing
+from kintsugi.pipeline.analysis.aggregate import add_noise as describe
+from kintsugi.pipeline.analysis.compare import compare, open_entries
+from kintsugi.pipeline.analysis.query import ask, rows_of
+from kintsugi.pipeline.analysis.report import about_baselines, write_report
+from kintsugi.pipeline.data.plan import Unit
+from kintsugi.pipeline.execution.commit import ROWS
+from kintsugi.pipeline.execution.executors import Live, in_process
+from kintsugi.pipeline.execution.run import open_or_plan
+from kintsugi.pipeline.execution.stage import Stage, add_noise
+from kintsugi.pipeline.execution.verify import verify
+from kintsugi.pipeline.job import Job
+from kintsugi.pipeline.metrics import BASELINE_COLUMNS
+from kintsugi.pipeline.metrics.scoring import Scorer
+from kintsugi.pipeline.storage import at
+from kintsugi.samplers import KeyedNoise
+from kintsugi.samplers.lmmse import linear_mmse
 
 KEYS = ["a", "b", "c"]
 METRICS = ["psnr", "ssim", "total_variation"]
@@ -48,7 +48,7 @@ def test_values_are_those_of_the_estimates_whatever_the_batch(make_job):
     for key, image, found in zip(KEYS, images, stage.run(KEYS, images), strict=True):
         alone = stage.run([key], [image])[0].metrics
         truth = torch.from_numpy(image).permute(2, 0, 1)[None].float() / 127.5 - 1
-        y = measure(operator.forward(truth), job.degradation, KeyedNoise(job.seed, [key]))
+        y = add_noise(operator.forward(truth), job.degradation, KeyedNoise(job.seed, [key]))
         pinv = operator.pinv(y)
         lmmse = linear_mmse(operator, operator.to_spectral(pinv), job.degradation.sigma_y)
         for baseline, estimate in (("pinv", pinv), ("lmmse", lmmse)):

@@ -18,12 +18,13 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
 
-import priors
-from operators.registry import SpecError, construct
-from priors import adm, checkpoint, rectified_flow
-from priors.base import data_prediction
-from priors.checkpoint import CheckpointError
-from priors.paths import DDPM
+from kintsugi import priors
+from kintsugi.errors import SpecError
+from kintsugi.priors import adm, checkpoint, rectified_flow
+from kintsugi.priors.base import data_prediction
+from kintsugi.priors.checkpoint import CheckpointError
+from kintsugi.priors.paths import DDPM
+from kintsugi.registry import construct
 
 SHARED = Path(os.environ.get("KINTSUGI_SHARED", Path(__file__).parents[2] / "shared"))
 GOLDEN = SHARED / "golden" / "checkpoints"

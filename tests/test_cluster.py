@@ -25,16 +25,16 @@ from packaging.requirements import Requirement
 from rich.console import Console
 from test_jobs import kintsugi
 
-from jobs import send, submit
-from pipeline.errors import JobError
-from pipeline.job import Job
+from kintsugi.errors import JobError
+from kintsugi.jobs import send, submit
+from kintsugi.pipeline.job import Job
 
 ROOT = Path(__file__).parent.parent
 LAUNCHER_FILES = ("cluster.yaml", "deploy/on-premise.yaml")
 OWN_RAY = """
 import json, os, sys
 import psutil, ray
-from pipeline.executors import connected
+from kintsugi.pipeline.execution.executors import connected
 
 with connected("local"):
     processes = [psutil.Process(), *psutil.Process().children(recursive=True)]
@@ -60,7 +60,7 @@ except AuthenticationError:
 """
 INTERRUPTIBLE = """
 import signal
-from jobs.cli import main
+from kintsugi.jobs.cli import main
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # which is ignored below a shell's background job
 main()
@@ -239,7 +239,7 @@ def test_the_ray_job_runs_what_was_packed(make_job, tmp_path, ray_cluster):
     with zipfile.ZipFile(tmp_path / "packed.zip") as archive:
         assert Job.model_validate(yaml.safe_load(archive.read("kintsugi/job.yaml"))) == make_job()
         folders = {name.split("/")[1] for name in archive.namelist()} - {""}
-        assert folders == {*submit.PACKAGES, "job.yaml"}
+        assert folders == {"kintsugi", "job.yaml"}
         assert not [name for name in archive.namelist() if "__pycache__" in name or "/." in name]
     spec = load("deploy/rayjob.yaml")["spec"]
     environment = yaml.safe_load(spec["runtimeEnvYAML"])
@@ -321,8 +321,8 @@ def test_submit_takes_absolute_paths_urls_and_hub_ids():
 
 def test_submit_refuses_more_code_than_ray_takes(tmp_path, monkeypatch):
     monkeypatch.setattr(submit, "SIZE_LIMIT", 1 << 20)
-    with pytest.raises(JobError, match=r"the largest file is priors/natural/natural\.safetensors"):
-        submit.gather(submit.PACKAGES, None, tmp_path)
+    with pytest.raises(JobError, match=r"the largest file is kintsugi/priors/natural/natural\.safetensors"):
+        submit.gather(None, tmp_path)
 
 
 def test_submit_says_when_the_cluster_is_not_up(make_job, tmp_path):

@@ -7,12 +7,12 @@ import pytest
 import scipy.integrate
 import torch
 
-import samplers
-from priors.analytic import LowRankMixture, StandardNormal
-from priors.paths import DDPM, RectifiedFlow, VariancePreserving, log_snr
-from samplers.coefficients import Drift, composite
-from samplers.grids import time_grid
-from samplers.guidance import guidance_factor, guidance_strength, match_time
+from kintsugi import samplers
+from kintsugi.priors.analytic import LowRankMixture, StandardNormal
+from kintsugi.priors.paths import DDPM, RectifiedFlow, VariancePreserving, log_snr
+from kintsugi.samplers.coefficients import Drift, composite
+from kintsugi.samplers.grids import time_grid
+from kintsugi.samplers.guidance import guidance_factor, guidance_strength, match_time
 
 D = torch.float64
 VP, FLOW, LABELS = VariancePreserving(), RectifiedFlow(), DDPM()

@@ -15,19 +15,19 @@ import pytest
 from conftest import assert_self_contained
 from typer.testing import CliRunner
 
-from jobs.cli import app
-from jobs.query import query
-from pipeline import compare as comparing
-from pipeline.compare import compare, labels, open_entries, write
-from pipeline.errors import JobError
-from pipeline.executors import Live, in_process
-from pipeline.frontier import Cost, Quality, draw, pareto
-from pipeline.query import LOCKS, ask, rows_file
-from pipeline.report import groups_csv
-from pipeline.run import open_or_plan
-from pipeline.statistics import holm, mean_interval, paired_p_value
-from pipeline.storage import at
-from pipeline.tables import Table, no_formula
+from kintsugi.errors import JobError
+from kintsugi.jobs.cli import app
+from kintsugi.jobs.query import query
+from kintsugi.pipeline.analysis import compare as comparing
+from kintsugi.pipeline.analysis.compare import compare, labels, open_entries, write
+from kintsugi.pipeline.analysis.figures import Cost, Quality, draw, pareto
+from kintsugi.pipeline.analysis.intervals import holm, mean_interval, paired_p_value
+from kintsugi.pipeline.analysis.query import LOCKS, ask, rows_file
+from kintsugi.pipeline.analysis.report import groups_csv
+from kintsugi.pipeline.analysis.tables import Table, no_formula
+from kintsugi.pipeline.execution.executors import Live, in_process
+from kintsugi.pipeline.execution.run import open_or_plan
+from kintsugi.pipeline.storage import at
 
 
 def scored(folder, psnr, *, failed=(), order=None, group=1000, metrics=None, **columns):
@@ -457,7 +457,7 @@ def test_runs_from_the_command_line(make_job, tmp_path, monkeypatch, browser):
     assert rows_file(at(runs[0])).stat().st_mtime_ns == made  # it is not made again
     next((tmp_path / "one" / "commits").iterdir()).unlink()
     files = {file: file.stat().st_mtime_ns for file in (tmp_path / "one").rglob("*")}
-    monkeypatch.setattr("pipeline.report.write_report", None)
+    monkeypatch.setattr("kintsugi.pipeline.analysis.report.write_report", None)
     said = CliRunner().invoke(app, ["query", runs[0], "select count(*) from rows", "--csv"])
     assert int(said.stdout.splitlines()[1]) < 4
     assert {file: file.stat().st_mtime_ns for file in (tmp_path / "one").rglob("*")} == files

@@ -10,16 +10,16 @@ import pytest
 from conftest import SIZE, encode, picture, write_tar
 from PIL import Image, ImageCms
 
-from pipeline import read
-from pipeline.commit import ROWS, read_rows
-from pipeline.depth import RANGES
-from pipeline.executors import Live, in_process
-from pipeline.job import Data, Job, config_hash
-from pipeline.metrics.source import as_it_is
-from pipeline.pictures import array_file, png16
-from pipeline.read import Decoded, Images, Measurements, decode
-from pipeline.run import open_or_plan
-from pipeline.sharding import Options, Source, store
+from kintsugi.pipeline.data import read
+from kintsugi.pipeline.data.collection import as_it_is
+from kintsugi.pipeline.data.depth import RANGES
+from kintsugi.pipeline.data.make import Options, Source, store
+from kintsugi.pipeline.data.pictures import array_file, png16
+from kintsugi.pipeline.data.read import Decoded, Images, Measurements, decode
+from kintsugi.pipeline.execution.commit import ROWS, read_rows
+from kintsugi.pipeline.execution.executors import Live, in_process
+from kintsugi.pipeline.execution.run import open_or_plan
+from kintsugi.pipeline.job import Data, Job, config_hash
 
 TRUTH = picture(5)
 DEEP = TRUTH.astype(np.uint16) * 257 + np.random.default_rng(1).integers(-90, 90, TRUTH.shape).astype(

@@ -15,13 +15,11 @@ from diffusers.schedulers.deprecated.scheduling_karras_ve import KarrasVeSchedul
 from diffusers.schedulers.deprecated.scheduling_sde_vp import ScoreSdeVpScheduler
 from safetensors.torch import load_file, save_file
 
-import operators
-import priors
-import samplers
-from priors.base import data_prediction
-from priors.checkpoint import CheckpointError, checksum
-from priors.diffusers_model import describe, diffusers_model
-from priors.paths import DDPM, log_snr
+from kintsugi import operators, priors, samplers
+from kintsugi.priors.base import data_prediction
+from kintsugi.priors.checkpoint import CheckpointError, checksum
+from kintsugi.priors.diffusers_model import describe, diffusers_model
+from kintsugi.priors.paths import DDPM, log_snr
 
 D = torch.float64
 SHAPE = (3, 32, 32)
@@ -490,9 +488,9 @@ def test_predict_epsilon_of_old_configurations_is_understood(copied):
 def test_no_code_of_a_repository_runs(copied, tmp_path):
     ran = tmp_path / "ran"
     for place in (copied, copied / "unet"):
-        (place / "pipeline.py").write_text(f"open({str(ran)!r}, 'w')")
+        (place / "kintsugi.pipeline.py").write_text(f"open({str(ran)!r}, 'w')")
     edit(copied / "model_index.json", _class_name=["pipeline", "Pipeline"])
-    edit(copied / "unet" / "config.json", auto_map={"AutoModel": "pipeline.Pipeline"})
+    edit(copied / "unet" / "config.json", auto_map={"AutoModel": "kintsugi.pipeline.Pipeline"})
     load(copied)
     edit(copied / "model_index.json", unet=["pipeline", "UNet2DModel"])
     with pytest.raises(CheckpointError, match="unet"):

@@ -6,10 +6,10 @@ import time
 
 from rich.console import Console
 
-from jobs.cli import stoppable
-from jobs.display import Display, duration
-from pipeline.executors import Live, in_process
-from pipeline.run import Progress, open_or_plan
+from kintsugi.jobs.cli import stoppable
+from kintsugi.jobs.display import Display, duration
+from kintsugi.pipeline.execution.executors import Live, in_process
+from kintsugi.pipeline.execution.run import Progress, open_or_plan
 
 
 def display(seconds: float, total: int, done: int, in_hand: int, left: tuple[int, ...]) -> Display:
@@ -42,7 +42,7 @@ def test_what_ctrl_c_waits_for():
 
 def test_a_worker_says_what_is_left_of_its_unit(make_job, monkeypatch):
     run, live, seen = open_or_plan(make_job()), Live(), []
-    from pipeline.restore import Stage
+    from kintsugi.pipeline.execution.stage import Stage
 
     original = Stage.run
 

@@ -13,13 +13,14 @@ from conftest import SIZE, encode, picture, write_tar
 from test_jobs import kintsugi
 from test_run import execute
 
-from pipeline import export, storage
-from pipeline.errors import JobError
-from pipeline.export import write_restored
-from pipeline.run import Run
-from pipeline.storage import Location, at, publish, walk
-from pipeline.verify import Finding, verify
-from pipeline.worker import Worker
+from kintsugi.errors import JobError
+from kintsugi.pipeline import storage
+from kintsugi.pipeline.execution import restored as export
+from kintsugi.pipeline.execution.restored import write_restored
+from kintsugi.pipeline.execution.run import Run
+from kintsugi.pipeline.execution.verify import Finding, verify
+from kintsugi.pipeline.execution.worker import Worker
+from kintsugi.pipeline.storage import Location, at, publish, walk
 
 
 @pytest.fixture

@@ -10,10 +10,10 @@ import yaml
 from conftest import SIZE, encode, picture, write_tar
 from test_jobs import kintsugi
 
-from pipeline.commit import data_file
-from pipeline.errors import JobError
-from pipeline.failures import Reason, reasons
-from pipeline.run import Run
+from kintsugi.errors import JobError
+from kintsugi.pipeline.analysis.failures import Reason, reasons
+from kintsugi.pipeline.execution.commit import data_file
+from kintsugi.pipeline.execution.run import Run
 
 
 def test_errors_that_differ_in_numbers_and_names_are_one_reason():

@@ -24,13 +24,15 @@ import pyarrow.parquet as pq
 import pytest
 from faults import MOUNTED, NAMESPACE, Outcome, descendants, why_no_mounts, write_job, write_shards
 
-from jobs import cli
-from pipeline import executors, storage, terminal
-from pipeline.errors import JobError
-from pipeline.executors import Pool, reason
-from pipeline.inquiry import DEATHS, Inquiry
-from pipeline.plan import Unit
-from pipeline.worker import Task
+from kintsugi.errors import JobError
+from kintsugi.jobs import cli
+from kintsugi.pipeline import storage
+from kintsugi.pipeline.data.plan import Unit
+from kintsugi.pipeline.execution import executors
+from kintsugi.pipeline.execution import sieve as terminal
+from kintsugi.pipeline.execution.bisect import DEATHS, Inquiry
+from kintsugi.pipeline.execution.executors import Pool, reason
+from kintsugi.pipeline.execution.worker import Task
 
 RUNS, DISKS = 50, 2
 UNITS, SAMPLES = 4, 12  # of the runs on Ray
@@ -384,7 +386,8 @@ def test_what_ray_raises_while_it_starts_is_one_sentence(monkeypatch):
 def test_the_log_of_ray_is_not_on_the_terminal(ends):
     """Whether Ray's C++ ends the process or not, at once."""
     script = (
-        "import os, sys\nfrom pipeline.terminal import without_texts_of_ray\nwith without_texts_of_ray():\n"
+        "import os, sys\nfrom kintsugi.pipeline.execution.sieve import without_texts_of_ray\n"
+        "with without_texts_of_ray():\n"
         "    print('a warning', file=sys.stderr, flush=True)\n"
         "    os.write(2, b'[2026-11-28 18:59:27,936 E 32333 32365] rpc_client.h:204: Failed to connect\\n')\n"
         f"    {'os._exit(1)' if ends else 'pass'}\nprint('the end', file=sys.stderr)"
@@ -396,7 +399,7 @@ def test_the_log_of_ray_is_not_on_the_terminal(ends):
 def test_a_line_that_nobody_ends_does_not_keep_the_command_from_ending():
     """A progress bar's, while a process that outlives the command holds the other end of the pipe."""
     script = (
-        "import os, subprocess, sys\nfrom pipeline.terminal import without_texts_of_ray\n"
+        "import os, subprocess, sys\nfrom kintsugi.pipeline.execution.sieve import without_texts_of_ray\n"
         "with without_texts_of_ray():\n"
         "    other = subprocess.Popen([sys.executable, '-c', 'input()'], stdin=subprocess.PIPE)\n"
         "    os.write(2, b' 99 %')\nother.communicate(b'.')"

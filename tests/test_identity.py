@@ -14,15 +14,15 @@ from conftest import SIZE, encode, picture, write_tar
 from test_measurements import measured, tar_of_arrays
 from test_run import digests, execute
 
-from operators.masks import SUFFIXES
-from pipeline import claim, identity, records
-from pipeline.claim import claimed
-from pipeline.errors import JobError
-from pipeline.executors import Live, in_process
-from pipeline.run import KEPT, open_or_plan
-from pipeline.storage import Location, at, publish, sizes, this_host
-from pipeline.verify import verify
-from pipeline.worker import Worker
+from kintsugi.errors import JobError
+from kintsugi.operators.masks import SUFFIXES
+from kintsugi.pipeline.execution import claim, identity
+from kintsugi.pipeline.execution.claim import claimed
+from kintsugi.pipeline.execution.executors import Live, in_process
+from kintsugi.pipeline.execution.run import KEPT, open_or_plan
+from kintsugi.pipeline.execution.verify import verify
+from kintsugi.pipeline.execution.worker import Worker
+from kintsugi.pipeline.storage import Location, at, publish, records, sizes, this_host
 
 HALF = np.indices((SIZE, SIZE))[1] < SIZE // 2
 
@@ -108,7 +108,7 @@ def test_a_mask_that_changes_while_a_worker_meets_another_size_ends_the_job(make
 @pytest.fixture
 def references(tmp_path, monkeypatch):
     """Statistics and images to compare with, and no network: nothing is computed of them here."""
-    monkeypatch.setattr("pipeline.run.refuse_missing", lambda metrics, reference: None)
+    monkeypatch.setattr("kintsugi.pipeline.execution.run.refuse_missing", lambda metrics, reference: None)
     np.savez(tmp_path / "r.npz", mu=np.zeros(2))
     (tmp_path / "r").mkdir()
     for i in range(2):
@@ -138,8 +138,8 @@ def test_a_reference_without_metrics_of_sets_is_none_of_the_runs_files(make_job,
 
 def test_a_run_is_not_continued_with_other_weights_of_a_metric(make_job, tmp_path, monkeypatch):
     found = iter(["a" * 64, "b" * 64])
-    monkeypatch.setattr("pipeline.run.refuse_missing", lambda metrics, reference: None)
-    monkeypatch.setattr("pipeline.metrics.weights.Weights.digest", lambda self: next(found))
+    monkeypatch.setattr("kintsugi.pipeline.execution.run.refuse_missing", lambda metrics, reference: None)
+    monkeypatch.setattr("kintsugi.pipeline.metrics.weights.Weights.digest", lambda self: next(found))
     job = make_job(metrics=["lpips"])
     open_or_plan(job)
     with pytest.raises(JobError, match=rf"\n  metrics\.lpips: SHA-256 {'a' * 64} → {'b' * 64}"):
@@ -183,7 +183,7 @@ def degradation(sigma: float) -> dict:
 
 def while_planning(monkeypatch, then) -> None:
     """Call `then` in the middle of the next planning."""
-    from pipeline import run
+    from kintsugi.pipeline.execution import run
 
     original, calls = run.plan, iter([then])
 

@@ -19,18 +19,17 @@ from conftest import SIZE, encode, picture, write_tar
 from test_jobs import kintsugi
 from test_run import execute
 
-from pipeline import records
-from pipeline.commit import commit_file, data_file, valid
-from pipeline.errors import JobError
-from pipeline.identity import FILES
-from pipeline.job import Job
-from pipeline.plan import BEFORE_LINKS, read_members
-from pipeline.records import FOLDERS, JOB, PLAN, PRIOR, SUMS, sealed, unsealed
-from pipeline.report.gallery import refuse_no_pictures
-from pipeline.report.stored import read_metrics
-from pipeline.run import KEPT, Run, open_or_plan
-from pipeline.storage import parquet
-from pipeline.verify import Finding, mend, verify
+from kintsugi.errors import JobError
+from kintsugi.pipeline.analysis.report.gallery import refuse_no_pictures
+from kintsugi.pipeline.analysis.report.stored import read_metrics
+from kintsugi.pipeline.data.plan import BEFORE_LINKS, read_members
+from kintsugi.pipeline.execution.commit import commit_file, data_file, valid
+from kintsugi.pipeline.execution.identity import FILES
+from kintsugi.pipeline.execution.run import KEPT, Run, open_or_plan
+from kintsugi.pipeline.execution.verify import Finding, mend, verify
+from kintsugi.pipeline.job import Job
+from kintsugi.pipeline.storage import parquet, records
+from kintsugi.pipeline.storage.records import FOLDERS, JOB, PLAN, PRIOR, SUMS, sealed, unsealed
 
 KEYS = [f"image_{number:03d}" for number in range(6)]
 UNITS = ["00000-0000000", "00000-0000002", "00001-0000000"]

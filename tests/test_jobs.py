@@ -15,14 +15,14 @@ import yaml
 from conftest import SIZE, encode, picture, write_tar
 from typer.testing import CliRunner
 
-from jobs import submit
-from jobs.cli import app
-from jobs.fields import Described, fields
-from jobs.files import files_of, load_job, ready_jobs
-from jobs.values import parse_setting
-from pipeline.errors import JobError
-from pipeline.executors import refuse_long_folder
-from pipeline.job import flatten
+from kintsugi.errors import JobError
+from kintsugi.jobs import submit
+from kintsugi.jobs.cli import app
+from kintsugi.jobs.fields import Described, fields
+from kintsugi.jobs.files import files_of, load_job, ready_jobs
+from kintsugi.jobs.values import parse_setting
+from kintsugi.pipeline.execution.executors import refuse_long_folder
+from kintsugi.pipeline.job import flatten
 
 ROOT = Path(__file__).parent.parent
 runner = CliRunner()
@@ -165,7 +165,7 @@ def test_submit_finds_files_of_composed_operators_and_reads_the_job_once(compose
     places = ["output=/run", "data.shards=/a.tar"]
     with pytest.raises(JobError, match=r"degradation\.operator\.operators\.1\.mask: 'm\.png' must"):
         submit.load_for_cluster("quickstart", [*composed, *places])
-    monkeypatch.setattr("jobs.files.parse_setting", counted := Mock(wraps=parse_setting))
+    monkeypatch.setattr("kintsugi.jobs.files.parse_setting", counted := Mock(wraps=parse_setting))
     absolute = composed[0].replace("m.png", str(Path("m.png").absolute()))
     assert submit.load_for_cluster("quickstart", [absolute, *places]).output == "/run"
     assert counted.call_count == 3, "each override once"
@@ -203,7 +203,7 @@ def test_exit_code_2_when_samples_failed(make_job, tmp_path):
 
 
 def test_exit_code_130_and_resumption_after_ctrl_c(job_file, make_job, monkeypatch):
-    from pipeline.worker import Worker
+    from kintsugi.pipeline.execution.worker import Worker
 
     original = Worker.process
 
@@ -221,12 +221,12 @@ def test_exit_code_130_and_resumption_after_ctrl_c(job_file, make_job, monkeypat
 
 
 def test_errors_go_to_stderr_with_exit_code_1(tmp_path):
-    command = [sys.executable, "-m", "jobs.cli", "run", str(tmp_path / "nothing.yaml")]
+    command = [sys.executable, "-m", "kintsugi", "run", str(tmp_path / "nothing.yaml")]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     assert result.returncode == 1
     assert "no job file" in result.stderr
     assert "Traceback" not in result.stderr
-    command = [sys.executable, "-m", "jobs.cli", "run", "quickstart", "--limit", "0"]
+    command = [sys.executable, "-m", "kintsugi", "run", "quickstart", "--limit", "0"]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     assert result.returncode == 1, "2 means failed samples"
     assert "limit" in result.stderr
@@ -307,11 +307,9 @@ def settable(field: Described) -> bool:
 
 @pytest.mark.parametrize("kind", ["fields", "samplers", "operators", "priors", "metrics", "jobs"])
 def test_list(kind):
-    import operators
-    import priors
-    import samplers
-    from operators.registry import parameters
-    from pipeline.metrics import IMAGE, SETS
+    from kintsugi import operators, priors, samplers
+    from kintsugi.pipeline.metrics import IMAGE, SETS
+    from kintsugi.registry import parameters
 
     expected = {
         "fields": [field.name for field in fields()],
@@ -340,8 +338,8 @@ def test_every_command_has_help_with_an_example(command):
 
 
 def test_quickstart_photographs_are_there(tmp_path):
-    from pipeline import builtin
-    from pipeline.shards import index
+    from kintsugi.pipeline.data import photographs as builtin
+    from kintsugi.pipeline.data.shards import index
 
     shard = builtin.scikit_image_shard(tmp_path, 64)
     content = shard.read_bytes()
@@ -394,7 +392,7 @@ def test_a_terminal_with_few_characters_is_written_to(job_file, make_job):
     environment = os.environ | {"PYTHONIOENCODING": "ascii", "PYTHONPATH": str(ROOT)}
 
     def told(*arguments: str) -> bytes:
-        command = [sys.executable, "-m", "jobs.cli", *arguments]
+        command = [sys.executable, "-m", "kintsugi", *arguments]
         result = subprocess.run(command, env=environment, capture_output=True, check=False)
         assert result.returncode == 0, result.stderr
         return result.stdout

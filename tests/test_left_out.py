@@ -14,15 +14,22 @@ import pytest
 from conftest import SIZE, encode, picture, write_tar
 from typer.testing import CliRunner
 
-from jobs.cli import app
-from pipeline import shards as shards_module
-from pipeline.errors import JobError
-from pipeline.job import Data
-from pipeline.metrics.source import Pictures
-from pipeline.plan import PlanSummary, changed_shards, make_plan, read_members, read_summary, read_units
-from pipeline.read import Decoded, Images, read_unit
-from pipeline.sharding import Options, make_shards
-from pipeline.shards import SUFFIXES, DamagedShard, Tar, checksum, index, key_of
+from kintsugi.errors import JobError
+from kintsugi.jobs.cli import app
+from kintsugi.pipeline.data import shards as shards_module
+from kintsugi.pipeline.data.collection import Collection
+from kintsugi.pipeline.data.make import Options, make_shards
+from kintsugi.pipeline.data.plan import (
+    PlanSummary,
+    changed_shards,
+    make_plan,
+    read_members,
+    read_summary,
+    read_units,
+)
+from kintsugi.pipeline.data.read import Decoded, Images, read_unit
+from kintsugi.pipeline.data.shards import SUFFIXES, DamagedShard, Tar, checksum, index, key_of
+from kintsugi.pipeline.job import Data
 
 IMAGES = [(f"image_{i}.png", encode(picture(i))) for i in range(8)]
 NFD = unicodedata.normalize("NFD", "é")
@@ -181,7 +188,7 @@ def test_a_link_to_a_member_is_that_member_and_any_other_a_failed_row(tmp_path, 
         np.testing.assert_array_equal(found[key].image, picture(number))
     for key, target in {"nowhere": "missing.png", "absolute": "/etc/passwd", "loop": "loop.png"}.items():
         assert f"a link to '{target}', which is no file of this tar" in found[key].error
-    pictures = Pictures("truth", str(shard))
+    pictures = Collection("truth", str(shard))
     np.testing.assert_array_equal(pictures.read("forward").image, picture(1))
 
 
@@ -231,7 +238,7 @@ def test_one_rule_makes_keys_of_names_everywhere(tmp_path):
     sources += make_shards(tmp_path / "in", tmp_path / "of", Options()).shards
     for source in sources:
         assert {sample.key for sample in index(source)} == set(keys), source
-        assert {*Pictures("truth", str(source)).places} == set(keys)
+        assert {*Collection("truth", str(source)).places} == set(keys)
         plan(source, tmp_path / "plan", 1)
         assert {row.key: row.error for row in rows(tmp_path / "plan")} == dict.fromkeys(keys), source
 

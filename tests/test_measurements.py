@@ -19,15 +19,15 @@ from pydantic import ValidationError
 from test_jobs import kintsugi
 from test_run import digests, execute, rows
 
-import operators
-from pipeline.errors import JobError
-from pipeline.export import write_restored
-from pipeline.pictures import BITS, array_file
-from pipeline.pictures import encode as encoded
-from pipeline.restore import Stage
-from pipeline.run import Run, open_or_plan
-from pipeline.run import plan as planned
-from priors.natural import NaturalPrior
+from kintsugi import operators
+from kintsugi.errors import JobError
+from kintsugi.pipeline.data.pictures import BITS, array_file
+from kintsugi.pipeline.data.pictures import encode as encoded
+from kintsugi.pipeline.execution.restored import write_restored
+from kintsugi.pipeline.execution.run import Run, open_or_plan
+from kintsugi.pipeline.execution.run import plan as planned
+from kintsugi.pipeline.execution.stage import Stage
+from kintsugi.priors.natural import NaturalPrior
 
 CONJUGATE = {"name": "conjugate", "steps": 2, "w": 15}
 POOL = {"name": "average_pool", "factor": 4}

@@ -5,10 +5,9 @@ import time
 import pytest
 import torch
 
-import operators
-import samplers
-from pipeline.meter import Metered
-from priors.paths import VariancePreserving
+from kintsugi import operators, samplers
+from kintsugi.pipeline.execution.timing import Metered
+from kintsugi.priors.paths import VariancePreserving
 
 FORWARD, BACKWARD = 0.004, 0.009
 

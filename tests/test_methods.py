@@ -14,16 +14,14 @@ import torch
 from test_samplers import REQUIRED, Counting
 from torch.utils._python_dispatch import TorchDispatchMode
 
-import operators
-import priors
-import samplers
 from benchmarks.posterior_bias import SAMPLERS, Posterior, bias, natural_texture, white_noise
-from operators.base import Nonlinear
-from priors.analytic import LowRankMixture, StandardNormal, natural_spectrum
-from priors.paths import DDPM, RectifiedFlow, VariancePreserving
-from samplers import KeyedNoise
-from samplers.lmmse import linear_mmse
-from samplers.problem import Problem
+from kintsugi import operators, priors, samplers
+from kintsugi.operators.base import Nonlinear
+from kintsugi.priors.analytic import LowRankMixture, StandardNormal, natural_spectrum
+from kintsugi.priors.paths import DDPM, RectifiedFlow, VariancePreserving
+from kintsugi.samplers import KeyedNoise
+from kintsugi.samplers.lmmse import linear_mmse
+from kintsugi.samplers.problem import Problem
 
 D = torch.float64
 VP, FLOW, LABELS = VariancePreserving(), RectifiedFlow(), DDPM()

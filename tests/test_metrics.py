@@ -9,9 +9,9 @@ import torch
 from conftest import picture
 from scipy.ndimage import gaussian_filter
 
-from pipeline.commit import ROWS
-from pipeline.metrics import ALL, IMAGE, check, refuse_missing_weights, weights
-from pipeline.metrics.scoring import Scorer
+from kintsugi.pipeline.execution.commit import ROWS
+from kintsugi.pipeline.metrics import ALL, IMAGE, check, refuse_missing_weights, weights
+from kintsugi.pipeline.metrics.scoring import Scorer
 
 
 def pair(size: int = 100, noise: float = 0.1) -> tuple[torch.Tensor, torch.Tensor]:

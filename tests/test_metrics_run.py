@@ -13,20 +13,21 @@ from PIL import Image
 from torch import nn
 from typer.testing import CliRunner
 
-from jobs.cli import app
-from jobs.score import reference_from
-from pipeline.commit import commit_file, features_file, read_features
-from pipeline.errors import JobError
-from pipeline.executors import Live, in_process
-from pipeline.job import config_hash
-from pipeline.metrics import SETS, weights
-from pipeline.metrics.compared import pair
-from pipeline.metrics.features import Extractor, arrays
-from pipeline.metrics.reference import reference_of
-from pipeline.metrics.sets import evaluate, set_metrics
-from pipeline.records import sealed, unsealed
-from pipeline.run import open_or_plan, plan
-from pipeline.verify import Finding, repair, verify
+from kintsugi.errors import JobError
+from kintsugi.jobs.cli import app
+from kintsugi.jobs.score import reference_from
+from kintsugi.pipeline.analysis.scored import pair
+from kintsugi.pipeline.analysis.set_metrics import set_metrics
+from kintsugi.pipeline.execution.commit import commit_file, features_file, read_features
+from kintsugi.pipeline.execution.executors import Live, in_process
+from kintsugi.pipeline.execution.reference import reference_of
+from kintsugi.pipeline.execution.run import open_or_plan, plan
+from kintsugi.pipeline.execution.verify import Finding, repair, verify
+from kintsugi.pipeline.job import config_hash
+from kintsugi.pipeline.metrics import SETS, weights
+from kintsugi.pipeline.metrics.features import Extractor, arrays
+from kintsugi.pipeline.metrics.sets import evaluate
+from kintsugi.pipeline.storage.records import sealed, unsealed
 
 
 class Inception(nn.Module):
@@ -186,7 +187,7 @@ def test_the_record_vouches_for_the_features(networks, make_job):
 
 
 def test_failed_samples_done_again_keep_the_features_of_the_others(networks, make_job, tmp_path):
-    from pipeline.storage import at
+    from kintsugi.pipeline.storage import at
 
     shard = tmp_path / "s.tar"
     members = [(f"{i}.png", encode(picture(i))) for i in range(3)]
@@ -269,14 +270,14 @@ def test_jpeg_inputs_are_warned_of(networks, make_job, tmp_path):
 
 
 def test_a_job_without_reference_has_the_hash_it_had_before_there_was_one(make_job):
-    from pipeline.job import deciding
+    from kintsugi.pipeline.job import deciding
 
     assert "reference" not in deciding(make_job())
     assert config_hash(make_job(reference="a/b")) != config_hash(make_job())
 
 
 def test_score_measures_images_of_another_method(networks, folder, tmp_path):
-    from pipeline.metrics.scoring import Scorer
+    from kintsugi.pipeline.metrics.scoring import Scorer
 
     restored = tmp_path / "other"
     (restored / "sub").mkdir(parents=True)
@@ -425,7 +426,7 @@ BAD = {
 
 @pytest.mark.parametrize("kind", BAD)
 def test_a_bad_file_of_statistics_is_refused_at_planning(kind, tmp_path, monkeypatch):
-    from pipeline.metrics import reference
+    from kintsugi.pipeline.execution import reference
 
     monkeypatch.setattr(reference, "refuse_missing_weights", lambda metrics: None)
     make, words = BAD[kind]
@@ -441,7 +442,7 @@ def test_the_reference_must_not_hold_secrets(make_job):
 
 
 def test_score_takes_clean_fids_published_statistics(networks, folder, tmp_path, monkeypatch):
-    from pipeline.metrics import reference
+    from kintsugi.pipeline.execution import reference
 
     assert reference_from("some/folder") == "some/folder"
     with pytest.raises(JobError, match="--reference"):
@@ -469,7 +470,7 @@ def test_score_goes_on_after_an_image_whose_truth_has_no_features(folder, tmp_pa
 
     with monkeypatch.context() as context:
         context.setattr(Extractor, "__call__", faulty)
-        context.setattr("pipeline.metrics.compared.BLOCK", 2)
+        context.setattr("kintsugi.pipeline.analysis.scored.BLOCK", 2)
         kintsugi("score", folder, folder, "--metrics", "psnr,swd", "--out", tmp_path)
     rows = pq.read_table(tmp_path / "rows.parquet").to_pylist()
     assert [row["status"] for row in rows] == ["ok", "failed", "ok", "ok", "ok", "ok"]
@@ -503,7 +504,9 @@ def test_a_second_report_takes_the_set_metrics_that_are_kept(make_job, monkeypat
     run = finished(make_job(metrics=["swd"]))
     first = set_metrics(run)
     with monkeypatch.context() as context:
-        context.setattr("pipeline.metrics.sets.evaluate", lambda *_: pytest.fail("computed again"))
+        context.setattr(
+            "kintsugi.pipeline.analysis.set_metrics.evaluate", lambda *_: pytest.fail("computed again")
+        )
         assert set_metrics(run) == first
     computed = []
 
@@ -515,12 +518,12 @@ def test_a_second_report_takes_the_set_metrics_that_are_kept(make_job, monkeypat
     unit = next(run.units()).unit
     for stale in (
         lambda: kept.write_text("{"),
-        lambda: monkeypatch.setattr("pipeline.metrics.sets.VERSION", 0),
+        lambda: monkeypatch.setattr("kintsugi.pipeline.analysis.set_metrics.VERSION", 0),
         lambda: commit_file(run.folder, unit).unlink(),
     ):
         stale()
         with monkeypatch.context() as context:
-            context.setattr("pipeline.metrics.sets.evaluate", anew)
+            context.setattr("kintsugi.pipeline.analysis.set_metrics.evaluate", anew)
             again = set_metrics(run)
     assert len(computed) == 3
     assert again["swd"].n == 9

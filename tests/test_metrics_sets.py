@@ -5,11 +5,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from pipeline.metrics import distances, sets
-from pipeline.metrics.distances import Estimate, Sample
-from pipeline.metrics.moments import Gaussian, Moments, frechet, on_grid
-from pipeline.metrics.reference import Reference
-from pipeline.metrics.sets import evaluate, gather, share
+from kintsugi.pipeline.metrics import distances, sets
+from kintsugi.pipeline.metrics.distances import Estimate, FeatureSet
+from kintsugi.pipeline.metrics.moments import Gaussian, Moments, frechet, on_grid
+from kintsugi.pipeline.metrics.reference import Reference
+from kintsugi.pipeline.metrics.sets import evaluate, gather, share
 
 
 def features(n: int, size: int, seed: int, shift: float = 0.0) -> np.ndarray:
@@ -102,10 +102,10 @@ def test_fid_is_clean_fids_on_the_same_features(n):
     assert frechet(a, b) == pytest.approx(fid_from_feats(x.astype(float), y.astype(float)), rel=1e-6)
     for paired in (False, True):
         z = y[:n].astype(float)
-        other = Sample(n, features=z, parts=in_parts(z), paired=True) if paired else Sample(n, b)
+        other = FeatureSet(n, features=z, parts=in_parts(z), paired=True) if paired else FeatureSet(n, b)
         theirs = fid_from_feats(x.astype(float), z) if paired else expected
         for parts in ((), in_parts(x)):
-            value = distances.fid(Sample(n, features=x, parts=parts), other).value
+            value = distances.fid(FeatureSet(n, features=x, parts=parts), other).value
             assert value == pytest.approx(theirs, rel=1e-6)
 
 
@@ -121,12 +121,12 @@ def test_kid_is_clean_fids_and_the_direct_sum(monkeypatch):
 
     monkeypatch.setattr(distances, "BLOCK", 37)
     x, y = features(150, 40, 0).astype(float), features(150, 40, 1, 0.5).astype(float)
-    value = distances.kid(Sample(150, features=x), Sample(150, features=y)).value
+    value = distances.kid(FeatureSet(150, features=x), FeatureSet(150, features=y)).value
     assert value == pytest.approx(kernel_distance(x, y, num_subsets=1, max_subset_size=150), rel=1e-9)
     y = y[:90]
     k = [(a @ b.T / 40 + 1) ** 3 for a, b in ((x, x), (y, y), (x, y))]
     direct = [(each.sum() - np.trace(each)) / (n * (n - 1)) for each, n in zip(k, (150, 90), strict=False)]
-    value = distances.kid(Sample(150, features=x), Sample(90, features=y)).value
+    value = distances.kid(FeatureSet(150, features=x), FeatureSet(90, features=y)).value
     assert value == pytest.approx(sum(direct) - 2 * k[2].mean(), rel=1e-9)
 
 
@@ -153,7 +153,7 @@ def test_kid_is_unbiased_and_its_interval_covers(paired):
     for _ in range(200):
         y, other = rng.normal(0, 1, (2, n, d))
         x = (0.9 * y + np.sqrt(1 - 0.9**2) * other if paired else other) + shift
-        found.append(distances.kid(Sample(n, features=x), Sample(n, features=y, paired=paired)))
+        found.append(distances.kid(FeatureSet(n, features=x), FeatureSet(n, features=y, paired=paired)))
     values = np.array([each.value for each in found])
     assert values.mean() == pytest.approx(truth, abs=3 * values.std() / np.sqrt(len(values)))
     covering = np.mean([each.low <= truth <= each.high for each in found])
@@ -166,7 +166,7 @@ def test_precision_and_recall_of_known_sets(monkeypatch):
     near, far = line + 0.25, line + 1000
     half = np.concatenate([line[:10], line[:10] + 1000])
     for restored, precision, recall in ((near, 1, 1), (far, 0, 0), (half, 0.5, 0.5)):
-        a, b = Sample(20, features=restored), Sample(20, features=line)
+        a, b = FeatureSet(20, features=restored), FeatureSet(20, features=line)
         assert distances.precision(a, b).value == pytest.approx(precision, abs=0.16)
         assert distances.recall(a, b).value == pytest.approx(recall, abs=0.16)
 
@@ -179,7 +179,7 @@ def test_precision_and_recall_are_those_of_all_distances():
         own = np.sort(np.linalg.norm(centres[:, None] - centres, axis=-1), axis=1)[:, 3]
         return (np.linalg.norm(points[:, None] - centres, axis=-1) <= own).any(1).mean()
 
-    a, b = Sample(80, features=x), Sample(70, features=y)
+    a, b = FeatureSet(80, features=x), FeatureSet(70, features=y)
     for measure, expected in (
         (distances.precision, share_inside(x[:70], y)),
         (distances.recall, share_inside(y, x[:70])),
@@ -199,8 +199,8 @@ def test_fid_infinity_has_less_bias(paired):
     for _ in range(40):
         y, other = rng.normal(0, 1, (2, n, size))
         x = 1.1 * y + 0.1 + noise * other
-        reference = Sample(n, parts=in_parts(y), paired=True) if paired else Sample(None, gaussian)
-        found = distances.fid(Sample(n, parts=in_parts(x)), reference)
+        reference = FeatureSet(n, parts=in_parts(y), paired=True) if paired else FeatureSet(None, gaussian)
+        found = distances.fid(FeatureSet(n, parts=in_parts(x)), reference)
         values.append(found.value)
         extrapolated.append(found.extra["infinity"])
     biased, unbiased = np.mean(values) - truth, np.mean(extrapolated) - truth
@@ -225,8 +225,8 @@ def test_fid_infinity_is_given_only_where_it_is_near_the_truth(per_feature, apar
     n = int(per_feature * size)
     found = []
     for _ in range(30):
-        x = Sample(n, parts=in_parts(drawn(n, apart)))
-        estimate = distances.fid(x, Sample(None, gaussian=reference))
+        x = FeatureSet(n, parts=in_parts(drawn(n, apart)))
+        estimate = distances.fid(x, FeatureSet(None, gaussian=reference))
         assert estimate.low >= 0
         assert bool(estimate.extra) != bool(estimate.warnings)
         found += estimate.extra.values()
@@ -247,8 +247,8 @@ def test_the_interval_of_fid_covers_what_fid_is_at_this_many_samples(n, paired):
         y, other = rng.normal(0, 1, (2, n, 6))
         x = 0.8 * y + 0.3 * other + 0.2
         px, py = (tuple(summed([p]) for p in np.split(z, ends)) if n > 40 else () for z in (x, y))
-        reference = Sample(n, features=y, parts=py, paired=True) if paired else Sample(None, gaussian)
-        found.append(distances.fid(Sample(n, features=x, parts=px), reference))
+        reference = FeatureSet(n, features=y, parts=py, paired=True) if paired else FeatureSet(None, gaussian)
+        found.append(distances.fid(FeatureSet(n, features=x, parts=px), reference))
     mean = np.mean([each.value for each in found])
     assert np.mean([each.low <= mean <= each.high for each in found]) >= 0.89
     widths = np.mean([each.high - each.low for each in found]) / (2 * 2.365)  # Student's, of 8 groups
@@ -267,7 +267,7 @@ def in_blocks(columns_of, keys, pieces):
 
 
 def test_results_do_not_depend_on_how_rows_are_divided_into_units(monkeypatch):
-    from pipeline.metrics import features as spaces
+    from kintsugi.pipeline.metrics import features as spaces
 
     monkeypatch.setitem(spaces.SIZES, "clean", 48)
     n = 200
@@ -348,4 +348,6 @@ def test_swd_of_a_flat_truth_is_finite():
     rng = np.random.default_rng(0)
     a, b = rng.normal(0, 1 / 255, (5, 4704)).astype(np.float16), np.zeros((5, 4704), np.float16)
     # One level of deviation is the unit; the mean of |N(0, 1)| is 0.798.
-    assert distances.swd(Sample(5, features=a), Sample(5, features=b)).value == pytest.approx(0.798, rel=0.02)
+    assert distances.swd(FeatureSet(5, features=a), FeatureSet(5, features=b)).value == pytest.approx(
+        0.798, rel=0.02
+    )

@@ -6,9 +6,9 @@ import scipy.ndimage
 import torch
 from scipy.stats import wasserstein_distance
 
-from pipeline.metrics.distances import Sample, swd
-from pipeline.metrics.features import patches
-from pipeline.metrics.texture import finest_laplacian
+from kintsugi.pipeline.metrics.distances import FeatureSet, swd
+from kintsugi.pipeline.metrics.features import patches
+from kintsugi.pipeline.metrics.texture import finest_laplacian
 
 
 def textures(seed: int) -> np.ndarray:
@@ -17,9 +17,9 @@ def textures(seed: int) -> np.ndarray:
     return (128 + 30 * noise).clip(0, 255).astype(np.uint8)
 
 
-def sample(pictures: np.ndarray) -> Sample:
+def sample(pictures: np.ndarray) -> FeatureSet:
     features = np.stack([patches(f"{i}", picture) for i, picture in enumerate(pictures)])
-    return Sample(len(features), features=features)
+    return FeatureSet(len(features), features=features)
 
 
 def distance(a: np.ndarray, b: np.ndarray) -> float:

@@ -2,7 +2,7 @@
 
 import torch
 
-from samplers import KeyedNoise
+from kintsugi.samplers import KeyedNoise
 
 SHAPE = (3, 4, 5)
 

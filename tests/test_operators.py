@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-import operators
-from operators import SpecError
+from kintsugi import operators
+from kintsugi.operators import SpecError
 
 SHAPE = (3, 8, 16)
 SQUARE = (3, 12, 12)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from test_operators import channel_mask, draw
 
-import operators
+from kintsugi import operators
 
 pytest.importorskip("deepinv", reason="deepinv, the library compared with, is not installed")
 physics = pytest.importorskip("deepinv.physics")

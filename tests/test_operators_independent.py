@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from test_operators import SHAPE, channel_mask, dense, draw
 
-import operators
+from kintsugi import operators
 
 GOLDEN = Path(__file__).parent / "golden" / "conjugate.npz"
 

@@ -7,9 +7,9 @@ import pytest
 import torch
 from PIL import Image
 
-import operators
-from operators import SpecError
-from operators.masks import freeform
+from kintsugi import operators
+from kintsugi.operators import SpecError
+from kintsugi.operators.masks import freeform
 
 
 def known_pixels(mask, height=64, width=96, **parameters):

@@ -9,7 +9,7 @@ from PIL import Image
 from skimage import data
 from test_operators import draw
 
-import operators
+from kintsugi import operators
 
 SHAPE = (3, 16, 32)
 

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 from conftest import SIZE, encode, picture, write_tar
 
-from pipeline.errors import JobError
-from pipeline.job import Data
-from pipeline.plan import make_plan, read_members, read_units
-from pipeline.shards import DamagedShard, checksum, expand, from_root, index, stated_checksums
+from kintsugi.errors import JobError
+from kintsugi.pipeline.data.plan import make_plan, read_members, read_units
+from kintsugi.pipeline.data.shards import DamagedShard, checksum, expand, from_root, index, stated_checksums
+from kintsugi.pipeline.job import Data
 
 
 def plan(paths: list[Path], target: Path, unit_size: int = 3, **data):
@@ -67,7 +67,7 @@ def test_shards_beyond_the_limit_are_neither_read_nor_checked(shards, tmp_path, 
     (tmp_path / "in" / "SHA256SUMS").write_text("".join(f"{checksum(c)}  {c.name}\n" for c in copies[:3]))
     hashed, seen = [], []
     monkeypatch.setattr(
-        "pipeline.shards.checksum", lambda shard: hashed.append(shard.name) or checksum(shard)
+        "kintsugi.pipeline.data.shards.checksum", lambda shard: hashed.append(shard.name) or checksum(shard)
     )
     data = Data(shards="unused", size=SIZE, limit=6)
     summary = make_plan(data, copies, 3, tmp_path / "plan.parquet", lambda unit: seen.append(unit.unit))

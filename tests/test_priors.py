@@ -6,14 +6,12 @@ import torch
 from skimage.data import astronaut
 from skimage.transform import resize
 
-import operators
-import priors
-import samplers
-from priors.analytic import LowRankMixture, StandardNormal, StationaryGaussian, natural_spectrum
-from priors.base import data_prediction
-from priors.paths import DDPM, RectifiedFlow, VarianceExploding, VariancePreserving, log_snr
-from priors.published import PUBLISHED, Published
-from priors.rectified_flow import UnitRangeFlow
+from kintsugi import operators, priors, samplers
+from kintsugi.priors.analytic import LowRankMixture, StandardNormal, StationaryGaussian, natural_spectrum
+from kintsugi.priors.base import data_prediction
+from kintsugi.priors.paths import DDPM, RectifiedFlow, VarianceExploding, VariancePreserving, log_snr
+from kintsugi.priors.published import PUBLISHED, Published
+from kintsugi.priors.rectified_flow import UnitRangeFlow
 
 D = torch.float64
 SHAPE = (2, 3, 4)

@@ -14,9 +14,9 @@ import pytest
 from conftest import SIZE, encode, picture, write_tar
 from PIL import Image
 
-from pipeline.job import Data
-from pipeline.plan import make_plan, read_members, read_units
-from pipeline.read import Decoded, Images, decode, read_unit
+from kintsugi.pipeline.data.plan import make_plan, read_members, read_units
+from kintsugi.pipeline.data.read import Decoded, Images, decode, read_unit
+from kintsugi.pipeline.job import Data
 
 EXACT = Images(SIZE, "exact")
 
@@ -184,9 +184,9 @@ def test_an_abandoned_read_ends_its_threads(shards, tmp_path):
 
 def test_few_large_images_are_decoded_ahead(tmp_path, monkeypatch):
     """Of a unit of 40 images, as many as fit into the bound, beside those being decoded."""
-    import pipeline.read
+    from kintsugi.pipeline.data import read
 
-    monkeypatch.setattr(pipeline.read, "BYTES_AHEAD", 4 * picture(0).nbytes)
+    monkeypatch.setattr(read, "BYTES_AHEAD", 4 * picture(0).nbytes)
     write_tar(tmp_path / "s.tar", [(f"{n:02d}.png", encode(picture(n))) for n in range(40)])
     make_plan(Data(shards="unused", size=SIZE), [tmp_path / "s.tar"], 100, tmp_path / "plan.parquet")
     (unit,) = read_units(tmp_path / "plan.parquet")

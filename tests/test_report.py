@@ -22,18 +22,18 @@ import torch
 from conftest import SIZE, assert_self_contained, encode, picture, write_tar
 from PIL import Image
 
-from jobs.cli import console, show_results
-from jobs.files import load_job
-from pipeline import report
-from pipeline.aggregate import Summary, measure
-from pipeline.commit import read_rows
-from pipeline.executors import Live, in_process
-from pipeline.metrics import IMAGE
-from pipeline.metrics.sets import SetResult
-from pipeline.report import gallery, histogram, mask_sources, number, spent, write_report
-from pipeline.run import open_or_plan
-from pipeline.telemetry import TellingWorker
-from pipeline.worker import Task
+from kintsugi.jobs.cli import console, show_results
+from kintsugi.jobs.files import load_job
+from kintsugi.pipeline.analysis import report
+from kintsugi.pipeline.analysis.aggregate import Summary, describe
+from kintsugi.pipeline.analysis.report import gallery, histogram, mask_sources, number, spent, write_report
+from kintsugi.pipeline.execution.commit import read_rows
+from kintsugi.pipeline.execution.executors import Live, in_process
+from kintsugi.pipeline.execution.prometheus import TellingWorker
+from kintsugi.pipeline.execution.run import open_or_plan
+from kintsugi.pipeline.execution.worker import Task
+from kintsugi.pipeline.metrics import IMAGE
+from kintsugi.pipeline.metrics.sets import SetResult
 
 PICTURE = re.compile(r'data-kind="([^"]+)"><img alt="[^"]*" src="data:image/webp;base64,([^"]+)"')
 
@@ -123,7 +123,7 @@ def test_shown_are_the_first_samples_and_the_ends_of_the_first_measure(make_job,
         assert {key for key, text in cards if f"{end} PSNR" in text} == keys
     keys = pa.chunked_array([[f"image_{i:03}" for i in range(12)]])
     infinite, good = pa.chunked_array([[np.inf] * 12]), pa.chunked_array([[True] * 12])
-    equal = measure(infinite, good, keys, "psnr")
+    equal = describe(infinite, good, keys, "psnr")
     chosen = gallery.choose(run, run.folder / "report" / "rows.parquet", "PSNR", equal)
     assert Counter(tuple(card.why) for card in chosen) == {("worst PSNR",): 3, ("best PSNR",): 3}, (
         "none is both"
@@ -207,7 +207,7 @@ def test_masks_are_traced_to_their_file(tmp_path):
 def test_histograms_have_bars_as_high_as_the_counts_of_equal_bins():
     keys = pa.chunked_array([list("abcdefghij")])
     values = pa.chunked_array([[1.0, 1, 2, 4, 4, 4, 4, 5, 6, 6]])  # five bins of 1
-    described = vars(measure(values, pa.chunked_array([[True] * 10]), keys, "psnr"))
+    described = vars(describe(values, pa.chunked_array([[True] * 10]), keys, "psnr"))
     assert described["counts"] == [2, 1, 0, 4, 3]
     shapes = histogram(described)
     assert shapes["bars"] == [(0, 50, 20, 50), (20, 75, 20, 25), (60, 0, 20, 100), (80, 25, 20, 75)]

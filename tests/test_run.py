@@ -16,18 +16,19 @@ import torch
 from conftest import SIZE, encode, picture, write_tar
 from PIL import Image
 
-import priors
-import samplers
-from pipeline import read, restore, worker
-from pipeline.aggregate import committed
-from pipeline.commit import ROWS, commit_file, data_file, read_commit, read_rows
-from pipeline.errors import JobError
-from pipeline.executors import Live, actor_size, capacity, in_process, on_ray
-from pipeline.job import Degradation, Job, config_hash
-from pipeline.restore import Stage, measure
-from pipeline.run import Run, open_or_plan
-from priors.natural import NaturalPrior
-from samplers import KeyedNoise
+from kintsugi import priors, samplers
+from kintsugi.errors import JobError
+from kintsugi.pipeline.analysis.aggregate import committed
+from kintsugi.pipeline.data import read
+from kintsugi.pipeline.execution import stage as restore
+from kintsugi.pipeline.execution import worker
+from kintsugi.pipeline.execution.commit import ROWS, commit_file, data_file, read_commit, read_rows
+from kintsugi.pipeline.execution.executors import Live, actor_size, capacity, in_process, on_ray
+from kintsugi.pipeline.execution.run import Run, open_or_plan
+from kintsugi.pipeline.execution.stage import Stage, add_noise
+from kintsugi.pipeline.job import Degradation, Job, config_hash
+from kintsugi.priors.natural import NaturalPrior
+from kintsugi.samplers import KeyedNoise
 
 
 def execute(job: Job, executor: Callable[..., Any] = in_process, *extra: Any) -> Run:
@@ -161,7 +162,7 @@ def test_a_run_that_was_begun_with_relative_shards_in_its_file_continues(make_jo
     monkeypatch.chdir(tmp_path)
     job = make_job(data={"shards": "in/*.tar", "size": SIZE})
     with monkeypatch.context() as earlier:
-        earlier.setattr("pipeline.run.from_root", lambda patterns: patterns)
+        earlier.setattr("kintsugi.pipeline.execution.run.from_root", lambda patterns: patterns)
         execute(job)
     for shards in ("in/*.tar", f"{tmp_path}/in/*.tar"):
         run = open_or_plan(make_job(data={"shards": shards, "size": SIZE}))
@@ -392,7 +393,7 @@ def test_one_and_two_ray_actors_and_no_ray_give_the_same_rows(make_job, tmp_path
 
 
 def test_a_unit_that_kills_its_workers_is_given_up_and_the_rest_done(make_job, ray_cluster, monkeypatch):
-    from pipeline import executors
+    from kintsugi.pipeline.execution import executors
 
     class Deadly(executors.RayWorker):
         def process(self, task):
@@ -413,7 +414,7 @@ def test_a_unit_that_kills_its_workers_is_given_up_and_the_rest_done(make_job, r
 
 
 def test_workers_that_cannot_start_end_the_job(make_job, ray_cluster, monkeypatch):
-    from pipeline import executors
+    from kintsugi.pipeline.execution import executors
 
     class Broken(executors.RayWorker):
         def __init__(self, job, run, device):
@@ -482,7 +483,7 @@ def test_poisson_noise_has_the_stated_number_of_photons():
     """At white the variance is 1/photons on [0, 1], at black there is none; mid-grey sets σ_y."""
     degradation = Degradation(operator={"name": "denoise"}, poisson=100.0)
     levels = torch.tensor([-1.0, 0.0, 1.0]).view(1, 3, 1, 1).expand(1, 3, 200, 200)
-    y = measure(levels, degradation, KeyedNoise(0, ["a"]))
+    y = add_noise(levels, degradation, KeyedNoise(0, ["a"]))
     deviation = y[0].flatten(1).std(1)
     torch.testing.assert_close(deviation, 2 * torch.tensor([0.0, 0.005, 0.01]) ** 0.5, rtol=0.02, atol=0)
     torch.testing.assert_close(y.mean((0, 2, 3)), levels[0, :, 0, 0], rtol=0, atol=3e-3)

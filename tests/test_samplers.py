@@ -9,11 +9,10 @@ import pytest
 import scipy.integrate
 import torch
 
-import operators
-import samplers
-from priors.analytic import LowRankMixture, StandardNormal
-from priors.paths import DDPM, RectifiedFlow, VariancePreserving
-from samplers import KeyedNoise, SpecError
+from kintsugi import operators, samplers
+from kintsugi.priors.analytic import LowRankMixture, StandardNormal
+from kintsugi.priors.paths import DDPM, RectifiedFlow, VariancePreserving
+from kintsugi.samplers import KeyedNoise, SpecError
 
 D = torch.float64
 VP, FLOW, LABELS = VariancePreserving(), RectifiedFlow(), DDPM()

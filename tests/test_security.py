@@ -42,17 +42,19 @@ from benchmarks.bad_input import (
     tree,
     zip_of,
 )
-from jobs.files import load_job
-from pipeline import executors, read, sharding
-from pipeline.errors import JobError
-from pipeline.executors import Live, in_process
-from pipeline.records import sealed, unsealed
-from pipeline.report import write_report
-from pipeline.run import open_or_plan
-from pipeline.shards import DamagedShard, Tar
-from pipeline.storage import Remote, redacted
-from priors import checkpoint
-from priors.checkpoint import CheckpointError, tensors
+from kintsugi.errors import JobError, redacted
+from kintsugi.jobs.files import load_job
+from kintsugi.pipeline.analysis.report import write_report
+from kintsugi.pipeline.data import make as sharding
+from kintsugi.pipeline.data import read
+from kintsugi.pipeline.data.shards import DamagedShard, Tar
+from kintsugi.pipeline.execution import executors
+from kintsugi.pipeline.execution.executors import Live, in_process
+from kintsugi.pipeline.execution.run import open_or_plan
+from kintsugi.pipeline.storage import Remote
+from kintsugi.pipeline.storage.records import sealed, unsealed
+from kintsugi.priors import checkpoint
+from kintsugi.priors.checkpoint import CheckpointError, tensors
 
 ROOT = Path(__file__).parent.parent
 
@@ -379,7 +381,7 @@ def hostile_report(make_job, tmp_path):
 def test_html_in_keys_errors_and_records_is_text_in_the_page(hostile_report):
     page = (hostile_report / "report.html").read_text()
     assert "&lt;script&gt;alert(1)" in page
-    script = (ROOT / "pipeline" / "report" / "report.js").read_text()
+    script = (ROOT / "pipeline" / "analysis" / "report" / "report.js").read_text()
     page, found, rest = page.partition(f"<script>{script}</script>")
     assert found, "our own, of which no letter depends on data"
     assert b64encode(sha256(script.encode()).digest()).decode() in page, (

@@ -24,11 +24,11 @@ from conftest import SIZE, encode, picture
 from PIL import Image
 from typer.testing import CliRunner
 
-from jobs.cli import app
-from pipeline import sharding
-from pipeline.errors import JobError
-from pipeline.read import resize_crop
-from pipeline.sharding import Options, fit, make_shards, reason
+from kintsugi.errors import JobError
+from kintsugi.jobs.cli import app
+from kintsugi.pipeline.data import make as sharding
+from kintsugi.pipeline.data.make import Options, fit, make_shards, reason
+from kintsugi.pipeline.data.read import resize_crop
 
 NAMES = ["cat/a.png", "cat/b.jpg", "dog/c.v2.png", "dog/deep/a.png", "eel/d.webp"]
 

@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import nn
 
-import priors
-from priors import speed
-from priors.base import data_prediction
-from priors.paths import VariancePreserving
+from kintsugi import priors
+from kintsugi.priors import speed
+from kintsugi.priors.base import data_prediction
+from kintsugi.priors.paths import VariancePreserving
 
 PRECISIONS = {"bf16": torch.bfloat16, "fp16": torch.float16}
 

@@ -14,12 +14,13 @@ from proxy import FAULTS, Proxy
 from test_jobs import kintsugi
 from test_run import execute, rows
 
-from pipeline import executors, storage
-from pipeline.errors import JobError
-from pipeline.run import Run, open_or_plan
-from pipeline.shards import index
-from pipeline.storage import Location, at, publish
-from pipeline.verify import verify
+from kintsugi.errors import JobError
+from kintsugi.pipeline import storage
+from kintsugi.pipeline.data.shards import index
+from kintsugi.pipeline.execution import executors
+from kintsugi.pipeline.execution.run import Run, open_or_plan
+from kintsugi.pipeline.execution.verify import verify
+from kintsugi.pipeline.storage import Location, at, publish
 
 
 @pytest.fixture(params=["folder", "bucket"])
@@ -200,7 +201,7 @@ def test_missing_shards_and_buckets_are_named(make_job, s3):
 
 
 def test_the_job_file_of_a_run_in_a_bucket_is_read_again(bucket_job):
-    from jobs.files import load_job
+    from kintsugi.jobs.files import load_job
 
     run = open_or_plan(bucket_job)
     again = load_job(str(run.folder / "job.yaml"), [])

@@ -13,15 +13,12 @@ from conftest import encode, picture, write_tar
 from PIL import Image
 from typer.testing import CliRunner
 
-from jobs.cli import app
-from jobs.files import load_job
-from jobs.sweep import combinations, parse_vary
-from pipeline.aggregate import committed
-from pipeline.errors import JobError
-from pipeline.job import Data, Subset, config_hash
-from pipeline.plan import belongs, make_plan, read_members, read_units
-from pipeline.run import Run
-from pipeline.sweep import (
+from kintsugi.errors import JobError
+from kintsugi.jobs.cli import app
+from kintsugi.jobs.files import load_job
+from kintsugi.jobs.sweep import combinations, parse_vary
+from kintsugi.pipeline.analysis.aggregate import committed
+from kintsugi.pipeline.analysis.sweep import (
     Measured,
     Outcome,
     Range,
@@ -37,7 +34,10 @@ from pipeline.sweep import (
     rungs,
     write_csv,
 )
-from pipeline.worker import Worker
+from kintsugi.pipeline.data.plan import belongs, make_plan, read_members, read_units
+from kintsugi.pipeline.execution.run import Run
+from kintsugi.pipeline.execution.worker import Worker
+from kintsugi.pipeline.job import Data, Subset, config_hash
 
 SIDE, COUNT = 16, 48
 KEYS = [f"{i:03d}" for i in range(COUNT)]

@@ -10,15 +10,13 @@ import torch
 from skimage.data import astronaut
 from skimage.transform import resize
 
-import operators
-import priors
-import samplers
-from priors import SpecError
-from priors.analytic import StandardNormal
-from priors.base import ClassConditional
-from priors.paths import VariancePreserving
-from priors.tiled import Tiled, starts, windows
-from samplers import KeyedNoise
+from kintsugi import operators, priors, samplers
+from kintsugi.priors import SpecError
+from kintsugi.priors.analytic import StandardNormal
+from kintsugi.priors.base import ClassConditional
+from kintsugi.priors.paths import VariancePreserving
+from kintsugi.priors.tiled import Tiled, starts, windows
+from kintsugi.samplers import KeyedNoise
 
 T = torch.tensor([0.1, 0.4, 0.7])
 CPU = torch.device("cpu")

@@ -3,13 +3,13 @@
 import pytest
 import yaml
 
-from jobs.files import load_job
-from jobs.score import reference_from
-from jobs.sweep import parse_vary
-from jobs.values import parse_yaml, split
-from pipeline.errors import JobError
-from pipeline.job import Job, config_hash
-from pipeline.run import Run, open_or_plan
+from kintsugi.errors import JobError
+from kintsugi.jobs.files import load_job
+from kintsugi.jobs.score import reference_from
+from kintsugi.jobs.sweep import parse_vary
+from kintsugi.jobs.values import parse_yaml, split
+from kintsugi.pipeline.execution.run import Run, open_or_plan
+from kintsugi.pipeline.job import Job, config_hash
 
 TEXTS = [
     "runs/exp #2",

@@ -16,14 +16,14 @@ from conftest import SIZE, encode, picture, write_tar
 from test_jobs import kintsugi
 from test_run import digests, execute, rows
 
-from pipeline.commit import commit_file, data_file
-from pipeline.errors import JobError
-from pipeline.executors import Live, in_process
-from pipeline.export import write_restored
-from pipeline.records import sealed, unsealed
-from pipeline.restore import Stage
-from pipeline.run import Run, open_or_plan
-from pipeline.verify import Finding, verify
+from kintsugi.errors import JobError
+from kintsugi.pipeline.execution.commit import commit_file, data_file
+from kintsugi.pipeline.execution.executors import Live, in_process
+from kintsugi.pipeline.execution.restored import write_restored
+from kintsugi.pipeline.execution.run import Run, open_or_plan
+from kintsugi.pipeline.execution.stage import Stage
+from kintsugi.pipeline.execution.verify import Finding, verify
+from kintsugi.pipeline.storage.records import sealed, unsealed
 
 
 @pytest.fixture
@@ -201,7 +201,7 @@ def test_a_retry_that_is_killed_loses_nothing(make_job, monkeypatch):
         def dies(*args):
             raise KeyboardInterrupt
 
-        context.setattr("pipeline.commit.asdict", dies)  # after the rows, before their record
+        context.setattr("kintsugi.pipeline.execution.commit.asdict", dies)  # between rows and record
         with pytest.raises(KeyboardInterrupt):
             list(in_process(job, run.folder, units, Live(), failed_only=True))
     assert [unit.unit for unit in open_or_plan(job).outstanding()] == ["00000-0000000"]
@@ -231,7 +231,7 @@ def test_signals_end_the_job_in_good_order(make_job, job_file, tmp_path, number,
         sampler={"name": "conjugate", "steps": 20, "w": 1},
     )
     job_file.write_text(yaml.safe_dump(slow.model_dump(mode="json")))
-    command = [sys.executable, "-m", "jobs.cli", "run", str(job_file), "--address", "none"]
+    command = [sys.executable, "-m", "kintsugi", "run", str(job_file), "--address", "none"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     said: list[str] = []
     follower = threading.Thread(target=lambda: said.extend(process.stdout), daemon=True)
@@ -260,9 +260,9 @@ def wait_until(condition, seconds: float = 60) -> None:
 
 def test_a_unit_whose_samples_are_many_megabytes_is_read_back(make_job, tmp_path, monkeypatch):
     """Parquet writes lists of 2 GiB in one group of rows and cannot read them; the bound is lower here."""
-    import pipeline.commit
+    from kintsugi.pipeline.execution import commit
 
-    monkeypatch.setattr(pipeline.commit, "ROW_GROUP", 2000)
+    monkeypatch.setattr(commit, "ROW_GROUP", 2000)
     shard = write_tar(tmp_path / "s.tar", [(f"{n}.png", encode(picture(n, 8))) for n in range(3)])
     data = {"kind": "measurements", "shards": str(shard), "size": SIZE}
     run = execute(make_job(data=data, metrics=[], restoration={"samples_per_image": 2}))

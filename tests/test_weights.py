@@ -13,16 +13,18 @@ import numpy as np
 import pytest
 import torch
 
-import priors
-from pipeline import storage, weights
-from pipeline.errors import JobError
-from pipeline.weights import on_this_node
-from priors import checkpoint
-from priors.checkpoint import CheckpointError, check_intact, sha256
+from kintsugi import priors
+from kintsugi.errors import JobError
+from kintsugi.pipeline import storage
+from kintsugi.pipeline.execution import checkpoints as weights
+from kintsugi.pipeline.execution.checkpoints import on_this_node
+from kintsugi.priors import checkpoint
+from kintsugi.priors.checkpoint import CheckpointError, check_intact, sha256
 
 LARGE = 50_000_000
 PROCESSES = multiprocessing.get_context("forkserver")
-PROCESSES.set_forkserver_preload(["pipeline.weights"])  # each process would take seconds to import torch
+# Each process would take seconds to import torch.
+PROCESSES.set_forkserver_preload(["kintsugi.pipeline.execution.checkpoints"])
 
 
 def content(size, seed=0):

@@ -10,10 +10,10 @@ from typing import Literal
 
 import torch
 
-from pipeline.metrics import distances, images
-from pipeline.metrics.distances import Compare
-from pipeline.metrics.images import Measure
-from pipeline.metrics.weights import ALEXNET, INCEPTION, PT_INCEPTION, VGG16, MissingWeights, Weights
+from kintsugi.pipeline.metrics import distances, images
+from kintsugi.pipeline.metrics.distances import Compare
+from kintsugi.pipeline.metrics.images import Measure
+from kintsugi.pipeline.metrics.weights import ALEXNET, INCEPTION, PT_INCEPTION, VGG16, MissingWeights, Weights
 
 Better = Literal["higher", "lower", "one"] | None
 

@@ -5,9 +5,10 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from pipeline.metrics.moments import Gaussian, Moments, factor, frechet, summed
+from kintsugi.pipeline.metrics.moments import Gaussian, Moments, factor, frechet, summed
 
 BLOCK = 1024  # samples, of which all pairs are compared at once
+PAIRS_MOST = 10_000  # samples of which all pairs are compared
 GROUPS = 8  # of a set, of which each is left out once by the jackknife; of 2,048 features one takes seconds
 FEWEST = 2 * GROUPS  # samples, for an interval
 CONFIDENCE = 0.95
@@ -18,7 +19,7 @@ LEVEL = 1 / 255  # of an 8-bit image: textures that are less have no scale to be
 
 
 @dataclass(frozen=True)
-class Sample:
+class FeatureSet:
     """What is known of a set.
 
     Attributes:
@@ -53,14 +54,14 @@ class Estimate:
     warnings: tuple[str, ...] = ()
 
 
-Compare = Callable[[Sample, Sample], Estimate]
+Compare = Callable[[FeatureSet, FeatureSet], Estimate]
 """(restored, reference); raises ValueError where there are too few samples."""
 
 OfGroups = Callable[[Sequence[int]], float]
 """A distance of the samples in some groups."""
 
 
-def fid(restored: Sample, reference: Sample) -> Estimate:
+def fid(restored: FeatureSet, reference: FeatureSet) -> Estimate:
     """The Fréchet distance with a jackknife interval, and extrapolated where there are sums of parts.
 
     The interval is of what FID is at this number of samples, which is larger than that of infinitely many
@@ -93,7 +94,7 @@ def fid(restored: Sample, reference: Sample) -> Estimate:
     return replace(estimate, warnings=(f"not extrapolated to infinitely many samples: {why}",))
 
 
-def group_sizes(sample: Sample) -> list[int]:
+def group_sizes(sample: FeatureSet) -> list[int]:
     """Of consecutive groups of the features' rows, as equal as can be.
 
     Raises:
@@ -105,7 +106,7 @@ def group_sizes(sample: Sample) -> list[int]:
     return [len(part) for part in np.array_split(range(n), min(GROUPS, n))]
 
 
-def fid_of_parts(restored: Sample, reference: Sample) -> OfGroups:
+def fid_of_parts(restored: FeatureSet, reference: FeatureSet) -> OfGroups:
     """FID from exact sums; of a paired reference the same parts, so that errors that they share cancel."""
     if reference.paired:
 
@@ -120,7 +121,7 @@ def fid_of_parts(restored: Sample, reference: Sample) -> OfGroups:
     return lambda kept: frechet(summed(restored.parts[i] for i in kept).gaussian, gaussian, known)
 
 
-def fid_of_products(restored: Sample, reference: Sample, sizes: Sequence[int]) -> OfGroups:
+def fid_of_products(restored: FeatureSet, reference: FeatureSet, sizes: Sequence[int]) -> OfGroups:
     """FID of fewer samples than features, whose products are smaller than covariances.
 
     tr (Σ Σ')^½ is the sum of the singular values of A Bᵀ/(n−1), where A and B are the samples less their
@@ -193,7 +194,7 @@ def kernel(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     )
 
 
-def kid(restored: Sample, reference: Sample) -> Estimate:
+def kid(restored: FeatureSet, reference: FeatureSet) -> Estimate:
     """Unbiased MMD² of all samples, with the interval of a U-statistic (Hoeffding 1948).
 
     An image and its own truth are no independent pair: if the reference is paired, such pairs are left out.
@@ -250,7 +251,7 @@ def covered(points: np.ndarray, centres: np.ndarray) -> float:
     return float(inside.mean())
 
 
-def equally_many(restored: Sample, reference: Sample) -> tuple[np.ndarray, np.ndarray]:
+def equally_many(restored: FeatureSet, reference: FeatureSet) -> tuple[np.ndarray, np.ndarray]:
     """As many features of one set as of the other: balls are smaller where samples are denser.
 
     Raises:
@@ -263,17 +264,17 @@ def equally_many(restored: Sample, reference: Sample) -> tuple[np.ndarray, np.nd
     return x[:n], y[:n]
 
 
-def precision(restored: Sample, reference: Sample) -> Estimate:
+def precision(restored: FeatureSet, reference: FeatureSet) -> Estimate:
     x, y = equally_many(restored, reference)
     return Estimate(covered(x, y), len(x))
 
 
-def recall(restored: Sample, reference: Sample) -> Estimate:
+def recall(restored: FeatureSet, reference: FeatureSet) -> Estimate:
     x, y = equally_many(restored, reference)
     return Estimate(covered(y, x), len(x))
 
 
-def swd(restored: Sample, reference: Sample) -> Estimate:
+def swd(restored: FeatureSet, reference: FeatureSet) -> Estimate:
     """Sliced Wasserstein distance of patches, in units of the truth's standard deviation per channel.
 
     Raises:
@@ -281,7 +282,7 @@ def swd(restored: Sample, reference: Sample) -> Estimate:
     """
     import torch
 
-    from pipeline.metrics.texture import patch_distance
+    from kintsugi.pipeline.metrics.texture import patch_distance
 
     if restored.features is None or reference.features is None:
         raise ValueError("needs at least 1 sample, there is none")

@@ -9,7 +9,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from pipeline.metrics.weights import ALEXNET, VGG16, Weights
+from kintsugi.pipeline.metrics.weights import ALEXNET, VGG16, Weights
 
 Measure = Callable[..., Tensor]
 """(restored, truth), or (restored) where no truth is needed, to a scalar."""
@@ -49,7 +49,7 @@ def total_variation(restored: Tensor) -> Tensor:
 
 
 def spectrum_ratio(restored: Tensor, truth: Tensor) -> Tensor:
-    from pipeline.metrics.texture import ring_powers
+    from kintsugi.pipeline.metrics.texture import ring_powers
 
     return (ring_powers(restored) / ring_powers(truth)).log().mean().exp()
 

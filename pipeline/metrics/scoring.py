@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from pipeline.metrics import IMAGE
+from kintsugi.pipeline.metrics import IMAGE
 
 
 class Scorer:

@@ -1,32 +1,21 @@
 """Metrics of a set of restored images, from what was committed of each: one pass, with flat memory."""
 
-from __future__ import annotations
-
 import hashlib
-import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
-from typing import TYPE_CHECKING, ClassVar
+from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
-from pydantic import ConfigDict, TypeAdapter
+from pydantic import ConfigDict
 
-from pipeline import records
-from pipeline.errors import JobError
-from pipeline.metrics import SETS, TRUTH, SetMetric
-from pipeline.metrics.distances import GROUPS, Estimate, Sample
-from pipeline.metrics.moments import Moments
-from pipeline.storage import Location, publish
-
-if TYPE_CHECKING:
-    from pipeline.commit import Commit
-    from pipeline.metrics.reference import Reference
-    from pipeline.run import Run
+from kintsugi.errors import JobError
+from kintsugi.pipeline.metrics import SETS, TRUTH, SetMetric
+from kintsugi.pipeline.metrics.distances import GROUPS, PAIRS_MOST, Estimate, FeatureSet
+from kintsugi.pipeline.metrics.moments import Moments
+from kintsugi.pipeline.metrics.reference import Reference
 
 FEW = 2048  # samples, of which Inception's covariance has no full rank
-PAIRS_MOST = 10_000  # samples of which all pairs are compared
-VERSION = 2  # of what these numbers are; a change makes all that is kept of earlier ones stale
 
 Blocks = Callable[[Sequence[str]], Iterator[tuple[list[str], Mapping[str, np.ndarray]]]]
 """Columns of features to blocks: keys, and (n, values) by column. Each call begins anew."""
@@ -58,86 +47,6 @@ class SetResult:
     __pydantic_config__: ClassVar = ConfigDict(allow_inf_nan=False, extra="forbid")
 
 
-@dataclass(frozen=True)
-class Kept:
-    """The results of a state, as they are kept."""
-
-    state: str
-    sets: dict[str, SetResult]
-
-
-KEPT = TypeAdapter(Kept)
-
-
-def set_metrics(run: Run) -> dict[str, SetResult]:
-    """The set metrics that the run's job names, by name, of what is committed; {} where it names none.
-
-    They are kept in report/sets.json, and computed again when anything is that they depend on.
-
-    Raises:
-        JobError: a file is not the one that was committed.
-    """
-    from pipeline.commit import read_features, read_rows
-    from pipeline.metrics.features import arrays
-    from pipeline.metrics.reference import reference_of
-
-    names = [name for name in run.job.metrics if name in SETS]
-    if not names:
-        return {}
-    # Without what grows with the samples.
-    committed = [replace(commit, sample_seconds=[]) for _, commit in run.commits() if commit is not None]
-    reference = reference_of(run.job.reference, run.folder)
-    file = run.folder / "report" / "sets.json"
-    state = state_of(run, names, committed, reference)
-    known = None if state is None else kept(file, state, names)
-    if known is not None:
-        return known
-    n = sum(commit.rows - commit.failed for commit in committed)
-    jpeg = 0
-    for commit in committed:
-        sources = read_rows(run.folder, commit, ["source"])["source"].to_pylist()
-        jpeg += sum(source is not None and source.startswith("JPEG") for source in sources)
-
-    def blocks(columns: Sequence[str]) -> Iterator[tuple[list[str], Mapping[str, np.ndarray]]]:
-        for commit in committed:
-            table = read_features(run.folder, commit, ["key", *columns])
-            if table is not None:
-                yield table["key"].to_pylist(), arrays(table)
-
-    warnings = []
-    if jpeg:
-        warnings.append(f"{jpeg} of the inputs were compressed as JPEG, which leaves its marks in features")
-    if run.job.data.fit != "exact" and not reference.paired:
-        warnings.append("the images were resized here (data.fit), those of the reference perhaps otherwise")
-    found = evaluate(names, n, blocks, reference, run.job.data.size, warnings)
-    if state is not None and all(result.value is not None for result in found.values()):
-        with publish(file) as temporary:
-            temporary.write_bytes(records.sealed(asdict(Kept(state, found))))
-    return found
-
-
-def state_of(run: Run, names: Sequence[str], committed: Sequence[Commit], reference: Reference) -> str | None:
-    """A hash of all that a run's set metrics depend on; None where the reference cannot be read."""
-    try:
-        against = [reference.digest(SETS[name]) for name in names]
-    except JobError:
-        return None
-    rows = [(commit.unit, commit.data_sha256, commit.features_sha256) for commit in committed]
-    return hashlib.sha256(json.dumps([VERSION, run.config_hash, names, against, rows]).encode()).hexdigest()
-
-
-def kept(file: Location, state: str, names: Sequence[str]) -> dict[str, SetResult] | None:
-    """The results in a file if they are as they were written, and of this state."""
-    try:
-        stored = records.typed(KEPT, records.read(file), file)
-    except (OSError, JobError):
-        return None
-    beside = {f"{name}_infinity" for name in names}
-    if list(stored.sets) != list(names) or any(one.extra.keys() - beside for one in stored.sets.values()):
-        return None
-    return stored.sets if stored.state == state else None
-
-
 def evaluate(
     names: Sequence[str], n: int, blocks: Blocks, reference: Reference, size: int, warnings: Sequence[str]
 ) -> dict[str, SetResult]:
@@ -163,7 +72,7 @@ def evaluate(
 
 
 def evaluated(
-    name: str, restored: Sample, truth: Sample, reference: Reference, size: int, care: Sequence[str]
+    name: str, restored: FeatureSet, truth: FeatureSet, reference: Reference, size: int, care: Sequence[str]
 ) -> SetResult:
     """One metric of a set. `truth` is the reference if that is paired."""
     metric, also, digest = SETS[name], list(care), None
@@ -182,7 +91,7 @@ def evaluated(
     return SetResult(found.value, found.low, found.high, found.n, tuple(also), reference.title, extra, digest)
 
 
-def estimate(metric: SetMetric, restored: Sample, reference: Sample) -> Estimate:
+def estimate(metric: SetMetric, restored: FeatureSet, reference: FeatureSet) -> Estimate:
     """The metric's number.
 
     Raises:
@@ -197,7 +106,7 @@ def estimate(metric: SetMetric, restored: Sample, reference: Sample) -> Estimate
     return found
 
 
-def gather(space: str, n: int, blocks: Blocks, with_truth: bool) -> tuple[Sample, Sample]:
+def gather(space: str, n: int, blocks: Blocks, with_truth: bool) -> tuple[FeatureSet, FeatureSet]:
     """The restored images and their truth as sets of features.
 
     The hash of an image's key decides which part's sums it enters, whether its features are kept, and where:
@@ -224,7 +133,7 @@ def gather(space: str, n: int, blocks: Blocks, with_truth: bool) -> tuple[Sample
                 moments.add(values[column][(shares * GROUPS).astype(int) == number])
     chosen = smallest(chosen)
     restored, *truth = (
-        Sample(
+        FeatureSet(
             seen,
             parts=tuple(part for part in into if part.n),
             features=np.stack([rows[place] for _, _, rows in chosen]) if chosen else None,
@@ -232,7 +141,7 @@ def gather(space: str, n: int, blocks: Blocks, with_truth: bool) -> tuple[Sample
         )
         for place, into in enumerate(sums)
     )
-    return restored, truth[0] if truth else Sample(None)
+    return restored, truth[0] if truth else FeatureSet(None)
 
 
 def smallest(chosen: list[tuple[float, str, list[np.ndarray]]]) -> list[tuple[float, str, list[np.ndarray]]]:

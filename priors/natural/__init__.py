@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from priors.base import Parametrization
-from priors.checkpoint import adopt, empty, read, sha256
-from priors.paths import Path, VariancePreserving
+from kintsugi.priors.base import Parametrization
+from kintsugi.priors.checkpoint import adopt, empty, read, sha256
+from kintsugi.priors.paths import Path, VariancePreserving
 
 FOLDER = FilePath(__file__).parent
 WEIGHTS = FOLDER / "natural.safetensors"
@@ -30,7 +30,7 @@ class NaturalPrior:
 
     def __init__(self, *, device: str | torch.device = "cpu"):
         # diffusers takes a second to import; a job that brings its own prior should not pay for it.
-        from priors.natural.network import NaturalUNet
+        from kintsugi.priors.natural.network import NaturalUNet
 
         self.sha256 = sha256(WEIGHTS)
         self.path: Path = VariancePreserving()

@@ -1,4 +1,4 @@
-"""Train the embedded prior: `python -m priors.natural.train --help`.
+"""Train the embedded prior: `python -m kintsugi.priors.natural.train --help`.
 
 Resumable: the state (weights, EMA, optimisers, step) is saved every `--save-every`
 steps, and the same command continues from it. Changing `--steps` on resumption moves the end of
@@ -20,8 +20,8 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from priors.natural.network import NaturalUNet
-from priors.paths import VariancePreserving
+from kintsugi.priors.natural.network import NaturalUNet
+from kintsugi.priors.paths import VariancePreserving
 
 T_MIN = 0.001
 LARGEST_WEIGHT = 25.0

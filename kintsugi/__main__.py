@@ -1,0 +1,5 @@
+"""`python -m kintsugi`: the command."""
+
+from kintsugi.jobs.cli import main
+
+main()

@@ -1,0 +1,47 @@
+"""The errors that are the user's to mend, and how a text becomes fit to be shown. Loads no torch."""
+
+import re
+
+
+class JobError(Exception):
+    """The job cannot run; the message names the cause and the fix. Exit code 1."""
+
+    def __init__(self, message: str):
+        super().__init__(redacted(message))
+
+
+class UnreadableImage(Exception):
+    """A sample cannot be used as the job asks; the message says why and what to change."""
+
+
+SECRET = re.compile(r"(:/{1,3})[^\s'\"]*@|(:/{1,3}[^\s'\"?]*\?)[^\s'\"]*")  # pathlib leaves one slash
+CONTROL = re.compile(  # characters, turns of the writing direction, and bytes that are not UTF-8
+    r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]"
+)
+
+
+def redacted(text: str) -> str:
+    """A text for the user without what URLs in it may give away: KEY:SECRET@ and queries.
+
+    What could steer a terminal, or turn the order of what follows, is written as an escape: names and
+    errors may come from files of others.
+    """
+    without = SECRET.sub(lambda found: f"{found[1]}…@" if found[1] else f"{found[2]}…", text)
+    return CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), without)
+
+
+MAX_ERROR = 1000  # characters: names in shards can be of any length
+
+
+def error_text(error: Exception) -> str:
+    """An exception for the `error` column, without addresses in memory: rows must not differ."""
+    text = re.sub(r" at 0x[0-9a-f]+", "", str(error)).encode("utf-8", "backslashreplace").decode()
+    return f"{type(error).__name__}: {text[:MAX_ERROR]}"
+
+
+class SpecError(ValueError):
+    """A spec that cannot be built; the message names the field and the fix."""
+
+
+class ShapeError(ValueError):
+    """Images of this shape do not fit; others may."""

@@ -1,0 +1,1 @@
+"""What came out: rows to numbers, report, comparison, sweep, SQL."""

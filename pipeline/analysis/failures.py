@@ -1,0 +1,63 @@
+"""Why samples failed: the reasons by count, with one sample each."""
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from kintsugi.errors import JobError
+from kintsugi.pipeline.execution.commit import data_file, refuse_nonsense
+from kintsugi.pipeline.execution.run import Run
+from kintsugi.pipeline.storage import parquet
+from kintsugi.pipeline.storage.records import MAX_TABLE, regular
+
+UNITS = 200  # with failures, of which `failed_of` reads the rows
+OF_SAMPLE = re.compile(r"'[^']*'|\"[^\"]*\"|\d+(?:[.,]\d+)*")
+"""What differs between errors of one kind: names and numbers."""
+
+
+@dataclass(frozen=True)
+class Reason:
+    """How many samples failed for a reason; the error is that of `key`, the first of them by name."""
+
+    count: int
+    error: str
+    key: str
+
+
+def reasons(failed: Iterable[tuple[str, str]]) -> list[Reason]:
+    """The reasons for pairs of keys and errors, the most frequent first.
+
+    Errors that differ in nothing but numbers and quoted names are one reason.
+    """
+    first: dict[str, tuple[str, str]] = {}
+    counts: Counter[str] = Counter()
+    for key, error in failed:
+        kind = OF_SAMPLE.sub("…", error)
+        first[kind] = min(first.get(kind, (key, error)), (key, error))
+        counts[kind] += 1
+    found = [Reason(counts[kind], error, key) for kind, (key, error) in first.items()]
+    return sorted(found, key=lambda reason: (-reason.count, reason.key))
+
+
+def failed_of(run: Run) -> Iterator[tuple[str, str]]:
+    """Keys and errors of the samples that failed in a run's first units with failures.
+
+    Raises:
+        JobError: a data file cannot be read.
+    """
+    for unit in islice(run.with_failures(), UNITS):
+        file = data_file(run.folder, unit.unit)
+        try:
+            regular(file, MAX_TABLE)
+            with parquet(file) as rows:
+                table = rows.read(columns=["key", "status", "error"])
+            refuse_nonsense(table, file)
+        except (OSError, pa.ArrowException) as error:
+            raise JobError(f"{file} cannot be read: {error}; see `kintsugi verify {run.folder}`") from error
+        failed = table.filter(pc.equal(table["status"], "failed"))
+        yield from zip(failed["key"].to_pylist(), failed["error"].to_pylist(), strict=True)

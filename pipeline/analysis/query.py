@@ -1,0 +1,121 @@
+"""The flat table of a run or of scored images, and SQL over it."""
+
+import tempfile
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from kintsugi.errors import JobError
+from kintsugi.pipeline.analysis.aggregate import FLAT_ROWS, Summary, shows_state_of, write_rows
+from kintsugi.pipeline.execution.run import Run
+from kintsugi.pipeline.storage import Location, Remote
+from kintsugi.pipeline.storage.records import JOB, MAX_TABLE, regular
+
+Results = tuple[list[str], Iterator[Sequence[Any]]]
+LOCKS = (
+    # DuckDB allows its temporary directory and its database's files whatever else is set: there are none.
+    "set temp_directory = ''",
+    "set allowed_directories = []",
+    "set allowed_paths = []",
+    "set enable_external_access = false",
+    "set python_enable_replacements = false",
+    "set autoinstall_known_extensions = false",
+    "set autoload_known_extensions = false",
+    "set lock_configuration = true",
+)
+
+
+def rows_file(folder: Location) -> Location:
+    """Where all rows are, without pictures; the report of a run is made anew if it is missing or stale.
+
+    Args:
+        folder: a run directory, or what `kintsugi score` made.
+
+    Raises:
+        JobError: it is neither.
+    """
+    from kintsugi.pipeline.analysis.report import write_report
+
+    found = kept_rows(folder)
+    if found is None:
+        # The whole report, so that what is in that folder always shows one state of the run.
+        return write_report(Run.open(folder)).parent / "rows.parquet"
+    return found
+
+
+@contextmanager
+def rows_of(folder: Location) -> Iterator[Location]:
+    """All rows as they are now, without pictures; if the report of a run is missing or stale, in a file here.
+
+    Nothing is written to the run, which may be somebody else's; no metric of the set is computed.
+
+    Raises:
+        JobError: `folder` is neither a run directory nor what `kintsugi score` made.
+    """
+    found = kept_rows(folder, FLAT_ROWS.names)
+    if found is not None:
+        yield found
+        return
+    run = Run.open(folder)
+    with tempfile.TemporaryDirectory(prefix="kintsugi-") as name:
+        rows = Path(name) / "rows.parquet"
+        write_rows(run, rows, Summary(planned=run.summary.samples, units=run.summary.units))
+        yield rows
+
+
+def kept_rows(folder: Location, columns: Collection[str] = ()) -> Location | None:
+    """The table that is there already, if it shows what is committed now and, of a run, has these columns.
+
+    Raises:
+        JobError: it is a link or no regular file; or `folder` is no run.
+    """
+    if not (folder / JOB).exists():
+        with suppress(FileNotFoundError):
+            regular(folder / "rows.parquet", MAX_TABLE)
+            return folder / "rows.parquet"
+    run, rows = Run.open(folder), folder / "report" / "rows.parquet"
+    return rows if shows_state_of(run, rows, columns) else None
+
+
+@contextmanager
+def ask(rows: Location, sql: str) -> Iterator[Results]:
+    """The names of the columns and the rows of a query over the view `rows`.
+
+    DuckDB runs in memory, takes one SELECT (also DESCRIBE, SUMMARIZE, VALUES and FROM), and sees this table
+    alone: no other file to read, list or write, no network, no extension and no variable of this process,
+    so that a query from somebody else does no harm but for the time and memory that it takes.
+
+    Raises:
+        JobError: the query is no SQL, asks for what is not there, or for what is not allowed.
+    """
+    import duckdb
+    import pyarrow.dataset as ds
+
+    with duckdb.connect(":memory:") as connection:
+        pages = ds.ParquetFragmentScanOptions(page_checksum_verification=True)
+        checked = ds.ParquetFileFormat(default_fragment_scan_options=pages)
+        try:
+            source = (
+                ds.dataset(rows.path, filesystem=rows.filesystem, format=checked)
+                if isinstance(rows, Remote)
+                else ds.dataset(rows, format=checked)
+            )
+        except pa.ArrowException as error:
+            raise JobError(f"{rows} cannot be read as Parquet: {error}") from error
+        connection.register("rows", source)
+        for lock in LOCKS:
+            connection.execute(lock)
+        try:
+            statements = connection.extract_statements(sql)
+            if [statement.type for statement in statements] != [duckdb.StatementType.SELECT]:
+                raise JobError("query: give one statement that selects, such as: select * from rows")
+            found = connection.execute(statements[0])
+            yield [name for name, *_ in found.description], iter(found.fetchone, None)
+        except pa.ArrowException as error:
+            raise JobError(f"{rows} cannot be read as Parquet: {error}") from error
+        except duckdb.Error as error:
+            what = str(error).split("\n\n")[0].replace("\n", " ")
+            raise JobError(f"query: {what} (`describe rows` lists the columns)") from error

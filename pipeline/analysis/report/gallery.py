@@ -1,0 +1,234 @@
+"""The pictures of a report: which samples are shown, and in how many bytes."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from io import BytesIO
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import torch
+from PIL import Image
+
+from kintsugi import operators
+from kintsugi.errors import JobError, error_text
+from kintsugi.operators import SpecError
+from kintsugi.operators.arrays import read_array
+from kintsugi.pipeline.analysis.aggregate import MEASURES, Distribution
+from kintsugi.pipeline.data.pictures import encode
+from kintsugi.pipeline.data.read import MAX_PIXELS, open_image
+from kintsugi.pipeline.execution.commit import PICTURES, ROWS, data_file, read_rows
+from kintsugi.pipeline.execution.run import Run
+from kintsugi.pipeline.execution.stage import add_noise, levels
+from kintsugi.pipeline.execution.worker import GALLERY
+from kintsugi.pipeline.job import Job
+from kintsugi.pipeline.storage import Location, parquet
+from kintsugi.samplers import KeyedNoise
+
+EXTREMES = 4  # samples at either end of the first measure
+BUDGET = 5 << 20  # bytes of all pictures; a third more as text in the file
+# (pixels of the longer side, quality), best first
+FORMS = ((512, None), (512, 90), (256, 90), (256, 60), (128, 60))
+SAMPLES = 3  # of those drawn for one measurement
+FAILURES = 24
+MAX_VALUES = 3 * MAX_PIXELS  # of a deviation
+SHEET_ROWS, GAP = 4, 4  # of pictures.png
+SHEET_SIDE = 1024  # pixels of a picture in it, at most
+KINDS = {"truth": "truth", "measurement": "measurement", "restored": "restoration"}
+COLUMNS = [name for name in ROWS.names if name in KINDS or name not in PICTURES]
+SEVERAL = ["samples", "deviation"]  # columns that are read where there are several samples
+
+
+@dataclass
+class Card:
+    """A restored sample with its pictures.
+
+    Attributes:
+        place: among all rows. measures: what it can be sorted by.
+        why: what it was chosen for; nothing if it is one of the first.
+        pictures: encoded, by what they show: those of truth, measurement, pseudo-inverse and restoration
+            that there are, and of several samples the first ones.
+        deviation: of the samples, (H, W) on [-1, 1], mean of the channels.
+    """
+
+    key: str
+    place: int
+    measures: dict[str, float]
+    why: list[str]
+    pictures: dict[str, bytes]
+    deviation: np.ndarray | None = None
+
+
+def choose(run: Run, rows_file: Location, title: str, ranked: Distribution | None) -> list[Card]:
+    """The first samples in order, and those at both ends of a measure, as far as pictures are kept.
+
+    Args:
+        rows_file: all rows without pictures, in the order of the commits.
+        title, ranked: of the measure.
+    """
+    why: dict[str, list[str]] = {}
+    if ranked is not None:
+        most = min(EXTREMES, (ranked.n + ranked.infinite) // 2)
+        worst = ranked.worst[:most]
+        best = [key for key in ranked.best if key not in worst][:most]  # of equal values none is both
+        for end, keys in (("worst", worst), ("best", best)):
+            for key in keys:
+                why.setdefault(key, []).append(f"{end} {title}")
+    places = set(range(GALLERY))
+    if run.job.images != "none":
+        with parquet(rows_file) as file:
+            found = pc.is_in(file.read(columns=["key"])["key"], value_set=pa.array(why, pa.string()))
+        places |= set(np.flatnonzero(found.to_numpy()).tolist())
+    several = SEVERAL if run.job.restoration.samples_per_image > 1 else []
+    cards = []
+    for place, row in rows_at(run, places, [*COLUMNS, *several]):
+        pictures = {kind: row[name] for name, kind in KINDS.items() if row[name] is not None}
+        if row["status"] == "ok" and pictures:
+            known = ((name, row.get(name)) for name in MEASURES)
+            measures = {name: value for name, value in known if value is not None and value == value}
+            card = Card(row["key"], place, measures, why.get(row["key"], []), pictures)
+            if row.get("deviation") is not None:
+                card.deviation = read_array(row["deviation"], MAX_VALUES).astype(float).mean(0)
+                card.pictures |= {f"sample {i}": one for i, one in enumerate(row["samples"][:SAMPLES], 1)}
+            cards.append(card)
+    return with_pseudo_inverses(run.job, cards)
+
+
+def rows_at(
+    run: Run, places: Iterable[int], columns: Sequence[str] = COLUMNS
+) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Committed rows by their places among all of them, in order."""
+    wanted = np.array(sorted(places), int)
+    first = 0
+    for _, commit in run.commits():
+        if commit is None:
+            continue
+        inside = wanted[(wanted >= first) & (wanted < first + commit.rows)]
+        if len(inside):
+            rows = read_rows(run.folder, commit, list(columns)).take(inside - first).to_pylist()
+            for place, row in zip(inside.tolist(), rows, strict=True):
+                refuse_no_pictures(row, data_file(run.folder, commit.unit))
+                yield place, row
+        first += commit.rows
+        if not len(wanted) or first > wanted[-1]:
+            break
+
+
+def refuse_no_pictures(row: dict[str, Any], file: Location) -> None:
+    """Raise a JobError if what a row keeps as pictures cannot be shown: the run may be somebody else's."""
+    for name in PICTURES:
+        content = row.get(name)
+        for one in content if isinstance(content, list) else [content]:
+            try:
+                if one is None:
+                    continue
+                if name == "deviation":
+                    read_array(one, MAX_VALUES, refuse_no_deviation)
+                else:
+                    with open_image(one) as image:
+                        image.load()
+            except Exception as error:  # whatever Pillow makes of it
+                raise JobError(f"{file}: {name} of {row['key']!r}: {error_text(error)}") from error
+
+
+def refuse_no_deviation(shape: tuple[int, ...], kind: np.dtype) -> None:
+    if len(shape) != 3 or kind.kind != "f" or 0 in shape:
+        raise ValueError(f"an array of {kind} with shape {shape}, not the deviations of an image")
+
+
+def failures(rows: pa.Table) -> list[tuple[int, str, str]]:
+    """The first failed samples: place among all rows, key and error."""
+    places = np.flatnonzero(pc.equal(rows["status"], "failed").to_numpy())[:FAILURES]
+    found = rows.select(["key", "error"]).take(places).to_pylist()
+    return [(place, row["key"], row["error"]) for place, row in zip(places.tolist(), found, strict=True)]
+
+
+def draw_deviations(cards: Sequence[Card]) -> float | None:
+    """Add the deviations as pictures; returns what is white in them, None where there are none."""
+    known = [(card, card.deviation) for card in cards if card.deviation is not None]
+    if not known:
+        return None
+    white = max(float(deviation.max()) for _, deviation in known) or 1.0
+    for card, deviation in known:
+        card.pictures["deviation"] = encode((255 * deviation / white).round().astype(np.uint8)[..., None])
+    return white
+
+
+def with_pseudo_inverses(job: Job, cards: list[Card]) -> list[Card]:
+    """The cards with H⁺y where that is another picture than y; where y is no image, H⁺y is what rows hold.
+
+    It is made again from the truth, as the measurement in the row is rounded and clipped: by the noise that
+    belongs to the key it is what the sampler began with.
+    """
+    try:
+        operator = operators.build(job.degradation.operator, job.image_shape)
+    except SpecError:  # of measurements, which have sizes of their own
+        return cards
+    for card in cards:
+        pictures = card.pictures
+        if not operator.pixels:
+            named = {"measurement": "pseudo-inverse"}
+            card.pictures = {named.get(kind, kind): content for kind, content in pictures.items()}
+        elif "truth" in pictures and "measurement" in pictures:
+            with Image.open(BytesIO(pictures["truth"])) as truth:
+                x = (
+                    torch.from_numpy(np.array(truth.convert("RGB"))).permute(2, 0, 1)[None].float() / 127.5
+                    - 1
+                )
+            noise = KeyedNoise(job.seed, [card.key])
+            with torch.no_grad():
+                y = add_noise(operator.forward(x), job.degradation, noise)
+                seen, pseudo_inverse = levels(y, 8)[0], levels(operator.pinv(y), 8)[0]
+            if not np.array_equal(seen, pseudo_inverse):
+                before = {kind: pictures[kind] for kind in ("truth", "measurement")}
+                card.pictures = before | {"pseudo-inverse": encode(pseudo_inverse)} | pictures
+    return cards
+
+
+def fitted(cards: Sequence[Card]) -> tuple[list[dict[str, bytes]], str]:
+    """The pictures of each card as WebP, in the best form that keeps within the budget, and that in words."""
+    for side, quality in FORMS:
+        found = [{kind: webp(content, side, quality) for kind, content in c.pictures.items()} for c in cards]
+        if sum(len(content) for pictures in found for content in pictures.values()) <= BUDGET:
+            break
+    how = "lossless" if quality is None else f"WebP of quality {quality}"
+    return found, f"{how} and at most {side} pixels a side"
+
+
+def webp(content: bytes, side: int, quality: int | None) -> bytes:
+    """A picture reduced to at most `side` pixels a side; without loss if `quality` is None."""
+    with Image.open(BytesIO(content)) as image:
+        picture = image.convert("RGB")
+    picture.thumbnail((side, side), Image.Resampling.LANCZOS)
+    buffer = BytesIO()
+    picture.save(
+        buffer, "WebP", lossless=quality is None, quality=30 if quality is None else quality, method=2
+    )
+    return buffer.getvalue()
+
+
+def contact_sheet(cards: Sequence[Card]) -> Image.Image:
+    """Measurement, restoration and truth side by side, a sample per row; measurements are not smoothed."""
+    rows = [
+        [c.pictures[kind] for kind in ("measurement", "restoration", "truth") if kind in c.pictures]
+        for c in cards[:SHEET_ROWS]
+    ]
+    images = [[Image.open(BytesIO(content)).convert("RGB") for content in row] for row in rows]
+    # A row is as large as its largest picture, up to a bound.
+    sides = [reduced(max(picture.size for picture in row)) for row in images]
+    width = max(len(row) * (w + GAP) - GAP for row, (w, _) in zip(images, sides, strict=True))
+    sheet = Image.new("RGB", (width, sum(h + GAP for _, h in sides) - GAP), "white")
+    top = 0
+    for (w, h), row in zip(sides, images, strict=True):
+        for x, picture in enumerate(row):
+            how = Image.Resampling.LANCZOS if picture.width > w else Image.Resampling.NEAREST
+            sheet.paste(picture.resize((w, h), how), (x * (w + GAP), top))
+        top += h + GAP
+    return sheet
+
+
+def reduced(size: tuple[int, int]) -> tuple[int, int]:
+    """Width and height, reduced to at most `SHEET_SIDE` pixels."""
+    scale = min(1.0, SHEET_SIDE / max(size))
+    return max(1, round(size[0] * scale)), max(1, round(size[1] * scale))

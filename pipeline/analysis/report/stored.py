@@ -1,0 +1,93 @@
+"""metrics.json as it is read back, which may be somebody else's: of a run, or of images that were scored."""
+
+from typing import Any, Required
+
+from pydantic import ConfigDict, TypeAdapter
+from typing_extensions import TypedDict
+
+from kintsugi.pipeline.storage import Location, records
+from kintsugi.pipeline.storage.records import Count, Digest, Number, Text
+
+METRICS = "metrics.json"
+
+
+class OfSet(TypedDict, total=False):
+    """A metric of the set: its value with what stands beside it, as `sets.SetResult` has it."""
+
+    value: Number | None
+    low: Number | None
+    high: Number | None
+    n: Count
+    warnings: list[Text]
+    reference: Text
+    extra: dict[Text, Number]
+    reference_sha256: Digest | None
+
+
+class Part(TypedDict):
+    """Seconds of the workers' time, and their share of it."""
+
+    seconds: Number
+    share: Number
+
+
+class Time(TypedDict):
+    """Where the workers' time went."""
+
+    worker_seconds: Number
+    parts: dict[Text, Part]
+    beside: dict[Text, Number]
+    device_share: Number | None
+    verdict: Text
+
+
+class Shards(TypedDict, total=False):
+    """What planning found; of what is left out the run's own report tells."""
+
+    read: Required[Count]
+    damaged: Required[dict[Text, Text]]
+    empty: Required[list[Text]]
+    left_out: Any
+
+
+class Stored(TypedDict, total=False):
+    """All that it may hold: of scored images less. What nothing reads back has no type here."""
+
+    # Not `allow`: where a bit of the digest's name has flipped, it is a field that nobody knows.
+    __pydantic_config__ = ConfigDict(extra="forbid")  # type: ignore[misc]
+
+    title: Text
+    metrics: dict[Text, dict[Text, Any]]
+    sets: dict[Text, OfSet]
+    provenance: dict[Text, Text | list[Text]]
+    config_hash: Digest
+    convention: Text
+    masks: list[Text]
+    command: Text
+    time: Time
+    shards: Shards
+    samples: Any
+    units: Any
+    breakdowns: Any
+    cost: Any
+    failures: Any
+    job: Any
+    without_truth: Any
+    without_restored: Any
+
+
+STORED = TypeAdapter(Stored)
+
+
+def read_metrics(file: Location) -> dict[str, Any]:
+    """What a metrics.json says; {} where there is none.
+
+    Raises:
+        JobError: it is a link, no regular file, too large, or not what was written; or holds something else.
+    """
+    try:
+        content = records.read(file)
+    except FileNotFoundError:
+        return {}
+    stored = records.typed(STORED, content, file)
+    return dict(stored)

@@ -1,0 +1,98 @@
+"""The set metrics of a run, of what was committed of each image: kept, and computed anew when it changes."""
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+
+import numpy as np
+from pydantic import TypeAdapter
+
+from kintsugi.errors import JobError
+from kintsugi.pipeline.execution.commit import Commit, read_features, read_rows
+from kintsugi.pipeline.execution.reference import reference_of
+from kintsugi.pipeline.execution.run import Run
+from kintsugi.pipeline.metrics import SETS
+from kintsugi.pipeline.metrics.features import arrays
+from kintsugi.pipeline.metrics.reference import Reference
+from kintsugi.pipeline.metrics.sets import SetResult, evaluate
+from kintsugi.pipeline.storage import Location, publish, records
+
+VERSION = 2  # of what these numbers are; a change makes all that is kept of earlier ones stale
+
+
+@dataclass(frozen=True)
+class Kept:
+    """The results of a state, as they are kept."""
+
+    state: str
+    sets: dict[str, SetResult]
+
+
+KEPT = TypeAdapter(Kept)
+
+
+def set_metrics(run: Run) -> dict[str, SetResult]:
+    """The set metrics that the run's job names, by name, of what is committed; {} where it names none.
+
+    They are kept in report/sets.json, and computed again when anything is that they depend on.
+
+    Raises:
+        JobError: a file is not the one that was committed.
+    """
+
+    names = [name for name in run.job.metrics if name in SETS]
+    if not names:
+        return {}
+    # Without what grows with the samples.
+    committed = [replace(commit, sample_seconds=[]) for _, commit in run.commits() if commit is not None]
+    reference = reference_of(run.job.reference, run.folder)
+    file = run.folder / "report" / "sets.json"
+    state = state_of(run, names, committed, reference)
+    known = None if state is None else kept(file, state, names)
+    if known is not None:
+        return known
+    n = sum(commit.rows - commit.failed for commit in committed)
+    jpeg = 0
+    for commit in committed:
+        sources = read_rows(run.folder, commit, ["source"])["source"].to_pylist()
+        jpeg += sum(source is not None and source.startswith("JPEG") for source in sources)
+
+    def blocks(columns: Sequence[str]) -> Iterator[tuple[list[str], Mapping[str, np.ndarray]]]:
+        for commit in committed:
+            table = read_features(run.folder, commit, ["key", *columns])
+            if table is not None:
+                yield table["key"].to_pylist(), arrays(table)
+
+    warnings = []
+    if jpeg:
+        warnings.append(f"{jpeg} of the inputs were compressed as JPEG, which leaves its marks in features")
+    if run.job.data.fit != "exact" and not reference.paired:
+        warnings.append("the images were resized here (data.fit), those of the reference perhaps otherwise")
+    found = evaluate(names, n, blocks, reference, run.job.data.size, warnings)
+    if state is not None and all(result.value is not None for result in found.values()):
+        with publish(file) as temporary:
+            temporary.write_bytes(records.sealed(asdict(Kept(state, found))))
+    return found
+
+
+def state_of(run: Run, names: Sequence[str], committed: Sequence[Commit], reference: Reference) -> str | None:
+    """A hash of all that a run's set metrics depend on; None where the reference cannot be read."""
+    try:
+        against = [reference.digest(SETS[name]) for name in names]
+    except JobError:
+        return None
+    rows = [(commit.unit, commit.data_sha256, commit.features_sha256) for commit in committed]
+    return hashlib.sha256(json.dumps([VERSION, run.config_hash, names, against, rows]).encode()).hexdigest()
+
+
+def kept(file: Location, state: str, names: Sequence[str]) -> dict[str, SetResult] | None:
+    """The results in a file if they are as they were written, and of this state."""
+    try:
+        stored = records.typed(KEPT, records.read(file), file)
+    except (OSError, JobError):
+        return None
+    beside = {f"{name}_infinity" for name in names}
+    if list(stored.sets) != list(names) or any(one.extra.keys() - beside for one in stored.sets.values()):
+        return None
+    return stored.sets if stored.state == state else None

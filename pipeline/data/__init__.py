@@ -1,0 +1,1 @@
+"""What comes in: shards, the plan, a unit's samples; making shards."""

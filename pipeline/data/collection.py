@@ -1,0 +1,115 @@
+"""Images of a folder or of shards, by key, in the size they have."""
+
+import hashlib
+import json
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from kintsugi.errors import JobError, UnreadableImage
+from kintsugi.pipeline.data.plan import Members, Unit, checked_key
+from kintsugi.pipeline.data.read import DECODERS, Content, Decoded, decode, in_folder, in_tar, opened, to_rgb
+from kintsugi.pipeline.data.shards import DamagedShard, Place, checksum, expand, index
+from kintsugi.pipeline.storage import Location
+
+AHEAD = 8  # images decoded before they are needed
+READERS = 16  # files read at once where all are read
+
+
+class Collection:
+    """The images of a folder or of shards.
+
+    Keys are the paths without suffix, as everywhere.
+
+    Args:
+        field: what the patterns are called in errors. patterns: as `data.shards`.
+
+    Raises:
+        JobError: no such folder or shard, a damaged one, no images in it, or a key that occurs twice.
+    """
+
+    def __init__(self, field: str, patterns: str | list[str]):
+        self.name = str(patterns)
+        self.places: dict[str, tuple[Location, Place]] = {}
+        try:
+            for shard in expand(patterns):
+                for sample in index(shard):
+                    if sample.key in self.places:
+                        raise JobError(f"{field}: the key {sample.key!r} occurs twice")
+                    self.places[checked_key(shard, sample.key)] = (shard, sample)
+        except DamagedShard as error:
+            raise JobError(f"{field}: {shard}: {error}") from error
+        except JobError as error:
+            raise JobError(str(error).replace("data.shards: ", f"{field}: ", 1)) from error
+        if not self.places:
+            raise JobError(f"{field}: there are no images in {patterns}")
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def digest(self) -> str:
+        """SHA-256 of which images these are: keys, files and sizes, not contents."""
+
+        def place(shard: Location, sample: Place) -> tuple[str | int, ...]:
+            if sample.file is None:
+                return str(shard), sample.offset, sample.end
+            # A file of a bucket is asked for by itself, which takes too long for many.
+            size = (shard / sample.file).stat().st_size if isinstance(shard, Path) else -1
+            return str(shard), sample.file, size
+
+        places = [(key, *place(*self.places[key])) for key in sorted(self.places)]
+        return hashlib.sha256(json.dumps(places).encode()).hexdigest()
+
+    def contents(self) -> str:
+        """SHA-256 of the images: of the bytes of tars, and of keys and bytes of files in folders.
+
+        Raises:
+            OSError: a tar cannot be read.
+        """
+        tars = {shard for shard, sample in self.places.values() if sample.file is None}
+        keys = [key for key in sorted(self.places) if self.places[key][1].file is not None]
+        with ThreadPoolExecutor(READERS) as pool:  # each tar in one go, not once for each image
+            sums = sorted(pool.map(checksum, tars)), keys, list(pool.map(self.checksum, keys))
+        return hashlib.sha256(json.dumps(sums).encode()).hexdigest()
+
+    def checksum(self, key: str) -> str:
+        """SHA-256 of the file of one image in a folder, or why it cannot be read."""
+        content = self.content(key)
+        return (
+            str(content) if isinstance(content, Exception) else hashlib.sha256(*content.values()).hexdigest()
+        )
+
+    def content(self, key: str) -> Content:
+        """The files of one image by suffix, or why there are none."""
+        shard, sample = self.places[key]
+        unit = Unit("", str(shard), 0, 0, 0, 1, sample.offset, sample.end)
+        members = Members([key], None, sample.links)
+        return next(in_tar(unit, members) if sample.file is None else in_folder(unit, [sample.file]))
+
+    def read(self, key: str) -> Decoded:
+        """One image, (H, W, 3) uint8, or why there is none."""
+        _, sample = self.places[key]
+        return decode(key, sample.offset, self.content(key), as_it_is, sample.file)
+
+    def read_all(self, keys: Iterable[str]) -> Iterator[Decoded]:
+        """Images in the order of the keys, a few of them decoded ahead."""
+        ahead: deque[Future[Decoded]] = deque()
+        with ThreadPoolExecutor(DECODERS) as pool:
+            for key in keys:
+                ahead.append(pool.submit(self.read, key))
+                if len(ahead) > AHEAD:
+                    yield ahead.popleft().result()
+            while ahead:
+                yield ahead.popleft().result()
+
+
+def as_it_is(content: dict[str, Any], note: Callable[[str], None]) -> np.ndarray:
+    """Of any size, as 8-bit RGB."""
+    if "npy" in content:
+        raise UnreadableImage("an array; metrics are of images")
+    with opened(content, note) as image:
+        return np.asarray(to_rgb(image))

@@ -1,0 +1,581 @@
+"""The plan: the job's samples divided into units of work, written once and followed ever after."""
+
+import hashlib
+import json
+from array import array
+from bisect import bisect_right
+from collections import deque
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, fields, replace
+from functools import partial
+from itertools import chain, islice
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from pydantic import TypeAdapter
+
+from kintsugi.errors import JobError
+from kintsugi.pipeline import storage
+from kintsugi.pipeline.data import shards
+from kintsugi.pipeline.data.pictures import SUFFIX
+from kintsugi.pipeline.data.shards import SHA256SUMS, DamagedShard, Place
+from kintsugi.pipeline.job import Data, Restoration, Subset
+from kintsugi.pipeline.storage import Location, Remote, at, parquet, publish, records
+from kintsugi.pipeline.storage.records import MAX_TABLE, UNIT
+
+SUMMARY = "kintsugi.summary"  # key of the plan file's metadata
+RULE = "kintsugi.names"  # `shards.NAMES` when the plan was made, by itself: every unit asks for it
+NAMED = 10  # files that are no samples, in the summary
+GROUP = 64  # units per row group: how much of the plan is in memory at a time
+IN_FLIGHT = 8  # shards read at once where storage is far away, or where all of it is read
+MAX_NAME = 255  # bytes of a file's name, on all usual file systems
+TUNING = b"kintsugi tuning"  # salt of the hash by which keys are for tuning; never to be changed
+
+LINK = ("name", "data", "size")
+SCHEMA = pa.schema(
+    [
+        ("unit", pa.string()),
+        ("shard", pa.string()),
+        ("shard_size", pa.int64()),
+        ("first", pa.int64()),
+        ("start", pa.int64()),
+        ("samples", pa.int64()),
+        ("offset", pa.int64()),
+        ("end", pa.int64()),
+        ("keys", pa.list_(pa.string())),
+        ("files", pa.list_(pa.string())),  # where the shard is a folder
+        ("links", pa.list_(pa.struct(dict(zip(LINK, (pa.string(), pa.int64(), pa.int64()), strict=True))))),
+    ]
+)
+BEFORE_LINKS = pa.schema([column for column in SCHEMA if column.name != "links"])  # of earlier versions
+
+
+@dataclass(frozen=True)
+class Unit:
+    """A range of samples of one shard, restored and committed as one.
+
+    Attributes:
+        unit: its name, `unit_name` of the shard's position and `start`.
+        shard_size: `shards.measure` of the shard.
+        first: position of its first sample in the job; start: in the shard, or in what `data.subset` leaves
+            of it.
+        offset, end: the bytes of the shard that hold its samples.
+    """
+
+    unit: str
+    shard: str
+    shard_size: int
+    first: int
+    start: int
+    samples: int
+    offset: int
+    end: int
+
+
+@dataclass(frozen=True)
+class PlanSummary:
+    """What a plan holds: its shards, of which `damaged` says what is wrong, and `empty` hold nothing.
+
+    Those beyond `data.limit` are among the shards, and nothing is known of them.
+
+    Attributes:
+        left_out: how many files in the shards are no samples. left_out_first: shard, name and reason of some.
+        notes: what else the user should know.
+    """
+
+    shards: list[str]
+    units: int
+    samples: int
+    damaged: dict[str, str]
+    empty: list[str]
+    left_out: int = 0
+    left_out_first: list[list[str]] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+
+@dataclass
+class Findings:
+    """What there is to say of shards besides their samples; the fields are those of `PlanSummary`."""
+
+    damaged: dict[str, str] = field(default_factory=dict)
+    left_out: int = 0
+    left_out_first: list[list[str]] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    def warn(self, shard: Location, what: str) -> None:
+        if len(self.notes) < NAMED:
+            self.notes.append(f"{shard}: {what}")
+
+    def note(self, shard: Location, name: str, why: str) -> None:
+        self.left_out += 1
+        if len(self.left_out_first) < NAMED:
+            self.left_out_first.append([str(shard), name, why])
+
+    def add(self, other: "Findings") -> None:
+        self.damaged |= other.damaged
+        self.left_out += other.left_out
+        self.left_out_first = (self.left_out_first + other.left_out_first)[:NAMED]
+        self.notes = (self.notes + other.notes)[:NAMED]
+
+
+SUMMARY_TYPE = TypeAdapter(PlanSummary)
+
+
+@dataclass(frozen=True)
+class Indexed:
+    """A shard on its way into the plan.
+
+    Attributes:
+        samples: those in `data.subset`. empty: there are no others either.
+    """
+
+    shard: Location
+    size: int
+    samples: Iterable[Place]
+    empty: bool
+
+
+def make_plan(
+    data: Data,
+    paths: Sequence[Location],
+    unit_size: int,
+    target: Location,
+    on_unit: Callable[[Unit], None] = lambda unit: None,
+    restoration: Restoration | None = None,
+) -> PlanSummary:
+    """Index the shards and write the plan to `target`; memory grows by 8 bytes a sample.
+
+    Shards beyond `data.limit` are neither read nor checked.
+
+    Args:
+        on_unit: called with each unit, and with the last one of a shard again when its checksum was compared.
+        restoration: what will be written of each sample, if the data are measurements.
+
+    Raises:
+        JobError: missing or damaged shards (unless salvaged), a key that occurs twice, restorations that
+            cannot have names of their own, or no samples.
+    """
+    findings = Findings()
+    damaged, empty = findings.damaged, list[str]()
+    notes: list[str] = []
+    hashes = array("Q")
+    units = samples = 0
+    last: dict[str, Unit] = {}  # of each shard
+    with publish(target) as temporary:
+        with pq.ParquetWriter(temporary, SCHEMA, compression="zstd", write_page_checksum=True) as writer:
+            found = divide(paths, unit_size, data, findings, empty)
+            while group := list(islice(found, GROUP)):
+                writer.write_table(pa.Table.from_pylist([row for _, row in group], SCHEMA))
+                for unit, row in group:
+                    hashes.extend(map(key_hash, row["keys"]))
+                    units, samples, last[unit.shard] = units + 1, samples + unit.samples, unit
+                    on_unit(unit)
+            if data.checksums == "check":
+                read = {*last, *damaged, *empty}
+                for path, what in changed_contents(paths, read, notes):
+                    if what is not None:
+                        damaged.setdefault(str(path), what)
+                    if str(path) in last:
+                        on_unit(last[str(path)])
+            empty = [shard for shard in empty if shard not in damaged]
+            names = [str(path) for path in paths]
+            left_out, first = findings.left_out, findings.left_out_first
+            summary = PlanSummary(
+                names, units, samples, damaged, empty, left_out, first, findings.notes + notes
+            )
+            writer.add_key_value_metadata({SUMMARY: json.dumps(asdict(summary)), RULE: str(shards.NAMES)})
+        if damaged and data.damaged == "refuse":
+            listed = "\n  ".join(f"{shard}: {what}" for shard, what in damaged.items())
+            raise JobError(
+                "data.shards: damaged; fetch them again, or set data.damaged=salvage to restore what is "
+                f"readable in them:\n  {listed}"
+            )
+        if samples == 0:
+            part = "" if data.subset is None else f" of data.subset.part={data.subset.part}"
+            others = "".join(f"\n  left out {shard}: {name}: {why}" for shard, name, why in first)
+            raise JobError(f"data.shards: no samples{part} in {', '.join(str(p) for p in paths)}{others}")
+        refuse_duplicates(temporary, np.frombuffer(hashes, np.uint64))
+        if restoration is not None:
+            refuse_names(temporary, restoration)
+    return summary
+
+
+def changed_contents(
+    paths: Sequence[Location], read: Collection[str], notes: list[str]
+) -> Iterator[tuple[Location, str | None]]:
+    """The shards that are read and whose checksums are stated beside them, and what is wrong with each.
+
+    Into `notes` comes what was not compared: checksums of files that are not there, shards without one.
+    """
+    stated = {folder: shards.stated_checksums(folder) for folder in dict.fromkeys(p.parent for p in paths)}
+    checked = [path for path in paths if str(path) in read and path.name in stated[path.parent]]
+    for folder, lines in stated.items():
+        here = {path.name for path in paths if path.parent == folder} if lines else set()
+        without = sorted(here - lines.keys())
+        nowhere = sorted(lines.keys() - here - storage.sizes(folder).keys()) if lines else []
+        for what, names in (("names files that are not there", nowhere), ("names not all shards", without)):
+            if names:
+                notes.append(f"{folder / SHA256SUMS} {what}, {len(names)}: {', '.join(names[:3])}")
+    with ThreadPoolExecutor(IN_FLIGHT) as pool:
+        for path, now in zip(checked, pool.map(checksum, checked), strict=True):
+            said = stated[path.parent][path.name]
+            yield path, None if now == said else f"its SHA-256 is {now}, {SHA256SUMS} says {said}"
+
+
+def checksum(shard: Location) -> str:
+    try:
+        return shards.checksum(shard)
+    except OSError as error:
+        raise JobError(f"data.shards: {shard} cannot be read: {error}") from error
+
+
+def divide(
+    paths: Sequence[Location], unit_size: int, data: Data, findings: Findings, empty: list[str]
+) -> Iterator[tuple[Unit, dict[str, Any]]]:
+    """Units and their rows in order; what is wrong with shards goes into `findings` and `empty`."""
+    first, limit = 0, data.limit
+    for number, found in enumerate(indexed(paths, data, findings)):
+        start = 0
+        samples = islice(found.samples, None if limit is None else limit - first)
+        while batch := list(islice(samples, unit_size)):
+            unit = Unit(
+                unit=unit_name(number, start),
+                shard=str(found.shard),
+                shard_size=found.size,
+                first=first,
+                start=start,
+                samples=len(batch),
+                offset=batch[0].offset,
+                end=max(sample.end for sample in batch),  # of a.1.png, a.2.png, a.1.cls not that of the last
+            )
+            keys = [checked_key(found.shard, sample.key) for sample in batch]
+            files = [sample.file for sample in batch] if batch[0].file is not None else None
+            links = [dict(zip(LINK, link, strict=True)) for sample in batch for link in sample.links]
+            yield unit, {**asdict(unit), "keys": keys, "files": files, "links": links or None}
+            start, first = start + len(batch), first + len(batch)
+        if found.empty and str(found.shard) not in findings.damaged:
+            empty.append(str(found.shard))
+        if first == limit:
+            return
+
+
+def unit_name(number: int, start: int) -> str:
+    """The name of a unit, and of its files: the shard's position, and that of its first sample in it."""
+    return f"{number:05d}-{start:07d}"
+
+
+def indexed(paths: Sequence[Location], data: Data, findings: Findings) -> Iterator[Indexed]:
+    """The shards with their samples, in order. Of remote ones several are read at once, up to the limit."""
+
+    def read(path: Location) -> tuple[Indexed, Findings]:
+        its = Findings()  # which count when it is the shard's turn, if that comes
+        found = open_shard(path, data, its)
+        return replace(found, samples=list(islice(found.samples, data.limit))), its
+
+    def result(shard: Future[tuple[Indexed, Findings]] | Path) -> Indexed:
+        if isinstance(shard, Path):
+            return open_shard(shard, data, findings)
+        found, its = shard.result()
+        findings.add(its)
+        return found
+
+    pool = ThreadPoolExecutor(IN_FLIGHT)
+    reading: deque[Future[tuple[Indexed, Findings]] | Path] = deque()
+    try:
+        for path in paths:
+            reading.append(pool.submit(read, path) if isinstance(path, Remote) else path)
+            if len(reading) == IN_FLIGHT:
+                yield result(reading.popleft())
+        while reading:
+            yield result(reading.popleft())
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def open_shard(path: Location, data: Data, findings: Findings) -> Indexed:
+    try:
+        size, samples = shards.fingerprint(path), readable(path, data, findings)
+        begin = list(islice(samples, 1))
+        subset = data.subset
+        chosen = (one for one in chain(begin, samples) if subset is None or belongs(one.key, subset))
+        return Indexed(path, size, chosen, empty=not begin)
+    except FileNotFoundError as error:
+        raise JobError(f"data.shards: no such file: {path}") from error
+    except OSError as error:
+        raise JobError(f"data.shards: {path} cannot be read: {error}") from error
+
+
+def readable(path: Location, data: Data, findings: Findings) -> Iterator[Place]:
+    try:
+        note, warn = partial(findings.note, path), partial(findings.warn, path)
+        yield from shards.index(path, data.damaged == "salvage", note, warn)
+    except DamagedShard as damage:
+        findings.damaged[str(path)] = str(damage)
+    except OSError as error:
+        raise JobError(f"data.shards: {path} cannot be read: {error}") from error
+
+
+def checked_key(shard: Location, key: str) -> str:
+    try:
+        key.encode()
+    except UnicodeEncodeError:
+        raise JobError(f"data.shards: {shard}: the member name {key!r} is not UTF-8") from None
+    return key
+
+
+def key_hash(key: str, salt: bytes = b"") -> int:
+    digest = hashlib.blake2b(key.encode("utf-8", "surrogateescape"), digest_size=8, salt=salt).digest()
+    return int.from_bytes(digest, "little")
+
+
+def belongs(key: str, subset: Subset) -> bool:
+    """Whether a sample is in a part of the data: for tuning are the keys whose hash is below a threshold.
+
+    So the two parts are disjoint and make up the whole, and each is the same however the samples are spread
+    over shards. The keys for tuning of a smaller fraction are among those of a larger one.
+    """
+    tuning = key_hash(key, TUNING) < subset.fraction * 2**64
+    return tuning == (subset.part == "tune")
+
+
+def refuse_duplicates(plan: Path, hashes: np.ndarray) -> None:
+    """Raise a JobError that names keys occurring more than once, and where."""
+    ordered = np.sort(hashes)
+    suspects = set(ordered[1:][ordered[1:] == ordered[:-1]].tolist())
+    if not suspects:
+        return
+    places: dict[str, list[tuple[str, str | None]]] = {}  # shards, and files in folders
+    for batch in pq.ParquetFile(plan).iter_batches(GROUP, columns=["shard", "keys", "files"]):
+        for row in batch.to_pylist():
+            for key, file in zip(row["keys"], row["files"] or [None] * len(row["keys"]), strict=True):
+                if key_hash(key) in suspects:
+                    places.setdefault(key, []).append((row["shard"], file))
+    twice = {key: found for key, found in places.items() if len(found) > 1}
+    if not twice:  # two keys with the same 64-bit hash, which is no fault
+        return
+    some = dict(list(twice.items())[:NAMED])
+    tars = {found[0][0] for found in some.values() if len(set(found)) == 1}  # of a folder each has its file
+    for tar in tars:
+        if apart := shards.scattered(at(tar), [key for key in some if {tar} == {s for s, _ in some[key]}]):
+            listed = "\n  ".join(", ".join(names) for names in apart)
+            raise JobError(
+                f"data.shards: {tar}: the members of a sample must be adjacent, and some are not; write the "
+                f"tar again in the order of the names, as `tar --sort=name` does:\n  {listed}"
+            )
+    listed = "\n  ".join(f"{key!r} in {', '.join(map(place_of, found))}" for key, found in some.items())
+    raise JobError(
+        f"data.shards: {len(twice)} keys occur more than once (noise and rows belong to keys); "
+        f"rename them, for instance with `kintsugi shard`:\n  {listed}"
+    )
+
+
+def place_of(found: tuple[str, str | None]) -> str:
+    """A shard, or a file in one; as names may look alike, in ASCII."""
+    shard, file = found
+    return shard if file is None else f"{shard}/{ascii(file)[1:-1]}"
+
+
+def restored_names(stem: PurePosixPath, restoration: Restoration) -> list[str]:
+    """The files of one restored sample: the restoration; of several samples each, and their deviation."""
+    suffix, count = SUFFIX[restoration.format], restoration.samples_per_image
+    if count == 1:
+        return [f"{stem}.{suffix}"]
+    samples = [f"{stem}.sample{number:02d}.{suffix}" for number in range(count)]
+    return [f"{stem}.{suffix}", *samples, f"{stem}.std.npy"]
+
+
+def refuse_names(plan: Path, restoration: Restoration) -> None:
+    """Raise a JobError for files of a folder whose restorations cannot be written beside each other.
+
+    In a tar they can: its keys are unique and have no dots, and its names any length.
+    """
+    files: dict[str, list[str]] = {}
+    for batch in pq.ParquetFile(plan).iter_batches(GROUP, columns=["shard", "files"]):
+        for row in batch.to_pylist():
+            files.setdefault(row["shard"], []).extend(row["files"] or ())
+    for shard, names in files.items():
+        stems = {PurePosixPath(name).with_suffix(""): name for name in names}
+        restored = {restored_names(stem, restoration)[0]: name for stem, name in stems.items()}
+        for stem, name in stems.items():
+            for one in restored_names(stem, restoration):
+                if (length := len(PurePosixPath(one).name.encode())) > MAX_NAME:
+                    raise JobError(
+                        f"data.shards: {shard}: the restoration of {name!r} would have a name of {length} "
+                        f"bytes, and files have {MAX_NAME} at most; rename it"
+                    )
+                if (other := restored.get(one, name)) != name:
+                    raise JobError(
+                        f"data.shards: {shard}: {one!r} would be a sample of {name!r} and the restoration of "
+                        f"{other!r}; rename one, or set restoration.samples_per_image=1"
+                    )
+
+
+@contextmanager
+def opened(plan: Location) -> Iterator[pq.ParquetFile]:
+    """A plan for reading.
+
+    Raises:
+        FileNotFoundError: there is none.
+        JobError: it is not a plan, or what is read of it is not as it should be.
+    """
+    length = records.regular(plan, MAX_TABLE)
+    try:
+        with parquet(plan) as file:
+            if not any(map(file.schema_arrow.equals, (SCHEMA, BEFORE_LINKS))):
+                raise ValueError("its columns are not those of a plan")
+            if file.metadata.num_rows > length:  # a few bytes may claim any number
+                raise ValueError("it claims more units than it has bytes")
+            yield file
+    except FileNotFoundError:
+        raise
+    except (pa.ArrowException, OSError, ValueError, KeyError, TypeError) as error:
+        # Parquet's own errors have no number; those of object stores have none either.
+        if isinstance(error, OSError) and (error.errno is not None or isinstance(plan, Remote)):
+            raise
+        raise JobError(f"{plan} cannot be read as a plan: {error}; {advice(plan.parent)}") from error
+
+
+def advice(run: Location) -> str:
+    return f"`kintsugi verify {run} --repair` makes it again from the shards"
+
+
+def read_summary(plan: Location) -> PlanSummary:
+    with opened(plan) as file:
+        return summary_of(file)
+
+
+def summary_of(file: pq.ParquetFile) -> PlanSummary:
+    """What a plan says that it holds.
+
+    Raises:
+        ValueError, KeyError, TypeError: it says nothing of the kind.
+    """
+    found = SUMMARY_TYPE.validate_json(file.metadata.metadata[SUMMARY.encode()], strict=True)
+    if not 0 < found.units == file.metadata.num_rows <= found.samples:
+        raise ValueError("its summary has another number of units")
+    return found
+
+
+def read_units(plan: Location) -> Iterator[Unit]:
+    """The units in order, without their keys.
+
+    Raises:
+        JobError: their names are not those that planning gives, or they do not follow each other.
+    """
+    columns = [field.name for field in fields(Unit)]
+    with opened(plan) as file:
+        summary = summary_of(file)
+        before: Unit | None = None
+        for batch in file.iter_batches(GROUP, columns=columns):
+            for row in batch.to_pylist():
+                unit = Unit(**row)
+                if (what := misplaced(unit, before, summary)) is not None:
+                    raise ValueError(f"unit {unit.unit!r}: {what}")
+                yield unit
+                before = unit
+        if before is None or before.first + before.samples != summary.samples:
+            raise ValueError("its units have another number of samples than its summary says")
+
+
+def misplaced(unit: Unit, before: Unit | None, summary: PlanSummary) -> str | None:
+    """What of a unit does not follow from the one before it, if anything."""
+    if None in vars(unit).values():
+        return "a field is null"
+    number = place(unit.unit)[0] if UNIT.fullmatch(unit.unit) else -1
+    if number < 0 or unit.unit != unit_name(number, unit.start):
+        return "its name is not that of its place, such as 00000-0000256"
+    if number >= len(summary.shards) or summary.shards[number] != unit.shard:
+        return f"shard: {unit.shard} is not the one of this number"
+    if unit.samples < 1 or unit.shard_size < 0 or unit.offset < 0 or unit.end < 0:
+        return "a size or a place is negative"
+    same = before is not None and before.shard == unit.shard
+    if before is not None and not same and place(before.unit)[0] >= number:
+        return "it comes after one of a later shard"
+    if unit.start != (before.start + before.samples if before is not None and same else 0):
+        return "start: it does not begin where the one before it ends"
+    if unit.first != (before.first + before.samples if before is not None else 0):
+        return "first: it does not begin where the one before it ends"
+    return None
+
+
+@dataclass(frozen=True)
+class Members:
+    """The keys of a unit's samples in order.
+
+    Attributes:
+        files: where the shard is a folder. links: `Sample.links` of all samples. names: the rule for keys.
+    """
+
+    keys: list[str]
+    files: list[str] | None
+    links: Sequence[tuple[str, int, int]] = ()
+    names: int = shards.NAMES
+
+
+def read_members(plan: Location, unit: Unit) -> Members:
+    """The keys, and files, of one unit.
+
+    Raises:
+        JobError: there is no such unit, or not as many different keys as it has samples.
+    """
+    with opened(plan) as file:
+        # Not by the statistics of the groups: where these are damaged, pyarrow ends the process.
+        groups = range(file.num_row_groups)
+        first = bisect_right(groups, place(unit.unit), key=lambda group: place(first_name(file, group)))
+        table = file.read_row_group(
+            max(first - 1, 0), ["unit", "keys", "files", "links"]
+        )  # but those it lacks
+        found = table.filter(pc.equal(table["unit"], unit.unit)).to_pylist()
+        if found:
+            return members_of(unit, found[0], rule(file))
+    raise JobError(f"{plan} has no unit {unit.unit}; was it replaced while the run went on?")
+
+
+def rule(plan: pq.ParquetFile) -> int:
+    """By which rule names became keys when the plan was made; the first versions do not say."""
+    found = int(plan.metadata.metadata.get(RULE.encode(), 1))
+    if not 1 <= found <= shards.NAMES:
+        raise ValueError("its keys are made by a rule of a later version")
+    return found
+
+
+def place(name: str) -> tuple[int, ...]:
+    """Where a unit is in the order of all."""
+    return tuple(map(int, name.split("-")))
+
+
+def first_name(file: pq.ParquetFile, group: int) -> str:
+    return str(file.read_row_group(group, ["unit"])["unit"][0])
+
+
+def members_of(unit: Unit, row: dict[str, Any], names: int) -> Members:
+    keys, files, links = row["keys"], row["files"], row.get("links") or []
+    if keys is None or None in keys or len(keys) != unit.samples or len(set(keys)) != unit.samples:
+        raise ValueError(f"unit {unit.unit}: its keys are not {unit.samples} different ones")
+    if files is not None and (None in files or len(files) != unit.samples):
+        raise ValueError(f"unit {unit.unit}: its files are not {unit.samples}")
+    if any(link is None or None in link.values() or min(link["data"], link["size"]) < 0 for link in links):
+        raise ValueError(f"unit {unit.unit}: a link leads nowhere")
+    return Members(keys, files, [tuple(link[name] for name in LINK) for link in links], names)
+
+
+def changed_shards(plan: Location) -> list[str]:
+    """Shards that are gone, or of another size than when the plan was made."""
+    sizes = {unit.shard: unit.shard_size for unit in read_units(plan)}
+    with opened(plan) as file:
+        names = rule(file)
+
+    def changed(shard: str) -> bool:
+        try:
+            return shards.fingerprint(at(shard), names) != sizes[shard]
+        except FileNotFoundError:
+            return True
+
+    with ThreadPoolExecutor(IN_FLIGHT) as pool:
+        return [shard for shard, gone in zip(sizes, pool.map(changed, sizes), strict=True) if gone]

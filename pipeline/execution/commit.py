@@ -1,0 +1,321 @@
+"""Commit: how a unit's rows come to exist, whole or not at all.
+
+The rows are written to a temporary name in the same directory, synced and renamed; the commit record is
+written last, in the same way; before both come the features that metrics of sets need. A unit is done if
+and only if its record is valid, which its own digest tells, and describes the files that are there. Rows
+contain nothing that differs between two executions (timings are in the record), so a worker thought dead
+that wakes up and writes again writes the same bytes.
+"""
+
+import hashlib
+import time
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict
+from typing import Annotated, Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from pydantic import ConfigDict, Field, TypeAdapter
+from pydantic.dataclasses import dataclass
+
+from kintsugi.errors import JobError
+from kintsugi.pipeline import storage
+from kintsugi.pipeline.metrics import BASELINE_COLUMNS, IMAGE
+from kintsugi.pipeline.storage import Location, Remote, publish, records
+from kintsugi.pipeline.storage.records import MAX_RECORD, MAX_TABLE, UNIT, Count, Digest, Number, Text
+
+ROW_GROUP = 1 << 28  # bytes at most of the samples in it: Parquet cannot read back lists of 2 GiB
+MAX_TEXT = 1 << 20  # characters of a cell
+LARGEST = 1e90  # of a measure: sums of the third powers of many are finite, too
+READERS = 16  # records of a remote run that are read at once
+
+ROWS = pa.schema(
+    [
+        ("key", pa.string()),
+        ("shard", pa.string()),
+        ("index", pa.int64()),  # position in the shard, or in what data.subset leaves of it
+        ("label", pa.int64()),
+        ("source", pa.string()),  # format, mode and size of the file, before conversion
+        ("status", pa.string()),  # "ok" or "failed"
+        ("error", pa.string()),
+        ("seed", pa.int64()),
+        ("forwards", pa.int32()),
+        ("vjps", pa.int32()),
+        ("batch_size", pa.int32()),
+        *((name, pa.float64()) for name in IMAGE),
+        *(
+            (name, pa.float64()) for name in BASELINE_COLUMNS
+        ),  # of what needs no network, where there is a truth
+        ("residual", pa.float64()),  # RMS of H x̂ − y on the [-1, 1] scale
+        ("spread", pa.float64()),  # RMS over the pixels of the samples' standard deviation, on [-1, 1]
+        ("file", pa.string()),  # the sample's file, where the shard is a folder
+        ("restored", pa.binary()),  # of measurements in restoration.format, else PNG
+        ("measurement", pa.binary()),  # PNG
+        ("truth", pa.binary()),  # PNG
+        ("deviation", pa.binary()),  # of the samples, .npy of float16 (3, H, W) on the [-1, 1] scale
+        ("samples", pa.list_(pa.binary())),  # in restoration.format
+    ]
+)
+PICTURES = ("restored", "measurement", "truth", "deviation", "samples")
+NEEDED = ("key", "shard", "status")  # columns in which there is no null
+
+
+@dataclass(frozen=True, config=ConfigDict(strict=True, extra="forbid"))
+class Commit:
+    """The record of a finished unit.
+
+    Attributes:
+        data_bytes, data_sha256: of data/UNIT.parquet. features_bytes, features_sha256: of
+            features/UNIT.parquet, None where there is none.
+        seconds: wall-clock time by part: read and encode (waiting for them), degrade, sample, score,
+            write, total. Within sample: forward and vjp. Of other threads, beside all this: fetch (bytes
+            of the shard) and decode.
+        sample_seconds: the sampler's time for each row, in order; 0 for failed rows.
+        made_by: versions, device and host.
+        notes: what the user should know of the worker since its last unit.
+    """
+
+    unit: Annotated[str, Field(pattern=rf"^{UNIT.pattern}$")]
+    rows: Count
+    failed: Count
+    data_bytes: Count
+    data_sha256: Digest
+    config_hash: Digest
+    prior_sha256: Digest | None
+    attempt: Count
+    seconds: dict[Text, Number]
+    sample_seconds: list[Number]
+    made_by: dict[Text, Text]
+    notes: tuple[Text, ...] = ()
+    features_bytes: Count | None = None
+    features_sha256: Digest | None = None
+
+
+RECORD = TypeAdapter(Commit)
+
+
+def data_file(run: Location, unit: str) -> Location:
+    return run / "data" / f"{unit}.parquet"
+
+
+def features_file(run: Location, unit: str) -> Location:
+    return run / "features" / f"{unit}.parquet"
+
+
+def commit_file(run: Location, unit: str) -> Location:
+    return run / "commits" / f"{unit}.json"
+
+
+def commit(
+    run: Location,
+    unit: str,
+    rows: list[dict[str, Any]],
+    started: float,
+    seconds: Mapping[str, float],
+    earlier: Mapping[str, float] | None = None,
+    features: pa.Table | None = None,
+    **record: Any,
+) -> Commit:
+    """Write a unit's features and rows, then its record.
+
+    Args:
+        started: when work on the unit began, by time.perf_counter.
+        seconds: by part, to which the writing and the total are added.
+        earlier: of the record that this one replaces, some of whose rows are kept.
+        features: of the restored samples, `key` and a list of numbers per feature space.
+        record: the other fields.
+    """
+    mark = time.perf_counter()
+    if features is not None:
+        with publish(features_file(run, unit)) as temporary:
+            pq.write_table(features, temporary, compression="zstd", write_page_checksum=True)
+            content = temporary.read_bytes()
+        record |= {"features_bytes": len(content), "features_sha256": hashlib.sha256(content).hexdigest()}
+    with publish(data_file(run, unit)) as temporary:
+        table = pa.Table.from_pylist(rows, ROWS)
+        largest = max((sum(map(len, row["samples"] or ())) for row in rows), default=0)
+        group = max(1, ROW_GROUP // largest) if largest else None
+        pq.write_table(table, temporary, compression="zstd", row_group_size=group, write_page_checksum=True)
+        content = temporary.read_bytes()
+    now = time.perf_counter()
+    spent = {**seconds, "write": now - mark, "total": now - started}
+    done = Commit(
+        unit=unit,
+        rows=len(rows),
+        failed=sum(row["status"] == "failed" for row in rows),
+        data_bytes=len(content),
+        data_sha256=hashlib.sha256(content).hexdigest(),
+        seconds={part: value + (earlier or {}).get(part, 0.0) for part, value in spent.items()},
+        **record,
+    )
+    with publish(commit_file(run, unit)) as temporary:
+        temporary.write_bytes(records.sealed(asdict(done)))
+    return done
+
+
+def read_commit(run: Location, unit: str, config_hash: str) -> Commit | None:
+    """The unit's record if it is valid for this configuration and its data is there, else None.
+
+    Raises:
+        OSError: the storage cannot be read, which says nothing of the unit.
+        JobError: one of the files is a link, no regular file or too large.
+    """
+    try:
+        length = records.regular(data_file(run, unit), MAX_TABLE)
+        found = valid(records.read(commit_file(run, unit)), unit, config_hash, length)
+        if found is None or found.features_bytes is None:
+            return found
+        length = records.regular(features_file(run, unit), MAX_TABLE)
+        return found if found.features_bytes == length else None
+    except FileNotFoundError:
+        return None
+
+
+def read_commits(
+    run: Location, units: Iterable[str], config_hash: str
+) -> Iterator[tuple[str, Commit | None]]:
+    """`read_commit` of many units, in order, from a listing of the run's folders, in which links are not."""
+    listed, data, features = (
+        storage.sizes(run / folder, links=False) for folder in ("commits", "data", "features")
+    )
+
+    def read(unit: str) -> tuple[str, Commit | None]:
+        record, rows = commit_file(run, unit), data_file(run, unit)
+        if listed.get(record.name, MAX_RECORD + 1) > MAX_RECORD or rows.name not in data:
+            return unit, None
+        try:
+            found = valid(record.read_bytes(), unit, config_hash, data[rows.name])
+        except FileNotFoundError:
+            return unit, None
+        if found is not None and found.features_bytes not in (None, features.get(rows.name)):
+            return unit, None
+        return unit, found
+
+    if isinstance(run, Remote):
+        with ThreadPoolExecutor(READERS) as pool:
+            ahead: deque[Future[tuple[str, Commit | None]]] = deque()
+            for unit in units:
+                ahead.append(pool.submit(read, unit))
+                if len(ahead) == 2 * READERS:
+                    yield ahead.popleft().result()
+            yield from (future.result() for future in ahead)
+    else:
+        yield from map(read, units)
+
+
+def valid(record: bytes, unit: str, config_hash: str, data_bytes: int) -> Commit | None:
+    """The record in these bytes, if it is one of this unit, configuration and size of its data.
+
+    The file of features is for the caller to look at.
+    """
+    try:
+        found = records.typed(RECORD, record, unit)
+    except JobError:
+        return None
+    if found.failed > found.rows or found.rows != len(found.sample_seconds):
+        return None
+    stated = (found.unit, found.config_hash, found.data_bytes)
+    return found if stated == (unit, config_hash, data_bytes) else None
+
+
+def read_rows(run: Location, record: Commit, columns: list[str] | None = None) -> pa.Table:
+    """The rows of a committed unit, all or some columns of `ROWS`; metrics newer than the run are null.
+
+    Raises:
+        JobError: the data file is not the one that was committed, or does not hold rows.
+    """
+    file = data_file(run, record.unit)
+    table = read_committed(run, file, record.data_sha256, columns, record.rows)
+    if len(table) != record.rows:
+        raise JobError(
+            f"{file} has {len(table)} rows, and its commit record says {record.rows}; {advice(run)}"
+        )
+    refuse_nonsense(table, file)
+    if "status" in table.column_names:
+        failed = pc.sum(pc.equal(table["status"], "failed")).as_py() or 0
+        if failed != record.failed:
+            raise JobError(
+                f"{file}: {failed} rows failed, and its commit record says {record.failed}; {advice(run)}"
+            )
+    if columns is None:
+        return table
+    there = set(table.column_names)
+    for name in columns:
+        if name not in there:
+            table = table.append_column(name, pa.nulls(len(table), ROWS.field(name).type))
+    return table.select(columns)
+
+
+def read_features(run: Location, record: Commit, columns: list[str] | None = None) -> pa.Table | None:
+    """The features of a committed unit, all or some columns, None if it was committed without.
+
+    Raises:
+        JobError: the file is not the one that was committed, or does not hold features.
+    """
+    from kintsugi.pipeline.metrics.features import refuse_others
+
+    if record.features_sha256 is None:
+        return None
+    file = features_file(run, record.unit)
+    table = read_committed(run, file, record.features_sha256, columns, record.rows)
+    refuse_others(table, file)
+    return table
+
+
+def read_committed(
+    run: Location, file: Location, sha256: str, columns: list[str] | None, most: int
+) -> pa.Table:
+    """Columns of a file of at most so many rows, of which a few bytes may claim any number."""
+    try:
+        records.regular(file, MAX_TABLE)
+        with storage.whole(file) as source:
+            if hashlib.file_digest(source, "sha256").hexdigest() != sha256:
+                raise JobError(f"{file} is not the file that was committed; {advice(run)}")
+            source.seek(0)
+            with pq.ParquetFile(source, page_checksum_verification=True) as table:
+                names = table.schema_arrow.names
+                if len(set(names)) < len(names):
+                    raise JobError(f"{file}: two columns have one name")
+                if table.metadata.num_rows > most:
+                    raise JobError(
+                        f"{file} has {table.metadata.num_rows:,} rows, more than the {most:,} committed"
+                    )
+                # In half the time of read_table; threads cost more than they save on the rows of a unit.
+                return table.read(columns, use_threads=False)
+    except (pa.ArrowException, OSError, ValueError) as error:
+        if isinstance(error, OSError) and (error.errno is not None or isinstance(file, Remote)):
+            raise
+        raise JobError(f"{file} cannot be read as Parquet: {error}") from error
+
+
+def advice(run: Location) -> str:
+    return f"`kintsugi verify {run} --repair` drops it, then run again"
+
+
+def refuse_nonsense(table: pa.Table, file: Location) -> None:
+    """Raise a JobError if what was read of a file is not of the types and ranges that rows have."""
+    for field in table.schema:
+        column = table[field.name]
+        wanted = ROWS.field(field.name).type if field.name in ROWS.names else field.type
+        whole = pa.types.is_integer(field.type) and pa.types.is_integer(wanted)
+        if not (field.type == wanted or whole or pa.types.is_null(field.type)):
+            raise JobError(f"{file}: {field.name} is a column of {field.type}, not {wanted}")
+        if field.name in NEEDED and column.null_count:
+            raise JobError(f"{file}: a row without {field.name}")
+        if pa.types.is_floating(field.type):
+            large = pc.and_(pc.is_finite(column), pc.greater(pc.abs(column), LARGEST))
+            if pc.any(large).as_py():
+                raise JobError(f"{file}: {field.name} has a value beyond ±{LARGEST:g}")
+        if pa.types.is_string(field.type) and (pc.max(pc.binary_length(column)).as_py() or 0) > MAX_TEXT:
+            raise JobError(f"{file}: {field.name} has a text of more than {MAX_TEXT:,} bytes")
+    if "status" in table.column_names:
+        known = pc.is_in(table["status"], value_set=pa.array(["ok", "failed"]))
+        if not pc.all(known).as_py():
+            raise JobError(f"{file}: status is neither ok nor failed")
+        if "error" in table.column_names:
+            unsaid = pc.and_(pc.equal(table["status"], "failed"), pc.is_null(table["error"]))
+            if pc.any(unsaid).as_py():
+                raise JobError(f"{file}: a failed row without error")

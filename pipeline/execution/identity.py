@@ -1,0 +1,135 @@
+"""Identity: what else than its job and its prior a run's results depend on, by SHA-256.
+
+These are the files of masks, the weights of metrics, and what metrics of sets compare with. The run keeps
+them by field in files.json, and is not continued with others.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from pathlib import Path
+
+from pydantic import ConfigDict, TypeAdapter
+
+from kintsugi import operators
+from kintsugi.errors import JobError
+from kintsugi.pipeline.data.collection import Collection
+from kintsugi.pipeline.execution.reference import reference_of
+from kintsugi.pipeline.job import Job
+from kintsugi.pipeline.metrics import ALL, SETS
+from kintsugi.pipeline.metrics.weights import MissingWeights
+from kintsugi.pipeline.storage import Location, publish
+from kintsugi.pipeline.storage.records import read, typed
+
+FILES = "files.json"
+Digests = dict[str, str]
+"""SHA-256, hexadecimal, by field of the job."""
+CHECKSUMS = TypeAdapter(Digests, config=ConfigDict(strict=True))
+
+
+def of_operator(job: Job) -> Digests:
+    """Of the files that the degradation is made of.
+
+    Raises:
+        JobError: one cannot be read.
+    """
+    found = operators.files_of(job.degradation.operator, "degradation.operator")
+    return {field: sha256(field, spec[parameter]) for field, spec, parameter in found}
+
+
+def sha256(field: str, path: str) -> str:
+    try:
+        with Path(path).open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise JobError(f"{field}: {path} cannot be read: {error}") from error
+
+
+def of_weights(job: Job) -> Digests:
+    """Of the weights of metrics, as far as they are on this machine: that of a driver may have none."""
+    found = {}
+    for name in job.metrics:
+        if (weights := ALL[name].weights) is not None:
+            with suppress(MissingWeights):
+                found[f"metrics.{name}"] = weights.digest()
+    return found
+
+
+def of_reference(job: Job) -> Digests:
+    """Of what metrics of sets compare with, unless it is the truth, or images that are not there any more.
+
+    Raises:
+        JobError: its file cannot be read.
+    """
+    asked = [SETS[name] for name in job.metrics if name in SETS]
+    if not asked or job.reference == "truth":
+        return {}
+    if isinstance(job.reference, str) and not job.reference.endswith(".npz"):
+        try:
+            return {"reference": Collection("reference", job.reference).contents()}
+        except JobError:
+            return {}  # the statistics that the run keeps must do, and the report says so
+    reference = reference_of(job.reference, Path())
+    files = sorted({reference.digest(metric) or "" for metric in asked})
+    return {"reference": files[0] if len(files) == 1 else hashlib.sha256("".join(files).encode()).hexdigest()}
+
+
+def of_job(job: Job) -> Digests:
+    return of_operator(job) | of_weights(job) | of_reference(job)
+
+
+def text_of(files: Digests) -> str:
+    return json.dumps(files, indent=2) + "\n"
+
+
+def record(run: Location, job: Job) -> None:
+    """Write down the files with which a run is begun, in place of what a killed driver has left.
+
+    Raises:
+        JobError: one cannot be read.
+    """
+    with publish(run / FILES) as temporary:
+        temporary.write_text(text_of(of_job(job)))
+
+
+def keep_to(run: Location, job: Job) -> None:
+    """Refuse files other than those with which a run was begun.
+
+    Raises:
+        JobError: other files, by field, or one that cannot be read.
+    """
+    if changed := list(differing(recorded(run), of_job(job))):
+        raise JobError(
+            f"{run} was begun with other files; choose another output, or restore them:\n  "
+            + "\n  ".join(changed)
+        )
+
+
+def recorded(run: Location) -> Digests:
+    """Of the files with which a run was begun; none of one of an earlier version.
+
+    Raises:
+        JobError: the record cannot be read.
+    """
+    try:
+        return typed(CHECKSUMS, read(run / FILES), run / FILES)
+    except FileNotFoundError:
+        return {}
+    except JobError as error:
+        raise JobError(
+            f"{error}; put back a copy, or delete it if the files are those with which the run was begun"
+        ) from error
+
+
+def differing(before: Mapping[str, str], now: Mapping[str, str]) -> Iterator[str]:
+    """Which fields name another file than before, in words."""
+    for field in sorted(before.keys() & now.keys()):
+        if before[field] != now[field]:
+            yield f"{field}: SHA-256 {before[field]} → {now[field]}"
+
+
+def refuse_changed(before: Mapping[str, str], now: Mapping[str, str]) -> None:
+    """Raise a JobError for files that a worker has read and that are not those of its run."""
+    if changed := list(differing(before, now)):
+        raise JobError("a file changed while the run went on:\n  " + "\n  ".join(changed))

@@ -1,0 +1,224 @@
+"""Export: restored measurements as shards with the names and keys of those they came from.
+
+A tar becomes RUN/restored/NAME.tar with KEY.png for each restored sample (or .jpg, .webp); a folder becomes
+RUN/restored/NAME/ with the same files. Where there are several samples per image, KEY.sample00.png … and
+KEY.std.npy lie beside it. Failed samples are left out: they are in the rows.
+
+All of it is a function of the committed rows, whose checksums are in their records. So what lies there is
+compared with them, byte by byte, and written again where it differs.
+"""
+
+import io
+import tarfile
+from collections.abc import Collection, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from itertools import groupby
+from pathlib import Path, PurePosixPath
+from typing import IO, Any, cast
+
+from kintsugi.errors import JobError
+from kintsugi.pipeline import storage
+from kintsugi.pipeline.data.plan import Unit, read_members, restored_names
+from kintsugi.pipeline.data.read import stays_inside
+from kintsugi.pipeline.execution.commit import READERS, Commit, read_rows
+from kintsugi.pipeline.execution.run import RESTORED, Run, refuse_shard_names
+from kintsugi.pipeline.job import Restoration
+from kintsugi.pipeline.storage import Location, publish
+
+COLUMNS = ["key", "status", "file", "restored", "samples", "deviation"]
+Units = list[tuple[Unit, Commit]]  # of one shard, committed
+
+
+class Different(Exception):
+    """Bytes are not those that were expected."""
+
+
+class Comparison:
+    """A file to write to that holds the bytes already, else `write` raises Different."""
+
+    def __init__(self, file: IO[bytes]):
+        self.file = file
+
+    def tell(self) -> int:
+        return self.file.tell()
+
+    def write(self, content: bytes) -> int:
+        if self.file.read(len(content)) != content:
+            raise Different
+        return len(content)
+
+
+def write_restored(run: Run, shards: Collection[str] | None = None) -> list[Location]:
+    """Write what is committed and not there, or not as it is committed; returns the shards it is in.
+
+    Of a shard that is not finished it is what is done of it.
+
+    Args:
+        shards: only these.
+
+    Raises:
+        JobError: committed rows are damaged, or restorations would be written through a link.
+    """
+    written: list[Location] = []
+    for shard, units in committed_shards(run):
+        if shards is not None and shard not in shards:
+            continue
+        target = target_of(run, shard)
+        if in_folder(run, units):
+            wrong = 0
+            for name, content, _ in wrong_files(run, target, units):
+                write_file(target, name, content)
+                wrong += 1
+            if wrong:
+                written.append(target)
+        elif fault_of_tar(run, target, units) is not None:
+            with publish(target) as temporary, temporary.open("wb") as file:
+                pack(run, units, file)
+            written.append(target)
+    return written
+
+
+def faults(run: Run, doubtful: Collection[str], complete: bool) -> Iterator[tuple[str, str]]:
+    """The shards whose restorations are not as they are committed, and what is wrong with them.
+
+    Args:
+        doubtful: shards of which nothing can be said, since rows are damaged.
+        complete: whether all units are committed; before, what is not written yet is no fault.
+    """
+    for shard, units in committed_shards(run):
+        if shard in doubtful:
+            continue
+        target = target_of(run, shard)
+        place = f"{RESTORED}/{target.name}"
+        if in_folder(run, units):
+            found = (name for name, _, there in wrong_files(run, target, units) if there or complete)
+            if (first := next(found, None)) is not None:
+                number = 1 + sum(1 for _ in found)
+                yield shard, f"{number} files of {place} are gone or not what was committed, such as {first}"
+        elif (storage.there(target) or complete) and (what := fault_of_tar(run, target, units)) is not None:
+            yield shard, f"{place} {what}"
+
+
+def drop_restored(run: Run, units: Iterable[Unit]) -> None:
+    """Remove the restored tars of shards some of whose units are to be done."""
+    for shard in {unit.shard for unit in units}:
+        if run.job.from_measurements and is_plain(target := target_of(run, shard)):
+            target.unlink()
+
+
+def committed_shards(run: Run) -> Iterator[tuple[str, Units]]:
+    """The shards with committed units, and these, in order."""
+    for shard, found in groupby(run.commits(), key=lambda pair: pair[0].shard):
+        if units := [(unit, commit) for unit, commit in found if commit is not None]:
+            yield shard, units
+
+
+def target_of(run: Run, shard: str) -> Location:
+    name = storage.at(shard).name
+    refuse_shard_names([name])
+    return run.folder / RESTORED / name
+
+
+def in_folder(run: Run, units: Units) -> bool:
+    """Whether a shard is a folder, which need not be there any more."""
+    return read_members(run.folder / "plan.parquet", units[0][0]).files is not None
+
+
+# Tars
+
+
+def pack(run: Run, units: Units, file: IO[bytes] | Comparison) -> None:
+    """Write the restored samples of a shard as a tar, the same bytes every time."""
+    with tarfile.open(fileobj=cast(IO[bytes], file), mode="w") as tar:
+        for unit in units:
+            for name, content in restored_files(run, unit, by_file=False):
+                info = tarfile.TarInfo(name)
+                info.size = len(content)
+                tar.addfile(info, io.BytesIO(content))
+
+
+def fault_of_tar(run: Run, target: Location, units: Units) -> str | None:
+    if not storage.there(target):
+        return "is gone, or was never written"
+    if not is_plain(target):
+        return "is not a regular file"
+    with target.open("rb") as file:
+        try:
+            pack(run, units, Comparison(file))
+        except Different:
+            return "is not what was committed"
+        return "goes on behind its end" if file.read(1) else None
+
+
+# Folders
+
+
+def wrong_files(run: Run, target: Location, units: Units) -> Iterator[tuple[str, bytes, bool]]:
+    """Names and contents of the files that are not as they are committed, and whether there is something."""
+
+    def right(file: tuple[str, bytes]) -> bool:
+        name, content = file
+        place = target / name
+        try:
+            plain = is_plain(place) and not behind_link(target, name)
+            return plain and storage.size(place) == len(content) and place.read_bytes() == content
+        except FileNotFoundError:
+            return False
+
+    with ThreadPoolExecutor(READERS) as pool:
+        for unit in units:
+            files = list(restored_files(run, unit, by_file=True))
+            for (name, content), good in zip(files, pool.map(right, files), strict=True):
+                if not good:
+                    yield name, content, storage.there(target / name)
+
+
+def write_file(target: Location, name: str, content: bytes) -> None:
+    if (link := behind_link(target, name)) is not None:
+        raise JobError(f"{link} is a link, through which nothing is written; remove it")
+    storage.make_folder((target / name).parent)
+    with publish(target / name) as temporary:
+        temporary.write_bytes(content)
+
+
+def behind_link(target: Location, name: str) -> Path | None:
+    """The folder on the way to a file that is a link."""
+    if not isinstance(target, Path):
+        return None
+    folders = (target / folder for folder in PurePosixPath(name).parents)
+    return next((folder for folder in folders if folder.is_symlink()), None)
+
+
+def is_plain(location: Location) -> bool:
+    """Whether a file is there, and no link."""
+    return location.is_file() and not (isinstance(location, Path) and location.is_symlink())
+
+
+# Samples
+
+
+def restored_files(run: Run, unit: tuple[Unit, Commit], *, by_file: bool) -> Iterator[tuple[str, bytes]]:
+    """Names and contents of the files of a unit's restored samples.
+
+    Args:
+        by_file: named after the files they came from, else by their keys.
+
+    Raises:
+        JobError: the rows are damaged, or hold a name that leads out of its folder.
+    """
+    _, commit = unit
+    for row in read_rows(run.folder, commit, COLUMNS).to_pylist():
+        if row["status"] == "ok":
+            name = str(row["file"] if by_file else row["key"])
+            if not stays_inside(name):
+                raise JobError(f"unit {commit.unit}: {name!r} is not the name of a file in a folder")
+            stem = PurePosixPath(name)
+            yield from members(stem.with_suffix("") if by_file else stem, row, run.job.restoration)
+
+
+def members(
+    stem: PurePosixPath, row: dict[str, Any], restoration: Restoration
+) -> Iterator[tuple[str, bytes]]:
+    """The files of one restored sample: name and content."""
+    several = [] if row["deviation"] is None else [*row["samples"], row["deviation"]]
+    return zip(restored_names(stem, restoration), [row["restored"], *several], strict=True)
