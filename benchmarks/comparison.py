@@ -33,7 +33,7 @@ from conjugate_vs_pigdm import interval
 from PIL import Image
 
 from kintsugi import operators, priors, samplers
-from kintsugi.pipeline.data.read import resize_crop, to_rgb
+from kintsugi.pipeline.data.decode import resize_crop, to_rgb
 from kintsugi.pipeline.execution.stage import PRECISIONS, add_noise
 from kintsugi.pipeline.job import Degradation
 from kintsugi.pipeline.metrics.scoring import Scorer

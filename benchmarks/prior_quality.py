@@ -22,9 +22,11 @@ from rich.progress import track
 from safetensors.torch import load_file
 
 from kintsugi import operators, priors, samplers
-from kintsugi.pipeline.data.plan import make_plan, read_members, read_units
-from kintsugi.pipeline.data.read import Images, read_unit
+from kintsugi.pipeline.data.decode import Images
+from kintsugi.pipeline.data.plan import make_plan
+from kintsugi.pipeline.data.read import read_unit
 from kintsugi.pipeline.data.shards import expand
+from kintsugi.pipeline.data.units import read_members, read_units
 from kintsugi.pipeline.execution.stage import PRECISIONS
 from kintsugi.pipeline.job import Data
 from kintsugi.pipeline.metrics.scoring import Scorer

@@ -6,7 +6,7 @@ from typing import Any
 
 import yaml
 
-from kintsugi.pipeline.data.plan import PlanSummary
+from kintsugi.pipeline.data.units import PlanSummary
 from kintsugi.pipeline.execution.commit import ROWS, read_commits
 from kintsugi.pipeline.execution.run import Run
 from kintsugi.pipeline.job import Job

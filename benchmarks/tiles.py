@@ -24,8 +24,8 @@ from skimage import data
 from torch import Tensor
 
 from kintsugi import operators, priors, samplers
+from kintsugi.pipeline.data.decode import to_rgb
 from kintsugi.pipeline.data.photographs import PHOTOGRAPHS
-from kintsugi.pipeline.data.read import to_rgb
 from kintsugi.priors import speed
 from kintsugi.priors.tiled import OVERLAP, Tiled, windows
 from kintsugi.samplers import KeyedNoise

@@ -27,7 +27,7 @@ from kintsugi.jobs.stats import stats
 from kintsugi.jobs.sweep import sweep
 
 if TYPE_CHECKING:  # imported where they are used, so that --help is quick
-    from kintsugi.pipeline.data.plan import PlanSummary, Unit
+    from kintsugi.pipeline.data.units import PlanSummary, Unit
     from kintsugi.pipeline.execution.executors import Live
     from kintsugi.pipeline.execution.run import Progress, Run
     from kintsugi.pipeline.execution.verify import Finding
@@ -612,7 +612,8 @@ def shard(
     from contextlib import ExitStack
 
     from kintsugi.jobs.display import progress_bar
-    from kintsugi.pipeline.data.make import MANIFEST, Options, make_shards
+    from kintsugi.pipeline.data.make import MANIFEST, make_shards
+    from kintsugi.pipeline.data.make.choosing import Options
 
     advance = None
     with ExitStack() as stack:

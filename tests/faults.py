@@ -45,7 +45,7 @@ from ray import cloudpickle
 
 from kintsugi import priors
 from kintsugi.jobs import cli
-from kintsugi.pipeline.data.plan import read_members
+from kintsugi.pipeline.data.units import read_members
 from kintsugi.pipeline.execution import executors
 from kintsugi.pipeline.execution.run import Run
 from kintsugi.pipeline.execution.verify import Finding, verify

@@ -38,11 +38,15 @@ from kintsugi.errors import JobError, SpecError
 from kintsugi.jobs.cli import main
 from kintsugi.operators import masks
 from kintsugi.pipeline.data.collection import as_it_is
-from kintsugi.pipeline.data.make import Options, Source, store
+from kintsugi.pipeline.data.decode import Images, Measurements, decode
+from kintsugi.pipeline.data.make.choosing import Options
+from kintsugi.pipeline.data.make.sources import Source
+from kintsugi.pipeline.data.make.writing import store
 from kintsugi.pipeline.data.pictures import png16
-from kintsugi.pipeline.data.plan import make_plan, read_members, read_units
-from kintsugi.pipeline.data.read import Images, Measurements, decode, read_unit
-from kintsugi.pipeline.data.shards import DamagedShard
+from kintsugi.pipeline.data.plan import make_plan
+from kintsugi.pipeline.data.read import read_unit
+from kintsugi.pipeline.data.tar import DamagedShard
+from kintsugi.pipeline.data.units import read_members, read_units
 from kintsugi.pipeline.job import Data
 from kintsugi.priors import adm, diffusers_model, rectified_flow
 

@@ -21,7 +21,7 @@ from kintsugi.pipeline.analysis.aggregate import add_noise as describe
 from kintsugi.pipeline.analysis.compare import compare, open_entries
 from kintsugi.pipeline.analysis.query import ask, rows_of
 from kintsugi.pipeline.analysis.report import about_baselines, write_report
-from kintsugi.pipeline.data.plan import Unit
+from kintsugi.pipeline.data.units import Unit
 from kintsugi.pipeline.execution.commit import ROWS
 from kintsugi.pipeline.execution.executors import Live, in_process
 from kintsugi.pipeline.execution.run import open_or_plan

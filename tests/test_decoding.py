@@ -10,12 +10,14 @@ import pytest
 from conftest import SIZE, encode, picture, write_tar
 from PIL import Image, ImageCms
 
-from kintsugi.pipeline.data import read
+from kintsugi.pipeline.data import decode as decoding
 from kintsugi.pipeline.data.collection import as_it_is
+from kintsugi.pipeline.data.decode import Decoded, Images, Measurements, decode
 from kintsugi.pipeline.data.depth import RANGES
-from kintsugi.pipeline.data.make import Options, Source, store
+from kintsugi.pipeline.data.make.choosing import Options
+from kintsugi.pipeline.data.make.sources import Source
+from kintsugi.pipeline.data.make.writing import store
 from kintsugi.pipeline.data.pictures import array_file, png16
-from kintsugi.pipeline.data.read import Decoded, Images, Measurements, decode
 from kintsugi.pipeline.execution.commit import ROWS, read_rows
 from kintsugi.pipeline.execution.executors import Live, in_process
 from kintsugi.pipeline.execution.run import open_or_plan
@@ -109,7 +111,7 @@ def test_heic_is_called_what_it_is():
 
 def test_what_pillow_was_built_without_is_not_asked_for(monkeypatch):
     monkeypatch.delitem(Image.OPEN, "AVIF")
-    assert "AVIF" not in read.readable()
+    assert "AVIF" not in decoding.readable()
     assert "a HEIC or AVIF" in decoded(saved(frames()[0], "AVIF"), "avif").error
     assert decoded(encode(TRUTH)).error is None
 

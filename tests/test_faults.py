@@ -27,7 +27,7 @@ from faults import MOUNTED, NAMESPACE, Outcome, descendants, why_no_mounts, writ
 from kintsugi.errors import JobError
 from kintsugi.jobs import cli
 from kintsugi.pipeline import storage
-from kintsugi.pipeline.data.plan import Unit
+from kintsugi.pipeline.data.units import Unit
 from kintsugi.pipeline.execution import executors
 from kintsugi.pipeline.execution import sieve as terminal
 from kintsugi.pipeline.execution.bisect import DEATHS, Inquiry

@@ -22,7 +22,7 @@ from test_run import execute
 from kintsugi.errors import JobError
 from kintsugi.pipeline.analysis.report.gallery import refuse_no_pictures
 from kintsugi.pipeline.analysis.report.stored import read_metrics
-from kintsugi.pipeline.data.plan import BEFORE_LINKS, read_members
+from kintsugi.pipeline.data.units import BEFORE_LINKS, read_members
 from kintsugi.pipeline.execution.commit import commit_file, data_file, valid
 from kintsugi.pipeline.execution.identity import FILES
 from kintsugi.pipeline.execution.run import KEPT, Run, open_or_plan

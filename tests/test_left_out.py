@@ -18,17 +18,15 @@ from kintsugi.errors import JobError
 from kintsugi.jobs.cli import app
 from kintsugi.pipeline.data import shards as shards_module
 from kintsugi.pipeline.data.collection import Collection
-from kintsugi.pipeline.data.make import Options, make_shards
-from kintsugi.pipeline.data.plan import (
-    PlanSummary,
-    changed_shards,
-    make_plan,
-    read_members,
-    read_summary,
-    read_units,
-)
-from kintsugi.pipeline.data.read import Decoded, Images, read_unit
-from kintsugi.pipeline.data.shards import SUFFIXES, DamagedShard, Tar, checksum, index, key_of
+from kintsugi.pipeline.data.decode import Decoded, Images
+from kintsugi.pipeline.data.make import make_shards
+from kintsugi.pipeline.data.make.choosing import Options
+from kintsugi.pipeline.data.names import SUFFIXES, key_of
+from kintsugi.pipeline.data.plan import make_plan
+from kintsugi.pipeline.data.read import read_unit
+from kintsugi.pipeline.data.shards import checksum, index
+from kintsugi.pipeline.data.tar import DamagedShard, Tar
+from kintsugi.pipeline.data.units import PlanSummary, changed_shards, read_members, read_summary, read_units
 from kintsugi.pipeline.job import Data
 
 IMAGES = [(f"image_{i}.png", encode(picture(i))) for i in range(8)]
@@ -294,8 +292,8 @@ def test_runs_of_the_first_rule_keep_their_keys(tmp_path, monkeypatch):
     for name in ("a.png", ".h/b.png", "c.gif", ".d.png"):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(IMAGES[0][1])
-    assert shards_module.measure(folder, 1) == 2
-    assert shards_module.measure(folder) == 2
+    assert shards_module.fingerprint(folder, 1) == 2
+    assert shards_module.fingerprint(folder) == 2
     (folder / ".h" / "e.png").write_bytes(IMAGES[0][1])
     plan(folder, tmp_path / "plan")
     assert read_summary(tmp_path / "plan").left_out == 3

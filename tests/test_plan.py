@@ -8,8 +8,10 @@ import pytest
 from conftest import SIZE, encode, picture, write_tar
 
 from kintsugi.errors import JobError
-from kintsugi.pipeline.data.plan import make_plan, read_members, read_units
-from kintsugi.pipeline.data.shards import DamagedShard, checksum, expand, from_root, index, stated_checksums
+from kintsugi.pipeline.data.plan import make_plan
+from kintsugi.pipeline.data.shards import checksum, expand, from_root, index, stated_checksums
+from kintsugi.pipeline.data.tar import DamagedShard
+from kintsugi.pipeline.data.units import read_members, read_units
 from kintsugi.pipeline.job import Data
 
 

@@ -14,8 +14,10 @@ import pytest
 from conftest import SIZE, encode, picture, write_tar
 from PIL import Image
 
-from kintsugi.pipeline.data.plan import make_plan, read_members, read_units
-from kintsugi.pipeline.data.read import Decoded, Images, decode, read_unit
+from kintsugi.pipeline.data.decode import Decoded, Images, decode
+from kintsugi.pipeline.data.plan import make_plan
+from kintsugi.pipeline.data.read import read_unit
+from kintsugi.pipeline.data.units import read_members, read_units
 from kintsugi.pipeline.job import Data
 
 EXACT = Images(SIZE, "exact")

@@ -19,7 +19,7 @@ from PIL import Image
 from kintsugi import priors, samplers
 from kintsugi.errors import JobError
 from kintsugi.pipeline.analysis.aggregate import committed
-from kintsugi.pipeline.data import read
+from kintsugi.pipeline.data import decode
 from kintsugi.pipeline.execution import stage as restore
 from kintsugi.pipeline.execution import worker
 from kintsugi.pipeline.execution.commit import ROWS, commit_file, data_file, read_commit, read_rows
@@ -284,7 +284,7 @@ def test_memory_of_the_machine_that_is_lacking_for_a_while_is_waited_for(make_jo
     where = {
         "network": (NaturalPrior, "__call__"),
         "unit": (worker, "read_members"),
-        "decoding": (read.Images, "__call__"),
+        "decoding": (decode.Images, "__call__"),
     }
     monkeypatch.setattr(*where[place], lacking(getattr(*where[place])))
     run = execute(make_job())

@@ -45,9 +45,9 @@ from benchmarks.bad_input import (
 from kintsugi.errors import JobError, redacted
 from kintsugi.jobs.files import load_job
 from kintsugi.pipeline.analysis.report import write_report
+from kintsugi.pipeline.data import decode, read
 from kintsugi.pipeline.data import make as sharding
-from kintsugi.pipeline.data import read
-from kintsugi.pipeline.data.shards import DamagedShard, Tar
+from kintsugi.pipeline.data.tar import DamagedShard, Tar
 from kintsugi.pipeline.execution import executors
 from kintsugi.pipeline.execution.executors import Live, in_process
 from kintsugi.pipeline.execution.run import open_or_plan
@@ -274,9 +274,9 @@ def test_whatever_tar_headers_say_the_answer_is_samples_or_damage():
 
 
 def test_whatever_arrays_say_the_sample_fails_alone():
-    convert = read.Measurements(3)
+    convert = decode.Measurements(3)
     for content in corrupted(npy(MEASURED), 500, 0, 128):
-        sample = read.decode("b", 0, {"npy": content}, convert, None)
+        sample = decode.decode("b", 0, {"npy": content}, convert, None)
         assert (sample.image is None) == (sample.error is not None)
 
 

@@ -27,8 +27,11 @@ from typer.testing import CliRunner
 from kintsugi.errors import JobError
 from kintsugi.jobs.cli import app
 from kintsugi.pipeline.data import make as sharding
-from kintsugi.pipeline.data.make import Options, fit, make_shards, reason
-from kintsugi.pipeline.data.read import resize_crop
+from kintsugi.pipeline.data.decode import resize_crop
+from kintsugi.pipeline.data.make import make_shards
+from kintsugi.pipeline.data.make.choosing import Options
+from kintsugi.pipeline.data.make.sources import MAX_BYTES, reason
+from kintsugi.pipeline.data.make.writing import fit
 
 NAMES = ["cat/a.png", "cat/b.jpg", "dog/c.v2.png", "dog/deep/a.png", "eel/d.webp"]
 
@@ -502,7 +505,7 @@ def test_members_of_a_zip_that_cannot_be_read_are_left_out(tmp_path):
     with zipfile.ZipFile(source, "a", zipfile.ZIP_BZIP2) as archive:
         archive.writestr("bz2.png", content_of("bz2"))
     patched(source, "encrypted.png", 8, b"\1\0")
-    patched(source, "huge.png", 24, struct.pack("<I", sharding.MAX_BYTES + 1))
+    patched(source, "huge.png", 24, struct.pack("<I", MAX_BYTES + 1))
     patched(source, "strange.png", 10, struct.pack("<H", 98))
     content = bytearray(source.read_bytes())
     content[content.index(b"corrupt.png") + 500] ^= 255

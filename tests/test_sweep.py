@@ -34,7 +34,8 @@ from kintsugi.pipeline.analysis.sweep import (
     rungs,
     write_csv,
 )
-from kintsugi.pipeline.data.plan import belongs, make_plan, read_members, read_units
+from kintsugi.pipeline.data.plan import belongs, make_plan
+from kintsugi.pipeline.data.units import read_members, read_units
 from kintsugi.pipeline.execution.run import Run
 from kintsugi.pipeline.execution.worker import Worker
 from kintsugi.pipeline.job import Data, Subset, config_hash

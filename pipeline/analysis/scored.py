@@ -16,8 +16,8 @@ from kintsugi.pipeline import storage
 from kintsugi.pipeline.analysis.aggregate import Distribution, describe
 from kintsugi.pipeline.analysis.failures import reasons
 from kintsugi.pipeline.data.collection import Collection
-from kintsugi.pipeline.data.read import Decoded
-from kintsugi.pipeline.data.shards import key_of
+from kintsugi.pipeline.data.decode import Decoded
+from kintsugi.pipeline.data.names import key_of
 from kintsugi.pipeline.execution.reference import reference_of, refuse_missing
 from kintsugi.pipeline.job import Published
 from kintsugi.pipeline.metrics import ALL, IMAGE, SETS, TRUTH, check

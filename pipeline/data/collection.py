@@ -11,9 +11,12 @@ from typing import Any
 import numpy as np
 
 from kintsugi.errors import JobError, UnreadableImage
-from kintsugi.pipeline.data.plan import Members, Unit, checked_key
-from kintsugi.pipeline.data.read import DECODERS, Content, Decoded, decode, in_folder, in_tar, opened, to_rgb
-from kintsugi.pipeline.data.shards import DamagedShard, Place, checksum, expand, index
+from kintsugi.pipeline.data.decode import Content, Decoded, decode, opened, to_rgb
+from kintsugi.pipeline.data.plan import checked_key
+from kintsugi.pipeline.data.read import DECODERS, in_folder, in_tar
+from kintsugi.pipeline.data.shards import Place, checksum, expand, index
+from kintsugi.pipeline.data.tar import DamagedShard
+from kintsugi.pipeline.data.units import Members, Unit
 from kintsugi.pipeline.storage import Location
 
 AHEAD = 8  # images decoded before they are needed

@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from kintsugi.pipeline.data.decode import resize_crop, to_rgb
 from kintsugi.pipeline.data.pictures import encode
-from kintsugi.pipeline.data.read import resize_crop, to_rgb
 from kintsugi.pipeline.storage import Location, publish
 
 SCIKIT_IMAGE = "builtin:scikit-image"

@@ -19,7 +19,7 @@ from typing import Any
 
 from kintsugi.device import default_device
 from kintsugi.errors import JobError, redacted
-from kintsugi.pipeline.data.plan import Unit, read_members
+from kintsugi.pipeline.data.units import Unit, read_members
 from kintsugi.pipeline.execution.bisect import Inquiry
 from kintsugi.pipeline.execution.commit import Commit
 from kintsugi.pipeline.execution.prometheus import TellingWorker

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from kintsugi.errors import error_text
-from kintsugi.pipeline.data.read import Decoded
+from kintsugi.pipeline.data.decode import Decoded
 from kintsugi.pipeline.execution.commit import Commit
 from kintsugi.pipeline.execution.stage import Restored
 from kintsugi.pipeline.execution.worker import LEFT_OUT, Task, Worker

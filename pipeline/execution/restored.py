@@ -18,8 +18,9 @@ from typing import IO, Any, cast
 
 from kintsugi.errors import JobError
 from kintsugi.pipeline import storage
-from kintsugi.pipeline.data.plan import Unit, read_members, restored_names
+from kintsugi.pipeline.data.plan import restored_names
 from kintsugi.pipeline.data.read import stays_inside
+from kintsugi.pipeline.data.units import Unit, read_members
 from kintsugi.pipeline.execution.commit import READERS, Commit, read_rows
 from kintsugi.pipeline.execution.run import RESTORED, Run, refuse_shard_names
 from kintsugi.pipeline.job import Restoration

@@ -17,16 +17,9 @@ from kintsugi.errors import JobError
 from kintsugi.operators import SpecError
 from kintsugi.pipeline import storage
 from kintsugi.pipeline.data import photographs as builtin
-from kintsugi.pipeline.data.plan import (
-    PlanSummary,
-    Unit,
-    advice,
-    changed_shards,
-    make_plan,
-    read_summary,
-    read_units,
-)
+from kintsugi.pipeline.data.plan import make_plan
 from kintsugi.pipeline.data.shards import expand, from_root
+from kintsugi.pipeline.data.units import PlanSummary, Unit, advice, changed_shards, read_summary, read_units
 from kintsugi.pipeline.execution.checkpoints import on_this_node
 from kintsugi.pipeline.execution.claim import claimed, clear
 from kintsugi.pipeline.execution.commit import Commit, read_commits

@@ -15,9 +15,9 @@ from kintsugi import operators, priors, samplers
 from kintsugi.errors import JobError
 from kintsugi.operators import Operator, SpecError
 from kintsugi.pipeline import storage
+from kintsugi.pipeline.data.decode import MAX_PIXELS
 from kintsugi.pipeline.data.depth import rounded
 from kintsugi.pipeline.data.pictures import BITS
-from kintsugi.pipeline.data.read import MAX_PIXELS
 from kintsugi.pipeline.execution.checkpoints import on_this_node
 from kintsugi.pipeline.execution.identity import of_operator, refuse_changed
 from kintsugi.pipeline.execution.timing import Metered

@@ -10,7 +10,8 @@ import pyarrow.compute as pc
 
 from kintsugi.errors import JobError
 from kintsugi.pipeline import storage
-from kintsugi.pipeline.data.plan import Unit, changed_shards, make_plan, read_members, read_units
+from kintsugi.pipeline.data.plan import make_plan
+from kintsugi.pipeline.data.units import Unit, changed_shards, read_members, read_units
 from kintsugi.pipeline.execution import restored as export
 from kintsugi.pipeline.execution.commit import (
     ROWS,

@@ -14,9 +14,10 @@ import torch
 from pydantic import Field, TypeAdapter
 
 from kintsugi.errors import JobError, UnreadableImage, error_text
+from kintsugi.pipeline.data.decode import Decoded, Images, Measurements
 from kintsugi.pipeline.data.pictures import array_file, encode
-from kintsugi.pipeline.data.plan import Unit, read_members
-from kintsugi.pipeline.data.read import Decoded, Images, Measurements, read_unit, stays_inside
+from kintsugi.pipeline.data.read import read_unit, stays_inside
+from kintsugi.pipeline.data.units import Unit, read_members
 from kintsugi.pipeline.execution.commit import ROWS, Commit, commit, read_commit, read_features, read_rows
 from kintsugi.pipeline.execution.identity import of_weights, recorded, refuse_changed
 from kintsugi.pipeline.execution.run import recorded_prior, refuse_damaged

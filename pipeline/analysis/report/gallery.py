@@ -16,8 +16,8 @@ from kintsugi.errors import JobError, error_text
 from kintsugi.operators import SpecError
 from kintsugi.operators.arrays import read_array
 from kintsugi.pipeline.analysis.aggregate import MEASURES, Distribution
+from kintsugi.pipeline.data.decode import MAX_PIXELS, open_image
 from kintsugi.pipeline.data.pictures import encode
-from kintsugi.pipeline.data.read import MAX_PIXELS, open_image
 from kintsugi.pipeline.execution.commit import PICTURES, ROWS, data_file, read_rows
 from kintsugi.pipeline.execution.run import Run
 from kintsugi.pipeline.execution.stage import add_noise, levels

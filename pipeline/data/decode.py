@@ -1,0 +1,269 @@
+"""Decode a sample: an image of its members, or a measurement, or why there is none."""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from io import BytesIO
+from typing import Any, Literal, cast
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from kintsugi.errors import UnreadableImage, error_text
+from kintsugi.operators.arrays import read_array
+from kintsugi.pipeline.data.colour import in_srgb
+from kintsugi.pipeline.data.depth import deep, of_eight_bits, on_range, rounded
+from kintsugi.pipeline.data.names import IMAGE_SUFFIXES
+from kintsugi.pipeline.job import Range
+from kintsugi.pipeline.storage import pause
+
+# fmt: off
+FORMATS = {
+    "PNG": "png", "JPEG": "jpg", "WEBP": "webp", "BMP": "bmp", "TIFF": "tif", "PPM": "ppm", "GIF": "gif",
+    "AVIF": "avif",
+}
+# fmt: on
+"""What Pillow may take a file for, with a suffix: some of its other decoders start programs."""
+MAX_PIXELS = 100_000_000
+LUMINANCE = np.array([0.299, 0.587, 0.114], np.float32)  # of BT.601, as Pillow's mode L
+MAX_PAGES = 64  # that are looked at for whether they are images of their own
+REDUCED_OR_MASK, SUBFILE_TYPE = 5, 254  # of TIFF: the page belongs to another one
+MEMORY_ATTEMPTS = 4  # to decode a sample for which there is too little
+Content = dict[str, Any] | Exception
+"""A sample's members by suffix, or why the shard does not give them."""
+
+Convert = Callable[[dict[str, Any], Callable[[str], None]], np.ndarray]
+"""Makes a sample of its members; says format, mode and size as soon as it knows them."""
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """One sample of a unit, or the error that takes its place.
+
+    Attributes:
+        image: an image (H, W, 3), uint8 or, of more than 8 bits, float32 on [-1, 1]; or a measurement
+            (C, h, w) float32 on [-1, 1].
+        fetching, decoding: seconds that a thread took to get its bytes, and to make the image of them.
+    """
+
+    key: str
+    index: int
+    image: np.ndarray | None = None
+    error: str | None = None
+    label: int | None = None
+    source: str | None = None
+    file: str | None = None
+    fetching: float = 0.0
+    decoding: float = 0.0
+
+
+def decode(key: str, index: int, content: Content, convert: Convert, file: str | None) -> Decoded:
+    """Decode one sample; every failure becomes the sample's error."""
+    label = source = None
+
+    def note(what: str) -> None:
+        nonlocal source
+        source = what
+
+    for attempt in range(MEMORY_ATTEMPTS):
+        if attempt:
+            time.sleep(pause(attempt))
+        try:
+            if isinstance(content, Exception):
+                raise content
+            label = read_label(content)
+            return Decoded(key, index, convert(content, note), None, label, source, file)
+        except Exception as error:  # one bad sample is one failed row
+            failed = Decoded(key, index, None, error_text(error), label, source, file)
+            if not isinstance(error, MemoryError):  # of the machine, which others use too: it may come back
+                break
+    return failed
+
+
+@dataclass(frozen=True)
+class Images:
+    """Images of one size: (H, W, 3), uint8 or, of more than 8 bits, float32 on [-1, 1]."""
+
+    size: int
+    fit: Literal["exact", "resize_crop"]
+    range: Range | None = None
+
+    def __call__(self, content: dict[str, Any], note: Callable[[str], None]) -> np.ndarray:
+        with opened(content, note) as image:
+            if self.fit == "exact" and image.size != (self.size, self.size):  # before it is decoded
+                raise UnreadableImage(
+                    f"{image.width}x{image.height} pixels, but data.size is {self.size}; "
+                    "set data.fit=resize_crop to resize and crop"
+                )
+            levels = deep(image, self.range)
+            if levels is None or of_eight_bits(levels):
+                rgb = to_rgb(image) if levels is None else as_rgb(levels)
+                return np.asarray(resize_crop(rgb, self.size))
+        planes = [resize_crop(Image.fromarray(levels[..., i]), self.size) for i in range(levels.shape[-1])]
+        cropped = np.stack([np.asarray(plane) for plane in planes], -1).clip(-1, 1)
+        return np.repeat(cropped, 3 // cropped.shape[-1], -1)
+
+
+@dataclass(frozen=True)
+class Measurements:
+    """Measurements of any size: (channels, h, w) float32 on [-1, 1].
+
+    Attributes:
+        range: `data.range`. deviation: of the noise, on [-1, 1].
+        pixels: whether measurements are images; the values of others have no range.
+    """
+
+    channels: int
+    range: Range | None = None
+    deviation: float = 0.0
+    pixels: bool = True
+
+    def __call__(self, content: dict[str, Any], note: Callable[[str], None]) -> np.ndarray:
+        if "npy" in content:
+            return self.from_array(content["npy"], note)
+        with opened(content, note) as image:
+            levels = deep(image, self.range)
+            if levels is None:
+                converted = to_rgb(image)
+                levels = np.asarray(converted if self.channels == 3 else converted.convert("L"), np.float32)
+                levels = levels.reshape(*levels.shape[:2], -1) / 127.5 - 1
+            elif levels.shape[-1] > self.channels:
+                levels = (levels @ LUMINANCE)[..., None]
+            else:
+                levels = np.repeat(levels, self.channels // levels.shape[-1], -1)
+        return np.ascontiguousarray(levels.transpose(2, 0, 1))
+
+    def from_array(self, content: bytes, note: Callable[[str], None]) -> np.ndarray:
+        """An .npy file, which must hold floating point numbers."""
+
+        def check(shape: tuple[int, ...], kind: np.dtype) -> None:
+            note(f"NPY {kind} {'x'.join(map(str, shape))}")
+            if kind.kind != "f" or len(shape) != 3:
+                raise UnreadableImage(
+                    f"an array of {kind} with shape {shape}; measurements are float (C, h, w), on [-1, 1] or "
+                    "data.range"
+                )
+
+        try:
+            values = read_array(content, 3 * MAX_PIXELS, check)
+        except ValueError as error:
+            raise UnreadableImage(str(error)) from error
+        if not np.isfinite(values).all():
+            raise UnreadableImage("the array holds NaN or infinity")
+        return on_range(values, self.range, self.deviation) if self.pixels else values.astype(np.float32)
+
+
+def readable() -> tuple[str, ...]:
+    """Those of `FORMATS` that the Pillow of this machine reads."""
+    Image.init()
+    return tuple(name for name in FORMATS if name in Image.OPEN)
+
+
+def open_image(content: bytes, note: Callable[[str], None] = lambda what: None) -> Image.Image:
+    """An image of one of `FORMATS`, not yet decoded, of bounded size and the only one in its file.
+
+    Raises:
+        UnidentifiedImageError: it is none.
+        UnreadableImage: it is too large, or one of several.
+    """
+    try:
+        image = Image.open(BytesIO(content), formats=readable())
+    except UnidentifiedImageError:
+        if content[4:8] == b"ftyp":  # the container of both
+            raise UnreadableImage(
+                "a HEIC or AVIF that the Pillow of this machine does not read; convert it to PNG or JPEG"
+            ) from None
+        raise UnidentifiedImageError(f"cannot identify image file: none of {', '.join(FORMATS)}") from None
+    note(f"{image.format} {image.mode} {image.width}x{image.height}")
+    if image.width * image.height > MAX_PIXELS:
+        raise UnreadableImage(f"{image.width}x{image.height} pixels, more than {MAX_PIXELS:,}")
+    if not getattr(image, "is_animated", False):
+        return image
+    with image:
+        if several(image):
+            raise UnreadableImage(
+                f"a file of several images, pages or frames ({image.format}); make a file of each"
+            )
+    return Image.open(BytesIO(content), formats=readable())  # at its first picture, whatever was looked at
+
+
+def several(image: Image.Image) -> bool:
+    """Whether a file of several pictures is one of several images.
+
+    Previews and masks in TIFFs are marked as such. The JPEGs of phones (MPO) have smaller pictures behind
+    the main one: previews, depth and gain maps. Frames are images.
+    """
+    if image.format not in ("TIFF", "MPO"):
+        return True
+    area = image.width * image.height
+    for number in range(1, MAX_PAGES):
+        try:
+            image.seek(number)
+        except EOFError:  # that was the last one
+            return False
+        except Exception:  # a page that is broken; behind a JPEG, often a header for what was cut off
+            if image.format == "TIFF":
+                return True
+            continue
+        if image.format == "MPO":
+            kind = cast(Any, image).mpinfo[0xB002][number]["Attribute"]["MPType"]
+            belongs = image.width * image.height < area and not kind.startswith("Multi-Frame")
+        else:
+            subfile = cast(Any, image).tag_v2.get(SUBFILE_TYPE, 0)
+            belongs = isinstance(subfile, int) and bool(subfile & REDUCED_OR_MASK)
+        if not belongs:
+            return True
+    return True
+
+
+@contextmanager
+def opened(content: dict[str, Any], note: Callable[[str], None]) -> Iterator[Image.Image]:
+    """The image among a sample's members, not yet decoded, of bounded size."""
+    suffix = next((s for s in IMAGE_SUFFIXES if s in content), None)
+    if suffix is None:
+        raise UnreadableImage(f"no image among its members ({', '.join(sorted(content)) or 'none'})")
+    with open_image(content[suffix], note) as image:
+        yield image
+
+
+def read_label(members: dict[str, Any]) -> int | None:
+    text = members.get("cls", b"").strip()
+    return int(text) if text.isdigit() and len(text) < 19 else None  # int64
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """8-bit sRGB from any mode, upright: grey is repeated, palettes are looked up, alpha is over white.
+
+    Raises:
+        UnreadableImage: nothing says what white is; or an ICC profile that is not usable.
+    """
+    if (levels := deep(image)) is not None:
+        return as_rgb(levels)
+    image = in_srgb(ImageOps.exif_transpose(image))
+    if image.has_transparency_data:
+        rgba = image.convert("RGBA")
+        white = Image.new("RGBA", rgba.size, "white")
+        return Image.alpha_composite(white, rgba).convert("RGB")
+    return image.convert("RGB")
+
+
+def as_rgb(levels: np.ndarray) -> Image.Image:
+    """(H, W, 1 or 3) on [-1, 1] as 8-bit RGB."""
+    return Image.fromarray(np.repeat(rounded(levels), 3 // levels.shape[-1], -1))
+
+
+def resize_crop(image: Image.Image, size: int) -> Image.Image:
+    """Shorter side to `size` with PIL's antialiased bicubic, then the central square.
+
+    Raises:
+        UnreadableImage: so long and thin that it would be too large in between.
+    """
+    scale = size / min(image.size)
+    width, height = (max(size, round(side * scale)) for side in image.size)
+    if width * height > MAX_PIXELS:
+        raise UnreadableImage(f"{image.width}x{image.height} would become {width}x{height} pixels")
+    if (width, height) != image.size:
+        image = image.resize((width, height), Image.Resampling.BICUBIC)
+    left, top = (width - size) // 2, (height - size) // 2
+    return image.crop((left, top, left + size, top + size))

@@ -1,0 +1,257 @@
+"""Units of work, as they are read from a plan."""
+
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from pydantic import TypeAdapter
+
+from kintsugi.errors import JobError
+from kintsugi.pipeline.data import shards
+from kintsugi.pipeline.data.names import NAMES
+from kintsugi.pipeline.storage import Location, Remote, at, parquet, records
+from kintsugi.pipeline.storage.records import MAX_TABLE, UNIT
+
+SUMMARY = "kintsugi.summary"  # key of the plan file's metadata
+RULE = "kintsugi.names"  # `NAMES` when the plan was made, by itself: every unit asks for it
+GROUP = 64  # units per row group: how much of the plan is in memory at a time
+IN_FLIGHT = 8  # shards read at once where storage is far away, or where all of it is read
+LINK = ("name", "data", "size")
+SCHEMA = pa.schema(
+    [
+        ("unit", pa.string()),
+        ("shard", pa.string()),
+        ("shard_size", pa.int64()),
+        ("first", pa.int64()),
+        ("start", pa.int64()),
+        ("samples", pa.int64()),
+        ("offset", pa.int64()),
+        ("end", pa.int64()),
+        ("keys", pa.list_(pa.string())),
+        ("files", pa.list_(pa.string())),  # where the shard is a folder
+        ("links", pa.list_(pa.struct(dict(zip(LINK, (pa.string(), pa.int64(), pa.int64()), strict=True))))),
+    ]
+)
+BEFORE_LINKS = pa.schema([column for column in SCHEMA if column.name != "links"])  # of earlier versions
+
+
+@dataclass(frozen=True)
+class Unit:
+    """A range of samples of one shard, restored and committed as one.
+
+    Attributes:
+        unit: its name, `unit_name` of the shard's position and `start`.
+        shard_size: `shards.fingerprint` of the shard.
+        first: position of its first sample in the job; start: in the shard, or in what `data.subset` leaves
+            of it.
+        offset, end: the bytes of the shard that hold its samples.
+    """
+
+    unit: str
+    shard: str
+    shard_size: int
+    first: int
+    start: int
+    samples: int
+    offset: int
+    end: int
+
+
+@dataclass(frozen=True)
+class PlanSummary:
+    """What a plan holds: its shards, of which `damaged` says what is wrong, and `empty` hold nothing.
+
+    Those beyond `data.limit` are among the shards, and nothing is known of them.
+
+    Attributes:
+        left_out: how many files in the shards are no samples. left_out_first: shard, name and reason of some.
+        notes: what else the user should know.
+    """
+
+    shards: list[str]
+    units: int
+    samples: int
+    damaged: dict[str, str]
+    empty: list[str]
+    left_out: int = 0
+    left_out_first: list[list[str]] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+
+SUMMARY_TYPE = TypeAdapter(PlanSummary)
+
+
+@dataclass(frozen=True)
+class Members:
+    """The keys of a unit's samples in order.
+
+    Attributes:
+        files: where the shard is a folder. links: `Place.links` of all samples. names: the rule for keys.
+    """
+
+    keys: list[str]
+    files: list[str] | None
+    links: Sequence[tuple[str, int, int]] = ()
+    names: int = NAMES
+
+
+def unit_name(number: int, start: int) -> str:
+    """The name of a unit, and of its files: the shard's position, and that of its first sample in it."""
+    return f"{number:05d}-{start:07d}"
+
+
+@contextmanager
+def opened(plan: Location) -> Iterator[pq.ParquetFile]:
+    """A plan for reading.
+
+    Raises:
+        FileNotFoundError: there is none.
+        JobError: it is not a plan, or what is read of it is not as it should be.
+    """
+    length = records.regular(plan, MAX_TABLE)
+    try:
+        with parquet(plan) as file:
+            if not any(map(file.schema_arrow.equals, (SCHEMA, BEFORE_LINKS))):
+                raise ValueError("its columns are not those of a plan")
+            if file.metadata.num_rows > length:  # a few bytes may claim any number
+                raise ValueError("it claims more units than it has bytes")
+            yield file
+    except FileNotFoundError:
+        raise
+    except (pa.ArrowException, OSError, ValueError, KeyError, TypeError) as error:
+        # Parquet's own errors have no number; those of object stores have none either.
+        if isinstance(error, OSError) and (error.errno is not None or isinstance(plan, Remote)):
+            raise
+        raise JobError(f"{plan} cannot be read as a plan: {error}; {advice(plan.parent)}") from error
+
+
+def advice(run: Location) -> str:
+    return f"`kintsugi verify {run} --repair` makes it again from the shards"
+
+
+def read_summary(plan: Location) -> PlanSummary:
+    with opened(plan) as file:
+        return summary_of(file)
+
+
+def summary_of(file: pq.ParquetFile) -> PlanSummary:
+    """What a plan says that it holds.
+
+    Raises:
+        ValueError, KeyError, TypeError: it says nothing of the kind.
+    """
+    found = SUMMARY_TYPE.validate_json(file.metadata.metadata[SUMMARY.encode()], strict=True)
+    if not 0 < found.units == file.metadata.num_rows <= found.samples:
+        raise ValueError("its summary has another number of units")
+    return found
+
+
+def read_units(plan: Location) -> Iterator[Unit]:
+    """The units in order, without their keys.
+
+    Raises:
+        JobError: their names are not those that planning gives, or they do not follow each other.
+    """
+    columns = [field.name for field in fields(Unit)]
+    with opened(plan) as file:
+        summary = summary_of(file)
+        before: Unit | None = None
+        for batch in file.iter_batches(GROUP, columns=columns):
+            for row in batch.to_pylist():
+                unit = Unit(**row)
+                if (what := misplaced(unit, before, summary)) is not None:
+                    raise ValueError(f"unit {unit.unit!r}: {what}")
+                yield unit
+                before = unit
+        if before is None or before.first + before.samples != summary.samples:
+            raise ValueError("its units have another number of samples than its summary says")
+
+
+def misplaced(unit: Unit, before: Unit | None, summary: PlanSummary) -> str | None:
+    """What of a unit does not follow from the one before it, if anything."""
+    if None in vars(unit).values():
+        return "a field is null"
+    number = place(unit.unit)[0] if UNIT.fullmatch(unit.unit) else -1
+    if number < 0 or unit.unit != unit_name(number, unit.start):
+        return "its name is not that of its place, such as 00000-0000256"
+    if number >= len(summary.shards) or summary.shards[number] != unit.shard:
+        return f"shard: {unit.shard} is not the one of this number"
+    if unit.samples < 1 or unit.shard_size < 0 or unit.offset < 0 or unit.end < 0:
+        return "a size or a place is negative"
+    same = before is not None and before.shard == unit.shard
+    if before is not None and not same and place(before.unit)[0] >= number:
+        return "it comes after one of a later shard"
+    if unit.start != (before.start + before.samples if before is not None and same else 0):
+        return "start: it does not begin where the one before it ends"
+    if unit.first != (before.first + before.samples if before is not None else 0):
+        return "first: it does not begin where the one before it ends"
+    return None
+
+
+def read_members(plan: Location, unit: Unit) -> Members:
+    """The keys, and files, of one unit.
+
+    Raises:
+        JobError: there is no such unit, or not as many different keys as it has samples.
+    """
+    with opened(plan) as file:
+        # Not by the statistics of the groups: where these are damaged, pyarrow ends the process.
+        groups = range(file.num_row_groups)
+        first = bisect_right(groups, place(unit.unit), key=lambda group: place(first_name(file, group)))
+        table = file.read_row_group(
+            max(first - 1, 0), ["unit", "keys", "files", "links"]
+        )  # but those it lacks
+        found = table.filter(pc.equal(table["unit"], unit.unit)).to_pylist()
+        if found:
+            return members_of(unit, found[0], rule(file))
+    raise JobError(f"{plan} has no unit {unit.unit}; was it replaced while the run went on?")
+
+
+def rule(plan: pq.ParquetFile) -> int:
+    """By which rule names became keys when the plan was made; the first versions do not say."""
+    found = int(plan.metadata.metadata.get(RULE.encode(), 1))
+    if not 1 <= found <= NAMES:
+        raise ValueError("its keys are made by a rule of a later version")
+    return found
+
+
+def place(name: str) -> tuple[int, ...]:
+    """Where a unit is in the order of all."""
+    return tuple(map(int, name.split("-")))
+
+
+def first_name(file: pq.ParquetFile, group: int) -> str:
+    return str(file.read_row_group(group, ["unit"])["unit"][0])
+
+
+def members_of(unit: Unit, row: dict[str, Any], names: int) -> Members:
+    keys, files, links = row["keys"], row["files"], row.get("links") or []
+    if keys is None or None in keys or len(keys) != unit.samples or len(set(keys)) != unit.samples:
+        raise ValueError(f"unit {unit.unit}: its keys are not {unit.samples} different ones")
+    if files is not None and (None in files or len(files) != unit.samples):
+        raise ValueError(f"unit {unit.unit}: its files are not {unit.samples}")
+    if any(link is None or None in link.values() or min(link["data"], link["size"]) < 0 for link in links):
+        raise ValueError(f"unit {unit.unit}: a link leads nowhere")
+    return Members(keys, files, [tuple(link[name] for name in LINK) for link in links], names)
+
+
+def changed_shards(plan: Location) -> list[str]:
+    """Shards that are gone, or of another size than when the plan was made."""
+    sizes = {unit.shard: unit.shard_size for unit in read_units(plan)}
+    with opened(plan) as file:
+        names = rule(file)
+
+    def changed(shard: str) -> bool:
+        try:
+            return shards.fingerprint(at(shard), names) != sizes[shard]
+        except FileNotFoundError:
+            return True
+
+    with ThreadPoolExecutor(IN_FLIGHT) as pool:
+        return [shard for shard, gone in zip(sizes, pool.map(changed, sizes), strict=True) if gone]
