@@ -41,18 +41,20 @@ def compare(
     """
     from kintsugi.jobs.cli import console, errors
     from kintsugi.jobs.files import located
-    from kintsugi.pipeline.analysis import compare as comparing
+    from kintsugi.pipeline.analysis.compare import compare as compare_runs
+    from kintsugi.pipeline.analysis.compare_inputs import open_inputs
+    from kintsugi.pipeline.analysis.compare_page import left_out, paired_table, runs_table, write_page
 
     folder = located("--out", out)
     with console.status("reading rows"):
-        entries = comparing.open_entries(runs)
-        found = comparing.compare(entries, by)
-    for line in [*found.warnings, *comparing.left_out(found)]:
+        inputs = open_inputs(runs)
+        found = compare_runs(inputs, by)
+    for line in [*found.warnings, *left_out(found)]:
         errors.print(line, style="yellow")
-    console.print(shown(turned(comparing.runs_table(found))))
-    console.print(shown(narrow(comparing.paired_table(found))))
+    console.print(shown(turned(runs_table(found))))
+    console.print(shown(narrow(paired_table(found))))
     with console.status("writing"):
-        page = comparing.write(found, entries, folder)
+        page = write_page(found, inputs, folder)
     console.print(f"{found.images} images compared · {page}")
 
 

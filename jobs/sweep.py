@@ -16,8 +16,10 @@ from kintsugi.jobs.files import absolute_files, assign, check, located, read_val
 from kintsugi.jobs.values import kinds_at, parse_setting, split
 
 if TYPE_CHECKING:
-    from kintsugi.pipeline.analysis.sweep import Choices, Measured, Outcome, Result, Settings, Trial
+    from kintsugi.pipeline.analysis.sweep import Measured, Outcome, Result, Trial
+    from kintsugi.pipeline.analysis.sweep_settings import Choices, Settings
     from kintsugi.pipeline.execution.run import Run
+    from kintsugi.pipeline.job import Job
     from kintsugi.pipeline.storage import Location
 
 NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?"
@@ -25,55 +27,62 @@ COMPARED = ("data", "degradation", "seed", "metrics", "images", "reference", "pu
 RANGE = re.compile(rf"({NUMBER})\.\.({NUMBER})(:log)?")
 
 
+JobArgument = Annotated[
+    str,
+    typer.Argument(
+        help="A job file, or the name of a ready job (`kintsugi list jobs`).",
+        autocompletion=lambda incomplete: [name for name in ready_jobs() if name.startswith(incomplete)],
+    ),
+]
+VaryOption = Annotated[
+    list[str],
+    typer.Option(
+        metavar="FIELD=VALUES",
+        help="A field and its values: 5,10,15 or, with --random, a range -0.2..0.2 or 1..30:log; repeatable.",
+    ),
+]
+ByOption = Annotated[str, typer.Option(help="The metric of single images that decides.")]
+WithinOption = Annotated[
+    float, typer.Option(min=0, help="Trials whose mean is this near to the best one's are alike.")
+]
+ThenOption = Annotated[
+    str | None,
+    typer.Option(metavar="METRIC", help="Decides among trials that are alike. [default: that of --by]"),
+]
+TuneOption = Annotated[int, typer.Option(min=2, help="Images for tuning, at most.")]
+HalveOption = Annotated[
+    int,
+    typer.Option(min=1, help="From rung to rung 1/N of the trials go on with N times the images; 1: all."),
+]
+RandomOption = Annotated[
+    int | None,
+    typer.Option(min=1, metavar="N", help="N combinations at random, by the job's seed, not the whole grid."),
+]
+OutOption = Annotated[
+    str | None, typer.Option(help="The folder of the sweep, a path or URL. [default: the job's output-sweep]")
+]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="FIELD=VALUE", help="Override a field of the job; repeatable."),
+]
+AddressOption = Annotated[
+    str | None,
+    typer.Option(metavar="ADDRESS", help="auto, ray://HOST:10001, local or none: as of `kintsugi run`."),
+]
+
+
 def sweep(
-    job: Annotated[
-        str,
-        typer.Argument(
-            help="A job file, or the name of a ready job (`kintsugi list jobs`).",
-            autocompletion=lambda incomplete: [name for name in ready_jobs() if name.startswith(incomplete)],
-        ),
-    ],
-    vary: Annotated[
-        list[str],
-        typer.Option(
-            metavar="FIELD=VALUES",
-            help="A field and its values: 5,10,15 or, with --random, a range -0.2..0.2 or 1..30:log; "
-            "repeatable.",
-        ),
-    ],
-    by: Annotated[str, typer.Option(help="The metric of single images that decides.")] = "psnr",
-    within: Annotated[
-        float, typer.Option(min=0, help="Trials whose mean is this near to the best one's are alike.")
-    ] = 0.0,
-    then: Annotated[
-        str | None,
-        typer.Option(metavar="METRIC", help="Decides among trials that are alike. [default: that of --by]"),
-    ] = None,
-    tune: Annotated[int, typer.Option(min=2, help="Images for tuning, at most.")] = 64,
-    halve: Annotated[
-        int,
-        typer.Option(
-            min=1, help="From rung to rung 1/N of the trials go on with N times the images; 1: all."
-        ),
-    ] = 2,
-    random: Annotated[
-        int | None,
-        typer.Option(
-            min=1, metavar="N", help="N combinations at random, by the job's seed, not the whole grid."
-        ),
-    ] = None,
-    out: Annotated[
-        str | None,
-        typer.Option(help="The folder of the sweep, a path or URL. [default: the job's output-sweep]"),
-    ] = None,
-    sets: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="FIELD=VALUE", help="Override a field of the job; repeatable."),
-    ] = None,
-    address: Annotated[
-        str | None,
-        typer.Option(metavar="ADDRESS", help="auto, ray://HOST:10001, local or none: as of `kintsugi run`."),
-    ] = None,
+    job: JobArgument,
+    vary: VaryOption,
+    by: ByOption = "psnr",
+    within: WithinOption = 0.0,
+    then: ThenOption = None,
+    tune: TuneOption = 64,
+    halve: HalveOption = 2,
+    random: RandomOption = None,
+    out: OutOption = None,
+    sets: SetOption = None,
+    address: AddressOption = None,
 ) -> None:
     """Find the best settings of a job on images for tuning; the same command again does what is left.
 
@@ -91,57 +100,57 @@ def sweep(
         kintsugi sweep job.yaml --vary sampler.w=1..30:log --vary sampler.start=0.2..0.6 --random 20
     """
     from kintsugi.jobs.cli import EXIT_SOME_FAILED, console
-    from kintsugi.pipeline.analysis.sweep import Measured, draw, name_of, write_csv
-    from kintsugi.pipeline.job import Subset
+    from kintsugi.pipeline.analysis.sweep import Measured, Outcome
 
-    measured, second = Measured(by), Measured(then or by)
+    deciding = Measured(by), Measured(then or by)
     values, source = read_values(job, sets or [])
     base = check(copy.deepcopy(values), source)
     if base.from_measurements:
         raise JobError("data.kind: a sweep compares with the truth, which measurements do not have")
     folder = located("--out", out or f"{base.output}-sweep")
-    subset = base.data.subset or Subset()
-    fields = {"part": "tune", "fraction": subset.fraction}
-    batch = base.compute.batch_size
-    for_tuning: Settings = {
-        "data.subset": fields,
-        "data.limit": tune,
-        "metrics": image_metrics(base.metrics, by, second.name),
-        "images": "none",
-        # Small units, so that several actors have something to do and a rung is not much too large.
-        "compute.unit_size": min(base.compute.unit_size, 8 if batch == "auto" else batch),
-    }
-    trials = []
-    for settings in combinations(vary, random, base.seed):
-        for field in settings:
-            if field.split(".")[0] in COMPARED or overlap(field, "compute.unit_size"):
-                raise JobError(
-                    f"--vary {field}: trials are compared on the same images, measurements and noise, and "
-                    "the sweep itself sets what is kept of them; change it for all trials by --set"
-                )
-        output = {"output": str(folder / "trials" / name_of(settings))}
-        trials.append(make_trial(values, source, settings, for_tuning | output))
-    outcome = climb(trials, measured, second, within, tune, halve, address, folder)
+    fixed = for_tuning(base, tune, [measure.name for measure in deciding])
+    tried = combinations(vary, random, base.seed)
+    trials = [make_trial(values, source, settings, fixed, folder) for settings in tried]
+    results, last = run_trials(trials, deciding, tune, halve, address, folder)
+    outcome = Outcome(deciding[0], results, last, deciding[1], within)
     show(outcome)
-    write_csv(outcome, folder / "sweep.csv")
-    draw(outcome, folder / "sweep.svg")
-    evaluated = {"data.subset": {**fields, "part": "evaluate"}, "output": str(folder / "best")}
-    write_best(outcome, values, source, evaluated, folder)
+    write(outcome, best_values(outcome, values, base, folder), source, folder)
     console.print(f"kintsugi run {folder / 'best.yaml'}")
     if any(result.failed for result in outcome.results):
         raise typer.Exit(EXIT_SOME_FAILED)
 
 
+def for_tuning(base: Job, tune: int, metrics: list[str]) -> Settings:
+    """What all trials have: the images for tuning, few metrics and small units."""
+    from kintsugi.pipeline.metrics import IMAGE
+
+    batch = base.compute.batch_size
+    return {
+        "data.subset": subset_of(base, "tune"),
+        "data.limit": tune,
+        # Of single images: a set of a few images is too small for the others.
+        "metrics": list(dict.fromkeys([*(name for name in base.metrics if name in IMAGE), *metrics])),
+        "images": "none",
+        # So that several actors have something to do and a rung is not much too large.
+        "compute.unit_size": min(base.compute.unit_size, 8 if batch == "auto" else batch),
+    }
+
+
+def subset_of(base: Job, part: str) -> Settings:
+    """Of the two parts of the job's images one."""
+    from kintsugi.pipeline.job import Subset
+
+    return {"part": part, "fraction": (base.data.subset or Subset()).fraction}
+
+
 def combinations(vary: list[str], random: int | None, seed: int) -> list[Settings]:
-    """The settings that --vary and --random ask for.
+    """The settings that --vary and --random ask for, each once.
 
     Raises:
-        JobError: something that is no list or range, or a range without --random.
+        JobError: something that is no list or range, a range without --random, or a field that is the same
+            in all trials.
     """
-    from kintsugi.pipeline.analysis.sweep import Range, grid, name_of, random_settings
-
-    def distinct(found: list[Settings]) -> list[Settings]:
-        return list({name_of(settings): settings for settings in found}.values())
+    from kintsugi.pipeline.analysis.sweep_settings import Range, grid, name_of, random_settings
 
     choices: dict[str, Choices] = {}
     for text in vary:
@@ -149,19 +158,25 @@ def combinations(vary: list[str], random: int | None, seed: int) -> list[Setting
         if field in choices:
             raise JobError(f"--vary: {field} is there twice")
         choices[field] = found
-    if random is not None:
-        return distinct(random_settings(choices, random, seed))
     lists = {field: found for field, found in choices.items() if not isinstance(found, Range)}
-    if missing := choices.keys() - lists.keys():
+    ranges = choices.keys() - lists.keys()
+    if ranges and random is None:
         raise JobError(
-            f"--vary {', '.join(sorted(missing))}: a range has no grid; add --random N, or list its values"
+            f"--vary {', '.join(sorted(ranges))}: a range has no grid; add --random N, or list its values"
         )
-    return distinct(grid(lists))
+    for field in choices:
+        if field.split(".")[0] in COMPARED or overlap(field, "compute.unit_size"):
+            raise JobError(
+                f"--vary {field}: trials are compared on the same images, measurements and noise, and "
+                "the sweep itself sets what is kept of them; change it for all trials by --set"
+            )
+    found = grid(lists) if random is None else random_settings(choices, random, seed)
+    return list({name_of(settings): settings for settings in found}.values())
 
 
 def parse_vary(text: str) -> tuple[str, Choices]:
     """ "sampler.w=5,10" → ("sampler.w", [5, 10]); the values are as after --set, between commas."""
-    from kintsugi.pipeline.analysis.sweep import Range
+    from kintsugi.pipeline.analysis.sweep_settings import Range
     from kintsugi.pipeline.job import Job
 
     field, _, written = text.partition("=")
@@ -183,41 +198,43 @@ def overlap(one: str, other: str) -> bool:
     return f"{one}.".startswith(f"{other}.") or f"{other}.".startswith(f"{one}.")
 
 
-def image_metrics(metrics: list[str], *needed: str) -> list[str]:
-    """Those of single images: a set of a few images is too small for the others."""
-    from kintsugi.pipeline.metrics import IMAGE
-
-    return list(dict.fromkeys([*(name for name in metrics if name in IMAGE), *needed]))
-
-
-def make_trial(values: dict[str, Any], source: str, settings: Settings, rest: Settings) -> Trial:
+def make_trial(
+    values: dict[str, Any], source: str, settings: Settings, fixed: Settings, folder: Location
+) -> Trial:
     """The job of a trial, checked before anything runs."""
     from kintsugi.pipeline.analysis.sweep import Trial
+    from kintsugi.pipeline.analysis.sweep_settings import name_of
 
-    mine = copy.deepcopy(values)
-    for field, value in {**rest, **settings}.items():
-        assign(mine, field, copy.deepcopy(value), f"--vary {field}")
+    output = str(folder / "trials" / name_of(settings))
     listed = ", ".join(f"{field}={value}" for field, value in settings.items())
+    mine = with_fields(values, {**fixed, "output": output, **settings}, "--vary")
     return Trial(settings, check(mine, f"{source} with {listed}"))
 
 
-def climb(
+def with_fields(values: dict[str, Any], fields: Settings, where: str) -> dict[str, Any]:
+    """The fields of a job with others set; `where` they are from is for messages."""
+    found = copy.deepcopy(values)
+    for field, value in fields.items():
+        assign(found, field, copy.deepcopy(value), f"{where} {field}")
+    return found
+
+
+def run_trials(
     trials: list[Trial],
-    by: Measured,
-    then: Measured,
-    within: float,
+    deciding: tuple[Measured, Measured],
     tune: int,
     halve: int,
     address: str | None,
     folder: Location,
-) -> Outcome:
-    """Take the trials from rung to rung.
+) -> tuple[list[Result], list[int]]:
+    """Take the trials from rung to rung, as `climb` says.
 
     Raises:
         typer.Exit: interrupted.
     """
     from kintsugi.jobs.cli import console, errors, show_shard_warnings
-    from kintsugi.pipeline.analysis.sweep import Outcome, result_of, rungs
+    from kintsugi.pipeline.analysis.sweep import climb, result_of
+    from kintsugi.pipeline.analysis.sweep_settings import rungs
     from kintsugi.pipeline.execution.executors import connected
     from kintsugi.pipeline.execution.run import open_or_plan
 
@@ -225,6 +242,10 @@ def climb(
     def run(number: int) -> Run:
         with console.status(f"reading the prior and the shards for {trials[number].name}"):
             return open_or_plan(trials[number].job)
+
+    def do(number: int, images: int) -> Result:
+        do_first(run(number), images, address)
+        return result_of(run(number), trials[number], *deciding, images)
 
     summary = run(0).summary
     show_shard_warnings(summary)
@@ -235,16 +256,8 @@ def climb(
     ladder = rungs(len(trials), summary.samples, halve, trials[0].job.compute.unit_size)
     steps = ", then ".join(f"{rung.trials} on {rung.images} images" for rung in ladder)
     console.print(f"{folder}: {len(trials)} trials, {steps}")
-    results: dict[int, Result] = {}
-    alive = list(range(len(trials)))
     with nullcontext() if address == "none" else connected(address):  # one Ray for all trials
-        for rung in ladder:
-            alive = alive[: rung.trials]
-            for number in alive:
-                do_first(run(number), rung.images, address)
-                results[number] = result_of(run(number), trials[number], by, then, rung.images)
-            alive.sort(key=lambda number: (results[number].rank, number))
-    return Outcome(by, [results[number] for number in range(len(trials))], alive, then, within)
+        return climb(ladder, do)
 
 
 def do_first(run: Run, images: int, address: str | None) -> None:
@@ -304,7 +317,7 @@ def show(outcome: Outcome) -> None:
             *figures(result),
             *(f"{result.then:.3g}" for _ in then),
             f"{result.seconds:.2g}",
-            "★" if result is outcome.chosen else "≈" if place in outcome.alike else "",
+            outcome.mark(place),
         )
     for label, result in outcome.without_network.items():
         table.add_row(label, *("" for _ in fields[1:]), str(len(result.values)), *figures(result))
@@ -313,27 +326,27 @@ def show(outcome: Outcome) -> None:
         errors.print(f"at the edge: {sentence}", style="yellow")
 
 
-def write_best(
-    outcome: Outcome, values: dict[str, Any], source: str, rest: Settings, folder: Location
-) -> None:
+def best_values(outcome: Outcome, values: dict[str, Any], base: Job, folder: Location) -> dict[str, Any]:
     """The job with the chosen settings, on the images that are not for tuning."""
-    from kintsugi.pipeline import storage
-    from kintsugi.pipeline.data import photographs as builtin
+    from kintsugi.pipeline.data.photographs import SCIKIT_IMAGE
     from kintsugi.pipeline.data.shards import from_root
 
-    best = copy.deepcopy(values)
-    chosen, by = outcome.chosen, outcome.by
-    for field, value in {**chosen.trial.settings, **rest}.items():
-        assign(best, field, value, "best.yaml")
-    if best["data"]["shards"] != builtin.SCIKIT_IMAGE:
+    rest = {"data.subset": subset_of(base, "evaluate"), "output": str(folder / "best")}
+    best = with_fields(values, {**outcome.chosen.trial.settings, **rest}, "best.yaml")
+    if best["data"]["shards"] != SCIKIT_IMAGE:
         best["data"]["shards"] = from_root(best["data"]["shards"])
-    best = absolute_files(best)
+    return absolute_files(best)
+
+
+def why_chosen(outcome: Outcome, source: str, folder: Location) -> list[str]:
+    """The sentences at the head of best.yaml."""
+    chosen, by = outcome.chosen, outcome.by
     low, high = chosen.interval
     listed = ", ".join(f"{field} = {value}" for field, value in chosen.trial.settings.items())
     beside = outcome.without_network.items()
     others = len(outcome.alike) - 1
     near = f", or are within {outcome.within:g}" if outcome.within else ""
-    lines = [
+    return [
         f"Chosen of {len(outcome.results)} trials of {source}: {listed}.",
         f"{by.title} {chosen.mean:.4g} ({low:.4g} … {high:.4g}, 95 %) on {len(chosen.values)} images for "
         f"tuning, seed {chosen.trial.job.seed}"
@@ -346,6 +359,21 @@ def write_best(
         *(f"At the edge: {sentence}." for sentence in outcome.edges()),
         f"All trials: {folder / 'sweep.csv'}, by `kintsugi sweep`.",
     ]
-    with storage.publish(folder / "best.yaml") as temporary:
-        comments = "".join(f"# {' '.join(line.split())}\n" for line in lines)
-        temporary.write_text(comments + yaml.safe_dump(best, sort_keys=False, allow_unicode=True))
+
+
+def write(outcome: Outcome, best: dict[str, Any], source: str, folder: Location) -> None:
+    """The table and the figure of the trials, and the best job, in the folder of the sweep."""
+    from kintsugi.pipeline.analysis.figures import draw_trials
+    from kintsugi.pipeline.analysis.sweep import trials_csv
+    from kintsugi.pipeline.storage import publish
+
+    comments = "".join(f"# {' '.join(line.split())}\n" for line in why_chosen(outcome, source, folder))
+    job = comments + yaml.safe_dump(best, sort_keys=False, allow_unicode=True)
+    contents = {
+        "sweep.csv": trials_csv(outcome).encode(),
+        "sweep.svg": draw_trials(outcome),
+        "best.yaml": job.encode(),
+    }
+    for name, content in contents.items():
+        with publish(folder / name) as temporary:
+            temporary.write_bytes(content)

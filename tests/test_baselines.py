@@ -16,9 +16,10 @@ from typer.testing import CliRunner
 
 from kintsugi import operators
 from kintsugi.jobs.cli import app
-from kintsugi.pipeline.analysis import compare as comparing
-from kintsugi.pipeline.analysis.aggregate import add_noise as describe
-from kintsugi.pipeline.analysis.compare import compare, open_entries
+from kintsugi.pipeline.analysis.aggregate import describe
+from kintsugi.pipeline.analysis.compare import compare
+from kintsugi.pipeline.analysis.compare_inputs import Input, can_be_ranked, differing_fields, open_inputs
+from kintsugi.pipeline.analysis.compare_page import best_runs, runs_table, write_page
 from kintsugi.pipeline.analysis.query import ask, rows_of
 from kintsugi.pipeline.analysis.report import about_baselines, write_report
 from kintsugi.pipeline.data.units import Unit
@@ -104,17 +105,17 @@ def test_report_terminal_and_compare_state_them(finished, tmp_path):
     assert html.count('<tr class="beside">') == 4
     assert "| PSNR | linear MMSE |" in (folder / "report.md").read_text()
 
-    found = compare(open_entries([str(finished.folder)] * 2))
+    found = compare(open_inputs([str(finished.folder)] * 2))
     assert [one.label for one in found.baselines] == ["H⁺y", "linear MMSE"]
     assert found.baselines[0].measures["psnr"][0] == stated["psnr"]["baselines"]["pinv"]["value"]
     against = [one for one in found.against if (one.measure, one.baseline) == ("psnr", "H⁺y")]
     assert [one.wins for one in against] == [stated["psnr"]["baselines"]["pinv"]["improved"]] * 2
     corrected = {one.measure: one.corrected for one in found.paired}
     assert corrected == {"psnr": 1, "ssim": 1, "residual": None}, "Holm's method is for what was asked for"
-    assert [row[0] for row in comparing.runs_table(found).rows[:2]] == ["H⁺y", "linear MMSE"]
+    assert [row[0] for row in runs_table(found).rows[:2]] == ["H⁺y", "linear MMSE"]
     lost = [one for one in found.against if one.wins < 0.5]
     assert len(lost) == sum("needs no network, does better" in line for line in found.warnings) > 0
-    page = comparing.write(found, open_entries([str(finished.folder)] * 2), at(str(tmp_path / "out")))
+    page = write_page(found, open_inputs([str(finished.folder)] * 2), at(str(tmp_path / "out")))
     assert "those between runs (2) and those with what needs no network (8)" in page.read_text()
 
 
@@ -122,14 +123,14 @@ def test_different_degradations_have_no_common_ranking(finished, tmp_path):
     fields = finished.job.model_dump(mode="json")
     fields["degradation"]["sigma"] = 0.1
     run = done(Job.model_validate(fields | {"output": str(tmp_path / "other")}))
-    entries = open_entries([str(finished.folder), str(run.folder)])
-    found = compare(entries)
+    inputs = open_inputs([str(finished.folder), str(run.folder)])
+    found = compare(inputs)
     assert not found.ranked
     assert found.paired == []
-    assert comparing.best(found) == {}
+    assert best_runs(found) == {}
     assert "no common ranking" in found.warnings[0]
     assert found.baselines[0].label == f"H⁺y of {finished.folder.name}"
-    comparing.write(found, entries, at(str(tmp_path / "out")))
+    write_page(found, inputs, at(str(tmp_path / "out")))
     assert "Pareto front" not in (tmp_path / "out" / "frontier.svg").read_text()
 
 
@@ -146,9 +147,9 @@ def test_a_degradation_is_what_it_does_and_not_how_it_is_written(make_job, tmp_p
     short = run("short", {"name": "compose", "operators": [blur, {"name": "bicubic"}]}, sigma=0.2)
     parts = [blur | {"sigmas": [20, 1]}, {"name": "bicubic", "factor": 4}]
     long = run("long", {"name": "compose", "operators": parts}, sigma=0.4, sigma_range="[-1,1]")
-    assert comparing.differing(short, long) == []
+    assert differing_fields(short, long) == []
     noisier = run("noisier", {"name": "compose", "operators": parts}, sigma=0.4)
-    assert comparing.differing(long, noisier) == [("degradation.sigma on [-1, 1]", 0.4, 0.8)]
+    assert differing_fields(long, noisier) == [("degradation.sigma on [-1, 1]", 0.4, 0.8)]
 
     one, other = tmp_path / "one.png", tmp_path / "other.png"
     for file in (one, other):
@@ -156,16 +157,16 @@ def test_a_degradation_is_what_it_does_and_not_how_it_is_written(make_job, tmp_p
     sums = {field: "a" * 64}
     masked = [{"name": "inpaint", "mask": str(file), "known": "white"} for file in (one, other)]
     here = run("here", masked[0], sums)
-    assert comparing.differing(here, run("there", masked[1], sums)) == [], "the same mask, elsewhere"
+    assert differing_fields(here, run("there", masked[1], sums)) == [], "the same mask, elsewhere"
     swapped = run("swapped", masked[0], {field: "b" * 64})
-    assert comparing.differing(here, swapped) == [(field, "a" * 64, "b" * 64)]
-    assert comparing.differing(here, run("old", masked[0])) == [], "as far as is known"
+    assert differing_fields(here, swapped) == [(field, "a" * 64, "b" * 64)]
+    assert differing_fields(here, run("old", masked[0])) == [], "as far as is known"
 
     def entry(of):
-        return comparing.Entry("", tmp_path, tmp_path, of, {})
+        return Input("", tmp_path, of, {})
 
-    assert comparing.ranked([entry(None), entry(short), entry(long)])
-    assert not comparing.ranked([entry(None), entry(short), entry(here)])
+    assert can_be_ranked([entry(None), entry(short), entry(long)])
+    assert not can_be_ranked([entry(None), entry(short), entry(here)])
 
 
 def test_rows_of_earlier_versions_have_none_and_are_whole(finished):
@@ -183,7 +184,7 @@ def test_rows_of_earlier_versions_have_none_and_are_whole(finished):
         record.write_text(json.dumps(values))
     assert all(isinstance(each, Unit) for each in verify(finished))
     assert "restored less this" not in write_report(finished).read_text()
-    assert compare(open_entries([str(finished.folder)] * 2)).baselines == []
+    assert compare(open_inputs([str(finished.folder)] * 2)).baselines == []
     rows = finished.folder / "report" / "rows.parquet"
     table = pq.read_table(rows)
     pq.write_table(table.drop_columns(BASELINE_COLUMNS), rows)  # as it was made then, with its metadata

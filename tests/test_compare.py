@@ -18,9 +18,18 @@ from typer.testing import CliRunner
 from kintsugi.errors import JobError
 from kintsugi.jobs.cli import app
 from kintsugi.jobs.query import query
-from kintsugi.pipeline.analysis import compare as comparing
-from kintsugi.pipeline.analysis.compare import compare, labels, open_entries, write
-from kintsugi.pipeline.analysis.figures import Cost, Quality, draw, pareto
+from kintsugi.pipeline.analysis.compare import Cost, compare
+from kintsugi.pipeline.analysis.compare_inputs import labels, open_inputs
+from kintsugi.pipeline.analysis.compare_page import (
+    bad,
+    best_runs,
+    draw_frontier,
+    json_value,
+    left_out,
+    paired_csv,
+    write_page,
+)
+from kintsugi.pipeline.analysis.figures import Quality, draw_costs, pareto
 from kintsugi.pipeline.analysis.intervals import holm, mean_interval, paired_p_value
 from kintsugi.pipeline.analysis.query import LOCKS, ask, rows_file
 from kintsugi.pipeline.analysis.report import groups_csv
@@ -65,7 +74,7 @@ def folders(values, tmp_path):
 
 
 def test_a_run_with_itself_is_a_draw(folders):
-    found = compare(open_entries([folders["a"], folders["a"]]))
+    found = compare(open_inputs([folders["a"], folders["a"]]))
     (one,) = found.paired
     assert (one.difference, one.low, one.high, one.p, one.corrected, one.wins) == (0, 0, 0, 1, 1, 0.5)
     first, second = (run.label for run in found.runs)
@@ -73,8 +82,8 @@ def test_a_run_with_itself_is_a_draw(folders):
 
 
 def test_swapping_flips_signs_exactly(folders):
-    (one,) = compare(open_entries([folders["a"], folders["b"]])).paired
-    (other,) = compare(open_entries([folders["b"], folders["a"]])).paired
+    (one,) = compare(open_inputs([folders["a"], folders["b"]])).paired
+    (other,) = compare(open_inputs([folders["b"], folders["a"]])).paired
     assert one.difference != 0
     assert (other.difference, other.low, other.high) == (-one.difference, -one.high, -one.low)
     assert (other.p, other.corrected) == (one.p, one.corrected)
@@ -82,7 +91,7 @@ def test_swapping_flips_signs_exactly(folders):
 
 
 def test_numbers_are_those_of_the_differences(folders, values):
-    found = compare(open_entries(list(folders.values())))
+    found = compare(open_inputs(list(folders.values())))
     assert [(one.baseline, one.other) for one in found.paired] == [("a", "b"), ("a", "c"), ("b", "c")]
     for one in found.paired:
         differences = values[one.other] - values[one.baseline]
@@ -96,37 +105,37 @@ def test_numbers_are_those_of_the_differences(folders, values):
 def test_neither_order_nor_split_of_rows_matters(values, folders, tmp_path):
     order = np.random.default_rng(2).permutation(60)
     mixed = scored(tmp_path / "x", values["a"], order=order, group=7)
-    (one,) = compare(open_entries([folders["a"], folders["b"]])).paired
-    (again,) = compare(open_entries([mixed, folders["b"]])).paired
+    (one,) = compare(open_inputs([folders["a"], folders["b"]])).paired
+    (again,) = compare(open_inputs([mixed, folders["b"]])).paired
     assert vars(again) == {**vars(one), "baseline": "x"}
 
 
 def test_more_than_four_runs_are_compared_with_the_first(values, tmp_path):
     names = [scored(tmp_path / f"r{i}", values["a"] + i) for i in range(5)]
-    found = compare(open_entries(names))
+    found = compare(open_inputs(names))
     assert [(one.baseline, one.other) for one in found.paired] == [("r0", f"r{i}") for i in range(1, 5)]
 
 
 def test_only_images_restored_in_all_runs_count_and_the_rest_is_said(tmp_path):
     a = scored(tmp_path / "a", {"x": 20.0, "y": 21.0, "z": 22.0, "only a": 50.0}, failed=("z",))
     b = scored(tmp_path / "b", {"z": 1.0, "y": 23.0, "x": 21.0})
-    found = compare(open_entries([a, b]))
+    found = compare(open_inputs([a, b]))
     assert found.images == 2
     assert found.runs[0].measures["psnr"][0] == 20.5
     assert found.paired[0].difference == 1.5
-    assert comparing.left_out(found) == ["a: of 4 images, 1 failed", "b: of 4 images, 1 are not there"]
+    assert left_out(found) == ["a: of 4 images, 1 failed", "b: of 4 images, 1 are not there"]
 
 
 def test_infinite_values_win_and_count_as_a_hundred_decibels(tmp_path):
     a = scored(tmp_path / "a", [20.0, 21.0, math.inf, math.inf])
     b = scored(tmp_path / "b", [21.0, math.inf, math.inf, 30.0])
-    found = compare(open_entries([a, b]))
+    found = compare(open_inputs([a, b]))
     (one,) = found.paired
     assert (one.n, one.infinite, one.difference) == (4, 3, (1 + 79 + 0 - 70) / 4)
     assert [run.measures["psnr"][0] for run in found.runs] == [(20 + 21 + 200) / 4, (21 + 200 + 30) / 4]
     assert one.wins == (1 + 1 + 0.5 + 0) / 4
     assert list(found.differing) == ["image_1", "image_3", "image_0", "image_2"], "infinity differs most"
-    stored = comparing.json_value(asdict(found))
+    stored = json_value(asdict(found))
     json.dumps(stored, allow_nan=False)
     assert stored["differing"]["image_1"] == {"a": 21.0, "b": "inf"}
 
@@ -134,11 +143,11 @@ def test_infinite_values_win_and_count_as_a_hundred_decibels(tmp_path):
 def test_runs_without_an_image_that_has_the_measure_in_both(tmp_path):
     a = scored(tmp_path / "a", [20.0, 21.0], lpips=[0.1, None])
     b = scored(tmp_path / "b", [20.0, 21.0], lpips=[None, 0.2], ssim=[0.5, 0.6])
-    found = compare(open_entries([a, b]))
+    found = compare(open_inputs([a, b]))
     _, lpips = found.paired
     assert (lpips.n, lpips.difference, lpips.wins) == (0, None, None)
-    assert comparing.left_out(found) == ["SSIM is left out: only b has it"]
-    json.dumps(comparing.json_value(asdict(found)), allow_nan=False)
+    assert left_out(found) == ["SSIM is left out: only b has it"]
+    json.dumps(json_value(asdict(found)), allow_nan=False)
 
 
 def test_metrics_of_sets_keep_their_warnings_and_references(tmp_path):
@@ -147,18 +156,18 @@ def test_metrics_of_sets_keep_their_warnings_and_references(tmp_path):
 
     a = scored(tmp_path / "a", [20.0, 21.0], metrics=fid(reference="x.npz", warnings=["only 2 samples"]))
     b = scored(tmp_path / "b", [20.0, 21.0], metrics=fid(reference="y.npz"))
-    found = compare(open_entries([a, b]))
+    found = compare(open_inputs([a, b]))
     assert found.warnings[1:] == [
         "FID ↓ is not comparable: a with x.npz, b with y.npz",
         "a, FID ↓: only 2 samples",
     ]
-    assert "FID: metrics of a set have no paired difference" in comparing.left_out(found)
+    assert "FID: metrics of a set have no paired difference" in left_out(found)
 
 
 def test_ratios_differ_by_their_logarithm(tmp_path):
     a = scored(tmp_path / "a", [20.0, 20.0], spectrum_ratio=[1.0, 0.1])
     b = scored(tmp_path / "b", [20.0, 20.0], spectrum_ratio=[3.0, 1.0])
-    assert list(compare(open_entries([a, b]), by="spectrum_ratio").differing) == ["image_1", "image_0"]
+    assert list(compare(open_inputs([a, b]), by="spectrum_ratio").differing) == ["image_1", "image_0"]
 
 
 def test_better_depends_on_the_measure(tmp_path):
@@ -166,14 +175,14 @@ def test_better_depends_on_the_measure(tmp_path):
     far = {"lpips": [0.3, 0.4], "spectrum_ratio": [0.5, 2.5], "total_variation": [0.2, 0.2]}
     a = scored(tmp_path / "a", [20.0, 20.0], **near)
     b = scored(tmp_path / "b", [20.0, 20.0], **far)
-    wins = {one.measure: one.wins for one in compare(open_entries([a, b])).paired}
+    wins = {one.measure: one.wins for one in compare(open_inputs([a, b])).paired}
     assert wins == {"psnr": 0.5, "lpips": 0, "spectrum_ratio": 0}, "and total variation has no direction"
 
 
 def test_the_images_that_differ_most(tmp_path):
     a = scored(tmp_path / "a", [20.0] * 12)
     b = scored(tmp_path / "b", [20.0 + (-1) ** i * i for i in range(12)])
-    found = compare(open_entries([a, b]))
+    found = compare(open_inputs([a, b]))
     assert list(found.differing) == [f"image_{i}" for i in range(11, 3, -1)]
     assert found.differing["image_11"] == {"a": 20.0, "b": 9.0}
 
@@ -181,18 +190,18 @@ def test_the_images_that_differ_most(tmp_path):
 def test_what_cannot_be_compared_is_refused(folders, tmp_path):
     other = scored(tmp_path / "other", {"elsewhere": 20.0})
     with pytest.raises(JobError, match=r"no image is restored in all.*'image_0'.*other has 'elsewhere'"):
-        compare(open_entries([folders["a"], other]))
+        compare(open_inputs([folders["a"], other]))
     with pytest.raises(JobError, match="--by lpips: not a measure of all runs; choose from psnr"):
-        compare(open_entries([folders["a"], folders["b"]]), by="lpips")
+        compare(open_inputs([folders["a"], folders["b"]]), by="lpips")
     with pytest.raises(JobError, match="at least two"):
-        open_entries([folders["a"]])
+        open_inputs([folders["a"]])
     with pytest.raises(JobError, match="is not a run directory"):
-        open_entries([folders["a"], str(tmp_path)])
+        open_inputs([folders["a"], str(tmp_path)])
     twice = scored(tmp_path / "twice", [1.0, 2.0])
     table = pq.read_table(Path(twice) / "rows.parquet")
     pq.write_table(pa.concat_tables([table, table]), Path(twice) / "rows.parquet")
     with pytest.raises(JobError, match="a key occurs twice"):
-        compare(open_entries([folders["a"], twice]))
+        compare(open_inputs([folders["a"], twice]))
 
 
 def test_labels_tell_runs_apart():
@@ -207,8 +216,8 @@ def test_files_are_escaped_and_self_contained(tmp_path):
     metrics = {"title": "<b>", "sets": {"fid": {"value": 12.5, "low": None, "high": None, "n": 9}}}
     a = scored(tmp_path / "_a$x", {key: 20.0, "y": 21.0, "z": 1.0}, failed=("z",), metrics=metrics)
     b = scored(tmp_path / "<i>&", {key: 22.0, "y": 21.5})
-    entries = open_entries([a, b])
-    html = write(compare(entries), entries, at(tmp_path / "out")).read_text()
+    inputs = open_inputs([a, b])
+    html = write_page(compare(inputs), inputs, at(tmp_path / "out")).read_text()
     assert "<img src=x" not in html
     assert "<i>" not in html
     assert "&lt;img src=x" in html
@@ -233,8 +242,8 @@ def test_files_are_escaped_and_self_contained(tmp_path):
 
 
 def test_the_csv_has_every_digit(folders, values):
-    found = compare(open_entries([folders["a"], folders["b"]]))
-    (line,) = csv.DictReader(io.StringIO(comparing.paired_table(found, exact=True).csv()))
+    found = compare(open_inputs([folders["a"], folders["b"]]))
+    (line,) = csv.DictReader(io.StringIO(paired_csv(found)))
     assert float(line["difference"]) == found.paired[0].difference
     assert (float(line["low"]), float(line["high"])) == (found.paired[0].low, found.paired[0].high)
 
@@ -280,7 +289,7 @@ def test_the_figure_is_the_same_bytes_and_takes_unknown_costs():
     assert [cost.evaluations for cost in costs] == [10, 20, None]
     psnr, fid = [20.0, 21.0, None], [None, 3.0, 4.0]
     qualities = [Quality("PSNR, dB", psnr, [-20.0, -21.0, None]), Quality("FID", fid, fid)]
-    first, second = (draw(["$a$", "_b", "c"], costs, qualities) for _ in range(2))
+    first, second = (draw_costs(["$a$", "_b", "c"], costs, qualities) for _ in range(2))
     assert first == second
 
 
@@ -292,7 +301,7 @@ def texts_of(svg):
 def test_ticks_of_a_logarithmic_axis_are_numbers():
     costs = [Cost(n, 0, n / 10) for n in (5, 20, 200)]
     values = [20.0, 21.0, 22.0]
-    texts = texts_of(draw(["a", "b", "c"], costs, [Quality("x", values, values)], narrow=True))
+    texts = texts_of(draw_costs(["a", "b", "c"], costs, [Quality("x", values, values)], narrow=True))
     assert {"10", "100", "0.5"} <= set(texts)
     assert not any("math" in text for text in texts)
 
@@ -302,11 +311,11 @@ def test_the_front_is_of_what_is_better_and_the_arrow_is_one(tmp_path):
         scored(tmp_path / name, [None, None], spectrum_ratio=[ratio, ratio], forwards=[cost, cost])
         for name, ratio, cost in (("a", 0.5, 5), ("b", 1.1, 10))
     ]
-    found = compare(open_entries(names))
-    assert "fine spectrum → 1" in texts_of(comparing.frontier(found))
-    badness = [comparing.bad("spectrum_ratio", 0.5), comparing.bad("spectrum_ratio", 1.1)]
+    found = compare(open_inputs(names))
+    assert "fine spectrum → 1" in texts_of(draw_frontier(found))
+    badness = [bad("spectrum_ratio", 0.5), bad("spectrum_ratio", 1.1)]
     assert pareto(np.array([5.0, 10.0]), np.array(badness)) == [0, 1]
-    assert comparing.best(found) == {"spectrum_ratio": 1}
+    assert best_runs(found) == {"spectrum_ratio": 1}
 
 
 @pytest.fixture(scope="module")
@@ -470,8 +479,8 @@ def test_rows_in_an_object_store(s3, query_rows, tmp_path):
     with ask(rows_file(folder), "select max(key) from rows") as (_, rows):
         assert list(rows) == [("image_2",)]
     scored(tmp_path / "here", [26.0, 23.0, math.inf])
-    entries = open_entries([str(folder), str(tmp_path / "here")])
-    found = compare(entries)
+    inputs = open_inputs([str(folder), str(tmp_path / "here")])
+    found = compare(inputs)
     assert found.paired[0].difference == ((26.0 - 25.5) + (23.0 - 21.0)) / 3
-    page = write(found, entries, at(f"{s3}/compared"))
+    page = write_page(found, inputs, at(f"{s3}/compared"))
     assert b"</html>" in page.read_bytes()

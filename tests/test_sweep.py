@@ -1,6 +1,7 @@
 """Sweeps: images for tuning that are not evaluated, halving, resumption, and what is called best."""
 
 import csv
+import io
 import math
 from collections import Counter
 from dataclasses import replace
@@ -18,22 +19,18 @@ from kintsugi.jobs.cli import app
 from kintsugi.jobs.files import load_job
 from kintsugi.jobs.sweep import combinations, parse_vary
 from kintsugi.pipeline.analysis.aggregate import committed
+from kintsugi.pipeline.analysis.figures import draw_trials
 from kintsugi.pipeline.analysis.sweep import (
     Measured,
     Outcome,
-    Range,
     Result,
-    Rung,
     Trial,
+    climb,
     difference,
-    draw,
-    grid,
-    name_of,
-    random_settings,
     result_of,
-    rungs,
-    write_csv,
+    trials_csv,
 )
+from kintsugi.pipeline.analysis.sweep_settings import Range, Rung, grid, name_of, random_settings, rungs
 from kintsugi.pipeline.data.plan import belongs, make_plan
 from kintsugi.pipeline.data.units import read_members, read_units
 from kintsugi.pipeline.execution.run import Run
@@ -302,23 +299,36 @@ def test_a_best_value_at_the_edge_is_said_in_words():
 
 
 @pytest.mark.parametrize("fields", [1, 2, 3])
-def test_plots(tmp_path, fields):
+def test_plots(fields):
     """A line, a map, a panel each; the same bytes every time; every field is named."""
     more = [{}] if fields == 1 else [{"sampler.lam": v, "sampler.init": "pinv"} for v in (-0.2, 0.2)]
     kept = [dict(list(it.items())[: fields - 1]) for it in more]
     both = outcome(*(result(w, IMAGES + RNG.normal(0, 1, 40), **it) for w in (5, 10, 15) for it in kept))
-    for name in ("a", "b"):
-        draw(both, tmp_path / name)
-    svg = (tmp_path / "a").read_text()
-    assert svg == (tmp_path / "b").read_text()
+    svg, again = (draw_trials(both).decode() for _ in range(2))
+    assert svg == again
     for field in both.best.trial.settings:
         assert f"<!-- {field} -->" in svg
-    write_csv(both, tmp_path / "c")
-    rows = list(csv.DictReader((tmp_path / "c").open()))
+    rows = list(csv.DictReader(io.StringIO(trials_csv(both))))
     assert [row["trial"] for row in rows] == [it.trial.name for it in both.results]
     assert [row["sampler.w"] for row in rows if row["chosen"] == "1"] == [
         str(both.chosen.trial.settings["sampler.w"])
     ]
+
+
+def test_the_better_trials_go_on_each_with_more_images_of_its_own():
+    done = []
+
+    def do(number: int, images: int) -> Result:
+        done.append((number, images))
+        worth = {0: 3, 1: 1, 2: 4, 3: 2}[number] if images == 8 else -number  # more images, another order
+        return result(number, [worth] * images)
+
+    results, last = climb([Rung(4, 8), Rung(2, 16)], do)
+    assert done == [(0, 8), (1, 8), (2, 8), (3, 8), (2, 16), (0, 16)]
+    assert last == [0, 2]
+    assert [len(it.values) for it in results] == [16, 8, 16, 8]
+    alike, order = climb([Rung(3, 8)], lambda number, images: result(number, [1.0] * images))
+    assert (len(alike), order) == (3, [0, 1, 2]), "of equal ones the first"
 
 
 # ---- the command

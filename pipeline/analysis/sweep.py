@@ -6,104 +6,22 @@ nothing is done twice, and all that is known of it is in its rows. Trials are co
 pairs.
 """
 
-import hashlib
-import itertools
-import json
 import math
-import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from kintsugi.errors import JobError
-from kintsugi.pipeline.analysis import tables
 from kintsugi.pipeline.analysis.aggregate import bounds, committed, limited
 from kintsugi.pipeline.analysis.intervals import mean_interval
+from kintsugi.pipeline.analysis.sweep_settings import Rung, Settings, name_of
+from kintsugi.pipeline.analysis.tables import csv_text
 from kintsugi.pipeline.execution.run import Run
 from kintsugi.pipeline.job import Job
 from kintsugi.pipeline.metrics import BASELINES, IMAGE, baseline_column
-from kintsugi.pipeline.storage import Location, publish
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-
-Settings = dict[str, Any]
-SMALLEST = 8  # images of the first rung: with fewer the order is a matter of luck
-MAX_NAME = 60  # characters of a trial's settings in its name
-
-
-@dataclass(frozen=True)
-class Range:
-    """Values between two numbers, drawn evenly, or evenly in their logarithm."""
-
-    low: float
-    high: float
-    log: bool = False
-
-    def draw(self, generator: np.random.Generator) -> float:
-        """One of them, to four digits, so that names and job files can be read."""
-        if self.log:
-            value = math.exp(generator.uniform(math.log(self.low), math.log(self.high)))
-        else:
-            value = generator.uniform(self.low, self.high)
-        return float(f"{value:.4g}")
-
-
-Choices = list[Any] | Range
-
-
-def grid(vary: Mapping[str, list[Any]]) -> list[Settings]:
-    """Every combination; the last field changes fastest."""
-    return [dict(zip(vary, values, strict=True)) for values in itertools.product(*vary.values())]
-
-
-def random_settings(vary: Mapping[str, Choices], count: int, seed: int) -> list[Settings]:
-    """`count` combinations at random; the first ones of more are the same."""
-
-    def draw(number: int) -> Settings:
-        generator = np.random.default_rng([seed, number])
-        return {
-            field: choices.draw(generator)
-            if isinstance(choices, Range)
-            else choices[int(generator.integers(len(choices)))]
-            for field, choices in vary.items()
-        }
-
-    return [draw(number) for number in range(count)]
-
-
-def name_of(settings: Settings) -> str:
-    """The folder of a trial: its settings in short, and a hash of them."""
-    short = "_".join(f"{field.rpartition('.')[2]}={value}" for field, value in settings.items())
-    digest = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest()
-    return f"{re.sub(r'[^A-Za-z0-9.=_+-]+', '-', short)[:MAX_NAME]}-{digest[:8]}"
-
-
-@dataclass(frozen=True)
-class Rung:
-    """So many trials, each on the first so many images."""
-
-    trials: int
-    images: int
-
-
-def rungs(trials: int, images: int, halve: int, unit: int) -> list[Rung]:
-    """Of all trials 1/halve go on with halve times as many images, up to all; two at least see all of them.
-
-    Args:
-        halve: 1 lets every trial do all images.
-        unit: images that are committed together: a rung has whole units.
-    """
-    sizes = [images]
-    while halve > 1 and trials > halve ** len(sizes):
-        smaller = -(-(sizes[0] // halve) // unit) * unit
-        if sizes[0] // halve < SMALLEST or smaller >= sizes[0]:
-            break
-        sizes.insert(0, smaller)
-    return [Rung(-(-trials // halve**number), size) for number, size in enumerate(sizes)]
 
 
 @dataclass(frozen=True)
@@ -253,6 +171,24 @@ def difference(result: Result, best: Result) -> Difference:
     return Difference(float(pairs.mean()) if keys else math.nan, *ends)
 
 
+def climb(ladder: Sequence[Rung], do: Callable[[int, int], Result]) -> tuple[list[Result], list[int]]:
+    """Take the trials from rung to rung.
+
+    Args:
+        do: does what is left of a trial's first images, by the numbers of the trial and of images.
+
+    Returns:
+        What every trial came to on all its images, and the numbers of those on the last rung, the best first.
+    """
+    results: dict[int, Result] = {}
+    alive = list(range(ladder[0].trials))
+    for rung in ladder:
+        alive = alive[: rung.trials]
+        results |= {number: do(number, rung.images) for number in alive}
+        alive.sort(key=lambda number: (results[number].rank, number))
+    return [results[number] for number in sorted(results)], alive
+
+
 @dataclass(frozen=True)
 class Outcome:
     """A finished sweep.
@@ -317,12 +253,16 @@ class Outcome:
             for name, values in self.best.without_network.items()
         }
 
+    def mark(self, place: int) -> str:
+        """★ of the chosen trial, ≈ of those that are like the best."""
+        return "★" if self.results[place] is self.chosen else "≈" if place in self.alike else ""
+
     def edges(self) -> list[str]:
         """In words, where the chosen value of a field is the smallest or largest that was tried."""
         found = []
         for field, value in self.chosen.trial.settings.items():
             tried = [result.trial.settings[field] for result in self.results]
-            if not all(map(number, tried)) or len(set(tried)) < 3:  # two values have no middle
+            if not all(map(is_number, tried)) or len(set(tried)) < 3:  # two values have no middle
                 continue
             if value in (min(tried), max(tried)):
                 where, beyond = ("smallest", "below") if value == min(tried) else ("largest", "above")
@@ -332,16 +272,16 @@ class Outcome:
         return found
 
 
-def number(value: Any) -> bool:
+def is_number(value: Any) -> bool:
+    """Whether a setting has a place on an axis."""
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def write_csv(outcome: Outcome, target: Location) -> None:
+def trials_csv(outcome: Outcome) -> str:
     """A line for each trial, in the order of the trials."""
-    by = outcome.by.name
+    by, fields = outcome.by.name, list(outcome.best.trial.settings)
     then = [] if outcome.then == outcome.by else [outcome.then.name]
     figures = ["images", "failed", by, "low", "high", "difference", "difference_low", "difference_high"]
-    fields = list(outcome.best.trial.settings)
     beside = list(outcome.best.without_network)
     columns = [baseline_column(by, name) for name in beside]
     head = ["trial", *fields, *figures, *then, "alike", "chosen", "evaluations", "seconds", *columns]
@@ -365,81 +305,4 @@ def write_csv(outcome: Outcome, target: Location) -> None:
         ]
         for place, (result, differs) in enumerate(zip(outcome.results, outcome.differences, strict=True))
     ]
-    with publish(target) as temporary, temporary.open("w", newline="") as file:
-        tables.write_csv(file, [head, *lines])
-
-
-def draw(outcome: Outcome, target: Location) -> None:
-    """An SVG of differences from the best trial: a line for one field, a map for two, else a panel each.
-
-    Differences are paired, so trials that stopped early are shown on the same footing as the others.
-    """
-    import matplotlib
-    from matplotlib.figure import Figure
-
-    fields = list(outcome.best.trial.settings)
-    tried = [distinct(result.trial.settings[field] for result in outcome.results) for field in fields]
-    whole_grid = len(outcome.results) == math.prod(map(len, tried))
-    as_map = len(fields) == 2 and whole_grid
-    with matplotlib.rc_context({"svg.hashsalt": "kintsugi", "font.size": 9}):
-        figure = Figure(figsize=(4.5 if as_map else 4 * len(fields), 3.5), layout="constrained")
-        if as_map:
-            heat_map(figure.subplots(), outcome, fields, tried)
-        else:
-            for axes, field, values in zip(
-                np.atleast_1d(figure.subplots(1, len(fields))), fields, tried, strict=True
-            ):
-                panel(axes, outcome, field, values)
-        beside = [
-            f"{label} {difference(it, outcome.best).mean:+.3g}"
-            for label, it in outcome.without_network.items()
-        ]
-        without = f"\nwithout a network: {', '.join(beside)}" if beside else ""
-        figure.suptitle(f"{outcome.by.title}, paired difference from the best{without}")
-        with publish(target) as temporary:
-            figure.savefig(temporary, format="svg", metadata={"Date": None})
-
-
-def distinct(values: Any) -> list[Any]:
-    """Each value once: numbers in order, others as they come."""
-    found = list({str(value): value for value in values}.values())
-    return sorted(found) if all(map(number, found)) else found
-
-
-def panel(axes: "Axes", outcome: Outcome, field: str, values: list[Any]) -> None:
-    """Difference against the values of a field, with intervals; a ring marks the chosen trial."""
-    numeric = all(map(number, values))
-    place = {str(value): value if numeric else i for i, value in enumerate(values)}
-    x = np.array([place[str(result.trial.settings[field])] for result in outcome.results], float)
-    y = np.array([[it.mean, it.low, it.high] for it in outcome.differences])
-    order = np.argsort(x, kind="stable")
-    x, y = x[order], y[order]
-    spread = np.nan_to_num(np.stack([y[:, 0] - y[:, 1], y[:, 2] - y[:, 0]]))
-    joined = (
-        "-" if len(outcome.results) == len(values) else ""
-    )  # where other fields vary, a line says nothing
-    axes.errorbar(x, y[:, 0], spread, fmt=f"o{joined}", markersize=4, capsize=3, linewidth=1)
-    ring = place[str(outcome.chosen.trial.settings[field])], difference(outcome.chosen, outcome.best).mean
-    axes.plot(*ring, "o", markersize=11, fillstyle="none", color="tab:red")
-    axes.axhline(0, linewidth=0.5, color="grey")
-    if not numeric:
-        axes.set_xticks(range(len(values)), [str(value)[:20] for value in values])
-    axes.set_xlabel(field)
-
-
-def heat_map(axes: "Axes", outcome: Outcome, fields: list[str], tried: list[list[Any]]) -> None:
-    """Difference for every pair of values; ★ marks the chosen trial, ≈ those that are like the best."""
-    columns, rows = tried
-    shown = np.full((len(rows), len(columns)), np.nan)
-    for place, (result, differs) in enumerate(zip(outcome.results, outcome.differences, strict=True)):
-        x, y = (values.index(result.trial.settings[it]) for values, it in zip(tried, fields, strict=True))
-        shown[y, x] = differs.mean
-        mark = "★" if result is outcome.chosen else "≈" if place in outcome.alike else ""
-        behind = {"boxstyle": "round", "facecolor": "white", "alpha": 0.7, "linewidth": 0}
-        axes.text(x, y, f"{differs.mean:.3g}{mark}", ha="center", va="center", fontsize=8, bbox=behind)
-    good = "viridis" if outcome.by.sign > 0 else "viridis_r"
-    axes.imshow(shown, cmap=good, aspect="auto", origin="lower")
-    axes.set_xticks(range(len(columns)), [str(value)[:20] for value in columns])
-    axes.set_yticks(range(len(rows)), [str(value)[:20] for value in rows])
-    axes.set_xlabel(fields[0])
-    axes.set_ylabel(fields[1])
+    return csv_text([head, *lines])

@@ -61,9 +61,7 @@ class Table:
 
     def csv(self) -> str:
         """As `write_csv` makes it."""
-        text = StringIO()
-        write_csv(text, [self.columns, *self.rows])
-        return text.getvalue()
+        return csv_text([self.columns, *self.rows])
 
     def latex(self) -> str:
         r"""A `tabular` for \usepackage{booktabs}."""
@@ -89,6 +87,13 @@ class Table:
 def write_csv(file: TextIO, rows: Iterable[Sequence[Any]]) -> None:
     """Rows as RFC 4180 has them, with line feeds alone at the ends of lines; texts are no formulae."""
     csv.writer(file, lineterminator="\n").writerows(map(no_formula, row) for row in rows)
+
+
+def csv_text(rows: Iterable[Sequence[Any]]) -> str:
+    """What `write_csv` writes: of numbers all digits, and nothing where there is None."""
+    text = StringIO()
+    write_csv(text, rows)
+    return text.getvalue()
 
 
 def no_formula(value: Any) -> Any:

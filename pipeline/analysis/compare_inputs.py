@@ -1,0 +1,268 @@
+"""Which rows of which runs are compared, and whether they restored the same measurements."""
+
+import itertools
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from inspect import signature
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from kintsugi import operators
+from kintsugi.errors import JobError, redacted
+from kintsugi.pipeline.analysis.aggregate import measures_in
+from kintsugi.pipeline.analysis.query import rows_file
+from kintsugi.pipeline.analysis.report.stored import METRICS, read_metrics
+from kintsugi.pipeline.execution.commit import refuse_nonsense
+from kintsugi.pipeline.execution.identity import recorded
+from kintsugi.pipeline.execution.run import Run
+from kintsugi.pipeline.job import Job, alike, deciding, flatten
+from kintsugi.pipeline.metrics import BASELINE_COLUMNS, BASELINES, baseline_column
+from kintsugi.pipeline.storage import Location, at, parquet
+
+OTHER_DEGRADATIONS = (
+    "the runs restored different degradations: there is no common ranking, and only runs of the same one "
+    "have differences, wins and p-values"
+)
+OTHER_ROUNDING = (
+    "PSNR: of runs it is of restorations before rounding, of scored images of 8 bits, which lowers one of "
+    "40 dB by 0.05 dB and one of 54 dB by 1.2 dB"
+)
+
+
+@dataclass(frozen=True)
+class Input:
+    """Rows that take part: of a run, or of images that `kintsugi score` scored (`run` is None)."""
+
+    label: str
+    rows: Location
+    run: Run | None
+    report: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Shared:
+    """What the runs have in common.
+
+    Attributes:
+        labels: of the runs.
+        tables: by run, the rows of the images that all restored, sorted by key.
+        places: of these images among the rows of the first run, (images,).
+        values: by run, of these images in each measure that it has, (images,).
+        having: by measure, the runs that have it.
+    """
+
+    labels: list[str]
+    tables: list[pa.Table]
+    places: np.ndarray
+    values: list[dict[str, np.ndarray]]
+    having: dict[str, list[str]]
+
+    @property
+    def names(self) -> list[str]:
+        """The measures that all runs have."""
+        return [name for name, runs in self.having.items() if runs == self.labels]
+
+
+def open_inputs(names: Sequence[str]) -> list[Input]:
+    """Find the rows of each run.
+
+    Raises:
+        JobError: fewer than two, or what is neither a run directory nor made by `kintsugi score`.
+    """
+    if len(names) < 2:
+        raise JobError("compare: name at least two runs")
+    try:
+        folders = [at(name) for name in names]
+    except ValueError as error:
+        raise JobError(f"RUN: {error}") from error
+    inputs = []
+    for folder, label in zip(folders, labels(folders), strict=True):
+        rows = rows_file(folder)
+        run = Run.open(folder) if (folder / "job.yaml").exists() else None
+        inputs.append(Input(label, rows, run, read_metrics(rows.parent / METRICS)))
+    return inputs
+
+
+def labels(folders: Sequence[Location]) -> list[str]:
+    """The folders' names; where these are the same with their parents', and numbered if these are, too.
+
+    What XML does not have, and what could steer a terminal, is written as an escape.
+    """
+    for parts in (1, 2):
+        found = [redacted("/".join(str(folder).split("/")[-parts:])) for folder in folders]
+        if len(set(found)) == len(found):
+            return found
+    before = [found[:i].count(name) for i, name in enumerate(found)]
+    return [f"{name} ({n + 1})" if n else name for name, n in zip(found, before, strict=True)]
+
+
+def load(one: Input) -> pa.Table:
+    """Keys, status, cost, measures and those of the baselines, of all rows.
+
+    Raises:
+        JobError: it is not a table of rows, or a key occurs twice.
+    """
+    try:
+        with parquet(one.rows) as file:
+            schema = file.schema_arrow
+            beside = [name for name in (*BASELINE_COLUMNS, "forwards", "vjps") if name in schema.names]
+            table = file.read(["key", "status", "error", *measures_in(schema), *beside])
+            table["key"], table["status"], table["error"]
+    except (pa.ArrowException, KeyError, ValueError) as error:
+        raise JobError(f"{one.rows} is not a table of rows: {error}") from error
+    refuse_nonsense(table, one.rows)
+    if pc.count_distinct(table["key"]).as_py() != len(table):
+        raise JobError(f"{one.rows}: a key occurs twice, so images cannot be paired by it")
+    return table
+
+
+def find_shared(inputs: Sequence[Input], tables: Sequence[pa.Table]) -> Shared:
+    """What the runs have in common.
+
+    Args:
+        tables: all rows of each.
+
+    Raises:
+        JobError: no image is restored in all.
+    """
+    good = [table.filter(pc.equal(table["status"], "ok")) for table in tables]
+    keys = good[0]["key"].combine_chunks()
+    for table in good[1:]:
+        keys = keys.filter(pc.is_in(keys, value_set=table["key"].combine_chunks()))
+    if not len(keys):
+        raise JobError(
+            "compare: no image is restored in all of the runs (samples are paired by key): "
+            + ", ".join(
+                f"{one.label} has {first_keys(table)}" for one, table in zip(inputs, tables, strict=True)
+            )
+        )
+    rows = [table.filter(pc.is_in(table["key"], value_set=keys)).sort_by("key") for table in good]
+    places = pc.index_in(rows[0]["key"], value_set=tables[0]["key"].combine_chunks()).to_numpy()
+    values = [known_columns(table, {name: name for name in measures_in(table.schema)}) for table in rows]
+    having = {
+        name: [one.label for one, of in zip(inputs, values, strict=True) if name in of]
+        for name in dict.fromkeys(itertools.chain.from_iterable(values))
+    }
+    return Shared([one.label for one in inputs], rows, places, values, having)
+
+
+def first_keys(table: pa.Table) -> str:
+    """The first two, for a message."""
+    return ", ".join(map(repr, table["key"].slice(0, 2).to_pylist())) + (" …" if len(table) > 2 else "")
+
+
+def known_columns(table: pa.Table, columns: Mapping[str, str]) -> dict[str, np.ndarray]:
+    """The values of columns by their names here, of those that are there and not all null."""
+    return {
+        name: table[column].to_numpy()
+        for name, column in columns.items()
+        if column in table.schema.names and table[column].null_count < len(table)
+    }
+
+
+def find_baselines(
+    shared: Shared, measures: Sequence[str]
+) -> dict[str, tuple[list[int], dict[str, np.ndarray]]]:
+    """By label: the runs whose measurements have this baseline, and its values in the measures that it has.
+
+    Runs that restored the same measurements have the same, but for the last digits on another device.
+    """
+    found: list[tuple[str, list[int], dict[str, np.ndarray]]] = []
+    for run, table in enumerate(shared.tables):
+        for baseline, label in BASELINES.items():
+            of = known_columns(table, {name: baseline_column(name, baseline) for name in measures})
+            same = next((each for each in found if each[0] == label and same_values(each[2], of)), None)
+            if same is not None:
+                same[1].append(run)
+            elif of:
+                found.append((label, [run], of))
+    often = Counter(label for label, _, _ in found)
+    return {
+        label if often[label] == 1 else f"{label} of {', '.join(shared.labels[i] for i in runs)}": (runs, of)
+        for label, runs, of in found
+    }
+
+
+def same_values(one: Mapping[str, np.ndarray], other: Mapping[str, np.ndarray]) -> bool:
+    """Whether the same measures have the same values, but for rounding."""
+    return one.keys() == other.keys() and all(
+        np.allclose(one[name], other[name], rtol=1e-3, equal_nan=True) for name in one
+    )
+
+
+def warnings(inputs: Sequence[Input]) -> list[str]:
+    """Reasons why differences may not be due to the method."""
+    first, *others = inputs
+    found = []
+    if first.run is None:
+        found.append(
+            f"{first.label} is no run: whether the others restored the same measurements is not known; "
+            "name a run first"
+        )
+    if not can_be_ranked(inputs):
+        found.append(OTHER_DEGRADATIONS)
+    kinds = {one.run is None for one in inputs}
+    if len(kinds) == 2 and all("psnr" in one.report.get("metrics", {}) for one in inputs):
+        found.append(OTHER_ROUNDING)
+    for other in others if first.run is not None else ():
+        found += other_measurements(first, other)
+    return found
+
+
+def other_measurements(first: Input, other: Input) -> list[str]:
+    """Why a run may have restored other measurements than the first one."""
+    if first.run is None or other.run is None:
+        return [f"{other.label} is no run: whether it restored the same measurements is not known"]
+    return [
+        f"{other.label}: {field} is {given!r}, of {first.label} {expected!r}"
+        for field, expected, given in differing_fields(first.run, other.run)
+    ]
+
+
+def can_be_ranked(inputs: Sequence[Input]) -> bool:
+    """Whether all restored the same degradation, so that one can be said to be the best."""
+    return all(same_degradation(*pair) for pair in itertools.combinations(inputs, 2))
+
+
+def same_degradation(one: Input, other: Input) -> bool:
+    """Whether the measurements came about in the same way, as far as is known of images of others."""
+    if one.run is None or other.run is None:
+        return True
+    return not any(field.startswith("degradation.") for field, _, _ in differing_fields(one.run, other.run))
+
+
+def differing_fields(one: Run, other: Run) -> list[tuple[str, Any, Any]]:
+    """What decides which measurements were restored and is not the same: fields, and the value of each run.
+
+    A file is what is in it, wherever it lies, if both runs know its checksum.
+    """
+    first, second = deciding_fields(one.job), deciding_fields(other.job)
+    sums, others = recorded(one.folder), recorded(other.folder)
+    for field in sums.keys() & others.keys() & first.keys() & second.keys():
+        first[field], second[field] = sums[field], others[field]
+    return [
+        (field, first.get(field), second.get(field))
+        for field in sorted(first.keys() | second.keys())
+        if not alike(first.get(field), second.get(field))
+    ]
+
+
+def deciding_fields(job: Job) -> dict[str, Any]:
+    """The fields that decide which measurements were restored; an operator's with those left out."""
+    found = {k: v for k, v in deciding(job).items() if k == "seed" or k.startswith("data.")}
+    noise = {"sigma on [-1, 1]": job.degradation.gaussian, "poisson": job.degradation.poisson}
+    operator = with_defaults(job.degradation.operator)
+    return found | flatten({"degradation": {"operator": operator, **noise}})
+
+
+def with_defaults(spec: Mapping[str, Any]) -> dict[str, Any]:
+    """The spec of an operator with every parameter, and the parts of `compose` by their number."""
+    parameters = signature(operators.REGISTRY[spec["name"]]).parameters
+    left_out = {name: of.default for name, of in parameters.items() if of.default is not of.empty}
+    listed = {name: list(of) if isinstance(of, tuple) else of for name, of in left_out.items()}
+    parts = {str(number): with_defaults(part) for number, part in enumerate(spec.get("operators", ()))}
+    return listed | dict(spec) | ({"operators": parts} if parts else {})

@@ -1,0 +1,263 @@
+"""What a comparison says and shows: tables, notes, the figure, pictures, and the page that holds all."""
+
+import json
+import math
+from base64 import b64encode
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, fields
+from datetime import UTC, datetime
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from kintsugi.pipeline.analysis.aggregate import badness, better
+from kintsugi.pipeline.analysis.compare import Comparison, Paired, references, title
+from kintsugi.pipeline.analysis.compare_inputs import Input
+from kintsugi.pipeline.analysis.report import ASCENDING, bare, environments, number, with_interval
+from kintsugi.pipeline.analysis.report.gallery import KINDS, Card, fitted, rows_at, with_pseudo_inverses
+from kintsugi.pipeline.analysis.tables import Table, csv_text, markdown_text
+from kintsugi.pipeline.storage import Location, make_folder, parquet, publish
+
+FRONTIER = ("psnr", "lpips", "fid")
+
+
+def runs_table(comparison: Comparison) -> Table:
+    """A run in each row: means with intervals, metrics of sets, and cost."""
+    names = [*comparison.measures, *comparison.set_names]
+    rows = [
+        [
+            run.label,
+            str(comparison.images),
+            *(with_interval(*run.estimate(name)) for name in names),
+            *("–" if count is None else str(count) for count in (run.cost.forwards, run.cost.vjps)),
+            number(run.cost.seconds),
+        ]
+        for run in [*comparison.baselines, *comparison.runs]
+    ]
+    return Table(["run", "images", *map(title, names), "forwards", "VJPs", "s per image"], rows)
+
+
+def runs_csv(comparison: Comparison) -> str:
+    """The same for programs: names for titles, all digits, a column for either end of an interval."""
+    names = [*comparison.measures, *comparison.set_names]
+    parts = [name + part for name in names for part in ("", "_low", "_high")]
+    rows = [
+        [
+            run.label,
+            comparison.images,
+            *(part for name in names for part in run.estimate(name)),
+            *(run.cost.forwards, run.cost.vjps, run.cost.seconds),
+        ]
+        for run in [*comparison.baselines, *comparison.runs]
+    ]
+    return csv_text([["run", "images", *parts, "forwards", "vjps", "seconds"], *rows])
+
+
+def paired_table(comparison: Comparison) -> Table:
+    """A difference in each row."""
+    return Table(
+        ["measure", "baseline", "other", "pairs", "difference", "p", "p, Holm", "wins"],
+        [
+            [
+                title(one.measure),
+                one.baseline,
+                one.other,
+                str(one.n),
+                with_interval(one.difference, one.low, one.high),
+                *map(number, (one.p, one.corrected)),
+                "–" if one.wins is None else f"{100 * one.wins:.0f} %",
+            ]
+            for one in comparison.differences
+        ],
+    )
+
+
+def paired_csv(comparison: Comparison) -> str:
+    """The same for programs, with all digits."""
+    head = ["p_holm" if field.name == "corrected" else field.name for field in fields(Paired)]
+    return csv_text([head, *(list(vars(one).values()) for one in comparison.differences)])
+
+
+def left_out(comparison: Comparison) -> list[str]:
+    """In words, what was not compared, and why."""
+    found = []
+    for run in comparison.runs:
+        counts = {"failed": run.failed, "are not there": run.absent}
+        if reasons := [f"{count} {what}" for what, count in counts.items() if count]:
+            found.append(f"{run.label}: of {run.rows + run.absent} images, {' and '.join(reasons)}")
+        found += [
+            f"{run.label}: {count} values of {name} are infinite"
+            for name, count in run.infinite.items()
+            if count
+        ]
+        found += [
+            f"{run.label}: {name} is of its {of['n']} images, not of the {comparison.images} compared"
+            for name, of in run.sets.items()
+            if of.get("n") not in (None, comparison.images)
+        ]
+    found += [
+        f"{bare(name)} is left out: only {', '.join(labels)} {'has' if len(labels) == 1 else 'have'} it"
+        for name, labels in comparison.not_shared.items()
+    ]
+    if sets := comparison.set_names:
+        found.append(f"{', '.join(map(bare, sets))}: metrics of a set have no paired difference")
+    return found
+
+
+def draw_frontier(comparison: Comparison, narrow: bool = False) -> bytes:
+    """The figure of quality against cost: PSNR, LPIPS and FID, or the first measure where there are none."""
+    from kintsugi.pipeline.analysis.figures import Quality, draw_costs  # which take the time of Matplotlib
+
+    runs = [*comparison.runs, *comparison.baselines]
+    values = {name: [run.estimate(name)[0] for run in runs] for name in [*FRONTIER, comparison.measures[0]]}
+    known = [name for name in FRONTIER if any(value is not None for value in values[name])]
+    qualities = [
+        Quality(title(name), values[name], [None if v is None else bad(name, v) for v in values[name]])
+        for name in known or comparison.measures[:1]
+    ]
+    return draw_costs(
+        [run.label for run in runs], [run.cost for run in runs], qualities, narrow, comparison.ranked
+    )
+
+
+def bad(name: str, value: float) -> float:
+    """Of FID, which is no measure of images, it is the value."""
+    return float(badness(name, np.array([value]))[0])
+
+
+def make_cards(comparison: Comparison, inputs: Sequence[Input]) -> list[Card]:
+    """The images that are shown, with the pictures that are kept; those of the i-th run under "run{i}".
+
+    Truth and measurement are those of the first run that kept them.
+    """
+    cards = {
+        one.key: Card(
+            key=one.key,
+            place=one.place,
+            measures={f"{name}_{i}": v for name, of in one.values.items() for i, v in enumerate(of) if v == v}
+            | {f"{name}_spread": value for name, value in one.spreads.items()},
+            why=[f"differs in {bare(comparison.by)}"] if one.differs else [],
+            pictures={},
+        )
+        for one in comparison.shown
+    }
+    restored: dict[str, dict[str, bytes]] = {key: {} for key in cards}
+    for i, one in enumerate(inputs):
+        if one.run is None:
+            continue
+        with parquet(one.rows) as file:
+            shown = pc.is_in(file.read(["key"])["key"], value_set=pa.array(cards, pa.string()))
+        bases = []
+        for _, row in rows_at(one.run, np.flatnonzero(shown.to_numpy()).tolist()):
+            card = cards[row["key"]]
+            if row["restored"] is not None:
+                restored[card.key][f"run{i}"] = row["restored"]
+            if not card.pictures and row["measurement"] is not None:
+                card.pictures = {KINDS[n]: row[n] for n in ("truth", "measurement") if row[n] is not None}
+                bases.append(card)
+        with_pseudo_inverses(one.run.job, bases)
+    for card in cards.values():
+        card.pictures |= restored[card.key]
+    return list(cards.values())
+
+
+def orders(comparison: Comparison) -> dict[str, list[tuple[str, str]]]:
+    """What the samples can be sorted by, in groups by heading: as the script reads it, and in words."""
+    names = dict.fromkeys([comparison.by, *comparison.measures])
+    found = {
+        "": [
+            *((f"{name}_spread:-1", f"where {bare(name)} differs most") for name in names),
+            ("place:1", "as in the job"),
+            ("failed:-1", "failures first"),
+        ]
+    }
+    for i, run in enumerate(comparison.runs):
+        found[run.label] = [
+            (f"{name}_{i}:{direction}", f"{bare(name)} of {run.label}, {end} first")
+            for name in names
+            for direction, end in zip((1, -1), ASCENDING[better(name)], strict=True)
+        ]
+    return found
+
+
+def write_page(comparison: Comparison, inputs: Sequence[Input], folder: Location) -> Location:
+    """Everything in a folder: compare.html, .md, .json, .csv and .tex, runs.csv and frontier.svg.
+
+    Returns:
+        compare.html, which holds the figure and the pictures and needs no other file.
+    """
+    make_folder(folder)
+    figure = draw_frontier(comparison)
+    runs, pairs = runs_table(comparison), paired_table(comparison)
+    lines = [f"{run.label}: {run.title}" for run in comparison.runs if run.title]
+    lines += [*comparison.warnings, *left_out(comparison)]
+    listed = "".join(f"- {markdown_text(line)}\n" for line in lines)
+    texts = {
+        "compare.json": json.dumps(json_value(asdict(comparison)), indent=1, allow_nan=False) + "\n",
+        "compare.md": "\n".join(part for part in (listed, runs.markdown(), pairs.markdown()) if part),
+        "compare.csv": paired_csv(comparison),
+        "runs.csv": runs_csv(comparison),
+        "compare.tex": runs.latex() + "\n" + pairs.latex(),
+        "compare.html": render(comparison, inputs, [figure, draw_frontier(comparison, narrow=True)]),
+    }
+    for name, content in {"frontier.svg": figure, **{k: v.encode() for k, v in texts.items()}}.items():
+        with publish(folder / name) as temporary:
+            temporary.write_bytes(content)
+    return folder / "compare.html"
+
+
+def render(comparison: Comparison, inputs: Sequence[Input], figures: Sequence[bytes]) -> str:
+    """The page.
+
+    Args:
+        figures: SVGs for a wide window and for a narrow one.
+    """
+    cards = make_cards(comparison, inputs)
+    pictures, form = fitted(cards)
+    kinds = {kind: kind for kind in ("truth", "measurement", "pseudo-inverse")}
+    kinds |= {f"run{i}": run.label for i, run in enumerate(comparison.runs)}
+    available = {kind for found in pictures for kind in found}
+    template = environments()["report.html"].get_template("compare.html.jinja")
+    return template.render(
+        c=comparison,
+        reports=[one.report for one in inputs],
+        sets={name: set(references(comparison.runs, name).values()) for name in comparison.set_names},
+        best=best_runs(comparison),
+        left_out=left_out(comparison),
+        cards=list(zip(cards, pictures, strict=True)),
+        form=form,
+        kinds={kind: words for kind, words in kinds.items() if kind in available},
+        orders=orders(comparison),
+        title=title,
+        figures=["data:image/svg+xml;base64," + b64encode(svg).decode() for svg in figures],
+        made=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+    )
+
+
+def best_runs(comparison: Comparison) -> dict[str, int]:
+    """Which run is the best in each measure, where that is one alone, and they can be ranked."""
+    found: dict[str, int] = {}
+    if not comparison.ranked:
+        return found
+    for name in comparison.measures:
+        ranked = [
+            (bad(name, value), i)
+            for i, run in enumerate(comparison.runs)
+            if (value := run.measures[name][0]) is not None
+        ]
+        least = min(ranked, default=(0.0, 0))[0]
+        first = [i for value, i in ranked if value == least]
+        if len(first) == 1:
+            found[name] = first[0]
+    return found
+
+
+def json_value(value: Any) -> Any:
+    """The same with "inf" and "nan" for numbers that JSON does not have."""
+    if isinstance(value, Mapping):
+        return {key: json_value(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [json_value(one) for one in value]
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
