@@ -39,8 +39,8 @@ def compare(
 
         kintsugi compare runs/ours scored/resshift scored/diffir --by lpips --out tables/sr4
     """
-    from kintsugi.jobs.cli import console, errors
     from kintsugi.jobs.files import located
+    from kintsugi.jobs.terminal import console, errors
     from kintsugi.pipeline.analysis.compare import compare as compare_runs
     from kintsugi.pipeline.analysis.compare_inputs import open_inputs
     from kintsugi.pipeline.analysis.compare_page import left_out, paired_table, runs_table, write_page

@@ -33,9 +33,9 @@ def query(
     from itertools import chain, islice
 
     from kintsugi.errors import redacted
-    from kintsugi.jobs.cli import console
     from kintsugi.jobs.compare import shown
     from kintsugi.jobs.files import located
+    from kintsugi.jobs.terminal import console
     from kintsugi.pipeline.analysis.query import ask, rows_of
     from kintsugi.pipeline.analysis.tables import Table, write_csv
 

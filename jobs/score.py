@@ -63,8 +63,9 @@ def score(
         kintsugi compare runs/sr4 runs/diffir
     """
     from kintsugi.device import default_device
-    from kintsugi.jobs.cli import EXIT_SOME_FAILED, console, errors, show_reasons, show_results
     from kintsugi.jobs.display import progress_bar
+    from kintsugi.jobs.execution import show_reasons, show_results
+    from kintsugi.jobs.terminal import EXIT_SOME_FAILED, console, errors
     from kintsugi.pipeline.analysis.scored import compare_sets, pair
 
     folder = located("--out", out)

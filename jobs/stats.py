@@ -30,8 +30,8 @@ def stats(
         kintsugi run job.yaml --set metrics='[fid, kid]' --set reference=ffhq256.npz
     """
     from kintsugi.device import default_device
-    from kintsugi.jobs.cli import console
     from kintsugi.jobs.display import progress_bar
+    from kintsugi.jobs.terminal import console
     from kintsugi.pipeline.data.collection import Collection
     from kintsugi.pipeline.execution.reference import make_statistics
 

@@ -99,7 +99,7 @@ def sweep(
 
         kintsugi sweep job.yaml --vary sampler.w=1..30:log --vary sampler.start=0.2..0.6 --random 20
     """
-    from kintsugi.jobs.cli import EXIT_SOME_FAILED, console
+    from kintsugi.jobs.terminal import EXIT_SOME_FAILED, console
     from kintsugi.pipeline.analysis.sweep import Measured, Outcome
 
     deciding = Measured(by), Measured(then or by)
@@ -232,7 +232,8 @@ def run_trials(
     Raises:
         typer.Exit: interrupted.
     """
-    from kintsugi.jobs.cli import console, errors, show_shard_warnings
+    from kintsugi.jobs.execution import show_shard_warnings
+    from kintsugi.jobs.terminal import console, errors
     from kintsugi.pipeline.analysis.sweep import climb, result_of
     from kintsugi.pipeline.analysis.sweep_settings import rungs
     from kintsugi.pipeline.execution.executors import connected
@@ -262,7 +263,8 @@ def run_trials(
 
 def do_first(run: Run, images: int, address: str | None) -> None:
     """Do what is left of a trial's first images."""
-    from kintsugi.jobs.cli import console, execute
+    from kintsugi.jobs.execution import execute
+    from kintsugi.jobs.terminal import console
     from kintsugi.pipeline.storage import clear_temporaries
 
     units = [unit for unit in run.outstanding() if unit.first < images]
@@ -277,7 +279,7 @@ def show(outcome: Outcome) -> None:
     from rich import box
     from rich.table import Table
 
-    from kintsugi.jobs.cli import console, errors
+    from kintsugi.jobs.terminal import console, errors
     from kintsugi.pipeline.analysis.sweep import difference
 
     by, fields = outcome.by, list(outcome.best.trial.settings)

@@ -26,7 +26,7 @@ from rich.console import Console
 from test_jobs import kintsugi
 
 from kintsugi.errors import JobError
-from kintsugi.jobs import send, submit
+from kintsugi.jobs import cluster, send
 from kintsugi.pipeline.job import Job
 
 ROOT = Path(__file__).parent.parent
@@ -247,7 +247,7 @@ def test_the_ray_job_runs_what_was_packed(make_job, tmp_path, ray_cluster):
     environment["working_dir"] = f"file://{tmp_path}/packed.zip"
     client = JobSubmissionClient(f"http://{ray_cluster}")
     submission = client.submit_job(entrypoint=spec["entrypoint"], runtime_env=environment)
-    assert submit.follow(client, submission, "", Console()) == 0
+    assert cluster.follow(client, submission, "", Console()) == 0
     assert json.loads((tmp_path / "run" / "report" / "metrics.json").read_text())["samples"]["ok"] == 12
 
 
@@ -308,21 +308,23 @@ def test_submit_refuses_paths_that_the_cluster_cannot_find(field, sets, tmp_path
     monkeypatch.chdir(tmp_path)
     Path("m.png").write_bytes(encode(np.uint8(255) * np.eye(256, dtype=np.uint8)))
     with pytest.raises(JobError, match=f"{field} must be absolute"):
-        submit.load_for_cluster("imagenet-inpaint-box", sets)
+        cluster.load_for_cluster("imagenet-inpaint-box", sets)
 
 
 def test_submit_takes_absolute_paths_urls_and_hub_ids():
     sets = ["output=s3://bucket/run", "data.shards=gs://bucket/{0..9}.tar"]
     hub = "prior={name: diffusers, path: google/ddpm-ema-celebahq-256}"
-    assert submit.load_for_cluster("quickstart", [*sets, hub]).prior["path"] == "google/ddpm-ema-celebahq-256"
+    assert (
+        cluster.load_for_cluster("quickstart", [*sets, hub]).prior["path"] == "google/ddpm-ema-celebahq-256"
+    )
     checkpoint = "prior={name: adm, path: /shared/x.pt}"
-    assert submit.load_for_cluster("quickstart", [*sets, checkpoint]).prior["path"] == "/shared/x.pt"
+    assert cluster.load_for_cluster("quickstart", [*sets, checkpoint]).prior["path"] == "/shared/x.pt"
 
 
 def test_submit_refuses_more_code_than_ray_takes(tmp_path, monkeypatch):
-    monkeypatch.setattr(submit, "SIZE_LIMIT", 1 << 20)
+    monkeypatch.setattr(cluster, "SIZE_LIMIT", 1 << 20)
     with pytest.raises(JobError, match=r"the largest file is kintsugi/priors/natural/natural\.safetensors"):
-        submit.gather(None, tmp_path)
+        cluster.gather(None, tmp_path)
 
 
 def test_submit_says_when_the_cluster_is_not_up(make_job, tmp_path):

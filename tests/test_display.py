@@ -6,8 +6,8 @@ import time
 
 from rich.console import Console
 
-from kintsugi.jobs.cli import stoppable
 from kintsugi.jobs.display import Display, duration
+from kintsugi.jobs.execution import stoppable
 from kintsugi.pipeline.execution.executors import Live, in_process
 from kintsugi.pipeline.execution.run import Progress, open_or_plan
 

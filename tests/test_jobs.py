@@ -11,12 +11,13 @@ from unittest.mock import Mock
 import jsonschema
 import numpy as np
 import pytest
+import typer
 import yaml
 from conftest import SIZE, encode, picture, write_tar
 from typer.testing import CliRunner
 
 from kintsugi.errors import JobError
-from kintsugi.jobs import submit
+from kintsugi.jobs import cluster
 from kintsugi.jobs.cli import app
 from kintsugi.jobs.fields import Described, fields
 from kintsugi.jobs.files import files_of, load_job, ready_jobs
@@ -164,10 +165,10 @@ def test_masks_of_every_kind_are_found_from_anywhere(suffix):
 def test_submit_finds_files_of_composed_operators_and_reads_the_job_once(composed, monkeypatch):
     places = ["output=/run", "data.shards=/a.tar"]
     with pytest.raises(JobError, match=r"degradation\.operator\.operators\.1\.mask: 'm\.png' must"):
-        submit.load_for_cluster("quickstart", [*composed, *places])
+        cluster.load_for_cluster("quickstart", [*composed, *places])
     monkeypatch.setattr("kintsugi.jobs.files.parse_setting", counted := Mock(wraps=parse_setting))
     absolute = composed[0].replace("m.png", str(Path("m.png").absolute()))
-    assert submit.load_for_cluster("quickstart", [absolute, *places]).output == "/run"
+    assert cluster.load_for_cluster("quickstart", [absolute, *places]).output == "/run"
     assert counted.call_count == 3, "each override once"
 
 
@@ -329,9 +330,7 @@ def test_list(kind):
             assert re.search(r"Source|Setting|\d{4}\.\d{4,5}|[12]\d{3}", factory.__doc__), factory
 
 
-@pytest.mark.parametrize(
-    "command", ["run", "plan", "status", "report", "list", "shard", "submit", "score", "stats", "sweep"]
-)
+@pytest.mark.parametrize("command", typer.main.get_command(app).commands)
 def test_every_command_has_help_with_an_example(command):
     output = kintsugi(command, "--help").output
     assert re.search(rf"Examples?:.*kintsugi {command} ", output, re.DOTALL)

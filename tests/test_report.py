@@ -22,8 +22,9 @@ import torch
 from conftest import SIZE, assert_self_contained, encode, picture, write_tar
 from PIL import Image
 
-from kintsugi.jobs.cli import console, show_results
+from kintsugi.jobs.execution import show_results
 from kintsugi.jobs.files import load_job
+from kintsugi.jobs.terminal import console
 from kintsugi.pipeline.analysis import report
 from kintsugi.pipeline.analysis.aggregate import Summary, describe
 from kintsugi.pipeline.analysis.report import gallery, histogram, mask_sources, number, spent, write_report

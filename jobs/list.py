@@ -1,0 +1,79 @@
+"""`kintsugi list`: what a job file can name."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterable
+from typing import Annotated
+
+import typer
+from rich.table import Table
+
+from kintsugi.errors import JobError
+from kintsugi.jobs.files import closest, describe, ready_jobs
+from kintsugi.jobs.options import beginning
+from kintsugi.jobs.terminal import console
+
+TOPICS = ("fields", "jobs", "operators", "samplers", "priors", "metrics")
+
+
+def list_(
+    topic: Annotated[
+        str, typer.Argument(help=f"{', '.join(TOPICS)}.", autocompletion=beginning(lambda: TOPICS))
+    ],
+) -> None:
+    """List what a job file can name, with parameters and defaults.
+
+    Example:
+
+        kintsugi list operators
+    """
+    if topic not in TOPICS:
+        meant = closest(topic, TOPICS)
+        raise JobError(f"list: no {topic!r}; {f'{meant} ' if meant else ''}choose from {', '.join(TOPICS)}")
+    from kintsugi import samplers
+
+    columns, rows = contents(topic)
+    table = Table(show_lines=True)
+    for i, column in enumerate(columns):
+        table.add_column(column, no_wrap=i == 0)  # a name, to be copied whole
+    for row in rows:
+        table.add_row(*row)
+    console.print(table)
+    if topic == "samplers":
+        *_, shared = (samplers.__doc__ or "").split("\n\n")
+        console.print(reflow(shared))
+
+
+def contents(topic: str) -> tuple[tuple[str, ...], Iterable[tuple[str, ...]]]:
+    """The columns and rows of the table of a topic; the first column holds names."""
+    from kintsugi import operators, priors, samplers
+    from kintsugi.jobs.fields import fields
+    from kintsugi.pipeline.metrics import IMAGE, SETS
+    from kintsugi.registry import parameters
+
+    if topic == "fields":
+        of_fields = ((field.name, field.type, field.default, field.about) for field in fields())
+        return ("field", "type", "default", "what it is"), of_fields
+    if topic == "jobs":
+        return ("job", "what it does"), ((name, describe(path)) for name, path in ready_jobs().items())
+    if topic == "metrics":
+        better = {"one": "near 1", None: ""}
+        of_metrics = (
+            (name, of, better.get(metric.better, metric.better or ""), metric.about.replace("\n", "\n\n", 1))
+            for of, metrics in (("image", IMAGE), ("set", SETS))
+            for name, metric in metrics.items()
+        )
+        return ("name", "of", "better", "what it is"), of_metrics
+    registry = {"operators": operators, "samplers": samplers, "priors": priors}[topic].REGISTRY
+    rows = []
+    for name, factory in registry.items():
+        settings = [p.name if p.required else f"{p.name}={p.default}" for p in parameters(factory)]
+        what, _, _ = (inspect.getdoc(factory) or "").partition("\n\nRaises:")
+        rows.append((name, "\n".join(settings), reflow(what)))
+    return ("name", "parameters", "what it is"), rows
+
+
+def reflow(text: str) -> str:
+    """Paragraphs without the line breaks of the source."""
+    return "\n\n".join(" ".join(paragraph.split()) for paragraph in text.split("\n\n"))

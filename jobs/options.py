@@ -1,0 +1,43 @@
+"""Arguments and options that several commands take."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Annotated
+
+import typer
+
+from kintsugi.jobs.files import ready_jobs
+
+
+def beginning(known: Callable[[], Iterable[str]]) -> Callable[[str], list[str]]:
+    """For the completion of a shell: those of the known names that begin so."""
+    return lambda incomplete: [name for name in known() if name.startswith(incomplete)]
+
+
+JobArgument = Annotated[
+    str,
+    typer.Argument(
+        help="A job file, or the name of a ready job (`kintsugi list jobs`).",
+        autocompletion=beginning(ready_jobs),
+    ),
+]
+RunArgument = Annotated[str, typer.Argument(help="A run directory, a path or a URL.")]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="FIELD=VALUE",
+        help="Override a field of the job, such as sampler.w=8 or sampler='{name: ddnm, steps: 5}'; text is "
+        "taken as it is; repeatable.",
+    ),
+]
+LimitOption = Annotated[int | None, typer.Option(min=1, help="Only the first N samples.")]
+AddressOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="ADDRESS",
+        help="auto or ray://HOST:10001: an existing Ray cluster. local: a Ray of its own (the default). "
+        "none: no Ray, in this process.",
+    ),
+]

@@ -1,0 +1,32 @@
+"""The terminal: what is printed there, and the exit codes."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any, NoReturn
+
+from rich.console import Console
+
+from kintsugi.errors import redacted
+
+EXIT_CANNOT_RUN, EXIT_SOME_FAILED, EXIT_INTERRUPTED = 1, 2, 130
+
+
+class Terminal(Console):
+    """Prints names and errors, also from files of others: no markup, no secrets, nothing that steers it."""
+
+    def __init__(self, *, stderr: bool = False):
+        super().__init__(stderr=stderr, markup=False, highlight=False)
+
+    def print(self, *objects: Any, **options: Any) -> None:
+        if all(isinstance(it, str) for it in objects):  # lines, whose paths can be copied whole
+            objects, options = tuple(map(redacted, objects)), {"soft_wrap": True} | options
+        super().print(*objects, **options)
+
+
+console, errors = Terminal(), Terminal(stderr=True)
+
+
+def fail(message: str) -> NoReturn:
+    errors.print(f"error: {message}", style="red")
+    sys.exit(EXIT_CANNOT_RUN)
