@@ -34,7 +34,8 @@ from PIL import Image
 
 from kintsugi import operators, priors, samplers
 from kintsugi.pipeline.data.decode import resize_crop, to_rgb
-from kintsugi.pipeline.execution.stage import PRECISIONS, add_noise
+from kintsugi.pipeline.execution.degrade import add_noise
+from kintsugi.pipeline.execution.stage import PRECISIONS
 from kintsugi.pipeline.job import Degradation
 from kintsugi.pipeline.metrics.scoring import Scorer
 from kintsugi.pipeline.metrics.texture import PATCH, finest_laplacian, patch_distance, patches_of

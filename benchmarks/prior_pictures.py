@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 
 from kintsugi import operators, priors
 from kintsugi.pipeline.data.photographs import scikit_image_shard
-from kintsugi.pipeline.execution.stage import levels
+from kintsugi.pipeline.execution.degrade import levels
 
 GAP = 4
 

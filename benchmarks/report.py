@@ -26,7 +26,7 @@ from kintsugi.pipeline.analysis.report import write_report
 from kintsugi.pipeline.data.photographs import scikit_image_shard
 from kintsugi.pipeline.data.pictures import encode
 from kintsugi.pipeline.execution.commit import commit
-from kintsugi.pipeline.execution.stage import levels
+from kintsugi.pipeline.execution.degrade import levels
 from kintsugi.pipeline.execution.worker import GALLERY, provenance
 from kintsugi.pipeline.job import Job
 from kintsugi.pipeline.metrics.scoring import Scorer, residual

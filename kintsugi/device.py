@@ -1,7 +1,16 @@
 """Where to compute."""
 
+import platform
+
 import torch
 
 
 def default_device() -> str:
+    """A GPU if there is one."""
     return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def name_of(device: torch.device) -> str:
+    """What a device is: cuda (NVIDIA H200), or cpu (x86_64)."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
+    return f"{device.type} ({name})"

@@ -24,9 +24,10 @@ from kintsugi.pipeline.analysis.query import ask, rows_of
 from kintsugi.pipeline.analysis.report import about_baselines, write_report
 from kintsugi.pipeline.data.units import Unit
 from kintsugi.pipeline.execution.commit import ROWS
+from kintsugi.pipeline.execution.degrade import add_noise
 from kintsugi.pipeline.execution.executors import Live, in_process
 from kintsugi.pipeline.execution.run import open_or_plan
-from kintsugi.pipeline.execution.stage import Stage, add_noise
+from kintsugi.pipeline.execution.stage import Stage
 from kintsugi.pipeline.execution.verify import verify
 from kintsugi.pipeline.job import Job
 from kintsugi.pipeline.metrics import BASELINE_COLUMNS

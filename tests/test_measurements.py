@@ -23,6 +23,7 @@ from kintsugi import operators
 from kintsugi.errors import JobError
 from kintsugi.pipeline.data.pictures import BITS, array_file
 from kintsugi.pipeline.data.pictures import encode as encoded
+from kintsugi.pipeline.execution.memory import largest_batch
 from kintsugi.pipeline.execution.restored import write_restored
 from kintsugi.pipeline.execution.run import Run, open_or_plan
 from kintsugi.pipeline.execution.run import plan as planned
@@ -378,7 +379,7 @@ def network_that_takes(monkeypatch, tiles):
 def test_a_batch_of_tiles_is_rehearsed_as_large_as_it_will_be(make_measurement_job, monkeypatch):
     stage = Stage(make_measurement_job("unused"), "cpu")
     asked = network_that_takes(monkeypatch, 5)
-    stage.batch_size = stage.largest_batch(40)
+    stage.batch_size = largest_batch(stage.rehearse, 40, stage.device)
     assert stage.batch_size == 5
     assert max(asked) > 5
     asked.clear()
@@ -391,7 +392,7 @@ def test_a_size_that_lacks_memory_has_what_was_kept_for_others(make_measurement_
     network_that_takes(monkeypatch, 3)
     (restored,) = stage.run(["large"], [np.zeros((3, 24, 24), np.float32)])
     assert restored.error is None
-    assert list(stage.problems) == [(3, 96, 96)]
+    assert list(stage.problems.prepared) == [(3, 96, 96)]
     assert stage.batch_size == 2
     assert [note.split(": ")[1] for note in stage.notes] == [
         "one size of images at a time is kept prepared from now on",

@@ -30,9 +30,9 @@ from kintsugi.pipeline.analysis.aggregate import Summary, describe
 from kintsugi.pipeline.analysis.report import gallery, histogram, mask_sources, number, spent, write_report
 from kintsugi.pipeline.execution.commit import read_rows
 from kintsugi.pipeline.execution.executors import Live, in_process
-from kintsugi.pipeline.execution.prometheus import TellingWorker
+from kintsugi.pipeline.execution.prometheus import Counts
 from kintsugi.pipeline.execution.run import open_or_plan
-from kintsugi.pipeline.execution.worker import Task
+from kintsugi.pipeline.execution.worker import Task, Worker
 from kintsugi.pipeline.metrics import IMAGE
 from kintsugi.pipeline.metrics.sets import SetResult
 
@@ -497,7 +497,7 @@ def test_telemetry_counts_what_was_done(make_job, tmp_path, monkeypatch):
     compute = {"unit_size": 8, "batch_size": 2, "cpus_per_actor": 1}
     run = open_or_plan(make_job(data={"shards": str(shard), "size": SIZE}, compute=compute))
     (unit,) = run.units()
-    worker = TellingWorker(run.job, run.folder, "cpu")
+    worker = Worker(run.job, run.folder, "cpu", [Counts(run.config_hash)])
     started = time.perf_counter()
     commit = worker.process(Task(unit))
     wall = time.perf_counter() - started

@@ -4,6 +4,7 @@ import hashlib
 import io
 import json
 import os
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -23,9 +24,11 @@ from kintsugi.pipeline.data import decode
 from kintsugi.pipeline.execution import stage as restore
 from kintsugi.pipeline.execution import worker
 from kintsugi.pipeline.execution.commit import ROWS, commit_file, data_file, read_commit, read_rows
+from kintsugi.pipeline.execution.degrade import add_noise
 from kintsugi.pipeline.execution.executors import Live, actor_size, capacity, in_process, on_ray
+from kintsugi.pipeline.execution.memory import largest_batch
 from kintsugi.pipeline.execution.run import Run, open_or_plan
-from kintsugi.pipeline.execution.stage import Stage, add_noise
+from kintsugi.pipeline.execution.stage import Stage
 from kintsugi.pipeline.job import Degradation, Job, config_hash
 from kintsugi.priors.natural import NaturalPrior
 from kintsugi.samplers import KeyedNoise
@@ -270,7 +273,7 @@ LACKS = {
 )
 def test_memory_of_the_machine_that_is_lacking_for_a_while_is_waited_for(make_job, monkeypatch, place, kind):
     waits: list[float] = []
-    monkeypatch.setattr(restore.time, "sleep", waits.append)
+    monkeypatch.setattr(time, "sleep", waits.append)
     left = iter(range({"network": 7, "unit": 2, "decoding": 3}[place]))
 
     def lacking(original):
@@ -296,7 +299,7 @@ def test_memory_of_the_machine_that_is_lacking_for_a_while_is_waited_for(make_jo
 def test_memory_that_does_not_come_back_is_waited_for_once(make_job, monkeypatch):
     """Then samples fail at once, until one succeeds: each would cost half a minute."""
     waits: list[float] = []
-    monkeypatch.setattr(restore.time, "sleep", waits.append)
+    monkeypatch.setattr(time, "sleep", waits.append)
     monkeypatch.setattr(NaturalPrior, "__call__", lambda *_: LACKS["torch"]())
     found = rows(execute(make_job()))
     assert all("can't allocate memory" in row["error"] for row in found)
@@ -333,15 +336,14 @@ def test_activations_are_recomputed_only_when_a_single_image_does_not_fit(make_j
 
 
 @pytest.mark.parametrize("memory", [1, 2, 5, 37, 64, 100])
-def test_the_largest_batch_is_found_to_an_eighth(make_job, monkeypatch, memory):
-    def rehearse(self, count):
+def test_the_largest_batch_is_found_to_an_eighth(memory):
+    def rehearse(count):
         tried.append(count)
         if count > memory:
             raise torch.OutOfMemoryError("injected")
 
     tried: list[int] = []
-    monkeypatch.setattr(Stage, "rehearse", rehearse)
-    found = Stage(make_job(), "cpu").largest_batch(64)
+    found = largest_batch(rehearse, 64, torch.device("cpu"))
     assert found <= min(memory, 64) <= found + max(1, found // 8)
     assert max(tried) <= 64
     assert len(tried) <= 12
@@ -358,12 +360,12 @@ def test_a_batch_is_rehearsed_with_the_first_step_of_any_sampler(make_job, monke
 
 
 def test_a_batch_size_left_open_is_found_once_and_the_same_after_resumption(make_job, monkeypatch):
-    monkeypatch.setattr(worker, "BATCH_ON_CPU", 3)
+    monkeypatch.setattr(restore, "BATCH_ON_CPU", 3)
     job = make_job(compute={"batch_size": "auto", "unit_size": 3, "cpus_per_actor": 1})
     run = open_or_plan(job)
     next(in_process(job, run.folder, run.outstanding(), Live()))
     assert json.loads((run.folder / "batch_size.json").read_text())["batch_size"] == 3
-    monkeypatch.setattr(worker, "BATCH_ON_CPU", 1)
+    monkeypatch.setattr(restore, "BATCH_ON_CPU", 1)
     assert {row["batch_size"] for row in rows(execute(job))} == {1, 3}  # the last of four is alone
 
 

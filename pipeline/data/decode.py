@@ -44,6 +44,7 @@ class Decoded:
     Attributes:
         image: an image (H, W, 3), uint8 or, of more than 8 bits, float32 on [-1, 1]; or a measurement
             (C, h, w) float32 on [-1, 1].
+        skipped: it was not to be decoded; there is neither image nor error.
         fetching, decoding: seconds that a thread took to get its bytes, and to make the image of them.
     """
 
@@ -54,12 +55,17 @@ class Decoded:
     label: int | None = None
     source: str | None = None
     file: str | None = None
+    skipped: bool = False
     fetching: float = 0.0
     decoding: float = 0.0
 
 
-def decode(key: str, index: int, content: Content, convert: Convert, file: str | None) -> Decoded:
-    """Decode one sample; every failure becomes the sample's error."""
+def decode(
+    key: str, index: int, content: Content, convert: Convert, file: str | None, skipped: bool = False
+) -> Decoded:
+    """Decode one sample, unless it is to be skipped; every failure becomes the sample's error."""
+    if skipped:
+        return Decoded(key, index, file=file, skipped=True)
     label = source = None
 
     def note(what: str) -> None:

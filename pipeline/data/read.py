@@ -4,7 +4,7 @@ import os
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
@@ -28,7 +28,8 @@ def read_unit(
     members: Members,
     convert: Convert,
     batch_size: int,
-    skip: Callable[[str], Exception | None] = lambda key: None,
+    skip: Container[str] = frozenset(),
+    refuse: Callable[[str], Exception | None] = lambda key: None,
 ) -> Iterator[list[Decoded]]:
     """The unit's samples in order, in batches; a few batches are decoded ahead, fewer of large images.
 
@@ -36,7 +37,7 @@ def read_unit(
     depend on what went before. Every key of the plan appears once.
 
     Args:
-        skip: an error for samples that are not to be decoded.
+        skip: keys of samples that are not to be decoded. refuse: the error of those that must not be.
     """
     ahead: deque[Future[Decoded] | None] = deque()
     changed = threading.Condition()
@@ -71,7 +72,7 @@ def read_unit(
             contents = in_folder(unit, members.files) if members.files else in_tar(unit, members)
             for place, (key, (content, spent)) in enumerate(zip(members.keys, timed(contents), strict=True)):
                 file = members.files[place] if members.files else None
-                work = (key, unit.start + place, skip(key) or content, convert, file)
+                work = (key, unit.start + place, refuse(key) or content, convert, file, key in skip)
                 put(pool.submit(decode_timed, spent, *work))
                 if stop.is_set():
                     return

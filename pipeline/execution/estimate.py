@@ -3,6 +3,7 @@
 import time
 
 import numpy as np
+import torch
 
 from kintsugi.errors import JobError
 from kintsugi.pipeline.execution.stage import Stage
@@ -13,21 +14,20 @@ def seconds_per_image(job: Job, device: str) -> float:
     """Seconds to degrade, restore and score one image, after a warm-up.
 
     On a CPU a single image is timed, since batches bring little there; on a GPU a whole batch.
-    """
-    import torch
 
+    Raises:
+        JobError: no image of about `data.size` fits the operator, or as `Stage`.
+    """
     torch.set_num_threads(job.compute.cpus_per_actor)
     stage = Stage(job, device)
-    count = stage.batch_size if device == "cuda" else 1
-    keys = [str(i) for i in range(count)]
-    if stage.typical is None:
+    if (shapes := stage.problems.typical) is None:
         raise JobError("plan: the operator fits no image of data.size, so there is none to time; --no-timing")
-    channels, height, width = stage.typical.image
+    channels, height, width = shapes.image
     example = np.random.default_rng(0).integers(0, 256, (height, width, channels), np.uint8)
     if job.from_measurements:
-        example = np.zeros(stage.typical.measurement, np.float32)
-    samples = [example] * count
-    stage.run(keys, samples, [0] * count)
-    started = time.perf_counter()
-    stage.run(keys, samples, [0] * count)
+        example = np.zeros(shapes.measurement, np.float32)
+    count = stage.batch_size if device == "cuda" else 1
+    for _ in range(2):
+        started = time.perf_counter()
+        stage.run([str(i) for i in range(count)], [example] * count, [0] * count)
     return (time.perf_counter() - started) / count

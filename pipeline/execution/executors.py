@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -22,11 +22,11 @@ from kintsugi.errors import JobError, redacted
 from kintsugi.pipeline.data.units import Unit, read_members
 from kintsugi.pipeline.execution.bisect import Inquiry
 from kintsugi.pipeline.execution.commit import Commit
-from kintsugi.pipeline.execution.prometheus import TellingWorker
+from kintsugi.pipeline.execution.memory import lacks_memory
+from kintsugi.pipeline.execution.prometheus import Counts
 from kintsugi.pipeline.execution.sieve import without_texts_of_ray
-from kintsugi.pipeline.execution.stage import lacks_memory
-from kintsugi.pipeline.execution.worker import Task, Worker, give_up
-from kintsugi.pipeline.job import Job
+from kintsugi.pipeline.execution.worker import Observer, Result, Task, Worker, give_up
+from kintsugi.pipeline.job import Job, config_hash
 from kintsugi.pipeline.storage import Location, at, pause
 
 POLL_SECONDS = 0.5
@@ -86,12 +86,13 @@ def in_process(
         JobError: the storage fails, or memory is lacking, again and again.
     """
 
-    def update() -> None:
-        live.in_hand, live.busy = worker.in_hand, worker.busy
-        live.left = (unit.samples - worker.in_hand,)
+    class Display(Observer):
+        def on_batch(self, results: Sequence[Result], seconds: Mapping[str, float]) -> None:
+            live.in_hand, live.busy = worker.in_hand, worker.busy
+            live.left = (unit.samples - worker.in_hand,)
 
     try:
-        worker = Worker(job, run, default_device(), on_batch=update)
+        worker = Worker(job, run, default_device(), [Display()])
     except Exception as error:
         if lacks_memory(error):
             raise passing_failure(error) from error
@@ -477,7 +478,8 @@ class RayWorker:
     """The actor: a `Worker` whose state can be read while it works."""
 
     def __init__(self, job: dict[str, Any], run: str, device: str):
-        self.worker = TellingWorker(Job.model_validate(job), at(run), device)
+        known = Job.model_validate(job)
+        self.worker = Worker(known, at(run), device, [Counts(config_hash(known))])
 
     def process(self, task: Task) -> Commit:
         return self.worker.process(task)

@@ -4,32 +4,29 @@ Ray puts `ray_` before the names and `_total` behind those of counters. No label
 beginning of its configuration's hash, for whoever reaches the port can read them.
 """
 
-import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from kintsugi.errors import error_text
-from kintsugi.pipeline.data.decode import Decoded
-from kintsugi.pipeline.execution.commit import Commit
 from kintsugi.pipeline.execution.stage import Restored
-from kintsugi.pipeline.execution.worker import LEFT_OUT, Task, Worker
+from kintsugi.pipeline.execution.worker import Observer, Result
 
 
-class TellingWorker(Worker):
-    """A worker on Ray: what it did is told with every batch, and how long it had a unit in hand at its end.
+class Counts(Observer):
+    """Tells what a worker on Ray did with every batch, and how long it had a unit in hand at its end.
 
     These are counts of work: what is done a second time, because somebody was slow, died or failed, counts
     twice; what was found done, or is kept, does not count.
+
+    Args:
+        config_hash: of the run.
     """
 
-    def __init__(self, *arguments: Any):
+    def __init__(self, config_hash: str):
         from ray.util import metrics
-
-        super().__init__(*arguments)
 
         def labelled(kind: Any, name: str, about: str, *labels: str) -> Any:
             metric = kind(f"kintsugi_{name}", about, ("run", *labels))
-            return metric.set_default_tags({"run": self.config_hash[:12]})
+            return metric.set_default_tags({"run": config_hash[:12]})
 
         self.samples = labelled(metrics.Counter, "samples", "Samples that were done.", "status")
         self.spent = labelled(metrics.Counter, "seconds", "Wall-clock time of the actor.", "part")
@@ -38,26 +35,20 @@ class TellingWorker(Worker):
         )
         self.batch = labelled(metrics.Gauge, "batch_size", "Samples in the last batch that was restored.")
 
-    def restore(self, batch: list[Decoded]) -> list[Restored | str]:
-        before = dict(self.stage.seconds)
-        results = super().restore(batch)
-        count(self.spent, "part", {part: now - before[part] for part, now in self.stage.seconds.items()})
-        done = [result for result in results if result != error_text(LEFT_OUT)]
-        failed = sum(isinstance(result, str) or result.error is not None for result in done)
-        count(self.samples, "status", {"ok": len(done) - failed, "failed": failed})
-        restored = [result for result in done if isinstance(result, Restored)]
+    def on_batch(self, results: Sequence[Result], seconds: Mapping[str, float]) -> None:
+        """Count samples, evaluations and the stage's seconds."""
+        count(self.spent, "part", seconds)
+        restored = [result for result in results if isinstance(result, Restored)]
+        ok = sum(result.error is None for result in restored)
+        count(self.samples, "status", {"ok": ok, "failed": len(results) - ok})
+        forwards, vjps = sum(r.forwards for r in restored), sum(r.vjps for r in restored)
+        count(self.evaluations, "kind", {"forward": forwards, "vjp": vjps})
         if restored:
-            forwards, vjps = sum(r.forwards for r in restored), sum(r.vjps for r in restored)
-            count(self.evaluations, "kind", {"forward": forwards, "vjp": vjps})
             self.batch.set(restored[-1].batch_size)
-        return results
 
-    def process(self, task: Task) -> Commit:
-        started = time.perf_counter()
-        try:
-            return super().process(task)
-        finally:
-            count(self.spent, "part", {"total": time.perf_counter() - started})
+    def on_unit(self, seconds: float) -> None:
+        """Count the seconds of all parts together."""
+        count(self.spent, "part", {"total": seconds})
 
 
 def count(counter: Any, label: str, values: Mapping[str, float]) -> None:

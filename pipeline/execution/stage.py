@@ -1,46 +1,48 @@
 """The stage: degrade a batch of images, restore it, score it. Knows nothing of shards and rows."""
 
-import time
-from collections import OrderedDict
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from kintsugi import operators, priors, samplers
+from kintsugi import priors
 from kintsugi.errors import JobError
 from kintsugi.operators import Operator, SpecError
-from kintsugi.pipeline import storage
-from kintsugi.pipeline.data.decode import MAX_PIXELS
-from kintsugi.pipeline.data.depth import rounded
+from kintsugi.pipeline.data.decode import Convert, Images, Measurements
 from kintsugi.pipeline.data.pictures import BITS
 from kintsugi.pipeline.execution.checkpoints import on_this_node
-from kintsugi.pipeline.execution.identity import of_operator, refuse_changed
-from kintsugi.pipeline.execution.timing import Metered
-from kintsugi.pipeline.job import Degradation, Job
+from kintsugi.pipeline.execution.degrade import add_noise, baselines, eight_bits, levels
+from kintsugi.pipeline.execution.memory import Memory, largest_batch
+from kintsugi.pipeline.execution.problems import Prepared, Problems
+from kintsugi.pipeline.execution.timing import timed
+from kintsugi.pipeline.job import Job
 from kintsugi.pipeline.metrics import SETS, TRUTH, baseline_column
 from kintsugi.pipeline.metrics.features import Extractor
 from kintsugi.pipeline.metrics.scoring import Scorer, residual
 from kintsugi.pipeline.metrics.weights import MissingWeights
 from kintsugi.priors import speed
 from kintsugi.priors.base import ClassConditional, Prior
-from kintsugi.priors.tiled import Tiled
 from kintsugi.samplers import KeyedNoise
-from kintsugi.samplers.base import Sampler
-from kintsugi.samplers.lmmse import linear_mmse
 
 BATCH_ON_CPU = 16  # `auto` where memory does not tell: larger batches are no faster there
 PRECISIONS = {"float32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
-MAX_SIDE = 16_384  # whose decomposition takes minutes
-PROBLEMS = 8  # sizes of measurements whose decompositions are kept
-WAITS = 5  # pauses of 1, 2, 4, … s in a row for memory of the machine, which is not ours alone
-NO_MEMORY = ("allocate memory", "not enough memory", "bad_alloc")  # in texts of torch's RuntimeErrors
 
-Shape = tuple[int, int, int]
+
+@dataclass(frozen=True)
+class Several:
+    """Of several samples for one measurement.
+
+    Attributes:
+        samples: each, as `Restored.restored`. deviation: their standard deviation (3, H, W) float16 on
+            [-1, 1]. spread: the RMS of that.
+    """
+
+    samples: list[np.ndarray]
+    deviation: np.ndarray
+    spread: float
 
 
 @dataclass(frozen=True)
@@ -52,8 +54,6 @@ class Restored:
     sampler's time for the batch divided by its size.
 
     Attributes:
-        samples, deviation, spread: where there are several samples: each, their standard deviation
-            (3, H, W) float16 on [-1, 1], and the RMS of that.
         features: of the restored picture, and of the truth under "SPACE_truth", where set metrics ask for
             them.
     """
@@ -67,27 +67,26 @@ class Restored:
     restored: np.ndarray
     measurement: np.ndarray
     error: str | None
-    samples: list[np.ndarray] = field(default_factory=list)
-    deviation: np.ndarray | None = None
-    spread: float | None = None
+    several: Several | None = None
     features: dict[str, np.ndarray] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
-class Prepared:
-    """What restoring images of one size takes. A sampler of its own, for it remembers its coefficients."""
+class Drawn:
+    """What the sampler made of a batch of measurements.
 
-    operator: Operator
-    sampler: Sampler
-    prior: Prior
-    metered: Metered
+    Attributes:
+        image: (B, C, H, W) on [-1, 1], of several samples the mean. deviation: of several samples.
+        samples: several, (B, H, W, C) uint8 or uint16.
+        forwards, vjps: of all samples of one image. seconds: of the sampler, per image.
+    """
 
-
-class Shapes(NamedTuple):
-    """Of an operator's images and measurements."""
-
-    image: Shape
-    measurement: tuple[int, ...]
+    image: Tensor
+    deviation: Tensor | None
+    samples: list[np.ndarray]
+    forwards: int
+    vjps: int
+    seconds: float
 
 
 class Stage:
@@ -99,11 +98,7 @@ class Stage:
     Attributes:
         seconds: time spent by part (degrade, sample, score) since the start; forward and vjp are the
             network's within sample.
-        batch_size: samples, or tiles, restored at once; halved when memory runs out.
-        waits: pauses for memory since a batch last succeeded.
         notes: what the user should know.
-        typical: shapes of images with sides `data.size`; of measurements perhaps a little larger, or None
-            where none of these fits the operator.
 
     Raises:
         JobError: the prior cannot be loaded, or the sampler does not fit it; weights of a metric are missing,
@@ -111,16 +106,12 @@ class Stage:
     """
 
     def __init__(self, job: Job, device: str | torch.device, files: Mapping[str, str] | None = None):
-        self.job, self.device, self.files = job, torch.device(device), files or {}
-        try:
-            self.scorer = Scorer(job.metrics, device)
-            self.extractor = Extractor({SETS[name].space for name in job.metrics if name in SETS}, device)
-        except MissingWeights as error:
-            raise JobError(f"metrics: {error}") from error
+        self.job, self.device = job, torch.device(device)
+        self.scorer, self.extractor = load_metrics(job, self.device)
         try:
             here = on_this_node(job.prior)
             self.prior = priors.load(here, device=device)
-            self.multiple = priors.describe(here).multiple
+            multiple = priors.describe(here).multiple
         except (SpecError, OSError) as error:
             raise JobError(str(error)) from error
         precision = PRECISIONS[job.compute.precision]
@@ -128,110 +119,37 @@ class Stage:
             speed.half_precision(self.prior, precision)
             if self.device.type == "cuda":
                 speed.channels_last(self.prior)
-        self.problems: OrderedDict[Shape, Prepared] = OrderedDict()
-        self.problems_kept = PROBLEMS
-        self.batch_size = BATCH_ON_CPU if job.compute.batch_size == "auto" else job.compute.batch_size
-        self.notes: list[str] = []
-        self.waits = 0
-        self.seconds = dict.fromkeys(("degrade", "sample", "forward", "vjp", "score"), 0.0)
+        batch_size = BATCH_ON_CPU if job.compute.batch_size == "auto" else job.compute.batch_size
         try:
-            self.typical = self.typical_shapes()
+            self.problems = Problems(job, self.prior, self.device, multiple, batch_size, files or {})
         except ValueError as error:
             raise JobError(f"sampler.{error}") from error
+        self.notes: list[str] = []
+        self.memory = Memory(self.problems, self.prior, self.notes)
+        self.seconds = dict.fromkeys(("degrade", "sample", "forward", "vjp", "score"), 0.0)
 
     @property
     def batch_size(self) -> int:
-        return self._batch_size
+        """Samples, or tiles, restored at once; halved when memory runs out."""
+        return self.problems.batch_size
 
     @batch_size.setter
     def batch_size(self, count: int) -> None:
-        self._batch_size = count
-        for problem in self.problems.values():
-            if isinstance(problem.prior, Tiled):
-                problem.prior.batch = count
+        self.problems.batch_size = count
 
-    def typical_shapes(self) -> Shapes | None:
-        size = self.job.data.size
-        for side in range(size, size + size // 4 if self.job.from_measurements else size + 1):
-            with suppress(SpecError):
-                operator = self.problem((3, side, side)).operator
-                return Shapes(operator.image_shape, operator.measurement_shape)
-        return None
+    @property
+    def prior_sha256(self) -> str:
+        """Checksum of the prior's files."""
+        return self.prior.sha256
 
-    def problem(self, shape: Shape) -> Prepared:
-        """The problem of images of a shape; those of a few shapes are kept.
-
-        Raises:
-            SpecError: the operator does not fit the shape.
-            ValueError: the sampler does not fit; the message begins with the field.
-            JobError: a file of the operator is not what it must be.
-        """
-        if shape in self.problems:
-            self.problems.move_to_end(shape)
-            return self.problems[shape]
-        degradation = self.job.degradation
-        self.check_files()
-        operator = operators.build(degradation.operator, shape, device=self.device)
-        self.check_files()  # again, so that what was read in between is what is checked
-        prior: Prior = self.prior
-        if self.job.from_measurements:
-            overlap = min(self.job.restoration.overlap, self.job.data.size // 2)
-            prior = Tiled(self.prior, self.job.data.size, self.multiple, overlap, self.batch_size)
-        metered = Metered(prior, self.device)
-        found = Prepared(operator, samplers.build(self.job.sampler), prior, metered)
-        found.sampler.prepare(metered, operator, degradation.sigma_y, torch.empty(0, device=self.device))
-        self.problems[shape] = found
-        self.forget_problems()
-        return found
-
-    def check_files(self) -> None:
-        """Raise a JobError if a file of the operator is gone or not what it must be."""
-        if self.files:
-            refuse_changed(self.files, of_operator(self.job))
-
-    def forget_problems(self) -> None:
-        """Keep the problems that were used last."""
-        while len(self.problems) > self.problems_kept:
-            self.problems.popitem(last=False)
-
-    def problem_of(self, sample: tuple[int, ...]) -> Prepared:
-        """The problem of samples of this shape: of images, (H, W, 3), or of measurements, (C, h, w).
-
-        Raises:
-            ValueError: there is none, or its images would be too large.
-        """
+    @property
+    def convert(self) -> Convert:
+        """What makes a sample of its files' contents."""
+        data = self.job.data
         if not self.job.from_measurements:
-            height, width, channels = sample
-            return self.problem((channels, height, width))
-        rows = columns = 1.0
-        if self.typical is not None:
-            image, measurement = self.typical
-            if measurement == sample:
-                return self.problem(image)
-            rows, columns = (whole / part for whole, part in zip(image[1:], measurement[1:], strict=True))
-        height, width = round(sample[1] * rows), round(sample[2] * columns)
-        if height * width > MAX_PIXELS or max(height, width) > MAX_SIDE:
-            raise ValueError(
-                f"its restoration would have {height}x{width} pixels, more than {MAX_PIXELS:,} or a side of "
-                f"{MAX_SIDE:,}"
-            )
-        found = self.problem((3, height, width))
-        if found.operator.measurement_shape != sample:
-            raise ValueError(
-                f"a measurement of shape {sample}; of images of {height}x{width} the operator makes "
-                f"{found.operator.measurement_shape}"
-            )
-        return found
-
-    @property
-    def measured_channels(self) -> int:
-        """Channels of a measurement."""
-        return 3 if self.typical is None else self.typical.measurement[0]
-
-    @property
-    def measures_pixels(self) -> bool:
-        """Whether measurements are images."""
-        return self.typical is None or self.problem(self.typical.image).operator.pixels
+            return Images(data.size, data.fit, data.range)
+        channels, pixels = self.problems.measured
+        return Measurements(channels, data.range, self.job.degradation.sigma_y, pixels)
 
     def compile(self) -> None:
         """Compile the network for whole batches, if the job asks for it."""
@@ -241,26 +159,12 @@ class Stage:
         ):
             self.notes.append(why)
 
-    def largest_batch(self, limit: int) -> int:
-        """The largest batch up to `limit` that fits into a GPU's memory, to an eighth.
-
-        A tenth of the memory is left, for what a rehearsal does not show.
-        """
-        share = self.job.compute.gpus_per_actor if 0 < self.job.compute.gpus_per_actor < 1 else 1.0
-        fits, fails = 0, limit + 1
-        with memory_limited(self.device, 0.9 * share):
-            while fails - fits > max(1, fits // 8):
-                # Doubling until something fails, then halving the interval.
-                count = min(max(1, 2 * fits), limit) if fails > limit else (fits + fails) // 2
-                try:
-                    self.rehearse(count)
-                    fits = count
-                except torch.OutOfMemoryError:
-                    fails = count
-                self.release_memory()
-                if fails == 1:
-                    return 1  # `run` will recompute activations, or say that nothing fits
-        return fits
+    def largest_batch(self) -> int:
+        """The largest batch of a unit's samples that fits into a GPU's memory; on a CPU `BATCH_ON_CPU`."""
+        compute = self.job.compute
+        if self.device.type != "cuda":
+            return min(compute.unit_size, BATCH_ON_CPU)
+        return largest_batch(self.rehearse, compute.unit_size, self.device, compute.gpus_per_actor)
 
     def rehearse(self, count: int) -> None:
         """The first step of the sampler on a batch and the evaluation after it, and the batch's scores.
@@ -270,10 +174,10 @@ class Stage:
         Raises:
             JobError: no image of about `data.size` fits the operator.
         """
-        if self.typical is None:
+        if self.problems.typical is None:
             raise JobError("compute: the operator fits no image of data.size; give batch_size as a number")
-        problem = self.problem(self.typical.image)
-        self.batch_size = count
+        problem = self.problems.of_images(self.problems.typical.image)
+        self.problems.batch_size = count
         truth = torch.zeros(count, *problem.operator.image_shape, device=self.device)
         noise = KeyedNoise(0, [str(i) for i in range(count)])
         self.label(problem.prior, [0] * count)
@@ -285,10 +189,6 @@ class Stage:
             )
         self.score(problem.operator, y, truth, truth)
 
-    def release_memory(self) -> None:
-        if self.device.type == "cuda":
-            torch.cuda.empty_cache()
-
     def run(
         self,
         keys: Sequence[str],
@@ -297,79 +197,51 @@ class Stage:
     ) -> list[Restored]:
         """Restore images (H, W, 3), uint8 or float32 on [-1, 1], or measurements (C, h, w) float32.
 
-        Those of one shape and type together.
-
-        Too little memory halves the batch, and stays so; when a single image of one tile does not fit,
-        activations are computed twice instead of being kept. What a larger image lacks is its own affair.
-        Memory of the machine, which others use too, is waited for in the end.
+        Those of one shape and type together, in less memory when it runs out.
 
         Raises:
             Exception: what the operator, prior or sampler raised.
         """
         labels = labels or [None] * len(keys)
-        shapes: dict[tuple[tuple[int, ...], np.dtype], list[int]] = {}
+        alike: dict[tuple[tuple[int, ...], np.dtype], list[int]] = {}
         for place, sample in enumerate(samples):
-            shapes.setdefault((sample.shape, sample.dtype), []).append(place)
+            alike.setdefault((sample.shape, sample.dtype), []).append(place)
         results: dict[int, Restored] = {}
-        for places in shapes.values():
-            alike = self.run_alike(
-                [keys[place] for place in places],
-                [samples[place] for place in places],
-                [labels[place] for place in places],
-            )
-            results |= zip(places, alike, strict=True)
+        for places in alike.values():
+            results |= zip(places, self.run_alike(places, keys, samples, labels), strict=True)
         return [results[place] for place in range(len(keys))]
 
     def run_alike(
-        self, keys: Sequence[str], samples: Sequence[np.ndarray], labels: Sequence[int | None]
+        self,
+        places: Sequence[int],
+        keys: Sequence[str],
+        samples: Sequence[np.ndarray],
+        labels: Sequence[int | None],
     ) -> list[Restored]:
-        """Restore samples of one shape."""
-        results: list[Restored] = []
-        problem = self.problem_of(samples[0].shape)
+        """Restore the samples at some places, which have one shape and type."""
+        problem = self.problems.of_samples(samples[places[0]].shape)
         # Of an image that is larger than a tile, the tiles are the batch.
         whole = max(problem.operator.image_shape[1:]) <= self.job.data.size
-        before = self.batch_size
-        while len(results) < len(keys):
-            part = slice(len(results), len(results) + (self.batch_size if whole else 1))
-            pause = 0.0
-            try:
-                results += self.run_batch(problem, keys[part], np.stack(samples[part]), labels[part])
-                self.waits = 0
-                continue
-            except Exception as error:
-                if not lacks_memory(error):
-                    raise
-                change = self.use_less_memory(whole)
-                if change is None and not isinstance(error, torch.OutOfMemoryError) and self.waits < WAITS:
-                    self.waits += 1
-                    pause = storage.pause(self.waits)
-                    change = f"waiting for {pause:g} s"
-                if change is None:
-                    if not whole:
-                        self.batch_size = before
-                    raise
-            # Outside the handler, whose traceback keeps the tensors of the failed batch alive.
-            self.release_memory()
-            self.notes.append(f"out of memory: {change}")
-            time.sleep(pause)
+        results: list[Restored] = []
+
+        def next_batch() -> list[Restored]:
+            part = places[len(results) :][: self.batch_size if whole else 1]
+            batch = np.stack([samples[place] for place in part])
+            return self.run_batch(problem, [keys[p] for p in part], batch, [labels[p] for p in part])
+
+        while len(results) < len(places):
+            results += self.memory.persist(next_batch, whole)
         return results
 
-    def use_less_memory(self, whole: bool) -> str | None:
-        """Do something about memory that ran out; returns what, or None where nothing is left to do.
-
-        Args:
-            whole: the network sees whole images; of tiles it keeps no activations anyway.
-        """
-        if len(self.problems) > 1:
-            self.problems_kept = 1
-            self.forget_problems()
-            return "one size of images at a time is kept prepared from now on"
-        if self.batch_size > 1:
-            self.batch_size = (self.batch_size + 1) // 2
-            return f"batches of {self.batch_size}, not compiled from now on"
-        if whole and speed.checkpointed(self.prior):
-            return "activations are computed twice from now on"
-        return None
+    def run_batch(
+        self, problem: Prepared, keys: Sequence[str], samples: np.ndarray, labels: Sequence[int | None]
+    ) -> list[Restored]:
+        """Restore samples (B, H, W, 3) or (B, C, h, w); raises as `run`."""
+        self.label(problem.prior, labels)
+        y, truth = self.degrade(problem.operator, keys, samples)
+        drawn = self.draw_samples(problem, keys, y)
+        with timed(self.seconds, "score", self.device), torch.no_grad():
+            return self.results(problem.operator, keys, samples, y, truth, drawn)
 
     def label(self, prior: Prior, labels: Sequence[int | None]) -> None:
         """Tell a class-conditional prior the classes of the next batch.
@@ -383,71 +255,44 @@ class Stage:
             raise ValueError("the prior is class-conditional and the sample has no .cls; set prior.label")
         prior.labels = torch.tensor(labels, device=self.device)
 
-    def run_batch(
-        self, problem: Prepared, keys: Sequence[str], samples: np.ndarray, labels: Sequence[int | None]
-    ) -> list[Restored]:
-        operator, job = problem.operator, self.job
-        self.label(problem.prior, labels)
-        noise = KeyedNoise(job.seed, keys)
-        truth = None
-        with self.timed("degrade"), torch.no_grad():
-            y = torch.from_numpy(samples).to(self.device)
-            if not job.from_measurements:
-                truth = y.permute(0, 3, 1, 2)
-                truth = truth.float() / 127.5 - 1 if y.dtype == torch.uint8 else truth
-                y = add_noise(operator.forward(truth), job.degradation, noise)
-        before = self.seconds["sample"]
-        count = job.restoration.samples_per_image
-        bits = BITS[job.restoration.format]
-        drawn: list[np.ndarray] = []
-        spread = RunningDeviation()
+    @torch.no_grad()
+    def degrade(
+        self, operator: Operator, keys: Sequence[str], samples: np.ndarray
+    ) -> tuple[Tensor, Tensor | None]:
+        """Measurements y on [-1, 1], and the truth (B, 3, H, W) on [-1, 1] where the samples are images."""
+        with timed(self.seconds, "degrade", self.device):
+            given = torch.from_numpy(samples).to(self.device)
+            if self.job.from_measurements:
+                return given, None
+            truth = given.permute(0, 3, 1, 2)
+            truth = truth.float() / 127.5 - 1 if given.dtype == torch.uint8 else truth
+            noise = KeyedNoise(self.job.seed, keys)
+            return add_noise(operator.forward(truth), self.job.degradation, noise), truth
+
+    def draw_samples(self, problem: Prepared, keys: Sequence[str], y: Tensor) -> Drawn:
+        """Restore measurements, `restoration.samples_per_image` times, each with noise of its own."""
+        job, count, before = self.job, self.job.restoration.samples_per_image, self.seconds["sample"]
+        samples, running = [], RunningDeviation()
         problem.metered.begin()
-        with self.timed("sample"):
+        with timed(self.seconds, "sample", self.device):
             for number in range(count):
                 noise = KeyedNoise(job.seed, keys if number == 0 else [f"{k}\0{number}" for k in keys])
                 outcome = problem.sampler(
-                    problem.metered, operator, y, noise, sigma_y=job.degradation.sigma_y
+                    problem.metered, problem.operator, y, noise, sigma_y=job.degradation.sigma_y
                 )
                 if count > 1:
-                    spread.add(outcome.image)
-                    drawn.append(levels(outcome.image, bits))
+                    running.add(outcome.image)
+                    samples.append(levels(outcome.image, BITS[job.restoration.format]))
         for part, spent in problem.metered.seconds().items():
             self.seconds[part] += spent
-        seconds = (self.seconds["sample"] - before) / len(keys)
-        with self.timed("score"), torch.no_grad():
-            image = outcome.image if count == 1 else spread.mean
-            finite = image.isfinite().flatten(1).all(1).tolist()
-            metrics = self.score(operator, y, image, truth)
-            residuals = residual(operator.forward(image), y)
-            seen = y if operator.pixels else operator.pinv(y)
-            deviation = spread.deviation.half().cpu().numpy() if count > 1 else [None] * len(keys)
-            spreads = spread.deviation.square().mean((1, 2, 3)).sqrt().tolist() if count > 1 else deviation
-            restored, measurement = levels(image, bits), levels(seen, 8)
-            true = None if job.from_measurements else eight_bits(samples)
-            features = [
-                self.features(key, levels(image[i : i + 1], 8)[0], None if true is None else true[i])
-                if finite[i] and self.extractor.spaces
-                else {}
-                for i, key in enumerate(keys)
-            ]
-        return [
-            Restored(
-                metrics={name: values[i] for name, values in metrics.items()},
-                residual=residuals[i],
-                seconds=seconds,
-                forwards=count * outcome.forwards,
-                vjps=count * outcome.vjps,
-                batch_size=len(keys),
-                restored=restored[i],
-                measurement=measurement[i],
-                error=None if finite[i] else "NotFinite: the sampler's result contains NaN or infinity",
-                samples=[one[i] for one in drawn],
-                deviation=deviation[i],
-                spread=spreads[i],
-                features=features[i],
-            )
-            for i in range(len(keys))
-        ]
+        return Drawn(
+            image=outcome.image if count == 1 else running.mean,
+            deviation=None if count == 1 else running.deviation,
+            samples=samples,
+            forwards=count * outcome.forwards,
+            vjps=count * outcome.vjps,
+            seconds=(self.seconds["sample"] - before) / len(keys),
+        )
 
     @torch.no_grad()
     def score(
@@ -461,27 +306,51 @@ class Stage:
                 found |= {baseline_column(name, baseline): of for name, of in values.items()}
         return found
 
-    def features(self, key: str, restored: np.ndarray, truth: np.ndarray | None) -> dict[str, np.ndarray]:
-        """What set metrics need to know of pictures (H, W, 3) uint8; of the truth if it is the reference."""
-        found = self.extractor(key, restored)
-        if truth is not None and self.job.reference == "truth":
-            found |= {space + TRUTH: values for space, values in self.extractor(key, truth).items()}
-        return found
-
-    @contextmanager
-    def timed(self, part: str) -> Iterator[None]:
-        started = time.perf_counter()
-        yield
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)  # once per part of a batch, not per step
-        self.seconds[part] += time.perf_counter() - started
-
-
-def lacks_memory(error: BaseException) -> bool:
-    """Whether a device, or the machine, had too little memory for it: torch has no type for the latter."""
-    if isinstance(error, MemoryError | torch.OutOfMemoryError):
-        return True
-    return isinstance(error, RuntimeError) and any(text in str(error) for text in NO_MEMORY)
+    def results(
+        self,
+        operator: Operator,
+        keys: Sequence[str],
+        samples: np.ndarray,
+        y: Tensor,
+        truth: Tensor | None,
+        drawn: Drawn,
+    ) -> list[Restored]:
+        """What there is to say of each sample of a batch."""
+        image, count = drawn.image, len(keys)
+        finite = image.isfinite().flatten(1).all(1).tolist()
+        metrics = self.score(operator, y, image, truth)
+        residuals = residual(operator.forward(image), y)
+        restored = levels(image, BITS[self.job.restoration.format])
+        measurement = levels(y if operator.pixels else operator.pinv(y), 8)
+        several: list[Several | None] = [None] * count
+        if drawn.deviation is not None:
+            deviation = drawn.deviation.half().cpu().numpy()
+            spreads = drawn.deviation.square().mean((1, 2, 3)).sqrt().tolist()
+            several = [Several([x[i] for x in drawn.samples], deviation[i], spreads[i]) for i in range(count)]
+        compared = truth is not None and self.job.reference == "truth"
+        true = list(eight_bits(samples)) if compared else [None] * count
+        features = [
+            features_of(self.extractor, key, levels(image[i : i + 1], 8)[0], true[i])
+            if finite[i] and self.extractor.spaces
+            else {}
+            for i, key in enumerate(keys)
+        ]
+        return [
+            Restored(
+                metrics={name: values[i] for name, values in metrics.items()},
+                residual=residuals[i],
+                seconds=drawn.seconds,
+                forwards=drawn.forwards,
+                vjps=drawn.vjps,
+                batch_size=count,
+                restored=restored[i],
+                measurement=measurement[i],
+                error=None if finite[i] else "NotFinite: the sampler's result contains NaN or infinity",
+                several=several[i],
+                features=features[i],
+            )
+            for i in range(count)
+        ]
 
 
 class RehearsedError(Exception):
@@ -489,75 +358,53 @@ class RehearsedError(Exception):
 
 
 def end_of_rehearsal(step: int, x: Tensor, prediction: Tensor) -> None:
+    """A sampler's callback: raise RehearsedError after the second evaluation."""
     if step == 1:
         raise RehearsedError
 
 
-@contextmanager
-def memory_limited(device: torch.device, share: float) -> Iterator[None]:
-    """Let this process use only a share of a GPU's memory."""
-    if device.type != "cuda":
-        yield
-        return
-    torch.cuda.set_per_process_memory_fraction(share, device)
-    try:
-        yield
-    finally:
-        torch.cuda.set_per_process_memory_fraction(1.0, device)
+def load_metrics(job: Job, device: torch.device) -> tuple[Scorer, Extractor]:
+    """What measures images, and what sees of them what metrics of sets compare.
 
-
-def baselines(operator: Operator, y: Tensor, sigma_y: float) -> dict[str, Tensor]:
-    """What measurements give without a network, (B, C, H, W): H⁺y, and of a matrix H the linear MMSE.
-
-    Each by itself, so that the last digits do not depend on the batch.
+    Raises:
+        JobError: weights of a metric are missing.
     """
-    single = [operator.pinv(y[i : i + 1]) for i in range(len(y))]
-    found = {"pinv": torch.cat(single)}
-    if operator.linear:
-        known = map(operator.to_spectral, single)
-        found["lmmse"] = torch.cat([linear_mmse(operator, each, sigma_y) for each in known])
+    try:
+        spaces = {SETS[name].space for name in job.metrics if name in SETS}
+        return Scorer(job.metrics, device), Extractor(spaces, device)
+    except MissingWeights as error:
+        raise JobError(f"metrics: {error}") from error
+
+
+def features_of(
+    extractor: Extractor, key: str, restored: np.ndarray, truth: np.ndarray | None
+) -> dict[str, np.ndarray]:
+    """What set metrics need to know of pictures (H, W, 3) uint8, of the truth where it is the reference."""
+    found = extractor(key, restored)
+    if truth is not None:
+        found |= {space + TRUTH: values for space, values in extractor(key, truth).items()}
     return found
 
 
-def add_noise(y: Tensor, degradation: Degradation, noise: KeyedNoise) -> Tensor:
-    """The measurement (B, …): y on the [-1, 1] scale with the job's noise, keyed by sample."""
-    if (photons := degradation.poisson) is not None:
-        rates = photons * ((y + 1) / 2).clamp_min(0)
-        y = noise.poisson("photons", rates) / photons * 2 - 1
-    if degradation.gaussian > 0:
-        y = y + degradation.gaussian * noise.normal("measurement", tuple(y.shape[1:])).to(y)
-    return y
-
-
 class RunningDeviation:
-    """Mean and standard deviation of samples, one batch after another (Welford 1962)."""
+    """Mean and standard deviation of samples, one batch after another (Welford 1962).
+
+    Attributes:
+        mean: of all so far, of their shape.
+    """
 
     def __init__(self) -> None:
         self.count = 0
         self.mean = self.squares = torch.zeros(())
 
     def add(self, x: Tensor) -> None:
+        """Count one more sample of everything."""
         self.count += 1
-        if self.count == 1:
-            self.mean, self.squares = torch.zeros_like(x), torch.zeros_like(x)
         difference = x - self.mean
         self.mean = self.mean + difference / self.count
-        self.squares += difference * (x - self.mean)
+        self.squares = self.squares + difference * (x - self.mean)
 
     @property
     def deviation(self) -> Tensor:
-        """Unbiased."""
+        """Of two or more, unbiased."""
         return (self.squares / (self.count - 1)).sqrt()
-
-
-def eight_bits(picture: np.ndarray) -> np.ndarray:
-    """An image as it was read, uint8 or float32 on [-1, 1], as uint8."""
-    return picture if picture.dtype == np.uint8 else rounded(picture)
-
-
-def levels(x: Tensor, bits: int) -> np.ndarray:
-    """(B, C, H, W) in [-1, 1] → (B, H, W, C) uint8 or uint16, clipped and rounded."""
-    top = 2**bits - 1
-    values = ((x + 1) * (top / 2)).round().clamp(0, top).permute(0, 2, 3, 1)
-    array: np.ndarray = values.to(torch.uint8 if bits == 8 else torch.int32).cpu().numpy()
-    return array.astype(np.uint16) if bits == 16 else array

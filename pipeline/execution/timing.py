@@ -1,6 +1,8 @@
-"""How long the network takes: forwards and vector-Jacobian products apart, without waiting for the device."""
+"""How long parts of a batch take; forwards and vector-Jacobian products without waiting for the device."""
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -53,3 +55,13 @@ class Metered:
             on_gpu = self.device.type == "cuda"
             total[part] += begin.elapsed_time(end) / 1000 if on_gpu else end - begin
         return total
+
+
+@contextmanager
+def timed(seconds: dict[str, float], part: str, device: torch.device) -> Iterator[None]:
+    """Add to `seconds` what a part of a batch takes until the device has done it."""
+    started = time.perf_counter()
+    yield
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)  # once per part of a batch, not per step
+    seconds[part] += time.perf_counter() - started

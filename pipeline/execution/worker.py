@@ -3,32 +3,34 @@
 import platform
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Container, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from importlib.metadata import version
-from typing import Annotated, Any
+from types import MappingProxyType
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
-from pydantic import Field, TypeAdapter
 
+from kintsugi.device import name_of
 from kintsugi.errors import JobError, UnreadableImage, error_text
-from kintsugi.pipeline.data.decode import Decoded, Images, Measurements
+from kintsugi.pipeline.data.decode import Convert, Decoded
 from kintsugi.pipeline.data.pictures import array_file, encode
 from kintsugi.pipeline.data.read import read_unit, stays_inside
 from kintsugi.pipeline.data.units import Unit, read_members
 from kintsugi.pipeline.execution.commit import ROWS, Commit, commit, read_commit, read_features, read_rows
+from kintsugi.pipeline.execution.degrade import eight_bits
 from kintsugi.pipeline.execution.identity import of_weights, recorded, refuse_changed
+from kintsugi.pipeline.execution.memory import remembered_batch_size
 from kintsugi.pipeline.execution.run import recorded_prior, refuse_damaged
-from kintsugi.pipeline.execution.stage import BATCH_ON_CPU, Restored, Stage, eight_bits
+from kintsugi.pipeline.execution.stage import Restored, Stage
 from kintsugi.pipeline.job import Job, config_hash
 from kintsugi.pipeline.metrics import ALL
 from kintsugi.pipeline.metrics.features import arrays, table_of
-from kintsugi.pipeline.storage import Location, publish, records
+from kintsugi.pipeline.storage import Location
 
 BROKEN_DEVICE = torch.AcceleratorError
-LEFT_OUT = KeyError("not to be done now")  # a sample of the unit; no row ever says so
 GALLERY = 16  # the first samples of a job keep all their pictures, for the report
 LIBRARIES = ("kintsugi", "torch", "numpy", "torchmetrics", "diffusers", "webdataset", "pyarrow", "pillow")
 
@@ -53,53 +55,138 @@ class Task:
     failed_only: bool = False
 
 
-class Worker:
-    """Holds the prior on its device and restores units one after another.
+Result = Restored | str
+"""What came of a sample: it is restored, or why not."""
 
-    Args:
-        on_batch: called after every batch.
+
+class UnitStage(Protocol):
+    """What a worker needs of a stage, which knows the job and makes the results of samples.
 
     Attributes:
-        in_hand: samples finished in the unit that is not committed yet. busy: seconds spent in the
-            sampler. Both may be read from another thread, for the display.
+        seconds: spent by part since the start; they end in the records of commits.
+        notes: what the user should know; the worker takes them away.
     """
 
-    def __init__(self, job: Job, run: Location, device: str, on_batch: Callable[[], None] = lambda: None):
+    seconds: dict[str, float]
+    notes: list[str]
+
+    @property
+    def device(self) -> torch.device:
+        """Where it computes."""
+        ...
+
+    @property
+    def batch_size(self) -> int:
+        """Samples that are read and given to `run` at once."""
+        ...
+
+    @property
+    def prior_sha256(self) -> str | None:
+        """What the records of commits say of the prior; None where there is none."""
+        ...
+
+    @property
+    def convert(self) -> Convert:
+        """What makes a sample for `run` of the contents of its files, in threads that read ahead."""
+        ...
+
+    def run(
+        self, keys: Sequence[str], samples: Sequence[np.ndarray], labels: Sequence[int | None]
+    ) -> list[Restored]:
+        """A result for each sample.
+
+        Raises:
+            Exception: a batch that raises is done again one by one, and what a sample raises alone is its
+                error; but torch.AcceleratorError ends the attempt at the unit, and JobError the job.
+        """
+        ...
+
+
+def stage_of(job: Job, folder: Location, device: str) -> UnitStage:
+    """The stage for a run's job, ready to work.
+
+    Raises:
+        JobError: a file is not the one with which the run was begun, or as `Stage`.
+    """
+    return restoring_stage(job, folder, device)
+
+
+def restoring_stage(job: Job, folder: Location, device: str) -> Stage:
+    """The stage that restores, with its run's prior, files and batch size; raises as `stage_of`."""
+    files = recorded(folder)
+    stage = Stage(job, device, files)
+    refuse_changed(files, of_weights(job))
+    if stage.prior_sha256 != (begun_with := recorded_prior(folder).sha256):
+        raise JobError(
+            f"prior: the file changed while the run went on: SHA-256 {stage.prior_sha256}, "
+            f"begun with {begun_with}"
+        )
+    if job.compute.batch_size == "auto":
+        stage.batch_size = remembered_batch_size(folder, stage.device, stage.largest_batch)
+    stage.compile()
+    return stage
+
+
+class Observer:
+    """Is told what a worker does; this one does nothing about it."""
+
+    def on_batch(self, results: Sequence[Result], seconds: Mapping[str, float]) -> None:
+        """A batch was done, for a commit or to find what kills.
+
+        Args:
+            results: of its samples but those that were skipped. seconds: that the stage spent, by part.
+        """
+
+    def on_unit(self, seconds: float) -> None:
+        """A unit was in hand so long, whatever came of it."""
+
+
+class Kept(NamedTuple):
+    """What stays of a unit when its failed samples are done again.
+
+    Attributes:
+        rows, seconds, features: of the samples that are not done again, by key.
+        earlier, made_by: of the record.
+    """
+
+    rows: dict[str, dict[str, Any]]
+    seconds: dict[str, float]
+    features: dict[str, dict[str, np.ndarray]]
+    earlier: dict[str, float]
+    made_by: dict[str, str]
+
+
+class Worker:
+    """Holds the stage on its device and does units one after another.
+
+    Args:
+        observers: are told of every batch and unit.
+
+    Attributes:
+        in_hand: samples finished in the unit that is not committed yet. May be read from another thread,
+            as `busy`, for the display.
+        told: seconds of the stage when the observers were last told of a batch.
+    """
+
+    def __init__(self, job: Job, folder: Location, device: str, observers: Sequence[Observer] = ()):
         # The number of threads decides the order of sums: it belongs to the job, not to the machine.
         torch.set_num_threads(job.compute.cpus_per_actor)
         torch.backends.cudnn.deterministic = True
         torch.backends.cudnn.allow_tf32 = job.compute.precision != "float32"
-        self.job, self.run = job, run
+        self.job, self.folder, self.observers = job, folder, observers
         self.config_hash = config_hash(job)
-        refuse_damaged(run)  # once: afterwards the plan's pages have checksums of their own
-        files = recorded(run)
-        self.stage = Stage(job, device, files)
-        refuse_changed(files, of_weights(job))
-        if self.stage.prior.sha256 != (begun_with := recorded_prior(run).sha256):
-            raise JobError(
-                f"prior: the file changed while the run went on: SHA-256 {self.stage.prior.sha256}, "
-                f"begun with {begun_with}"
-            )
-        if job.compute.batch_size == "auto":
-            self.stage.batch_size = remembered_batch_size(run, self.stage, job.compute.unit_size)
+        refuse_damaged(folder)  # once: afterwards the plan's pages have checksums of their own
+        self.stage = stage_of(job, folder, device)
         # Fixed, also when memory runs out later: batch k is always the same samples.
         self.batch_size = self.stage.batch_size
-        self.stage.compile()
-        data = job.data
-        self.convert = (
-            Measurements(
-                self.stage.measured_channels, data.range, job.degradation.sigma_y, self.stage.measures_pixels
-            )
-            if job.from_measurements
-            else Images(data.size, data.fit, data.range)
-        )
         self.made_by = provenance(self.stage.device) | weights_of(job)
         self.in_hand = 0
-        self.on_batch = on_batch
+        self.told = dict(self.stage.seconds)
 
     @property
     def busy(self) -> float:
-        return self.stage.seconds["sample"]
+        """Seconds spent in the sampler."""
+        return self.stage.seconds.get("sample", 0.0)
 
     def process(self, task: Task) -> Commit:
         """Read, degrade, sample, score and write one unit, and commit it.
@@ -110,167 +197,201 @@ class Worker:
             OSError: the storage fails. torch.AcceleratorError: the device fails.
         """
         started = time.perf_counter()
-        before = dict(self.stage.seconds)
-        reading = {"read": 0.0, "fetch": 0.0, "decode": 0.0}
-        self.in_hand = 0
-        unit = task.unit
-        kept: dict[str, tuple[dict[str, Any], float]] = {}  # row and seconds by key
-        features: dict[str, dict[str, np.ndarray]] = {}  # by key
-        earlier, made_by = None, self.made_by
-        committed = read_commit(self.run, unit.unit, self.config_hash)
-        if committed is not None:
-            if not task.failed_only:
+        try:
+            committed = read_commit(self.folder, task.unit.unit, self.config_hash)
+            if committed is not None and not task.failed_only:
                 return committed
-            old = read_rows(self.run, committed, ROWS.names).to_pylist()
-            done = zip(old, committed.sample_seconds, strict=True)
-            kept = {row["key"]: (row, seconds) for row, seconds in done if row["status"] == "ok"}
-            if (stored := read_features(self.run, committed)) is not None:
-                columns = arrays(stored)
-                features = {
-                    key: {name: values[i] for name, values in columns.items()}
-                    for i, key in enumerate(stored["key"].to_pylist())
-                }
-            earlier, made_by = committed.seconds, both(committed.made_by, self.made_by)
+            return self.make(task, started, kept_of(self.folder, committed))
+        finally:
+            self.in_hand = 0
+            for observer in self.observers:
+                observer.on_unit(time.perf_counter() - started)
 
-        def skip(key: str) -> Exception | None:
-            if key in task.poison:
+    def make(self, task: Task, started: float, kept: Kept) -> Commit:
+        """Do a unit's samples but those that are kept, and commit it; raises as `process`."""
+        unit, before = task.unit, dict(self.stage.seconds)
+        reading = dict.fromkeys(("read", "fetch", "decode"), 0.0)
+        features, sample_seconds = dict(kept.features), []
+        written: list[Future[list[dict[str, Any]]]] = []
+        with ThreadPoolExecutor(1) as writer:  # pictures are encoded while the next batch is restored
+            for batch in waited_for(self.batches(unit, kept.rows, task.poison), reading):
+                results = self.restore(batch)
+                written.append(writer.submit(self.rows, unit, batch, results, kept.rows))
+                for sample, result in zip(batch, results, strict=True):
+                    seconds = result.seconds if isinstance(result, Restored) else 0.0
+                    sample_seconds.append(kept.seconds.get(sample.key, seconds))
+                    if isinstance(result, Restored) and result.features:
+                        features[sample.key] = result.features
+                self.in_hand += len(batch)
+                self.tell(batch, results)
+            mark = time.perf_counter()
+            rows = [row for future in written for row in future.result()]
+            encoding = time.perf_counter() - mark
+        spent = {part: total - before[part] for part, total in self.stage.seconds.items()}
+        self.in_hand = 0
+        notes = tuple(self.stage.notes)
+        self.stage.notes.clear()
+        if not task.failed_only and (other := read_commit(self.folder, unit.unit, self.config_hash)):
+            return other
+        return commit(
+            self.folder,
+            unit.unit,
+            rows,
+            started,
+            config_hash=self.config_hash,
+            prior_sha256=self.stage.prior_sha256,
+            attempt=task.attempt,
+            seconds={**reading, **spent, "encode": encoding},
+            earlier=kept.earlier,
+            features=table_of({row["key"]: features[row["key"]] for row in rows if row["key"] in features}),
+            sample_seconds=sample_seconds,
+            made_by=both(kept.made_by, self.made_by),
+            notes=notes,
+        )
+
+    def batches(
+        self, unit: Unit, skip: Container[str], poison: Container[str] = frozenset()
+    ) -> Iterator[list[Decoded]]:
+        """The samples of a unit, some of which are not to be done now."""
+
+        def refuse(key: str) -> Exception | None:
+            if key in poison:
                 return WorkerKilled("restoring this sample ended the process, each time it was tried")
             if self.job.from_measurements and not stays_inside(key):
                 return UnreadableImage(
                     "its name is not that of one file in the folder it would be written to"
                 )
-            return LEFT_OUT if key in kept else None
+            return None
 
-        members = read_members(self.run / "plan.parquet", unit)
-        batches = read_unit(unit, members, self.convert, self.batch_size, skip)
-        written: list[Future[list[dict[str, Any]]]] = []
-        sample_seconds: list[float] = []
-        with ThreadPoolExecutor(1) as writer:  # pictures are encoded while the next batch is restored
-            while True:
-                mark = time.perf_counter()
-                batch = next(batches, None)
-                reading["read"] += time.perf_counter() - mark
-                if batch is None:
-                    break
-                reading["fetch"] += sum(sample.fetching for sample in batch)
-                reading["decode"] += sum(sample.decoding for sample in batch)
-                results = self.restore(batch)
-                written.append(writer.submit(self.rows, unit, batch, results))
-                features |= {
-                    sample.key: result.features
-                    for sample, result in zip(batch, results, strict=True)
-                    if isinstance(result, Restored) and result.features
-                }
-                sample_seconds += [
-                    kept[sample.key][1] if sample.key in kept else seconds_of(result)
-                    for sample, result in zip(batch, results, strict=True)
-                ]
-                self.in_hand += len(batch)
-                self.on_batch()
-            mark = time.perf_counter()
-            made = (row for future in written for row in future.result())
-            rows = [kept[row["key"]][0] if row["key"] in kept else row for row in made]
-            encoding = time.perf_counter() - mark
-        spent = {part: total - before[part] for part, total in self.stage.seconds.items()}
-        self.in_hand = 0
-        notes, self.stage.notes = tuple(self.stage.notes), []
-        if not task.failed_only and (other := read_commit(self.run, unit.unit, self.config_hash)) is not None:
-            return other
-        return commit(
-            self.run,
-            unit.unit,
-            rows,
-            started,
-            config_hash=self.config_hash,
-            prior_sha256=self.stage.prior.sha256,
-            attempt=task.attempt,
-            seconds={**reading, **spent, "encode": encoding},
-            earlier=earlier,
-            features=table_of({row["key"]: features[row["key"]] for row in rows if row["key"] in features}),
-            sample_seconds=sample_seconds,
-            made_by=made_by,
-            notes=notes,
-        )
+        members = read_members(self.folder / "plan.parquet", unit)
+        return read_unit(unit, members, self.stage.convert, self.batch_size, skip, refuse)
 
     def probe(self, unit: Unit, first: int, last: int) -> None:
         """Restore samples first … last − 1 of a unit and forget the result: does it kill the worker?"""
-        members = read_members(self.run / "plan.parquet", unit)
-        probed = set(members.keys[first:last])
+        keys = read_members(self.folder / "plan.parquet", unit).keys
+        for batch in self.batches(unit, skip={*keys[:first], *keys[last:]}):
+            results = self.restore(batch)
+            self.rows(unit, batch, results)
+            self.tell(batch, results)
 
-        def skip(key: str) -> Exception | None:
-            return None if key in probed else LEFT_OUT
-
-        for batch in read_unit(unit, members, self.convert, self.batch_size, skip):
-            self.rows(unit, batch, self.restore(batch))
-
-    def restore(self, batch: list[Decoded]) -> list[Restored | str]:
-        """A result or an error for each sample of a batch.
+    def restore(self, batch: list[Decoded]) -> list[Result]:
+        """A result for each sample of a batch, of those skipped an empty error.
 
         A batch that raises is done again one by one, so that a bad sample fails alone; but after an
         error of the device every sample would fail, so that ends the worker's attempt at the unit, and a
         file that changed ends the job.
         """
         good = [sample for sample in batch if sample.image is not None]
-        outcomes: dict[str, Restored | str] = {s.key: s.error or "" for s in batch if s.image is None}
-        if good:
-            try:
-                outcomes |= self.run_stage(good)
-            except (BROKEN_DEVICE, JobError):
-                raise
-            except Exception:
-                for sample in good:
-                    try:
-                        outcomes |= self.run_stage([sample])
-                    except (BROKEN_DEVICE, JobError):
-                        raise
-                    except Exception as error:
-                        outcomes[sample.key] = error_text(error)
-        return [outcomes[sample.key] for sample in batch]
+        found: dict[str, Result] = {s.key: s.error or "" for s in batch if s.image is None}
+        try:
+            found |= self.run_stage(good)
+        except (BROKEN_DEVICE, JobError):
+            raise
+        except Exception:
+            for sample in good:
+                try:
+                    found |= self.run_stage([sample])
+                except (BROKEN_DEVICE, JobError):
+                    raise
+                except Exception as error:
+                    found[sample.key] = error_text(error)
+        return [found[sample.key] for sample in batch]
 
     def run_stage(self, samples: list[Decoded]) -> dict[str, Restored]:
-        keys = [sample.key for sample in samples]
+        """The stage's results by key; raises as `UnitStage.run`."""
         images = [sample.image for sample in samples if sample.image is not None]
-        labels = [sample.label for sample in samples]
-        return dict(zip(keys, self.stage.run(keys, images, labels), strict=True))
+        keys, labels = [sample.key for sample in samples], [sample.label for sample in samples]
+        return dict(zip(keys, self.stage.run(keys, images, labels), strict=True)) if keys else {}
 
-    def rows(self, unit: Unit, batch: list[Decoded], results: list[Restored | str]) -> list[dict[str, Any]]:
-        return [self.row(unit, sample, result) for sample, result in zip(batch, results, strict=True)]
+    def tell(self, batch: list[Decoded], results: list[Result]) -> None:
+        """Tell the observers of a batch."""
+        spent = {part: now - self.told[part] for part, now in self.stage.seconds.items()}
+        self.told = dict(self.stage.seconds)
+        done = [result for sample, result in zip(batch, results, strict=True) if not sample.skipped]
+        for observer in self.observers:
+            observer.on_batch(done, spent)
 
-    def row(self, unit: Unit, sample: Decoded, result: Restored | str) -> dict[str, Any]:
+    def rows(
+        self,
+        unit: Unit,
+        batch: list[Decoded],
+        results: list[Result],
+        kept: Mapping[str, dict[str, Any]] = MappingProxyType({}),
+    ) -> list[dict[str, Any]]:
+        """The rows of a batch, those that are kept among them."""
+        return [
+            kept.get(sample.key) or self.row(unit, sample, result)
+            for sample, result in zip(batch, results, strict=True)
+        ]
+
+    def row(self, unit: Unit, sample: Decoded, result: Result) -> dict[str, Any]:
+        """The row of a sample, as `commit.ROWS` has it."""
         error = result if isinstance(result, str) else result.error
         row = failed_row(unit, sample, self.job.seed, error or "")
         if isinstance(result, str) or sample.image is None:
             return row
-        row |= {
-            "forwards": result.forwards,
-            "vjps": result.vjps,
-            "batch_size": result.batch_size,
-        }
+        row |= {"forwards": result.forwards, "vjps": result.vjps, "batch_size": result.batch_size}
         if result.error is not None:
             return row
+        spread = None if result.several is None else result.several.spread
+        shown = unit.first + sample.index - unit.start < GALLERY
         return (
             row
             | result.metrics
-            | {"status": "ok", "error": None, "residual": result.residual, "spread": result.spread}
-            | self.pictures(result, sample.image, unit.first + sample.index - unit.start < GALLERY)
+            | {"status": "ok", "error": None, "residual": result.residual, "spread": spread}
+            | pictures(self.job, result, sample.image, shown)
         )
 
-    def pictures(self, result: Restored, sample: np.ndarray, shown: bool) -> dict[str, Any]:
-        """The pictures of a row that are kept; `shown`: in the report."""
-        if self.job.from_measurements:
-            form = self.job.restoration.format
-            return {
-                "restored": encode(result.restored, form),
-                "measurement": encode(result.measurement) if shown else None,
-                "deviation": None if result.deviation is None else array_file(result.deviation),
-                "samples": [encode(one, form) for one in result.samples] or None,
-            }
-        everything = shown or self.job.images == "all"
+
+def pictures(job: Job, result: Restored, sample: np.ndarray, shown: bool) -> dict[str, Any]:
+    """The pictures of a row that are kept, encoded; `shown`: in the report."""
+    everything = shown or job.images == "all"
+    if not job.from_measurements:
         return {
-            "restored": None if self.job.images == "none" and not shown else encode(result.restored),
+            "restored": None if job.images == "none" and not shown else encode(result.restored),
             "measurement": encode(result.measurement) if everything else None,
             "truth": encode(eight_bits(sample)) if everything else None,
         }
+    form, several = job.restoration.format, result.several
+    return {
+        "restored": encode(result.restored, form),
+        "measurement": encode(result.measurement) if shown else None,
+        "deviation": several and array_file(several.deviation),
+        "samples": several and [encode(one, form) for one in several.samples],
+    }
+
+
+def waited_for(batches: Iterator[list[Decoded]], seconds: dict[str, float]) -> Iterator[list[Decoded]]:
+    """The batches; adds how long was waited for them, and what other threads took to fetch and decode."""
+    mark = time.perf_counter()
+    for batch in batches:
+        seconds["read"] += time.perf_counter() - mark
+        seconds["fetch"] += sum(sample.fetching for sample in batch)
+        seconds["decode"] += sum(sample.decoding for sample in batch)
+        yield batch
+        mark = time.perf_counter()
+    seconds["read"] += time.perf_counter() - mark
+
+
+def kept_of(folder: Location, committed: Commit | None) -> Kept:
+    """What stays of a committed unit: all samples that did not fail; nothing of one that is not committed.
+
+    Raises:
+        JobError: its files are not what was committed.
+    """
+    if committed is None:
+        return Kept({}, {}, {}, {}, {})
+    rows = read_rows(folder, committed, ROWS.names).to_pylist()
+    stored = read_features(folder, committed)
+    columns, keys = ({}, []) if stored is None else (arrays(stored), stored["key"].to_pylist())
+    good = [(row, s) for row, s in zip(rows, committed.sample_seconds, strict=True) if row["status"] == "ok"]
+    return Kept(
+        rows={row["key"]: row for row, _ in good},
+        seconds={row["key"]: seconds for row, seconds in good},
+        features={key: {name: of[i] for name, of in columns.items()} for i, key in enumerate(keys)},
+        earlier=committed.seconds,
+        made_by=committed.made_by,
+    )
 
 
 def weights_of(job: Job) -> dict[str, str]:
@@ -282,41 +403,9 @@ def weights_of(job: Job) -> dict[str, str]:
 def both(before: dict[str, str], now: dict[str, str]) -> dict[str, str]:
     """The provenance of a unit of which some rows were made before, perhaps elsewhere."""
     return {
-        name: value if value in before.get(name, value).split(", ") else f"{before[name]}, {value}"
+        name: value if name not in before or value in before[name].split(", ") else f"{before[name]}, {value}"
         for name, value in now.items()
     }
-
-
-def seconds_of(result: Restored | str) -> float:
-    return result.seconds if isinstance(result, Restored) else 0.0
-
-
-@dataclass(frozen=True)
-class BatchSize:
-    """What `batch_size.json` holds: the batch size of a run, and the device on which it was found."""
-
-    batch_size: Annotated[int, Field(gt=0, lt=2**31)]
-    device: str
-
-
-BATCH_SIZE = TypeAdapter(BatchSize)
-
-
-def remembered_batch_size(run: Location, stage: Stage, limit: int) -> int:
-    """The batch size of a run that leaves it open: found by its first worker, the same for all."""
-    file = run / "batch_size.json"
-    if not file.exists():
-        found = stage.largest_batch(limit) if stage.device.type == "cuda" else min(limit, BATCH_ON_CPU)
-        with publish(file, first=True) as temporary:
-            found_on = provenance(stage.device)["device"]
-            temporary.write_bytes(records.sealed(asdict(BatchSize(found, found_on))))
-    try:
-        return records.typed(BATCH_SIZE, records.read(file), file).batch_size
-    except JobError as error:
-        raise JobError(
-            f'{error}; write {{"batch_size": N, "device": ""}} there, N being the largest batch_size of its '
-            "rows, or remove it if there are none yet"
-        ) from error
 
 
 def failed_row(unit: Unit, sample: Decoded, seed: int, error: str) -> dict[str, Any]:
@@ -334,19 +423,19 @@ def failed_row(unit: Unit, sample: Decoded, seed: int, error: str) -> dict[str, 
     }
 
 
-def give_up(job: Job, run: Location, task: Task, error: str) -> Commit:
+def give_up(job: Job, folder: Location, task: Task, error: str) -> Commit:
     """Commit a unit whose workers die though none of its samples alone is to blame: all failed rows.
 
     One that was committed before, of which the failed samples were tried again, stays as it is.
     """
     unit = task.unit
-    if (before := read_commit(run, unit.unit, config_hash(job))) is not None:
+    if (before := read_commit(folder, unit.unit, config_hash(job))) is not None:
         return before
-    keys = read_members(run / "plan.parquet", unit).keys
+    keys = read_members(folder / "plan.parquet", unit).keys
     samples = [Decoded(key, unit.start + place) for place, key in enumerate(keys)]
     rows = [failed_row(unit, sample, job.seed, error) for sample in samples]
     return commit(
-        run,
+        folder,
         unit.unit,
         rows,
         time.perf_counter(),
@@ -361,10 +450,9 @@ def give_up(job: Job, run: Location, task: Task, error: str) -> Commit:
 
 def provenance(device: torch.device) -> dict[str, str]:
     """What the commit record says of the place where a unit was made."""
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
     return {
         "host": socket.gethostname(),
         "python": platform.python_version(),
-        "device": f"{device.type} ({name})",
+        "device": name_of(device),
         **{library: version(library) for library in LIBRARIES},
     }

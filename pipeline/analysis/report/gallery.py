@@ -19,8 +19,8 @@ from kintsugi.pipeline.analysis.aggregate import MEASURES, Distribution
 from kintsugi.pipeline.data.decode import MAX_PIXELS, open_image
 from kintsugi.pipeline.data.pictures import encode
 from kintsugi.pipeline.execution.commit import PICTURES, ROWS, data_file, read_rows
+from kintsugi.pipeline.execution.degrade import add_noise, levels
 from kintsugi.pipeline.execution.run import Run
-from kintsugi.pipeline.execution.stage import add_noise, levels
 from kintsugi.pipeline.execution.worker import GALLERY
 from kintsugi.pipeline.job import Job
 from kintsugi.pipeline.storage import Location, parquet
