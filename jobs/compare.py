@@ -7,8 +7,6 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from rich.table import Table as Shown
-
     from kintsugi.pipeline.analysis.tables import Table
 
 
@@ -40,7 +38,7 @@ def compare(
         kintsugi compare runs/ours scored/resshift scored/diffir --by lpips --out tables/sr4
     """
     from kintsugi.jobs.files import located
-    from kintsugi.jobs.terminal import console, errors
+    from kintsugi.jobs.terminal import console, errors, to_rich
     from kintsugi.pipeline.analysis.compare import compare as compare_runs
     from kintsugi.pipeline.analysis.compare_inputs import open_inputs
     from kintsugi.pipeline.analysis.compare_page import left_out, paired_table, runs_table, write_page
@@ -51,8 +49,8 @@ def compare(
         found = compare_runs(inputs, by)
     for line in [*found.warnings, *left_out(found)]:
         errors.print(line, style="yellow")
-    console.print(shown(turned(runs_table(found))))
-    console.print(shown(narrow(paired_table(found))))
+    console.print(to_rich(turned(runs_table(found))))
+    console.print(to_rich(narrow(paired_table(found))))
     with console.status("writing"):
         page = write_page(found, inputs, folder)
     console.print(f"{found.images} images compared · {page}")
@@ -75,18 +73,3 @@ def narrow(table: Table) -> Table:
         for measure, baseline, other, _, difference, _, corrected, wins in table.rows
     ]
     return Table(["measure", "difference of", "difference", "p, Holm", "wins"], rows)
-
-
-def shown(table: Table) -> Shown:
-    """A table for the terminal; what could steer it is written as an escape."""
-    from rich.box import SIMPLE_HEAD
-    from rich.table import Table as Shown
-
-    from kintsugi.errors import redacted
-
-    target = Shown(box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
-    for i, column in enumerate(table.columns):
-        target.add_column(redacted(column), justify="right" if i else "left", overflow="fold")
-    for row in table.rows:
-        target.add_row(*map(redacted, row))
-    return target

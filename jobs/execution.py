@@ -13,7 +13,7 @@ from rich.table import Table
 
 from kintsugi.errors import JobError
 from kintsugi.jobs.files import located
-from kintsugi.jobs.terminal import EXIT_INTERRUPTED, console, errors
+from kintsugi.jobs.terminal import EXIT_INTERRUPTED, console, errors, to_rich
 
 if TYPE_CHECKING:  # imported where they are used, so that --help is quick
     from kintsugi.pipeline.data.units import PlanSummary, Unit
@@ -112,7 +112,6 @@ def finish(report: Location) -> dict[str, Any]:
 
 def show_results(metrics: Mapping[str, Any]) -> None:
     """The measures in metrics.json, of a run or of scored images, and what is doubtful about them."""
-    from kintsugi.jobs.compare import shown
     from kintsugi.pipeline.analysis.report import about_baselines, against, count, interval, number, numbers
 
     table = Table(title=metrics["title"], title_justify="left")
@@ -125,7 +124,7 @@ def show_results(metrics: Mapping[str, Any]) -> None:
         )
     console.print(table)
     if (beside := against(metrics)).rows:
-        console.print(shown(beside))
+        console.print(to_rich(beside))
     for line in about_baselines(metrics):
         errors.print(line, style="yellow")
     for name, value in metrics["sets"].items():

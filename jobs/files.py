@@ -19,14 +19,14 @@ if TYPE_CHECKING:
     from kintsugi.pipeline.job import Job
     from kintsugi.pipeline.storage import Location
 
-FOLDER = Path(__file__).parent
+FOLDER = Path(__file__).parent / "ready"
 ALTERNATIVE = re.compile(r"(constrained-|literal\[|list\[|function-|Published$|str$|int$|float$)")
 """How pydantic names the types of which a value may be one, behind the field."""
 SHOWN = 60  # characters of a value that does not fit
 
 
 def ready_jobs() -> dict[str, Path]:
-    """The job files that ship with Kintsugi, by name."""
+    """The job files that ship with Kintsugi, by name: a field that they leave out has its default."""
     return {path.stem: path for path in sorted(FOLDER.glob("*.yaml"))}
 
 

@@ -33,9 +33,8 @@ def query(
     from itertools import chain, islice
 
     from kintsugi.errors import redacted
-    from kintsugi.jobs.compare import shown
     from kintsugi.jobs.files import located
-    from kintsugi.jobs.terminal import console
+    from kintsugi.jobs.terminal import console, to_rich
     from kintsugi.pipeline.analysis.query import ask, rows_of
     from kintsugi.pipeline.analysis.tables import Table, write_csv
 
@@ -49,6 +48,6 @@ def query(
             write_csv(sys.stdout, lines)
             return
         cells = [["–" if value is None else str(value) for value in row] for row in islice(rows, MOST)]
-        console.print(shown(Table(columns, cells)))
+        console.print(to_rich(Table(columns, cells)))
         if next(rows, None) is not None:
             console.print(f"the first {MOST} rows; --csv prints all")

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import sys
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
+from rich import box
+from rich import table as rich_table
 from rich.console import Console
 
 from kintsugi.errors import redacted
+
+if TYPE_CHECKING:
+    from kintsugi.pipeline.analysis.tables import Table
 
 EXIT_CANNOT_RUN, EXIT_SOME_FAILED, EXIT_INTERRUPTED = 1, 2, 130
 
@@ -30,3 +35,13 @@ console, errors = Terminal(), Terminal(stderr=True)
 def fail(message: str) -> NoReturn:
     errors.print(f"error: {message}", style="red")
     sys.exit(EXIT_CANNOT_RUN)
+
+
+def to_rich(table: Table) -> rich_table.Table:
+    """A table for the terminal; what could steer it is written as an escape."""
+    target = rich_table.Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+    for i, column in enumerate(table.columns):
+        target.add_column(redacted(column), justify="right" if i else "left", overflow="fold")
+    for row in table.rows:
+        target.add_row(*map(redacted, row))
+    return target

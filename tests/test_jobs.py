@@ -1,5 +1,6 @@
 """The command line and job files: what a user types and what comes back."""
 
+import hashlib
 import json
 import os
 import re
@@ -23,7 +24,7 @@ from kintsugi.jobs.fields import Described, fields
 from kintsugi.jobs.files import files_of, load_job, ready_jobs
 from kintsugi.jobs.values import parse_setting
 from kintsugi.pipeline.execution.executors import refuse_long_folder
-from kintsugi.pipeline.job import flatten
+from kintsugi.pipeline.job import Job, config_hash, flatten
 
 ROOT = Path(__file__).parent.parent
 runner = CliRunner()
@@ -48,6 +49,22 @@ def test_ready_jobs_are_valid(name):
     job = load_job(name, [])
     assert job.data.size == 256
     assert job.output == f"runs/{name}"
+
+
+def test_ready_jobs_say_what_differs_from_the_defaults_and_stay_the_experiments_they_are():
+    values = {"data": {"shards": "a.tar"}, "degradation": {"operator": {"name": "denoise"}}, "output": "run"}
+    defaults = flatten(Job.model_validate(values).model_dump())
+    del defaults["degradation.operator.name"], defaults["sampler.name"]  # which a spec must say
+    hashes = {}
+    for name, path in ready_jobs().items():
+        job, said = load_job(name, []), flatten(yaml.safe_load(path.read_text()))
+        again = [field for field, value in said.items() if field in defaults and value == defaults[field]]
+        assert again == [], f"{name} says again what is the default"
+        assert all(v is not None for row in job.published for v in row.values.values())
+        hashes[name] = config_hash(job)
+    # Runs of earlier versions are continued by these: a change here is another experiment, on purpose only.
+    digest = hashlib.sha256(json.dumps(hashes, sort_keys=True).encode()).hexdigest()
+    assert digest == "b3bdff62f925a1fe69396c5b49658cf762a7a338317bd148cf3cd3d1845b2617"
 
 
 def test_ready_jobs_cover_both_sets_and_every_task_noiseless_and_noisy():

@@ -545,20 +545,3 @@ def test_published_numbers_decide_nothing(make_job):
     assert config_hash(make_job(published=[row])) == config_hash(make_job())
     with pytest.raises(ValueError, match="'lpisp' is no metric"):
         make_job(published=[row | {"values": {"lpisp": 0.2}}])
-
-
-@pytest.mark.parametrize("data", ["imagenet", "ffhq", "celebahq", "afhq-cat", "bedroom"])
-def test_jobs_of_the_paper_say_what_is_published_and_what_is_wrong_with_it(data):
-    flow = data not in ("imagenet", "ffhq")
-    for task in ("sr4", "inpaint-freeform", "deblur"):
-        for noise in [""] if flow else ["", "-noisy"]:
-            job = load_job(f"{data}-{task}{noise}", [])
-            (row,) = job.published
-            assert row.nfe == job.sampler["steps"]
-            assert set(row.values.values()) == {None}, "a number needs a source that was read"
-            assert "not known to us" in row.caveat
-            assert ("gaussian_blur_rediff" in row.caveat) == (task == "deblur")
-            assert ("noisy sampler" in row.caveat) == bool(noise)
-            assert ("dt twice" in row.caveat) == flow == (job.prior["name"] == "rectified_flow")
-    if flow:
-        assert (data == "bedroom") != job.prior.get("centered", True), "LSUN networks see images on [0, 1]"
