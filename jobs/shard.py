@@ -67,8 +67,9 @@ def shard(
 
         kintsugi shard ILSVRC2012/val/ shards/ --size 256 --crop adm --list sr3_top1k.txt
     """
-    from kintsugi.pipeline.data.make import MANIFEST, make_shards
+    from kintsugi.pipeline.data.make import make_shards
     from kintsugi.pipeline.data.make.choosing import Options
+    from kintsugi.pipeline.data.make.manifest import MANIFEST
 
     options = Options(size, filter, crop, per_shard, labels, names)
     try:

@@ -480,7 +480,7 @@ def test_links_that_lead_out_of_a_folder_are_left_out(tmp_path):
     result = make_shards(source, tmp_path / "out", Options())
     assert list(members(result.shards)) == ["a.png", "c.png", "sub/b.png"]
     assert result.left_out == [
-        ("d.png", "a link that leads out of the source"),
+        ("d.png", "a link that leads out of the folder"),
         ("e/", "a link to a folder, which is not followed"),
         ("f.png", "a link that leads nowhere"),
         ("g.png", "not a regular file"),

@@ -2,14 +2,13 @@
 
 import hashlib
 import json
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from kintsugi.ahead import map_ahead
 from kintsugi.errors import JobError, UnreadableImage
 from kintsugi.pipeline.data.decode import Content, Decoded, decode, opened, to_rgb
 from kintsugi.pipeline.data.plan import checked_key
@@ -19,7 +18,6 @@ from kintsugi.pipeline.data.tar import DamagedShard
 from kintsugi.pipeline.data.units import Members, Unit
 from kintsugi.pipeline.storage import Location
 
-AHEAD = 8  # images decoded before they are needed
 READERS = 16  # files read at once where all are read
 
 
@@ -75,8 +73,9 @@ class Collection:
         """
         tars = {shard for shard, sample in self.places.values() if sample.file is None}
         keys = [key for key in sorted(self.places) if self.places[key][1].file is not None]
-        with ThreadPoolExecutor(READERS) as pool:  # each tar in one go, not once for each image
-            sums = sorted(pool.map(checksum, tars)), keys, list(pool.map(self.checksum, keys))
+        # Each tar in one go, not once for each image.
+        of_tars, of_files = (map_ahead(checksum, tars, READERS), map_ahead(self.checksum, keys, READERS))
+        sums = sorted(of_tars), keys, list(of_files)
         return hashlib.sha256(json.dumps(sums).encode()).hexdigest()
 
     def checksum(self, key: str) -> str:
@@ -100,14 +99,7 @@ class Collection:
 
     def read_all(self, keys: Iterable[str]) -> Iterator[Decoded]:
         """Images in the order of the keys, a few of them decoded ahead."""
-        ahead: deque[Future[Decoded]] = deque()
-        with ThreadPoolExecutor(DECODERS) as pool:
-            for key in keys:
-                ahead.append(pool.submit(self.read, key))
-                if len(ahead) > AHEAD:
-                    yield ahead.popleft().result()
-            while ahead:
-                yield ahead.popleft().result()
+        return map_ahead(self.read, keys, DECODERS)
 
 
 def as_it_is(content: dict[str, Any], note: Callable[[str], None]) -> np.ndarray:

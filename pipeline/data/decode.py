@@ -263,13 +263,25 @@ def resize_crop(image: Image.Image, size: int) -> Image.Image:
     """Shorter side to `size` with PIL's antialiased bicubic, then the central square.
 
     Raises:
-        UnreadableImage: so long and thin that it would be too large in between.
+        UnreadableImage: as `resize`.
+    """
+    return crop_centre(resize(image, size), size)
+
+
+def resize(image: Image.Image, size: int, filter: Image.Resampling = Image.Resampling.BICUBIC) -> Image.Image:
+    """Shorter side to `size` pixels.
+
+    Raises:
+        UnreadableImage: so long and thin that there would be more than MAX_PIXELS.
     """
     scale = size / min(image.size)
     width, height = (max(size, round(side * scale)) for side in image.size)
     if width * height > MAX_PIXELS:
         raise UnreadableImage(f"{image.width}x{image.height} would become {width}x{height} pixels")
-    if (width, height) != image.size:
-        image = image.resize((width, height), Image.Resampling.BICUBIC)
-    left, top = (width - size) // 2, (height - size) // 2
+    return image.resize((width, height), filter) if (width, height) != image.size else image
+
+
+def crop_centre(image: Image.Image, size: int) -> Image.Image:
+    """The central square of size × size."""
+    left, top = (image.width - size) // 2, (image.height - size) // 2
     return image.crop((left, top, left + size, top + size))

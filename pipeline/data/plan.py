@@ -3,9 +3,8 @@
 import hashlib
 import json
 from array import array
-from collections import deque
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from itertools import chain, islice
@@ -16,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from kintsugi.ahead import map_ahead
 from kintsugi.errors import JobError
 from kintsugi.pipeline import storage
 from kintsugi.pipeline.data import shards
@@ -32,10 +32,11 @@ from kintsugi.pipeline.data.units import (
     SUMMARY,
     PlanSummary,
     Unit,
+    rows_of,
     unit_name,
 )
 from kintsugi.pipeline.job import Data, Restoration, Subset
-from kintsugi.pipeline.storage import Location, Remote, at, publish
+from kintsugi.pipeline.storage import Location, at, publish
 
 NAMED = 10  # files that are no samples, in the summary
 MAX_NAME = 255  # bytes of a file's name, on all usual file systems
@@ -47,20 +48,24 @@ class Findings:
     """What there is to say of shards besides their samples; the fields are those of `PlanSummary`."""
 
     damaged: dict[str, str] = field(default_factory=dict)
+    empty: list[str] = field(default_factory=list)
     left_out: int = 0
     left_out_first: list[list[str]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
     def warn(self, shard: Location, what: str) -> None:
+        """Note what may be damage."""
         if len(self.notes) < NAMED:
             self.notes.append(f"{shard}: {what}")
 
     def note(self, shard: Location, name: str, why: str) -> None:
+        """Count a file that is no sample."""
         self.left_out += 1
         if len(self.left_out_first) < NAMED:
             self.left_out_first.append([str(shard), name, why])
 
     def add(self, other: "Findings") -> None:
+        """Take over what was found in another shard."""
         self.damaged |= other.damaged
         self.left_out += other.left_out
         self.left_out_first = (self.left_out_first + other.left_out_first)[:NAMED]
@@ -101,15 +106,12 @@ def make_plan(
         JobError: missing or damaged shards (unless salvaged), a key that occurs twice, restorations that
             cannot have names of their own, or no samples.
     """
-    findings = Findings()
-    damaged, empty = findings.damaged, list[str]()
-    notes: list[str] = []
-    hashes = array("Q")
+    findings, hashes = Findings(), array("Q")
     units = samples = 0
     last: dict[str, Unit] = {}  # of each shard
     with publish(target) as temporary:
         with pq.ParquetWriter(temporary, SCHEMA, compression="zstd", write_page_checksum=True) as writer:
-            found = divide(paths, unit_size, data, findings, empty)
+            found = divide(paths, unit_size, data, findings)
             while group := list(islice(found, GROUP)):
                 writer.write_table(pa.Table.from_pylist([row for _, row in group], SCHEMA))
                 for unit, row in group:
@@ -117,68 +119,90 @@ def make_plan(
                     units, samples, last[unit.shard] = units + 1, samples + unit.samples, unit
                     on_unit(unit)
             if data.checksums == "check":
-                read = {*last, *damaged, *empty}
-                for path, what in changed_contents(paths, read, notes):
-                    if what is not None:
-                        damaged.setdefault(str(path), what)
-                    if str(path) in last:
-                        on_unit(last[str(path)])
-            empty = [shard for shard in empty if shard not in damaged]
-            names = [str(path) for path in paths]
-            left_out, first = findings.left_out, findings.left_out_first
-            summary = PlanSummary(
-                names, units, samples, damaged, empty, left_out, first, findings.notes + notes
-            )
+                compare_checksums(paths, last, findings, on_unit)
+            findings.empty = [shard for shard in findings.empty if shard not in findings.damaged]
+            summary = PlanSummary([str(path) for path in paths], units, samples, **vars(findings))
             writer.add_key_value_metadata({SUMMARY: json.dumps(asdict(summary)), RULE: str(NAMES)})
-        if damaged and data.damaged == "refuse":
-            listed = "\n  ".join(f"{shard}: {what}" for shard, what in damaged.items())
-            raise JobError(
-                "data.shards: damaged; fetch them again, or set data.damaged=salvage to restore what is "
-                f"readable in them:\n  {listed}"
-            )
-        if samples == 0:
-            part = "" if data.subset is None else f" of data.subset.part={data.subset.part}"
-            others = "".join(f"\n  left out {shard}: {name}: {why}" for shard, name, why in first)
-            raise JobError(f"data.shards: no samples{part} in {', '.join(str(p) for p in paths)}{others}")
+        refuse_unusable(summary, data)
         refuse_duplicates(temporary, np.frombuffer(hashes, np.uint64))
         if restoration is not None:
             refuse_names(temporary, restoration)
     return summary
 
 
-def changed_contents(
-    paths: Sequence[Location], read: Collection[str], notes: list[str]
-) -> Iterator[tuple[Location, str | None]]:
-    """The shards that are read and whose checksums are stated beside them, and what is wrong with each.
+def refuse_unusable(summary: PlanSummary, data: Data) -> None:
+    """Raise a JobError if shards are damaged, unless they are to be salvaged, or if there are no samples."""
+    if summary.damaged and data.damaged == "refuse":
+        listed = "\n  ".join(f"{shard}: {what}" for shard, what in summary.damaged.items())
+        raise JobError(
+            "data.shards: damaged; fetch them again, or set data.damaged=salvage to restore what is "
+            f"readable in them:\n  {listed}"
+        )
+    if summary.samples == 0:
+        part = "" if data.subset is None else f" of data.subset.part={data.subset.part}"
+        others = "".join(
+            f"\n  left out {shard}: {name}: {why}" for shard, name, why in summary.left_out_first
+        )
+        raise JobError(f"data.shards: no samples{part} in {', '.join(summary.shards)}{others}")
 
-    Into `notes` comes what was not compared: checksums of files that are not there, shards without one.
+
+def compare_checksums(
+    paths: Sequence[Location], last: dict[str, Unit], findings: Findings, on_unit: Callable[[Unit], None]
+) -> None:
+    """Compare the shards that were read with the checksums that are stated beside them.
+
+    Notes say what was not compared: checksums of files that are not there, shards without one.
+
+    Args:
+        last: unit of each shard that has any. on_unit: called with it when its shard was compared.
     """
     stated = {folder: shards.stated_checksums(folder) for folder in dict.fromkeys(p.parent for p in paths)}
-    checked = [path for path in paths if str(path) in read and path.name in stated[path.parent]]
     for folder, lines in stated.items():
         here = {path.name for path in paths if path.parent == folder} if lines else set()
         without = sorted(here - lines.keys())
         nowhere = sorted(lines.keys() - here - storage.sizes(folder).keys()) if lines else []
         for what, names in (("names files that are not there", nowhere), ("names not all shards", without)):
             if names:
-                notes.append(f"{folder / SHA256SUMS} {what}, {len(names)}: {', '.join(names[:3])}")
-    with ThreadPoolExecutor(IN_FLIGHT) as pool:
-        for path, now in zip(checked, pool.map(checksum, checked), strict=True):
-            said = stated[path.parent][path.name]
-            yield path, None if now == said else f"its SHA-256 is {now}, {SHA256SUMS} says {said}"
+                findings.notes.append(f"{folder / SHA256SUMS} {what}, {len(names)}: {', '.join(names[:3])}")
+    read = {*last, *findings.damaged, *findings.empty}
+    checked = [path for path in paths if str(path) in read and path.name in stated[path.parent]]
+    for path, now in zip(checked, map_ahead(checksum, checked, IN_FLIGHT), strict=True):
+        if now != (said := stated[path.parent][path.name]):
+            what = f"its SHA-256 is {now}, {SHA256SUMS} says {said}"
+            findings.damaged.setdefault(str(path), what)
+        if str(path) in last:
+            on_unit(last[str(path)])
 
 
 def checksum(shard: Location) -> str:
-    try:
+    """SHA-256 of a shard.
+
+    Raises:
+        JobError: it cannot be read.
+    """
+    with reading(shard):
         return shards.checksum(shard)
+
+
+@contextmanager
+def reading(shard: Location) -> Iterator[None]:
+    """Errors of storage, as what the user can mend.
+
+    Raises:
+        JobError: there is no such file, or it cannot be read.
+    """
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise JobError(f"data.shards: no such file: {shard}") from error
     except OSError as error:
         raise JobError(f"data.shards: {shard} cannot be read: {error}") from error
 
 
 def divide(
-    paths: Sequence[Location], unit_size: int, data: Data, findings: Findings, empty: list[str]
+    paths: Sequence[Location], unit_size: int, data: Data, findings: Findings
 ) -> Iterator[tuple[Unit, dict[str, Any]]]:
-    """Units and their rows in order; what is wrong with shards goes into `findings` and `empty`."""
+    """Units and their rows in order; what is wrong with shards goes into `findings`."""
     first, limit = 0, data.limit
     for number, found in enumerate(indexed(paths, data, findings)):
         start = 0
@@ -200,7 +224,7 @@ def divide(
             yield unit, {**asdict(unit), "keys": keys, "files": files, "links": links or None}
             start, first = start + len(batch), first + len(batch)
         if found.empty and str(found.shard) not in findings.damaged:
-            empty.append(str(found.shard))
+            findings.empty.append(str(found.shard))
         if first == limit:
             return
 
@@ -208,55 +232,51 @@ def divide(
 def indexed(paths: Sequence[Location], data: Data, findings: Findings) -> Iterator[Indexed]:
     """The shards with their samples, in order. Of remote ones several are read at once, up to the limit."""
 
-    def read(path: Location) -> tuple[Indexed, Findings]:
+    def read(path: Location) -> tuple[Indexed, Findings] | None:
+        if isinstance(path, Path):  # which is read when it is its turn, and not as a whole
+            return None
         its = Findings()  # which count when it is the shard's turn, if that comes
         found = open_shard(path, data, its)
         return replace(found, samples=list(islice(found.samples, data.limit))), its
 
-    def result(shard: Future[tuple[Indexed, Findings]] | Path) -> Indexed:
-        if isinstance(shard, Path):
-            return open_shard(shard, data, findings)
-        found, its = shard.result()
-        findings.add(its)
-        return found
-
-    pool = ThreadPoolExecutor(IN_FLIGHT)
-    reading: deque[Future[tuple[Indexed, Findings]] | Path] = deque()
-    try:
-        for path in paths:
-            reading.append(pool.submit(read, path) if isinstance(path, Remote) else path)
-            if len(reading) == IN_FLIGHT:
-                yield result(reading.popleft())
-        while reading:
-            yield result(reading.popleft())
-    finally:
-        pool.shutdown(cancel_futures=True)
+    for path, found in zip(paths, map_ahead(read, paths, IN_FLIGHT, IN_FLIGHT), strict=True):
+        if found is None:
+            yield open_shard(path, data, findings)
+        else:
+            findings.add(found[1])
+            yield found[0]
 
 
 def open_shard(path: Location, data: Data, findings: Findings) -> Indexed:
-    try:
+    """A shard whose samples are read as they are asked for; what is wrong goes into `findings`.
+
+    Raises:
+        JobError: it is not there, or cannot be read; also while samples are asked for.
+    """
+    with reading(path):
         size, samples = shards.fingerprint(path), readable(path, data, findings)
         begin = list(islice(samples, 1))
         subset = data.subset
         chosen = (one for one in chain(begin, samples) if subset is None or belongs(one.key, subset))
         return Indexed(path, size, chosen, empty=not begin)
-    except FileNotFoundError as error:
-        raise JobError(f"data.shards: no such file: {path}") from error
-    except OSError as error:
-        raise JobError(f"data.shards: {path} cannot be read: {error}") from error
 
 
 def readable(path: Location, data: Data, findings: Findings) -> Iterator[Place]:
+    """The samples of a shard up to its damage, if any; see `open_shard`."""
+    note, warn = partial(findings.note, path), partial(findings.warn, path)
     try:
-        note, warn = partial(findings.note, path), partial(findings.warn, path)
-        yield from shards.index(path, data.damaged == "salvage", note, warn)
+        with reading(path):
+            yield from shards.index(path, data.damaged == "salvage", note, warn)
     except DamagedShard as damage:
         findings.damaged[str(path)] = str(damage)
-    except OSError as error:
-        raise JobError(f"data.shards: {path} cannot be read: {error}") from error
 
 
 def checked_key(shard: Location, key: str) -> str:
+    """The key.
+
+    Raises:
+        JobError: it is not UTF-8.
+    """
     try:
         key.encode()
     except UnicodeEncodeError:
@@ -265,6 +285,7 @@ def checked_key(shard: Location, key: str) -> str:
 
 
 def key_hash(key: str, salt: bytes = b"") -> int:
+    """64 bits of BLAKE2b; plans and tuning rely on that they stay."""
     digest = hashlib.blake2b(key.encode("utf-8", "surrogateescape"), digest_size=8, salt=salt).digest()
     return int.from_bytes(digest, "little")
 
@@ -286,11 +307,10 @@ def refuse_duplicates(plan: Path, hashes: np.ndarray) -> None:
     if not suspects:
         return
     places: dict[str, list[tuple[str, str | None]]] = {}  # shards, and files in folders
-    for batch in pq.ParquetFile(plan).iter_batches(GROUP, columns=["shard", "keys", "files"]):
-        for row in batch.to_pylist():
-            for key, file in zip(row["keys"], row["files"] or [None] * len(row["keys"]), strict=True):
-                if key_hash(key) in suspects:
-                    places.setdefault(key, []).append((row["shard"], file))
+    for row in rows_of(pq.ParquetFile(plan), ["shard", "keys", "files"]):
+        for key, file in zip(row["keys"], row["files"] or [None] * len(row["keys"]), strict=True):
+            if key_hash(key) in suspects:
+                places.setdefault(key, []).append((row["shard"], file))
     twice = {key: found for key, found in places.items() if len(found) > 1}
     if not twice:  # two keys with the same 64-bit hash, which is no fault
         return
@@ -331,9 +351,8 @@ def refuse_names(plan: Path, restoration: Restoration) -> None:
     In a tar they can: its keys are unique and have no dots, and its names any length.
     """
     files: dict[str, list[str]] = {}
-    for batch in pq.ParquetFile(plan).iter_batches(GROUP, columns=["shard", "files"]):
-        for row in batch.to_pylist():
-            files.setdefault(row["shard"], []).extend(row["files"] or ())
+    for row in rows_of(pq.ParquetFile(plan), ["shard", "files"]):
+        files.setdefault(row["shard"], []).extend(row["files"] or ())
     for shard, names in files.items():
         stems = {PurePosixPath(name).with_suffix(""): name for name in names}
         restored = {restored_names(stem, restoration)[0]: name for stem, name in stems.items()}

@@ -1,21 +1,20 @@
 """Read a unit: its bytes of the shard, decoded in background threads."""
 
-import os
-import threading
 import time
-from collections import deque
 from collections.abc import Callable, Container, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import replace
-from pathlib import Path, PurePosixPath
-from typing import Any
+from itertools import islice
+from pathlib import Path
 
+from kintsugi.ahead import map_ahead
 from kintsugi.errors import UnreadableImage
 from kintsugi.pipeline.data.decode import Content, Convert, Decoded, decode
-from kintsugi.pipeline.data.shards import fingerprint
+from kintsugi.pipeline.data.names import suffix_of
+from kintsugi.pipeline.data.shards import fingerprint, why_unsafe
 from kintsugi.pipeline.data.tar import DamagedShard, Member, Tar
 from kintsugi.pipeline.data.units import Members, Unit
-from kintsugi.pipeline.storage import Location, at, size
+from kintsugi.pipeline.storage import at, size
 
 MAX_BYTES = 1 << 30  # of one sample's members together
 BATCHES_AHEAD = 3
@@ -39,67 +38,26 @@ def read_unit(
     Args:
         skip: keys of samples that are not to be decoded. refuse: the error of those that must not be.
     """
-    ahead: deque[Future[Decoded] | None] = deque()
-    changed = threading.Condition()
-    stop = threading.Event()
-    pool = ThreadPoolExecutor(DECODERS)
-    broken: list[BaseException] = []
-    largest = 0  # bytes of an image so far; 0: none is decoded yet
 
-    def room() -> bool:
-        fit = max(DECODERS, BYTES_AHEAD // largest) if largest else DECODERS
-        return stop.is_set() or len(ahead) < min(fit, BATCHES_AHEAD * batch_size)
+    def decoded(work: tuple[str, int, str | None, tuple[Content, float]]) -> Decoded:
+        key, index, file, (content, fetching) = work
+        mark = time.perf_counter()
+        sample = decode(key, index, refuse(key) or content, convert, file, key in skip)
+        return replace(sample, fetching=fetching, decoding=time.perf_counter() - mark)
 
-    def put(item: Future[Decoded] | None) -> None:
-        with changed:
-            changed.wait_for(room)
-            ahead.append(item)
-            changed.notify()
-
-    def take() -> Decoded | None:
-        nonlocal largest
-        with changed:
-            changed.wait_for(lambda: ahead)
-            future = ahead.popleft()
-        sample = None if future is None else future.result()
-        with changed:
-            largest = max(largest, 1 if sample is None or sample.image is None else sample.image.nbytes)
-            changed.notify()
-        return sample
-
-    def produce() -> None:
-        try:
-            contents = in_folder(unit, members.files) if members.files else in_tar(unit, members)
-            for place, (key, (content, spent)) in enumerate(zip(members.keys, timed(contents), strict=True)):
-                file = members.files[place] if members.files else None
-                work = (key, unit.start + place, refuse(key) or content, convert, file, key in skip)
-                put(pool.submit(decode_timed, spent, *work))
-                if stop.is_set():
-                    return
-        except BaseException as error:  # raised again where the batches are consumed
-            broken.append(error)
-        finally:
-            put(None)
-
-    reader = threading.Thread(target=produce, name=f"read {unit.unit}", daemon=True)
-    reader.start()
-    try:
-        batch: list[Decoded] = []
-        while (sample := take()) is not None:
-            batch.append(sample)
-            if len(batch) == batch_size:
-                yield batch
-                batch = []
-        if broken:
-            raise broken[0]
-        if batch:
+    contents = in_folder(unit, members.files) if members.files else in_tar(unit, members)
+    files: Sequence[str | None] = members.files or [None] * len(members.keys)
+    places = range(unit.start, unit.start + len(members.keys))
+    work = zip(members.keys, places, files, timed(contents), strict=True)
+    most = BATCHES_AHEAD * batch_size
+    with closing(map_ahead(decoded, work, DECODERS, most, size_of, BYTES_AHEAD)) as samples:
+        while batch := list(islice(samples, batch_size)):
             yield batch
-    finally:
-        with changed:
-            stop.set()
-            changed.notify()
-        reader.join()
-        pool.shutdown(cancel_futures=True)
+
+
+def size_of(sample: Decoded) -> int:
+    """Bytes of its image; 0: it has none."""
+    return 0 if sample.image is None else sample.image.nbytes
 
 
 def timed(contents: Iterator[Content]) -> Iterator[tuple[Content, float]]:
@@ -115,12 +73,12 @@ def in_folder(unit: Unit, files: Sequence[str]) -> Iterator[Content]:
     folder = at(unit.shard)
     for name in files:
         try:
-            if why := unsafe(folder, name):
+            if why := why_unsafe(folder, name):
                 yield UnreadableImage(why)
             elif (length := size(folder / name)) > MAX_BYTES:
                 yield UnreadableImage(f"a file of {length:,} bytes, more than {MAX_BYTES:,}")
             else:
-                yield {PurePosixPath(name).suffix.lower()[1:]: (folder / name).read_bytes()}
+                yield {suffix_of(name): (folder / name).read_bytes()}
         except FileNotFoundError:
             if not fingerprint(folder):
                 raise  # the folder is gone, not the file
@@ -129,28 +87,6 @@ def in_folder(unit: Unit, files: Sequence[str]) -> Iterator[Content]:
             if not isinstance(folder, Path):
                 raise  # the credentials, not the file
             yield UnreadableImage("the file may not be read")
-
-
-def stays_inside(name: str) -> bool:
-    """Whether a name is that of one file below the folder it stands for, by this name only."""
-    path = PurePosixPath(name)
-    return not path.is_absolute() and ".." not in path.parts and str(path) == name
-
-
-def unsafe(folder: Location, name: str) -> str | None:
-    """Why a name in a folder is not that of one of its files, if so: it may come from somebody else's tar."""
-    if not stays_inside(name):  # object stores have such names
-        return "its name is not that of one file in the folder"
-    if not isinstance(folder, Path):
-        return None
-    file = folder / name
-    if file.is_symlink() and not Path(os.path.realpath(file)).is_relative_to(os.path.realpath(folder)):
-        return "a link that leads out of the folder"
-    if file.is_symlink() and not file.exists():
-        return "a link that leads nowhere"
-    if file.exists() and not file.is_file():  # a pipe would be waited for without end
-        return "not a regular file"
-    return None
 
 
 def in_tar(unit: Unit, members: Members) -> Iterator[Content]:
@@ -197,10 +133,3 @@ def missing(damage: DamagedShard | None) -> Exception:
     if damage is not None:
         return UnreadableImage(f"the shard cannot be read here: {damage}")
     return UnreadableImage("not in the shard any more; did it change after planning?")
-
-
-def decode_timed(fetching: float, *work: Any) -> Decoded:
-    """`decode`, and what it took."""
-    mark = time.perf_counter()
-    sample = decode(*work)
-    return replace(sample, fetching=fetching, decoding=time.perf_counter() - mark)

@@ -6,12 +6,15 @@ named.
 
 import glob
 import hashlib
+import os
 import re
 from collections.abc import Callable, Collection, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from io import BufferedIOBase
 from itertools import islice
 from pathlib import Path, PurePosixPath
+from typing import cast
 
 from kintsugi.errors import JobError
 from kintsugi.pipeline import storage
@@ -145,6 +148,28 @@ def samples_of(
     return found
 
 
+def stays_inside(name: str) -> bool:
+    """Whether a name is that of one file below the folder it stands for, by this name only."""
+    path = PurePosixPath(name)
+    return not path.is_absolute() and ".." not in path.parts and str(path) == name
+
+
+def why_unsafe(folder: Location, name: str) -> str | None:
+    """Why a name in a folder is not that of one of its files, if so: it may come from somebody else's tar."""
+    if not stays_inside(name):  # object stores have such names
+        return "its name is not that of one file in the folder"
+    if not isinstance(folder, Path):
+        return None
+    file = folder / name
+    if file.is_symlink() and not Path(os.path.realpath(file)).is_relative_to(os.path.realpath(folder)):
+        return "a link that leads out of the folder"
+    if file.is_symlink() and not file.exists():
+        return "a link that leads nowhere"
+    if file.exists() and not file.is_file():  # a pipe would be waited for without end
+        return "not a regular file"
+    return None
+
+
 def index(
     shard: Location,
     salvage: bool = False,
@@ -219,8 +244,5 @@ def stated_checksums(folder: Location) -> dict[str, str]:
 
 def checksum(shard: Location) -> str:
     """SHA-256 of a file, hexadecimal."""
-    digest = hashlib.sha256()
     with shard.open("rb") as file:
-        while block := file.read(storage.BLOCK):
-            digest.update(block)
-    return digest.hexdigest()
+        return hashlib.file_digest(cast(BufferedIOBase, file), "sha256").hexdigest()

@@ -2,7 +2,6 @@
 
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from typing import Any
@@ -12,6 +11,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pydantic import TypeAdapter
 
+from kintsugi.ahead import map_ahead
 from kintsugi.errors import JobError
 from kintsugi.pipeline.data import shards
 from kintsugi.pipeline.data.names import NAMES
@@ -131,8 +131,15 @@ def opened(plan: Location) -> Iterator[pq.ParquetFile]:
         raise JobError(f"{plan} cannot be read as a plan: {error}; {advice(plan.parent)}") from error
 
 
-def advice(run: Location) -> str:
-    return f"`kintsugi verify {run} --repair` makes it again from the shards"
+def rows_of(file: pq.ParquetFile, columns: list[str]) -> Iterator[dict[str, Any]]:
+    """The rows of a plan, of which a group at a time is in memory."""
+    for batch in file.iter_batches(GROUP, columns=columns):
+        yield from batch.to_pylist()
+
+
+def advice(folder: Location) -> str:
+    """What to do where a run's plan cannot be read."""
+    return f"`kintsugi verify {folder} --repair` makes it again from the shards"
 
 
 def read_summary(plan: Location) -> PlanSummary:
@@ -162,13 +169,11 @@ def read_units(plan: Location) -> Iterator[Unit]:
     with opened(plan) as file:
         summary = summary_of(file)
         before: Unit | None = None
-        for batch in file.iter_batches(GROUP, columns=columns):
-            for row in batch.to_pylist():
-                unit = Unit(**row)
-                if (what := misplaced(unit, before, summary)) is not None:
-                    raise ValueError(f"unit {unit.unit!r}: {what}")
-                yield unit
-                before = unit
+        for unit in (Unit(**row) for row in rows_of(file, columns)):
+            if (what := misplaced(unit, before, summary)) is not None:
+                raise ValueError(f"unit {unit.unit!r}: {what}")
+            yield unit
+            before = unit
         if before is None or before.first + before.samples != summary.samples:
             raise ValueError("its units have another number of samples than its summary says")
 
@@ -253,5 +258,4 @@ def changed_shards(plan: Location) -> list[str]:
         except FileNotFoundError:
             return True
 
-    with ThreadPoolExecutor(IN_FLIGHT) as pool:
-        return [shard for shard, gone in zip(sizes, pool.map(changed, sizes), strict=True) if gone]
+    return [shard for shard, gone in zip(sizes, map_ahead(changed, sizes, IN_FLIGHT), strict=True) if gone]

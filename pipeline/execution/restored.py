@@ -19,7 +19,7 @@ from typing import IO, Any, cast
 from kintsugi.errors import JobError
 from kintsugi.pipeline import storage
 from kintsugi.pipeline.data.plan import restored_names
-from kintsugi.pipeline.data.read import stays_inside
+from kintsugi.pipeline.data.shards import stays_inside
 from kintsugi.pipeline.data.units import Unit, read_members
 from kintsugi.pipeline.execution.commit import READERS, Commit, read_rows
 from kintsugi.pipeline.execution.run import RESTORED, Run, refuse_shard_names

@@ -17,7 +17,8 @@ from kintsugi.device import name_of
 from kintsugi.errors import JobError, UnreadableImage, error_text
 from kintsugi.pipeline.data.decode import Convert, Decoded
 from kintsugi.pipeline.data.pictures import array_file, encode
-from kintsugi.pipeline.data.read import read_unit, stays_inside
+from kintsugi.pipeline.data.read import read_unit
+from kintsugi.pipeline.data.shards import stays_inside
 from kintsugi.pipeline.data.units import Unit, read_members
 from kintsugi.pipeline.execution.commit import ROWS, Commit, commit, read_commit, read_features, read_rows
 from kintsugi.pipeline.execution.degrade import eight_bits

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from kintsugi.errors import JobError, error_text
 from kintsugi.pipeline.data.names import IMAGE_SUFFIXES, why_none
-from kintsugi.pipeline.data.shards import samples_of
+from kintsugi.pipeline.data.shards import samples_of, why_unsafe
 
 MAX_BYTES = 1 << 28  # of one encoded image: 89 megapixels of RGB without any compression
 OF_ONE_FILE = {errno.ENOENT, errno.EACCES, errno.EPERM, errno.ELOOP, errno.ENOTDIR, errno.EINVAL}
@@ -53,16 +53,11 @@ def open_folder(source: Path) -> Iterator[Source]:
 
     for name in samples_of(root, IMAGE_SUFFIXES, note):
         try:
-            status = (root / name).stat()
-            if not Path(os.path.realpath(root / name)).is_relative_to(root):
-                left_out.append((name, "a link that leads out of the source"))
-            elif stat.S_ISREG(status.st_mode):
-                images[name] = status.st_size
+            if why := why_unsafe(root, name):
+                left_out.append((name, why))
             else:
-                left_out.append((name, "not a regular file"))
-        except FileNotFoundError:
-            left_out.append((name, "a link that leads nowhere"))
-        except OSError as error:  # a link to itself
+                images[name] = (root / name).stat().st_size
+        except OSError as error:
             left_out.append((name, reason(error)))
 
     def read(name: str) -> bytes:

@@ -1,24 +1,21 @@
 """What is stored of each image, and the tars."""
 
 import hashlib
-from collections import deque
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 from PIL import Image
 
-from kintsugi.pipeline.data.decode import FORMATS, MAX_PIXELS, open_image, resize_crop, to_rgb
+from kintsugi.pipeline.data.decode import FORMATS, crop_centre, open_image, resize, to_rgb
 from kintsugi.pipeline.data.make.choosing import Listed, Options
 from kintsugi.pipeline.data.make.sources import MAX_BYTES, Source, reason
-from kintsugi.pipeline.data.names import IMAGE_SUFFIXES
+from kintsugi.pipeline.data.names import IMAGE_SUFFIXES, suffix_of
 from kintsugi.pipeline.data.pictures import encode
 from kintsugi.pipeline.storage import publish
 
 DECODERS = 4
-AHEAD = 2 * DECODERS  # images being decoded, or waiting for their turn to be written
 FILTERS = {
     "bicubic": Image.Resampling.BICUBIC,
     "box": Image.Resampling.BOX,
@@ -26,20 +23,6 @@ FILTERS = {
 }
 Stored = tuple[str, bytes] | str
 """Suffix and bytes of an image, or the reason why it is left out."""
-
-
-def store_in_order(
-    source: Source, samples: list[Listed], options: Options, decoders: ThreadPoolExecutor
-) -> Iterator[tuple[Listed, Stored]]:
-    """Each sample with what is to be stored of it; a few are read and decoded ahead."""
-    ahead: deque[tuple[Listed, Future[Stored]]] = deque()
-    for sample in samples:
-        ahead.append((sample, decoders.submit(store, source, sample.name, options)))
-        if len(ahead) > AHEAD:
-            first, future = ahead.popleft()
-            yield first, future.result()
-    for sample, future in ahead:
-        yield sample, future.result()
 
 
 def store(source: Source, name: str, options: Options) -> Stored:
@@ -53,7 +36,7 @@ def store(source: Source, name: str, options: Options) -> Stored:
                 fitted = fit(to_rgb(image), options.size, options.filter, options.crop)
                 return "png", encode(np.asarray(fitted))
             image.load()
-            suffix = PurePosixPath(name).suffix.lower()[1:]
+            suffix = suffix_of(name)
             # Keys of an LMDB have none. JPEGs of several pictures have a format of their own, MPO.
             return (suffix if suffix in IMAGE_SUFFIXES else FORMATS.get(image.format or "", "jpg")), content
     except Exception as error:  # one bad image is one left out
@@ -64,23 +47,19 @@ def fit(image: Image.Image, size: int, filter: str, crop: str) -> Image.Image:
     """Resized, and cropped as `Options` says.
 
     Raises:
-        ValueError: so long and thin that there would be more than MAX_PIXELS.
+        UnreadableImage: so long and thin that there would be more than MAX_PIXELS.
     """
     if crop == "adm":
         while min(image.size) >= 2 * size:
             image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
-    scale = size / min(image.size)
-    width, height = (max(size, round(side * scale)) for side in image.size)
-    if width * height > MAX_PIXELS:
-        raise ValueError(f"{image.width}x{image.height} would become {width}x{height} pixels")
-    image = image.resize((width, height), FILTERS[filter])
-    return image if crop == "none" else resize_crop(image, size)  # which has nothing left to resize
+    image = resize(image, size, FILTERS[filter])
+    return image if crop == "none" else crop_centre(image, size)
 
 
 def write_shard(
     target: Path, stored: Iterator[tuple[Listed, Stored]]
-) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """Write one tar; its entries for the manifest, as a shard and of what was left out."""
+) -> tuple[dict[str, Any], list[tuple[str, str]]]:
+    """Write one tar; its entry for the manifest, and (name, reason) of what was left out."""
     from webdataset import TarWriter
 
     samples, left_out = 0, []
@@ -89,7 +68,7 @@ def write_shard(
         with TarWriter(tar, mtime=0) as writer:
             for sample, content in stored:
                 if isinstance(content, str):
-                    left_out.append({"shard": target.name, "name": sample.name, "reason": content})
+                    left_out.append((sample.name, content))
                     continue
                 suffix, image = content
                 label = {} if sample.label is None else {"cls": str(sample.label).encode()}
@@ -106,6 +85,7 @@ class Hashed:
         self.file, self.bytes, self.sha256 = file, 0, hashlib.sha256()
 
     def write(self, data: bytes) -> int:
+        """As a file's."""
         self.bytes += len(data)
         self.sha256.update(data)
         return self.file.write(data)
