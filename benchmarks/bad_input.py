@@ -907,7 +907,7 @@ def column(name: str, value: object, kind: pa.DataType) -> Callable[[pa.Table], 
 
 def unit_elsewhere(run: Path) -> None:
     """A plan whose unit leads out of the run, well hashed."""
-    from kintsugi.pipeline.execution.run import KEPT
+    from kintsugi.pipeline.execution.directory import KEPT
 
     table, file = pq.read_table(run / "plan.parquet"), run / "plan.parquet"
     metadata = pq.read_metadata(file).metadata

@@ -19,7 +19,7 @@ from scipy.special import stdtrit
 from kintsugi.jobs.display import Display
 from kintsugi.pipeline.analysis.report import write_report
 from kintsugi.pipeline.execution.executors import Live, on_ray
-from kintsugi.pipeline.execution.run import open_or_plan
+from kintsugi.pipeline.execution.open import open_or_plan
 from kintsugi.pipeline.job import Job
 
 GRIDS = {"conjugate": (5, 10, 15, 20, 30), "pigdm": (1, 2, 4, 6, 10)}

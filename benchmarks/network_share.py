@@ -14,8 +14,8 @@ import torch
 import typer
 
 from kintsugi.device import default_device
-from kintsugi.pipeline.execution.commit import commit_file
-from kintsugi.pipeline.execution.run import open_or_plan
+from kintsugi.pipeline.execution.directory import commit_file
+from kintsugi.pipeline.execution.open import open_or_plan
 from kintsugi.pipeline.execution.worker import Task, Worker
 from kintsugi.pipeline.job import Job
 

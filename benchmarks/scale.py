@@ -24,7 +24,7 @@ from kintsugi import samplers
 from kintsugi.pipeline.analysis.aggregate import summarise
 from kintsugi.pipeline.execution import executors
 from kintsugi.pipeline.execution.executors import Live, Pool, RayWorker
-from kintsugi.pipeline.execution.run import open_or_plan
+from kintsugi.pipeline.execution.open import open_or_plan
 from kintsugi.pipeline.job import Job
 from kintsugi.samplers.base import Restoration
 

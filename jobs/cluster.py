@@ -27,7 +27,7 @@ from kintsugi.errors import JobError
 from kintsugi.jobs import send
 from kintsugi.jobs.files import check, files_of, located, read_values
 from kintsugi.pipeline.job import Job
-from kintsugi.pipeline.storage import publish
+from kintsugi.pipeline.storage.publish import publish
 
 ENTRYPOINT = "exec python -m kintsugi run job.yaml --address auto"  # no shell between Ray's signals and it
 ENVIRONMENT = {"RAY_JOB_STOP_WAIT_TIME_S": "600"}  # a stopped job may finish the units in hand

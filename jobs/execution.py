@@ -19,7 +19,7 @@ if TYPE_CHECKING:  # imported where they are used, so that --help is quick
     from kintsugi.pipeline.data.units import PlanSummary, Unit
     from kintsugi.pipeline.execution.executors import Live
     from kintsugi.pipeline.execution.run import Progress, Run
-    from kintsugi.pipeline.storage import Location
+    from kintsugi.pipeline.storage.location import Location
 
 REASONS = 10  # of failures at most that are shown
 NAMED = 10  # files that are left out
@@ -102,7 +102,9 @@ def write_restored(this: Run, shards: set[str] | None = None) -> None:
 
 def finish(report: Location) -> dict[str, Any]:
     """Say what came out."""
-    metrics: dict[str, Any] = json.loads((report.parent / "metrics.json").read_text())
+    from kintsugi.pipeline.execution.directory import METRICS
+
+    metrics: dict[str, Any] = json.loads((report.parent / METRICS).read_text())
     show_results(metrics)
     samples = metrics["samples"]
     show_reasons(metrics["failures"]["reasons"], samples["done"])

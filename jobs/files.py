@@ -13,11 +13,11 @@ from pydantic import ValidationError
 
 from kintsugi.errors import JobError, redacted
 from kintsugi.jobs.values import kinds_at, names, parse_setting, parse_yaml
-from kintsugi.pipeline.storage import at, in_utf8
+from kintsugi.pipeline.storage.location import at, in_utf8
 
 if TYPE_CHECKING:
     from kintsugi.pipeline.job import Job
-    from kintsugi.pipeline.storage import Location
+    from kintsugi.pipeline.storage.location import Location
 
 FOLDER = Path(__file__).parent / "ready"
 ALTERNATIVE = re.compile(r"(constrained-|literal\[|list\[|function-|Published$|str$|int$|float$)")

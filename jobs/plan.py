@@ -33,14 +33,14 @@ def plan(
         kintsugi plan imagenet-sr4 --set data.shards='data/*.tar'
     """
     from kintsugi.device import default_device
-    from kintsugi.pipeline.execution import run as runs
+    from kintsugi.pipeline.execution import open as opening
     from kintsugi.pipeline.execution.estimate import seconds_per_image
 
     loaded = load_job(job, sets or [], limit)
     with console.status("reading the prior"):
-        prior = runs.examine_prior(loaded)
+        prior = opening.examine_prior(loaded)
     with console.status("reading shards") as status, tempfile.TemporaryDirectory() as folder:
-        summary = runs.plan(
+        summary = opening.plan(
             loaded,
             Path(folder),
             lambda unit: status.update(f"reading shards: {unit.first + unit.samples} samples"),
@@ -74,11 +74,12 @@ def plan(
 
 def what_is_there(job: Job, prior: Examined) -> tuple[str, JobError | None]:
     """What is in a job's output, in words, and the error with which `run` would refuse it, if it would."""
-    from kintsugi.pipeline.execution.run import Run, refuse_another, with_absolute_shards
-    from kintsugi.pipeline.storage import at
+    from kintsugi.pipeline.execution.directory import JOB
+    from kintsugi.pipeline.execution.open import refuse_another, with_absolute_shards
+    from kintsugi.pipeline.execution.run import Run
 
-    folder = at(job.output)
-    if not (folder / "job.yaml").exists():
+    folder = job.folder
+    if not (folder / JOB).exists():
         return "to be made", None
     try:
         this = Run.open(folder)

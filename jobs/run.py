@@ -37,11 +37,13 @@ def run(
         kintsugi run job.yaml --retry-failed
     """
     from kintsugi.pipeline.analysis.report import write_report
-    from kintsugi.pipeline.execution.run import Progress, open_or_plan
-    from kintsugi.pipeline.storage import at, clear_temporaries
+    from kintsugi.pipeline.execution.directory import JOB
+    from kintsugi.pipeline.execution.open import open_or_plan
+    from kintsugi.pipeline.execution.run import Progress
+    from kintsugi.pipeline.storage.publish import clear_temporaries
 
     loaded = load_job(job, sets or [], limit)
-    if retry_failed and not (at(loaded.output) / "job.yaml").exists():
+    if retry_failed and not (loaded.folder / JOB).exists():
         raise JobError(f"--retry-failed: there is no run in {loaded.output}; without it one is begun")
     with console.status("reading the prior and the shards") as status:
         this = open_or_plan(

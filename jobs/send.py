@@ -7,7 +7,7 @@ import base64
 import hashlib
 import sys
 
-from kintsugi.pipeline.storage import at
+from kintsugi.pipeline.storage.location import at
 
 MARK = "kintsugi-report"
 FILES = ("report.html", "report.md", "metrics.json", "metrics.csv", "metrics.tex", "pictures.png")

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from kintsugi.pipeline.analysis.sweep_settings import Choices, Settings
     from kintsugi.pipeline.execution.run import Run
     from kintsugi.pipeline.job import Job
-    from kintsugi.pipeline.storage import Location
+    from kintsugi.pipeline.storage.location import Location
 
 NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?"
 COMPARED = ("data", "degradation", "seed", "metrics", "images", "reference", "published", "output")
@@ -237,7 +237,7 @@ def run_trials(
     from kintsugi.pipeline.analysis.sweep import climb, result_of
     from kintsugi.pipeline.analysis.sweep_settings import rungs
     from kintsugi.pipeline.execution.executors import connected
-    from kintsugi.pipeline.execution.run import open_or_plan
+    from kintsugi.pipeline.execution.open import open_or_plan
 
     @cache
     def run(number: int) -> Run:
@@ -265,7 +265,7 @@ def do_first(run: Run, images: int, address: str | None) -> None:
     """Do what is left of a trial's first images."""
     from kintsugi.jobs.execution import execute
     from kintsugi.jobs.terminal import console
-    from kintsugi.pipeline.storage import clear_temporaries
+    from kintsugi.pipeline.storage.publish import clear_temporaries
 
     units = [unit for unit in run.outstanding() if unit.first < images]
     if units:
@@ -367,7 +367,7 @@ def write(outcome: Outcome, best: dict[str, Any], source: str, folder: Location)
     """The table and the figure of the trials, and the best job, in the folder of the sweep."""
     from kintsugi.pipeline.analysis.figures import draw_trials
     from kintsugi.pipeline.analysis.sweep import trials_csv
-    from kintsugi.pipeline.storage import publish
+    from kintsugi.pipeline.storage.publish import publish
 
     comments = "".join(f"# {' '.join(line.split())}\n" for line in why_chosen(outcome, source, folder))
     job = comments + yaml.safe_dump(best, sort_keys=False, allow_unicode=True)

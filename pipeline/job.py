@@ -19,7 +19,8 @@ from pydantic import (
 
 from kintsugi import operators, priors, samplers
 from kintsugi.errors import ShapeError, SpecError
-from kintsugi.pipeline import metrics, storage
+from kintsugi.pipeline import metrics
+from kintsugi.pipeline.storage.location import Location, at
 from kintsugi.priors.tiled import OVERLAP
 
 Spec = dict[str, Any]
@@ -110,7 +111,7 @@ class Data(Model):
         for pattern in [value] if isinstance(value, str) else value:
             if not pattern:
                 raise ValueError("an empty name")
-            storage.at(pattern)
+            at(pattern)
         return value
 
 
@@ -264,7 +265,7 @@ class Job(Model):
         if value == "":
             raise ValueError("an empty name")
         if isinstance(value, str):
-            storage.at(value)
+            at(value)
         return value
 
     @model_validator(mode="after")
@@ -287,7 +288,7 @@ class Job(Model):
         samplers.build(self.sampler)
         priors.check(self.prior)
         if isinstance(path := self.prior.get("path"), str):
-            storage.at(path)
+            at(path)
         metrics.check(self.metrics, self.data.size, not self.from_measurements, self.reference)
         if self.from_measurements and self.data.fit != "exact":
             raise ValueError("data.fit: measurements are restored in the size they have; leave it out")
@@ -298,6 +299,11 @@ class Job(Model):
         if not self.from_measurements and self.restoration != Restoration():
             raise ValueError("restoration: is for data.kind=measurements; leave it out")
         return self
+
+    @property
+    def folder(self) -> Location:
+        """The run directory, from the root; `output` stays as it is written."""
+        return at(self.output)
 
     @property
     def from_measurements(self) -> bool:

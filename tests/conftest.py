@@ -22,8 +22,8 @@ from PIL import Image
 from skimage import data
 from skimage.transform import resize
 
-from kintsugi.pipeline import storage
 from kintsugi.pipeline.job import Job
+from kintsugi.pipeline.storage.location import filesystem
 
 SIZE = 32
 
@@ -78,10 +78,10 @@ def s3() -> Iterator[str]:
     with pytest.MonkeyPatch.context() as environment:
         for name, value in variables.items():
             environment.setenv(name, value)
-        storage.filesystem.cache_clear()
+        filesystem.cache_clear()
         boto3.client("s3").create_bucket(Bucket="kintsugi-test")
         yield "s3://kintsugi-test"
-        storage.filesystem.cache_clear()
+        filesystem.cache_clear()
     server.stop()
 
 

@@ -22,7 +22,7 @@ from kintsugi.pipeline.analysis.aggregate import (
 )
 from kintsugi.pipeline.analysis.intervals import holm, mean_interval, paired_p_value
 from kintsugi.pipeline.execution.executors import Live, in_process
-from kintsugi.pipeline.execution.run import open_or_plan
+from kintsugi.pipeline.execution.open import open_or_plan
 
 
 def student(values):

@@ -26,13 +26,13 @@ from kintsugi.pipeline.data.units import Unit
 from kintsugi.pipeline.execution.commit import ROWS
 from kintsugi.pipeline.execution.degrade import add_noise
 from kintsugi.pipeline.execution.executors import Live, in_process
-from kintsugi.pipeline.execution.run import open_or_plan
+from kintsugi.pipeline.execution.open import open_or_plan
 from kintsugi.pipeline.execution.stage import Stage
 from kintsugi.pipeline.execution.verify import verify
 from kintsugi.pipeline.job import Job
 from kintsugi.pipeline.metrics import BASELINE_COLUMNS
 from kintsugi.pipeline.metrics.scoring import Scorer
-from kintsugi.pipeline.storage import at
+from kintsugi.pipeline.storage.location import at
 from kintsugi.samplers import KeyedNoise
 from kintsugi.samplers.lmmse import linear_mmse
 

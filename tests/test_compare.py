@@ -35,8 +35,8 @@ from kintsugi.pipeline.analysis.query import LOCKS, ask, rows_file
 from kintsugi.pipeline.analysis.report import groups_csv
 from kintsugi.pipeline.analysis.tables import Table, no_formula
 from kintsugi.pipeline.execution.executors import Live, in_process
-from kintsugi.pipeline.execution.run import open_or_plan
-from kintsugi.pipeline.storage import at
+from kintsugi.pipeline.execution.open import open_or_plan
+from kintsugi.pipeline.storage.location import at
 
 
 def scored(folder, psnr, *, failed=(), order=None, group=1000, metrics=None, **columns):

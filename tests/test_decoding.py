@@ -20,7 +20,7 @@ from kintsugi.pipeline.data.make.writing import store
 from kintsugi.pipeline.data.pictures import array_file, png16
 from kintsugi.pipeline.execution.commit import ROWS, read_rows
 from kintsugi.pipeline.execution.executors import Live, in_process
-from kintsugi.pipeline.execution.run import open_or_plan
+from kintsugi.pipeline.execution.open import open_or_plan
 from kintsugi.pipeline.job import Data, Job, config_hash
 
 TRUTH = picture(5)

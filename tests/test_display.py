@@ -9,7 +9,8 @@ from rich.console import Console
 from kintsugi.jobs.display import Display, duration
 from kintsugi.jobs.execution import stoppable
 from kintsugi.pipeline.execution.executors import Live, in_process
-from kintsugi.pipeline.execution.run import Progress, open_or_plan
+from kintsugi.pipeline.execution.open import open_or_plan
+from kintsugi.pipeline.execution.run import Progress
 
 
 def display(seconds: float, total: int, done: int, in_hand: int, left: tuple[int, ...]) -> Display:

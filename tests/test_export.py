@@ -14,13 +14,14 @@ from test_jobs import kintsugi
 from test_run import execute
 
 from kintsugi.errors import JobError
-from kintsugi.pipeline import storage
 from kintsugi.pipeline.execution import restored as export
 from kintsugi.pipeline.execution.restored import write_restored
 from kintsugi.pipeline.execution.run import Run
 from kintsugi.pipeline.execution.verify import Finding, verify
 from kintsugi.pipeline.execution.worker import Worker
-from kintsugi.pipeline.storage import Location, at, publish, walk
+from kintsugi.pipeline.storage.files import walk
+from kintsugi.pipeline.storage.location import Location, at
+from kintsugi.pipeline.storage.publish import publish
 
 
 @pytest.fixture
@@ -250,4 +251,4 @@ def test_files_of_ones_own_beside_it_are_no_fault(make_restoration):
     put(run.folder / "restored" / "photos" / "mine.png", b"mine")
     put(run.folder / "restored" / ".DS_Store", b"")
     assert findings(run) == []
-    assert json.dumps(storage.walk(run.folder / "restored")).count("mine") == 1
+    assert json.dumps(walk(run.folder / "restored")).count("mine") == 1

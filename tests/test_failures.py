@@ -12,7 +12,7 @@ from test_jobs import kintsugi
 
 from kintsugi.errors import JobError
 from kintsugi.pipeline.analysis.failures import Reason, reasons
-from kintsugi.pipeline.execution.commit import data_file
+from kintsugi.pipeline.execution.directory import data_file
 from kintsugi.pipeline.execution.run import Run
 
 

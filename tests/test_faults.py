@@ -26,13 +26,13 @@ from faults import MOUNTED, NAMESPACE, Outcome, descendants, why_no_mounts, writ
 
 from kintsugi.errors import JobError
 from kintsugi.jobs import cli
-from kintsugi.pipeline import storage
 from kintsugi.pipeline.data.units import Unit
 from kintsugi.pipeline.execution import executors
 from kintsugi.pipeline.execution import sieve as terminal
 from kintsugi.pipeline.execution.bisect import DEATHS, Inquiry
 from kintsugi.pipeline.execution.executors import Pool, reason
 from kintsugi.pipeline.execution.worker import Task
+from kintsugi.pipeline.storage.publish import this_host
 
 RUNS, DISKS = 50, 2
 UNITS, SAMPLES = 4, 12  # of the runs on Ray
@@ -251,7 +251,7 @@ def test_an_actor_at_work_when_the_job_ends_leaves_nothing(station, monkeypatch)
             if task.unit.unit == "00000-0000000" and not begun.exists():
                 begun.touch()
                 for number in range(100_000):
-                    name = f".{storage.this_host()}-{os.getpid()}-{number:016x}.tmp"
+                    name = f".{this_host()}-{os.getpid()}-{number:016x}.tmp"
                     Path(self.worker.run, name).touch()
                     time.sleep(0.001)
             return super().process(task)

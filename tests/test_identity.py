@@ -18,11 +18,15 @@ from kintsugi.errors import JobError
 from kintsugi.operators.masks import SUFFIXES
 from kintsugi.pipeline.execution import claim, identity
 from kintsugi.pipeline.execution.claim import claimed
+from kintsugi.pipeline.execution.directory import FILES, KEPT
 from kintsugi.pipeline.execution.executors import Live, in_process
-from kintsugi.pipeline.execution.run import KEPT, open_or_plan
+from kintsugi.pipeline.execution.open import open_or_plan
 from kintsugi.pipeline.execution.verify import verify
 from kintsugi.pipeline.execution.worker import Worker
-from kintsugi.pipeline.storage import Location, at, publish, records, sizes, this_host
+from kintsugi.pipeline.storage import records
+from kintsugi.pipeline.storage.files import file_sizes
+from kintsugi.pipeline.storage.location import Location, at
+from kintsugi.pipeline.storage.publish import publish, this_host
 
 HALF = np.indices((SIZE, SIZE))[1] < SIZE // 2
 
@@ -62,7 +66,7 @@ def test_a_run_of_an_earlier_version_has_its_files_from_now_on(make_job, tmp_pat
     mask = write_mask(tmp_path / "m.png", HALF)
     job = make_job(degradation=inpainting(mask))
     run = execute(job)
-    for name in (identity.FILES, records.SUMS):
+    for name in (FILES, records.SUMS):
         (run.folder / name).unlink()
     assert open_or_plan(job).progress().units == run.summary.units
     assert "files.json" in records.stated_sums(run.folder, KEPT), "and their checksums"
@@ -108,7 +112,7 @@ def test_a_mask_that_changes_while_a_worker_meets_another_size_ends_the_job(make
 @pytest.fixture
 def references(tmp_path, monkeypatch):
     """Statistics and images to compare with, and no network: nothing is computed of them here."""
-    monkeypatch.setattr("kintsugi.pipeline.execution.run.refuse_missing", lambda metrics, reference: None)
+    monkeypatch.setattr("kintsugi.pipeline.execution.open.refuse_missing", lambda metrics, reference: None)
     np.savez(tmp_path / "r.npz", mu=np.zeros(2))
     (tmp_path / "r").mkdir()
     for i in range(2):
@@ -138,7 +142,7 @@ def test_a_reference_without_metrics_of_sets_is_none_of_the_runs_files(make_job,
 
 def test_a_run_is_not_continued_with_other_weights_of_a_metric(make_job, tmp_path, monkeypatch):
     found = iter(["a" * 64, "b" * 64])
-    monkeypatch.setattr("kintsugi.pipeline.execution.run.refuse_missing", lambda metrics, reference: None)
+    monkeypatch.setattr("kintsugi.pipeline.execution.open.refuse_missing", lambda metrics, reference: None)
     monkeypatch.setattr("kintsugi.pipeline.metrics.weights.Weights.digest", lambda self: next(found))
     job = make_job(metrics=["lpips"])
     open_or_plan(job)
@@ -149,7 +153,7 @@ def test_a_run_is_not_continued_with_other_weights_of_a_metric(make_job, tmp_pat
 @pytest.mark.parametrize("content", ["", "[]", '{"a": 1}', "[" * 100_000], ids=str.__len__)
 def test_nonsense_for_the_record_of_files_is_named(make_job, content):
     run = open_or_plan(make_job())
-    (run.folder / identity.FILES).write_text(content)
+    (run.folder / FILES).write_text(content)
     with pytest.raises(JobError, match=r"files\.json"):
         open_or_plan(make_job())
 
@@ -174,7 +178,7 @@ SOMEBODYS = f"claim-{'0' * 8}-1-{'a' * 8}.json"
 
 
 def claims(folder: Location) -> list[str]:
-    return [name for name in sizes(folder) if name.startswith("claim-")]
+    return [name for name in file_sizes(folder) if name.startswith("claim-")]
 
 
 def degradation(sigma: float) -> dict:
@@ -183,15 +187,15 @@ def degradation(sigma: float) -> dict:
 
 def while_planning(monkeypatch, then) -> None:
     """Call `then` in the middle of the next planning."""
-    from kintsugi.pipeline.execution import run
+    from kintsugi.pipeline.execution import open as opening
 
-    original, calls = run.plan, iter([then])
+    original, calls = opening.plan, iter([then])
 
     def planned(*arguments):
         next(calls, lambda: None)()
         return original(*arguments)
 
-    monkeypatch.setattr(run, "plan", planned)
+    monkeypatch.setattr(opening, "plan", planned)
 
 
 def test_another_job_is_refused_while_one_is_planned(two, monkeypatch):

@@ -23,13 +23,24 @@ from kintsugi.errors import JobError
 from kintsugi.pipeline.analysis.report.gallery import refuse_no_pictures
 from kintsugi.pipeline.analysis.report.stored import read_metrics
 from kintsugi.pipeline.data.units import BEFORE_LINKS, read_members
-from kintsugi.pipeline.execution.commit import commit_file, data_file, valid
-from kintsugi.pipeline.execution.identity import FILES
-from kintsugi.pipeline.execution.run import KEPT, Run, open_or_plan
+from kintsugi.pipeline.execution.commit import valid
+from kintsugi.pipeline.execution.directory import (
+    FILES,
+    FOLDERS,
+    JOB,
+    KEPT,
+    PLAN,
+    PRIOR,
+    commit_file,
+    data_file,
+)
+from kintsugi.pipeline.execution.open import open_or_plan
+from kintsugi.pipeline.execution.run import Run
 from kintsugi.pipeline.execution.verify import Finding, mend, verify
 from kintsugi.pipeline.job import Job
-from kintsugi.pipeline.storage import parquet, records
-from kintsugi.pipeline.storage.records import FOLDERS, JOB, PLAN, PRIOR, SUMS, sealed, unsealed
+from kintsugi.pipeline.storage import records
+from kintsugi.pipeline.storage.files import parquet
+from kintsugi.pipeline.storage.records import SUMS, sealed, unsealed
 
 KEYS = [f"image_{number:03d}" for number in range(6)]
 UNITS = ["00000-0000000", "00000-0000002", "00001-0000000"]

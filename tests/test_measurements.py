@@ -24,9 +24,10 @@ from kintsugi.errors import JobError
 from kintsugi.pipeline.data.pictures import BITS, array_file
 from kintsugi.pipeline.data.pictures import encode as encoded
 from kintsugi.pipeline.execution.memory import largest_batch
+from kintsugi.pipeline.execution.open import open_or_plan
+from kintsugi.pipeline.execution.open import plan as planned
 from kintsugi.pipeline.execution.restored import write_restored
-from kintsugi.pipeline.execution.run import Run, open_or_plan
-from kintsugi.pipeline.execution.run import plan as planned
+from kintsugi.pipeline.execution.run import Run
 from kintsugi.pipeline.execution.stage import Stage
 from kintsugi.priors.natural import NaturalPrior
 

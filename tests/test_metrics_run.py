@@ -18,10 +18,11 @@ from kintsugi.jobs.cli import app
 from kintsugi.jobs.score import reference_from
 from kintsugi.pipeline.analysis.scored import pair
 from kintsugi.pipeline.analysis.set_metrics import set_metrics
-from kintsugi.pipeline.execution.commit import commit_file, features_file, read_features
+from kintsugi.pipeline.execution.commit import read_features
+from kintsugi.pipeline.execution.directory import commit_file, features_file
 from kintsugi.pipeline.execution.executors import Live, in_process
+from kintsugi.pipeline.execution.open import open_or_plan, plan
 from kintsugi.pipeline.execution.reference import reference_of
-from kintsugi.pipeline.execution.run import open_or_plan, plan
 from kintsugi.pipeline.execution.verify import Finding, repair, verify
 from kintsugi.pipeline.job import config_hash
 from kintsugi.pipeline.metrics import SETS, weights
@@ -187,7 +188,7 @@ def test_the_record_vouches_for_the_features(networks, make_job):
 
 
 def test_failed_samples_done_again_keep_the_features_of_the_others(networks, make_job, tmp_path):
-    from kintsugi.pipeline.storage import at
+    from kintsugi.pipeline.storage.location import at
 
     shard = tmp_path / "s.tar"
     members = [(f"{i}.png", encode(picture(i))) for i in range(3)]

@@ -30,8 +30,8 @@ from kintsugi.pipeline.analysis.aggregate import Summary, describe
 from kintsugi.pipeline.analysis.report import gallery, histogram, mask_sources, number, spent, write_report
 from kintsugi.pipeline.execution.commit import read_rows
 from kintsugi.pipeline.execution.executors import Live, in_process
+from kintsugi.pipeline.execution.open import open_or_plan
 from kintsugi.pipeline.execution.prometheus import Counts
-from kintsugi.pipeline.execution.run import open_or_plan
 from kintsugi.pipeline.execution.worker import Task, Worker
 from kintsugi.pipeline.metrics import IMAGE
 from kintsugi.pipeline.metrics.sets import SetResult

@@ -23,11 +23,13 @@ from kintsugi.pipeline.analysis.aggregate import committed
 from kintsugi.pipeline.data import decode
 from kintsugi.pipeline.execution import stage as restore
 from kintsugi.pipeline.execution import worker
-from kintsugi.pipeline.execution.commit import ROWS, commit_file, data_file, read_commit, read_rows
+from kintsugi.pipeline.execution.commit import ROWS, read_commit, read_rows
 from kintsugi.pipeline.execution.degrade import add_noise
+from kintsugi.pipeline.execution.directory import commit_file, data_file
 from kintsugi.pipeline.execution.executors import Live, actor_size, capacity, in_process, on_ray
 from kintsugi.pipeline.execution.memory import largest_batch
-from kintsugi.pipeline.execution.run import Run, open_or_plan
+from kintsugi.pipeline.execution.open import open_or_plan
+from kintsugi.pipeline.execution.run import Run
 from kintsugi.pipeline.execution.stage import Stage
 from kintsugi.pipeline.job import Degradation, Job, config_hash
 from kintsugi.priors.natural import NaturalPrior
@@ -165,7 +167,7 @@ def test_a_run_that_was_begun_with_relative_shards_in_its_file_continues(make_jo
     monkeypatch.chdir(tmp_path)
     job = make_job(data={"shards": "in/*.tar", "size": SIZE})
     with monkeypatch.context() as earlier:
-        earlier.setattr("kintsugi.pipeline.execution.run.from_root", lambda patterns: patterns)
+        earlier.setattr("kintsugi.pipeline.execution.open.from_root", lambda patterns: patterns)
         execute(job)
     for shards in ("in/*.tar", f"{tmp_path}/in/*.tar"):
         run = open_or_plan(make_job(data={"shards": shards, "size": SIZE}))

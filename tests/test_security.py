@@ -51,8 +51,8 @@ from kintsugi.pipeline.data.shards import why_unsafe
 from kintsugi.pipeline.data.tar import DamagedShard, Tar
 from kintsugi.pipeline.execution import executors
 from kintsugi.pipeline.execution.executors import Live, in_process
-from kintsugi.pipeline.execution.run import open_or_plan
-from kintsugi.pipeline.storage import Remote
+from kintsugi.pipeline.execution.open import open_or_plan
+from kintsugi.pipeline.storage.location import Remote
 from kintsugi.pipeline.storage.records import sealed, unsealed
 from kintsugi.priors import checkpoint
 from kintsugi.priors.checkpoint import CheckpointError, tensors

@@ -15,12 +15,14 @@ from test_jobs import kintsugi
 from test_run import execute, rows
 
 from kintsugi.errors import JobError
-from kintsugi.pipeline import storage
 from kintsugi.pipeline.data.shards import index
 from kintsugi.pipeline.execution import executors
-from kintsugi.pipeline.execution.run import Run, open_or_plan
+from kintsugi.pipeline.execution.open import open_or_plan
+from kintsugi.pipeline.execution.run import Run
 from kintsugi.pipeline.execution.verify import verify
-from kintsugi.pipeline.storage import Location, at, publish
+from kintsugi.pipeline.storage.files import file_sizes, matches, walk
+from kintsugi.pipeline.storage.location import Location, Remote, at, filesystem
+from kintsugi.pipeline.storage.publish import clear_temporaries, publish, temporary_name, this_host
 
 
 @pytest.fixture(params=["folder", "bucket"])
@@ -31,7 +33,7 @@ def place(request, tmp_path) -> Location:
 
 
 def put(location: Location, content: bytes) -> Location:
-    storage.make_folder(location.parent)
+    location.parent.mkdir(parents=True, exist_ok=True)
     with publish(location) as temporary:
         temporary.write_bytes(content)
     return location
@@ -43,18 +45,18 @@ def test_files_and_objects_have_one_interface(place):
     put(place / "b.txt", b"hello")
     assert file.read_bytes() == content
     assert (place / "b.txt").read_text() == "hello"
-    assert (file.exists(), file.is_file(), file.is_dir(), storage.size(file)) == (
+    assert (file.exists(), file.is_file(), file.is_dir(), file.stat().st_size) == (
         True,
         True,
         False,
         len(content),
     )
     assert (place / "sub").is_dir()
-    assert storage.sizes(place) == {"b.txt": 5}
-    assert storage.sizes(place / "nowhere") == {}
-    assert storage.walk(place) == ["b.txt", "sub/a.bin"]
-    assert storage.matches(f"{place}/*.txt") == [place / "b.txt"]
-    assert storage.matches(f"{place}/s*b/[a-c].bin") == [file]
+    assert file_sizes(place) == {"b.txt": 5}
+    assert file_sizes(place / "nowhere") == {}
+    assert walk(place) == ["b.txt", "sub/a.bin"]
+    assert matches(f"{place}/*.txt") == [place / "b.txt"]
+    assert matches(f"{place}/s*b/[a-c].bin") == [file]
     assert (file.name, file.parent.name) == ("a.bin", "sub")
     assert at(str(file)) == file
     with file.open("rb") as opened:
@@ -65,7 +67,7 @@ def test_files_and_objects_have_one_interface(place):
     file.unlink()
     file.unlink(missing_ok=True)
     assert not file.exists()
-    for missing in (file.read_bytes, lambda: storage.size(file), lambda: file.open("rb").read()):
+    for missing in (file.read_bytes, lambda: file.stat().st_size, lambda: file.open("rb").read()):
         with pytest.raises(FileNotFoundError):
             missing()
 
@@ -81,21 +83,21 @@ def test_what_is_published_is_there_whole_or_not_at_all(place):
     assert target.read_bytes() == b"old"
     put(target, b"new")
     assert target.read_bytes() == b"new"
-    assert storage.sizes(place) == {"a": 3}, "nothing else is left"
+    assert file_sizes(place) == {"a": 3}, "nothing else is left"
 
 
 def test_names_may_be_as_long_as_file_systems_allow(tmp_path):
     target = tmp_path / ("n" * 255)
     with publish(target) as temporary:
-        assert storage.temporary_name(temporary.name)
+        assert temporary_name(temporary.name)
         temporary.write_bytes(b"content")
     assert target.read_bytes() == b"content"
-    assert not storage.temporary_name(".nobody's.tmp")
+    assert not temporary_name(".nobody's.tmp")
 
 
 def test_what_another_process_is_writing_is_not_cleared(tmp_path):
     with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as other:
-        ours, theirs = storage.this_host(), "0" * 8
+        ours, theirs = this_host(), "0" * 8
         names = {
             "being written": f".{ours}-{other.pid}-{'a' * 16}.tmp",
             "elsewhere, new": f".{theirs}-1-{'a' * 16}.tmp",
@@ -105,11 +107,11 @@ def test_what_another_process_is_writing_is_not_cleared(tmp_path):
         for name in names.values():
             (tmp_path / name).touch()
         os.utime(tmp_path / names["elsewhere, old"], (0, 0))
-        storage.clear_temporaries(tmp_path)
+        clear_temporaries(tmp_path)
         left = {what for what, name in names.items() if (tmp_path / name).exists()}
         assert left == {"being written", "elsewhere, new", "nobody's"}
         other.communicate()
-    storage.clear_temporaries(tmp_path)
+    clear_temporaries(tmp_path)
     assert not (tmp_path / names["being written"]).exists()
 
 
@@ -122,11 +124,11 @@ def test_paths_are_from_the_root_and_without_dots(tmp_path, monkeypatch):
 def test_what_is_there_by_its_very_name_is_no_pattern(place, s3):
     names = ["a[1].txt", "a1.txt", "deep [2]/b.txt"]
     literal, other, deep = (put(place / name, b"") for name in names)
-    assert storage.matches(f"{place}/a[1].txt") == [literal]
-    assert storage.matches(f"{place}/a[12].txt") == [other]
-    assert storage.matches(f"{place}/a[23].txt") == []
-    if not isinstance(place, storage.Remote):  # buckets have no folders that could be there
-        assert storage.matches(f"{place}/deep [2]/*.txt") == [deep]
+    assert matches(f"{place}/a[1].txt") == [literal]
+    assert matches(f"{place}/a[12].txt") == [other]
+    assert matches(f"{place}/a[23].txt") == []
+    if not isinstance(place, Remote):  # buckets have no folders that could be there
+        assert matches(f"{place}/deep [2]/*.txt") == [deep]
 
 
 @pytest.mark.parametrize(
@@ -172,7 +174,7 @@ def test_a_job_in_a_bucket_gives_the_rows_of_one_in_files(bucket_job, make_job):
         row["shard"] = at(row["shard"]).name
     assert found == expected
     assert run.progress().units == 6
-    assert not [name for name in storage.walk(run.folder) if name.endswith(".tmp")]
+    assert not [name for name in walk(run.folder) if name.endswith(".tmp")]
     assert all(not hasattr(finding, "what") for finding in verify(run))
     (run.folder / "commits" / "00001-0000000.json").unlink()
     assert [unit.unit for unit in open_or_plan(bucket_job).outstanding()] == ["00001-0000000"]
@@ -222,7 +224,7 @@ def test_a_server_that_is_away_for_a_while_is_waited_for(s3, monkeypatch):
     server.start()
     host, port = server.get_host_and_port()
     monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
-    storage.filesystem.cache_clear()
+    filesystem.cache_clear()
     try:
         assert file.read_bytes() == b"still"
         server.stop()
@@ -234,7 +236,7 @@ def test_a_server_that_is_away_for_a_while_is_waited_for(s3, monkeypatch):
         timer.join()
         back.stop()
     finally:
-        storage.filesystem.cache_clear()
+        filesystem.cache_clear()
 
 
 def test_checksums_beside_the_shards_are_compared(make_job, shards, tmp_path):
@@ -270,13 +272,13 @@ def test_remote_shards_beyond_the_limit_do_not_count(make_job, shards, s3, monke
     for number in range(12):
         put(folder / f"{number:02d}.tar", shards[number % 3].read_bytes() if number < 1 else b"no tar")
     opened: dict[str, int] = {}
-    original = storage.Remote.open
+    original = Remote.open
 
     def counted(self, mode="rb"):
         opened[self.name] = opened.get(self.name, 0) + 1
         return original(self, mode)
 
-    monkeypatch.setattr(storage.Remote, "open", counted)
+    monkeypatch.setattr(Remote, "open", counted)
     job = make_job(data={"shards": f"{folder}/*.tar", "size": SIZE, "limit": 2})
     summary = open_or_plan(job).summary
     assert (summary.samples, summary.damaged) == (2, {})
@@ -321,18 +323,18 @@ def test_a_job_through_a_bad_network_gives_the_same_bytes(bucket_job, monkeypatc
     with monkeypatch.context() as patch:
         patch.setenv("AWS_ENDPOINT_URL", proxy.url)
         patch.setattr(executors, "pause", lambda attempt: 0.01)
-        storage.filesystem.cache_clear()
+        filesystem.cache_clear()
         done = 0
         while done < 6 and commands < 20:
             commands += 1
             with contextlib.suppress(*([JobError, OSError] if kinds == FAULTS else [])):
                 done = execute(stormy).progress().units
-    storage.filesystem.cache_clear()
+    filesystem.cache_clear()
     proxy.close()
     assert done == 6
     assert set(proxy.happened) == set(kinds)
     folder = at(stormy.output)
     assert not [found for found in verify(Run.open(folder)) if hasattr(found, "what")]
-    assert storage.walk(folder / "data") == storage.walk(calm / "data")
-    for name in storage.walk(folder / "data"):
+    assert walk(folder / "data") == walk(calm / "data")
+    for name in walk(folder / "data"):
         assert (folder / "data" / name).read_bytes() == (calm / "data" / name).read_bytes()

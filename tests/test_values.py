@@ -8,7 +8,8 @@ from kintsugi.jobs.files import load_job
 from kintsugi.jobs.score import reference_from
 from kintsugi.jobs.sweep import parse_vary
 from kintsugi.jobs.values import parse_yaml, split
-from kintsugi.pipeline.execution.run import Run, open_or_plan
+from kintsugi.pipeline.execution.open import open_or_plan
+from kintsugi.pipeline.execution.run import Run
 from kintsugi.pipeline.job import Job, config_hash
 
 TEXTS = [

@@ -17,10 +17,11 @@ from test_jobs import kintsugi
 from test_run import digests, execute, rows
 
 from kintsugi.errors import JobError
-from kintsugi.pipeline.execution.commit import commit_file, data_file
+from kintsugi.pipeline.execution.directory import commit_file, data_file
 from kintsugi.pipeline.execution.executors import Live, in_process
+from kintsugi.pipeline.execution.open import open_or_plan
 from kintsugi.pipeline.execution.restored import write_restored
-from kintsugi.pipeline.execution.run import Run, open_or_plan
+from kintsugi.pipeline.execution.run import Run
 from kintsugi.pipeline.execution.stage import Stage
 from kintsugi.pipeline.execution.verify import Finding, verify
 from kintsugi.pipeline.storage.records import sealed, unsealed

@@ -15,9 +15,11 @@ import torch
 
 from kintsugi import priors
 from kintsugi.errors import JobError
-from kintsugi.pipeline import storage
 from kintsugi.pipeline.execution import checkpoints as weights
 from kintsugi.pipeline.execution.checkpoints import on_this_node
+from kintsugi.pipeline.storage.files import walk
+from kintsugi.pipeline.storage.location import BLOCK, at
+from kintsugi.pipeline.storage.publish import publish
 from kintsugi.priors import checkpoint
 from kintsugi.priors.checkpoint import CheckpointError, check_intact, sha256
 
@@ -174,7 +176,7 @@ def test_only_what_is_intact_is_remembered_to_be(originals, own_cache):
 
 
 def put(url, data):
-    with storage.publish(storage.at(url)) as temporary:
+    with publish(at(url)) as temporary:
         temporary.write_bytes(data)
     return url
 
@@ -193,7 +195,7 @@ def gets(s3, caplog):
 
 
 def test_processes_of_a_machine_fetch_an_object_once(s3, gets, own_cache):
-    data = content(2 * storage.BLOCK + 1)
+    data = content(2 * BLOCK + 1)
     url = put(f"{s3}/once.pt", data)
     found = at_once(2, on_this_node, {"name": "adm", "path": url, "head_channels": 64})
     assert found[0] == found[1]
@@ -220,15 +222,15 @@ def test_a_pipeline_in_a_store_is_the_same_prior(s3, gets, own_cache, tmp_path):
     from test_diffusers_model import save
 
     folder = save(tmp_path / "pipeline", diffusers.DDPMScheduler())
-    for name in storage.walk(folder):
+    for name in walk(folder):
         put(f"{s3}/models/pipeline/{name}", (folder / name).read_bytes())
     spec = {"name": "diffusers", "path": f"{s3}/models/pipeline/"}
     one, two = at_once(2, on_this_node, spec)
     assert one == two
-    assert sorted(gets()) == [f"kintsugi-test/models/pipeline/{name}" for name in storage.walk(folder)]
+    assert sorted(gets()) == [f"kintsugi-test/models/pipeline/{name}" for name in walk(folder)]
     local = Path(one["path"])
-    assert {n: (local / n).read_bytes() for n in storage.walk(local)} == {
-        n: (folder / n).read_bytes() for n in storage.walk(folder)
+    assert {n: (local / n).read_bytes() for n in walk(local)} == {
+        n: (folder / n).read_bytes() for n in walk(folder)
     }
     prior = priors.load(one)
     assert prior.sha256 == priors.load(spec | {"path": str(folder)}).sha256
@@ -241,7 +243,7 @@ def test_a_changed_object_takes_the_place_of_the_old_one(s3, own_cache):
         assert path.read_bytes() == version
         (path.parents[1] / "tmp-left").mkdir()
     path = Path(on_this_node({"path": put(f"{s3}/changed.pt", b"third")})["path"])
-    assert storage.walk(path.parents[1]) == sorted([f"{path.parent.name}/changed.pt", "lock"])
+    assert walk(path.parents[1]) == sorted([f"{path.parent.name}/changed.pt", "lock"])
     assert not (path.parents[1] / "tmp-left").exists()
 
 

@@ -22,7 +22,8 @@ from kintsugi.pipeline.analysis.intervals import group_intervals, mean_interval,
 from kintsugi.pipeline.execution.commit import PICTURES, ROWS, Commit, read_rows
 from kintsugi.pipeline.execution.run import Run
 from kintsugi.pipeline.metrics import BASELINE_COLUMNS, BASELINES, IMAGE, PERFECT, Better, baseline_column
-from kintsugi.pipeline.storage import Location, parquet
+from kintsugi.pipeline.storage.files import parquet
+from kintsugi.pipeline.storage.location import Location
 from kintsugi.pipeline.storage.records import MAX_TABLE, regular
 
 FLAT_ROWS = pa.schema([f for f in ROWS if f.name not in PICTURES] + [pa.field("seconds", pa.float64())])

@@ -15,13 +15,15 @@ from kintsugi import operators
 from kintsugi.errors import JobError, redacted
 from kintsugi.pipeline.analysis.aggregate import measures_in
 from kintsugi.pipeline.analysis.query import rows_file
-from kintsugi.pipeline.analysis.report.stored import METRICS, read_metrics
+from kintsugi.pipeline.analysis.report.stored import read_metrics
 from kintsugi.pipeline.execution.commit import refuse_nonsense
+from kintsugi.pipeline.execution.directory import JOB, METRICS
 from kintsugi.pipeline.execution.identity import recorded
 from kintsugi.pipeline.execution.run import Run
 from kintsugi.pipeline.job import Job, alike, deciding, flatten
 from kintsugi.pipeline.metrics import BASELINE_COLUMNS, BASELINES, baseline_column
-from kintsugi.pipeline.storage import Location, at, parquet
+from kintsugi.pipeline.storage.files import parquet
+from kintsugi.pipeline.storage.location import Location, at
 
 OTHER_DEGRADATIONS = (
     "the runs restored different degradations: there is no common ranking, and only runs of the same one "
@@ -82,7 +84,7 @@ def open_inputs(names: Sequence[str]) -> list[Input]:
     inputs = []
     for folder, label in zip(folders, labels(folders), strict=True):
         rows = rows_file(folder)
-        run = Run.open(folder) if (folder / "job.yaml").exists() else None
+        run = Run.open(folder) if (folder / JOB).exists() else None
         inputs.append(Input(label, rows, run, read_metrics(rows.parent / METRICS)))
     return inputs
 

@@ -18,7 +18,9 @@ from kintsugi.pipeline.analysis.compare_inputs import Input
 from kintsugi.pipeline.analysis.report import ASCENDING, bare, environments, number, with_interval
 from kintsugi.pipeline.analysis.report.gallery import KINDS, Card, fitted, rows_at, with_pseudo_inverses
 from kintsugi.pipeline.analysis.tables import Table, csv_text, markdown_text
-from kintsugi.pipeline.storage import Location, make_folder, parquet, publish
+from kintsugi.pipeline.storage.files import parquet
+from kintsugi.pipeline.storage.location import Location
+from kintsugi.pipeline.storage.publish import publish
 
 FRONTIER = ("psnr", "lpips", "fid")
 
@@ -188,7 +190,7 @@ def write_page(comparison: Comparison, inputs: Sequence[Input], folder: Location
     Returns:
         compare.html, which holds the figure and the pictures and needs no other file.
     """
-    make_folder(folder)
+    folder.mkdir(parents=True, exist_ok=True)
     figure = draw_frontier(comparison)
     runs, pairs = runs_table(comparison), paired_table(comparison)
     lines = [f"{run.label}: {run.title}" for run in comparison.runs if run.title]

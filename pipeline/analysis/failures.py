@@ -10,9 +10,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from kintsugi.errors import JobError
-from kintsugi.pipeline.execution.commit import data_file, refuse_nonsense
+from kintsugi.pipeline.execution.commit import refuse_nonsense
+from kintsugi.pipeline.execution.directory import data_file
 from kintsugi.pipeline.execution.run import Run
-from kintsugi.pipeline.storage import parquet
+from kintsugi.pipeline.storage.files import parquet
 from kintsugi.pipeline.storage.records import MAX_TABLE, regular
 
 UNITS = 200  # with failures, of which `failed_of` reads the rows

@@ -10,9 +10,11 @@ import pyarrow as pa
 
 from kintsugi.errors import JobError
 from kintsugi.pipeline.analysis.aggregate import FLAT_ROWS, Summary, shows_state_of, write_rows
+from kintsugi.pipeline.execution.directory import JOB, REPORT, TABLE
 from kintsugi.pipeline.execution.run import Run
-from kintsugi.pipeline.storage import Location, Remote
-from kintsugi.pipeline.storage.records import JOB, MAX_TABLE, regular
+from kintsugi.pipeline.storage.files import dataset
+from kintsugi.pipeline.storage.location import Location
+from kintsugi.pipeline.storage.records import MAX_TABLE, regular
 
 Results = tuple[list[str], Iterator[Sequence[Any]]]
 LOCKS = (
@@ -42,7 +44,7 @@ def rows_file(folder: Location) -> Location:
     found = kept_rows(folder)
     if found is None:
         # The whole report, so that what is in that folder always shows one state of the run.
-        return write_report(Run.open(folder)).parent / "rows.parquet"
+        return write_report(Run.open(folder)).parent / TABLE
     return found
 
 
@@ -61,7 +63,7 @@ def rows_of(folder: Location) -> Iterator[Location]:
         return
     run = Run.open(folder)
     with tempfile.TemporaryDirectory(prefix="kintsugi-") as name:
-        rows = Path(name) / "rows.parquet"
+        rows = Path(name) / TABLE
         write_rows(run, rows, Summary(planned=run.summary.samples, units=run.summary.units))
         yield rows
 
@@ -74,9 +76,9 @@ def kept_rows(folder: Location, columns: Collection[str] = ()) -> Location | Non
     """
     if not (folder / JOB).exists():
         with suppress(FileNotFoundError):
-            regular(folder / "rows.parquet", MAX_TABLE)
-            return folder / "rows.parquet"
-    run, rows = Run.open(folder), folder / "report" / "rows.parquet"
+            regular(folder / TABLE, MAX_TABLE)
+            return folder / TABLE
+    run, rows = Run.open(folder), folder / REPORT / TABLE
     return rows if shows_state_of(run, rows, columns) else None
 
 
@@ -92,17 +94,10 @@ def ask(rows: Location, sql: str) -> Iterator[Results]:
         JobError: the query is no SQL, asks for what is not there, or for what is not allowed.
     """
     import duckdb
-    import pyarrow.dataset as ds
 
     with duckdb.connect(":memory:") as connection:
-        pages = ds.ParquetFragmentScanOptions(page_checksum_verification=True)
-        checked = ds.ParquetFileFormat(default_fragment_scan_options=pages)
         try:
-            source = (
-                ds.dataset(rows.path, filesystem=rows.filesystem, format=checked)
-                if isinstance(rows, Remote)
-                else ds.dataset(rows, format=checked)
-            )
+            source = dataset(rows)
         except pa.ArrowException as error:
             raise JobError(f"{rows} cannot be read as Parquet: {error}") from error
         connection.register("rows", source)

@@ -12,19 +12,22 @@ import pyarrow.parquet as pq
 import torch
 
 from kintsugi.errors import JobError, UnreadableImage, error_text
-from kintsugi.pipeline import storage
 from kintsugi.pipeline.analysis.aggregate import Distribution, describe
 from kintsugi.pipeline.analysis.failures import reasons
 from kintsugi.pipeline.data.collection import Collection
 from kintsugi.pipeline.data.decode import Decoded
 from kintsugi.pipeline.data.names import key_of
+from kintsugi.pipeline.execution.directory import METRICS, TABLE
 from kintsugi.pipeline.execution.reference import reference_of, refuse_missing
 from kintsugi.pipeline.job import Published
 from kintsugi.pipeline.metrics import ALL, IMAGE, SETS, TRUTH, check
 from kintsugi.pipeline.metrics.features import Extractor, arrays, table_of
 from kintsugi.pipeline.metrics.scoring import Scorer
 from kintsugi.pipeline.metrics.sets import evaluate
-from kintsugi.pipeline.storage import Location, parquet, publish, records
+from kintsugi.pipeline.storage import records
+from kintsugi.pipeline.storage.files import parquet
+from kintsugi.pipeline.storage.location import Location
+from kintsugi.pipeline.storage.publish import publish
 
 KEY = "{key}"
 BLOCK = 256  # images whose rows and features are in memory
@@ -133,9 +136,9 @@ def compare_sets(
     sizes: set[int] = set()
     failures: list[tuple[str, str]] = []  # key and error
     jpeg = 0
-    storage.make_folder(out)
+    out.mkdir(parents=True, exist_ok=True)
     with ExitStack() as stack:
-        temporary = stack.enter_context(publish(out / "rows.parquet"))
+        temporary = stack.enter_context(publish(out / TABLE))
         writer = stack.enter_context(pq.ParquetWriter(temporary, schema, write_page_checksum=True))
         stored = stack.enter_context(publish(out / "features.parquet")) if extractor.spaces else None
         more: pq.ParquetWriter | None = None
@@ -201,9 +204,7 @@ def compare_sets(
         "title": f"{pairs.restored.name} against {pairs.truth.name}",
         "samples": {"planned": len(pairs.keys), "done": len(pairs.keys), "ok": n, "failed": len(failures)},
         "failures": {"reasons": list(map(asdict, reasons(failures)))},
-        "metrics": {
-            name: asdict(each) for name, each in measures_of(out / "rows.parquet", of_images).items()
-        },
+        "metrics": {name: asdict(each) for name, each in measures_of(out / TABLE, of_images).items()},
         "sets": {name: asdict(result) for name, result in sets.items()},
         "without_truth": pairs.without_truth,
         "without_restored": pairs.without_restored,
@@ -211,7 +212,7 @@ def compare_sets(
             f"weights of {name}": weights.describe() for name in names if (weights := ALL[name].weights)
         },
     }
-    with publish(out / "metrics.json") as temporary:
+    with publish(out / METRICS) as temporary:
         temporary.write_bytes(records.sealed(found))
     return found
 

@@ -10,13 +10,16 @@ from pydantic import TypeAdapter
 
 from kintsugi.errors import JobError
 from kintsugi.pipeline.execution.commit import Commit, read_features, read_rows
+from kintsugi.pipeline.execution.directory import REPORT
 from kintsugi.pipeline.execution.reference import reference_of
 from kintsugi.pipeline.execution.run import Run
 from kintsugi.pipeline.metrics import SETS
 from kintsugi.pipeline.metrics.features import arrays
 from kintsugi.pipeline.metrics.reference import Reference
 from kintsugi.pipeline.metrics.sets import SetResult, evaluate
-from kintsugi.pipeline.storage import Location, publish, records
+from kintsugi.pipeline.storage import records
+from kintsugi.pipeline.storage.location import Location
+from kintsugi.pipeline.storage.publish import publish
 
 VERSION = 2  # of what these numbers are; a change makes all that is kept of earlier ones stale
 
@@ -47,7 +50,7 @@ def set_metrics(run: Run) -> dict[str, SetResult]:
     # Without what grows with the samples.
     committed = [replace(commit, sample_seconds=[]) for _, commit in run.commits() if commit is not None]
     reference = reference_of(run.job.reference, run.folder)
-    file = run.folder / "report" / "sets.json"
+    file = run.folder / REPORT / "sets.json"
     state = state_of(run, names, committed, reference)
     known = None if state is None else kept(file, state, names)
     if known is not None:

@@ -3,7 +3,6 @@
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,7 +15,7 @@ from kintsugi.pipeline.data.read import DECODERS, in_folder, in_tar
 from kintsugi.pipeline.data.shards import Place, checksum, expand, index
 from kintsugi.pipeline.data.tar import DamagedShard
 from kintsugi.pipeline.data.units import Members, Unit
-from kintsugi.pipeline.storage import Location
+from kintsugi.pipeline.storage.location import Location, is_remote
 
 READERS = 16  # files read at once where all are read
 
@@ -59,7 +58,7 @@ class Collection:
             if sample.file is None:
                 return str(shard), sample.offset, sample.end
             # A file of a bucket is asked for by itself, which takes too long for many.
-            size = (shard / sample.file).stat().st_size if isinstance(shard, Path) else -1
+            size = -1 if is_remote(shard) else (shard / sample.file).stat().st_size
             return str(shard), sample.file, size
 
         places = [(key, *place(*self.places[key])) for key in sorted(self.places)]

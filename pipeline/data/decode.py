@@ -16,7 +16,7 @@ from kintsugi.pipeline.data.colour import in_srgb
 from kintsugi.pipeline.data.depth import deep, of_eight_bits, on_range, rounded
 from kintsugi.pipeline.data.names import IMAGE_SUFFIXES
 from kintsugi.pipeline.job import Range
-from kintsugi.pipeline.storage import pause
+from kintsugi.pipeline.storage.location import pause
 
 # fmt: off
 FORMATS = {

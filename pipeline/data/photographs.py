@@ -7,7 +7,8 @@ from PIL import Image
 
 from kintsugi.pipeline.data.decode import resize_crop, to_rgb
 from kintsugi.pipeline.data.pictures import encode
-from kintsugi.pipeline.storage import Location, publish
+from kintsugi.pipeline.storage.location import Location
+from kintsugi.pipeline.storage.publish import publish
 
 SCIKIT_IMAGE = "builtin:scikit-image"
 PHOTOGRAPHS = (

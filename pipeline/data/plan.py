@@ -17,7 +17,6 @@ import pyarrow.parquet as pq
 
 from kintsugi.ahead import map_ahead
 from kintsugi.errors import JobError
-from kintsugi.pipeline import storage
 from kintsugi.pipeline.data import shards
 from kintsugi.pipeline.data.names import NAMES
 from kintsugi.pipeline.data.pictures import SUFFIX
@@ -36,7 +35,9 @@ from kintsugi.pipeline.data.units import (
     unit_name,
 )
 from kintsugi.pipeline.job import Data, Restoration, Subset
-from kintsugi.pipeline.storage import Location, at, publish
+from kintsugi.pipeline.storage.files import file_sizes
+from kintsugi.pipeline.storage.location import Location, at, is_remote
+from kintsugi.pipeline.storage.publish import publish
 
 NAMED = 10  # files that are no samples, in the summary
 MAX_NAME = 255  # bytes of a file's name, on all usual file systems
@@ -160,7 +161,7 @@ def compare_checksums(
     for folder, lines in stated.items():
         here = {path.name for path in paths if path.parent == folder} if lines else set()
         without = sorted(here - lines.keys())
-        nowhere = sorted(lines.keys() - here - storage.sizes(folder).keys()) if lines else []
+        nowhere = sorted(lines.keys() - here - file_sizes(folder).keys()) if lines else []
         for what, names in (("names files that are not there", nowhere), ("names not all shards", without)):
             if names:
                 findings.notes.append(f"{folder / SHA256SUMS} {what}, {len(names)}: {', '.join(names[:3])}")
@@ -233,7 +234,7 @@ def indexed(paths: Sequence[Location], data: Data, findings: Findings) -> Iterat
     """The shards with their samples, in order. Of remote ones several are read at once, up to the limit."""
 
     def read(path: Location) -> tuple[Indexed, Findings] | None:
-        if isinstance(path, Path):  # which is read when it is its turn, and not as a whole
+        if not is_remote(path):  # which is read when it is its turn, and not as a whole
             return None
         its = Findings()  # which count when it is the shard's turn, if that comes
         found = open_shard(path, data, its)

@@ -5,7 +5,6 @@ from collections.abc import Callable, Container, Iterator, Sequence
 from contextlib import closing
 from dataclasses import replace
 from itertools import islice
-from pathlib import Path
 
 from kintsugi.ahead import map_ahead
 from kintsugi.errors import UnreadableImage
@@ -14,7 +13,7 @@ from kintsugi.pipeline.data.names import suffix_of
 from kintsugi.pipeline.data.shards import fingerprint, why_unsafe
 from kintsugi.pipeline.data.tar import DamagedShard, Member, Tar
 from kintsugi.pipeline.data.units import Members, Unit
-from kintsugi.pipeline.storage import at, size
+from kintsugi.pipeline.storage.location import at, is_remote
 
 MAX_BYTES = 1 << 30  # of one sample's members together
 BATCHES_AHEAD = 3
@@ -75,7 +74,7 @@ def in_folder(unit: Unit, files: Sequence[str]) -> Iterator[Content]:
         try:
             if why := why_unsafe(folder, name):
                 yield UnreadableImage(why)
-            elif (length := size(folder / name)) > MAX_BYTES:
+            elif (length := (folder / name).stat().st_size) > MAX_BYTES:
                 yield UnreadableImage(f"a file of {length:,} bytes, more than {MAX_BYTES:,}")
             else:
                 yield {suffix_of(name): (folder / name).read_bytes()}
@@ -84,7 +83,7 @@ def in_folder(unit: Unit, files: Sequence[str]) -> Iterator[Content]:
                 raise  # the folder is gone, not the file
             yield UnreadableImage("not in the folder any more; did it change after planning?")
         except PermissionError:
-            if not isinstance(folder, Path):
+            if is_remote(folder):
                 raise  # the credentials, not the file
             yield UnreadableImage("the file may not be read")
 
@@ -97,7 +96,7 @@ def in_tar(unit: Unit, members: Members) -> Iterator[Content]:
     links = {name: (data, length) for name, data, length in members.links}
     with shard.open("rb") as file:
         # What was planned behind damage is found behind it.
-        tar = Tar(file, size(shard), unit.offset, unit.end, members.names, salvage=True, links=links)
+        tar = Tar(file, shard.stat().st_size, unit.offset, unit.end, members.names, salvage=True, links=links)
         try:
             for group in tar.samples():
                 if group[0].offset >= unit.end:

@@ -13,14 +13,14 @@ from contextlib import suppress
 from dataclasses import dataclass
 from io import BufferedIOBase
 from itertools import islice
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 from typing import cast
 
 from kintsugi.errors import JobError
-from kintsugi.pipeline import storage
 from kintsugi.pipeline.data.names import FIRST_SUFFIXES, NAMES, SUFFIXES, hidden, key_of, suffix_of, why_none
 from kintsugi.pipeline.data.tar import MAX_PADDING, DamagedShard, Member, Note, Tar, ignore
-from kintsugi.pipeline.storage import Location
+from kintsugi.pipeline.storage.files import anchored, lies_in, matches, walk
+from kintsugi.pipeline.storage.location import Location, at, is_remote
 
 SHA256SUMS = "SHA256SUMS"
 MAX_SHARDS = 1_000_000
@@ -52,14 +52,14 @@ def expand(patterns: str | list[str]) -> list[Location]:
     for pattern in [patterns] if isinstance(patterns, str) else patterns:
         for name in without_braces(pattern):
             try:
-                matched = storage.matches(name) if glob.has_magic(name) else [storage.at(name)]
+                matched = matches(name) if glob.has_magic(name) else [at(name)]
             except ValueError as error:
                 raise JobError(f"data.shards: {error}") from error
             if not matched:
                 raise JobError(f"data.shards: no such file: {name}")
             for one in matched:
                 # Of remote ones planning tells.
-                if isinstance(one, Path) and not (one.is_file() or one.is_dir()):
+                if not is_remote(one) and not (one.is_file() or one.is_dir()):
                     what = "neither a file nor a folder" if one.exists() else "no such file"
                     raise JobError(f"data.shards: {what}: {one}")
             found += matched
@@ -80,13 +80,13 @@ def without_braces(pattern: str) -> list[str]:
     try:
         # Where an alternative may be a whole path or URL, no folder is common to all.
         whole = "://" in pattern or pattern.startswith("{")
-        folder, rest = (None, pattern) if whole else storage.anchored(pattern)
+        folder, rest = (None, pattern) if whole else anchored(pattern)
         # A range is a list in memory before the first of its names comes.
         large = any(abs(int(a) - int(b)) >= MAX_SHARDS for a, b in RANGE.findall(rest))
         names = [] if large else list(islice(braceexpand(rest), MAX_SHARDS + 1))
         if large or len(names) > MAX_SHARDS:
             raise JobError(f"data.shards: {pattern!r} stands for more than {MAX_SHARDS:,} shards")
-        return [str(storage.at(name if folder is None else folder / name)) for name in names]
+        return [str(at(name if folder is None else folder / name)) for name in names]
     except (ValueError, RecursionError) as error:
         raise JobError(f"data.shards: {pattern!r}: {error}") from error
 
@@ -104,7 +104,7 @@ def from_root(patterns: str | list[str]) -> str | list[str]:
         elif pattern.startswith("{"):
             rooted += without_braces(pattern)
         else:
-            folder, rest = storage.anchored(pattern)
+            folder, rest = anchored(pattern)
             rooted.append(str(folder / rest))
     return rooted[0] if isinstance(patterns, str) and len(rooted) == 1 else rooted
 
@@ -117,7 +117,7 @@ def fingerprint(shard: Location, names: int = NAMES) -> int:
     """
     if shard.is_dir():
         return len(samples_of(shard, names=names))
-    return storage.size(shard)
+    return shard.stat().st_size
 
 
 def samples_of(
@@ -130,12 +130,13 @@ def samples_of(
     """
 
     def unlisted(error: OSError) -> None:
-        if not (isinstance(folder, Path) and hidden(str(Path(error.filename).relative_to(folder)))):
+        name = os.path.relpath(error.filename, str(folder))
+        if not hidden(name):
             raise error
-        note(f"{Path(error.filename).relative_to(folder).as_posix()}/", "hidden")
+        note(f"{name}/", "hidden")
 
     found = []
-    for name in storage.walk(folder, unlisted):
+    for name in walk(folder, unlisted):
         if names == 1:
             shown = not (name.endswith("/") or PurePosixPath(name).name.startswith("."))
             why = None if shown and suffix_of(name) in FIRST_SUFFIXES else "not read"
@@ -158,10 +159,10 @@ def why_unsafe(folder: Location, name: str) -> str | None:
     """Why a name in a folder is not that of one of its files, if so: it may come from somebody else's tar."""
     if not stays_inside(name):  # object stores have such names
         return "its name is not that of one file in the folder"
-    if not isinstance(folder, Path):
+    if is_remote(folder):
         return None
     file = folder / name
-    if file.is_symlink() and not Path(os.path.realpath(file)).is_relative_to(os.path.realpath(folder)):
+    if file.is_symlink() and not lies_in(file, folder):
         return "a link that leads out of the folder"
     if file.is_symlink() and not file.exists():
         return "a link that leads nowhere"
@@ -192,7 +193,7 @@ def index(
             yield Place(key_of(name), place, place + 1, name)
         return
     with shard.open("rb") as file:
-        tar = Tar(file, storage.size(shard), salvage=salvage, note=note)
+        tar = Tar(file, shard.stat().st_size, salvage=salvage, note=note)
         for group in tar.samples():
             first, last = group[0], group[-1]
             links = tuple((one.name, one.data, one.size) for one in group if one.link and one.lost is None)
@@ -205,7 +206,7 @@ def scattered(shard: Location, keys: Collection[str]) -> list[list[str]]:
     """The members of each sample of a tar that would be one if they were adjacent."""
     found: dict[str, list[Member]] = {}
     with shard.open("rb") as file, suppress(DamagedShard):
-        for group in Tar(file, storage.size(shard), salvage=True).samples():
+        for group in Tar(file, shard.stat().st_size, salvage=True).samples():
             if group[0].key in keys:
                 found.setdefault(group[0].key, []).extend(group)
     return [
@@ -226,7 +227,7 @@ def stated_checksums(folder: Location) -> dict[str, str]:
     if not listing.is_file():
         return {}
     stated: dict[str, str] = {}
-    if storage.size(listing) > MAX_SUMS:
+    if listing.stat().st_size > MAX_SUMS:
         raise JobError(f"data.shards: {listing} is larger than {MAX_SUMS:,} bytes; set data.checksums=ignore")
     text = listing.read_bytes().decode(errors="replace")  # bytes that are no text make a line that is refused
     # Not by splitlines: names may have separators of Unicode in them.

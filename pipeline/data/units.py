@@ -15,7 +15,9 @@ from kintsugi.ahead import map_ahead
 from kintsugi.errors import JobError
 from kintsugi.pipeline.data import shards
 from kintsugi.pipeline.data.names import NAMES
-from kintsugi.pipeline.storage import Location, Remote, at, parquet, records
+from kintsugi.pipeline.storage import records
+from kintsugi.pipeline.storage.files import parquet, storage_failed
+from kintsugi.pipeline.storage.location import Location, at
 from kintsugi.pipeline.storage.records import MAX_TABLE, UNIT
 
 SUMMARY = "kintsugi.summary"  # key of the plan file's metadata
@@ -125,8 +127,7 @@ def opened(plan: Location) -> Iterator[pq.ParquetFile]:
     except FileNotFoundError:
         raise
     except (pa.ArrowException, OSError, ValueError, KeyError, TypeError) as error:
-        # Parquet's own errors have no number; those of object stores have none either.
-        if isinstance(error, OSError) and (error.errno is not None or isinstance(plan, Remote)):
+        if storage_failed(error, plan):
             raise
         raise JobError(f"{plan} cannot be read as a plan: {error}; {advice(plan.parent)}") from error
 

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from kintsugi.errors import JobError
-from kintsugi.pipeline import storage
 from kintsugi.pipeline.job import Spec
-from kintsugi.pipeline.storage import BLOCK, Remote
+from kintsugi.pipeline.storage.files import walk
+from kintsugi.pipeline.storage.location import BLOCK, Remote, at, is_remote
 from kintsugi.priors.checkpoint import cache_folder, locked
 
 REQUESTS = 8  # at once, each for a block
@@ -36,9 +36,11 @@ def on_this_node(spec: Spec) -> Spec:
         JobError: no such object, it cannot be read, or the copy cannot be written.
     """
     path = spec.get("path")
+    if not isinstance(path, str):
+        return spec
     try:
-        location = storage.at(path) if isinstance(path, str) else None
-        return spec | {"path": str(copied(location))} if isinstance(location, Remote) else spec
+        location = at(path)
+        return spec | {"path": str(copied(location))} if is_remote(location) else spec
     except (OSError, ValueError) as error:
         raise JobError(f"prior.path: {path!r} cannot be copied to this machine: {error}") from error
 
@@ -70,7 +72,7 @@ def objects(location: Remote) -> list[Object]:
     if location.is_file():
         names = {location: location.name}
     else:
-        names = {location / name: f"{location.name}/{name}" for name in storage.walk(location)}
+        names = {location / name: f"{location.name}/{name}" for name in walk(location)}
     found = []
     for remote, name in names.items():
         if not {"", ".", ".."}.isdisjoint(name.split("/")):

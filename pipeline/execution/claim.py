@@ -21,9 +21,10 @@ from typing import Any
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from kintsugi.errors import JobError
-from kintsugi.pipeline import storage
 from kintsugi.pipeline.job import Job, differences
-from kintsugi.pipeline.storage import Location, alive, publish, this_host
+from kintsugi.pipeline.storage.files import file_sizes
+from kintsugi.pipeline.storage.location import Location
+from kintsugi.pipeline.storage.publish import alive, publish, this_host
 from kintsugi.pipeline.storage.records import read
 
 LOOKS = 4  # for others, before a job is refused: two that see each other both step back
@@ -83,7 +84,7 @@ def claimed(folder: Location, job: Job, prior_sha256: str) -> Iterator[None]:
 def write(file: Location, claim: Claim) -> None:
     folder = file.parent
     try:
-        storage.make_folder(folder)
+        folder.mkdir(parents=True, exist_ok=True)
         with publish(file) as temporary:
             temporary.write_text(json.dumps(asdict(claim), indent=1))
     except OSError as error:
@@ -92,14 +93,14 @@ def write(file: Location, claim: Claim) -> None:
 
 def clear(folder: Location) -> None:
     """Remove the claims in a directory that is a run by now: a driver was killed before it did."""
-    for name in storage.sizes(folder):
+    for name in file_sizes(folder):
         if NAME.fullmatch(name):
             (folder / name).unlink(missing_ok=True)
 
 
 def refusals(folder: Location, job: Job, prior_sha256: str) -> Iterator[str]:
     """What there is to say of claims of other jobs. Those of drivers of this machine that are gone go."""
-    for name in storage.sizes(folder):
+    for name in file_sizes(folder):
         if (found := NAME.fullmatch(name)) is None:
             continue
         file = folder / name

@@ -22,9 +22,19 @@ from pydantic import ConfigDict, Field, TypeAdapter
 from pydantic.dataclasses import dataclass
 
 from kintsugi.errors import JobError
-from kintsugi.pipeline import storage
+from kintsugi.pipeline.execution.directory import (
+    COMMITS,
+    DATA,
+    FEATURES,
+    commit_file,
+    data_file,
+    features_file,
+)
 from kintsugi.pipeline.metrics import BASELINE_COLUMNS, IMAGE
-from kintsugi.pipeline.storage import Location, Remote, publish, records
+from kintsugi.pipeline.storage import records
+from kintsugi.pipeline.storage.files import file_sizes, storage_failed, whole
+from kintsugi.pipeline.storage.location import Location, is_remote
+from kintsugi.pipeline.storage.publish import publish
 from kintsugi.pipeline.storage.records import MAX_RECORD, MAX_TABLE, UNIT, Count, Digest, Number, Text
 
 ROW_GROUP = 1 << 28  # bytes at most of the samples in it: Parquet cannot read back lists of 2 GiB
@@ -97,20 +107,8 @@ class Commit:
 RECORD = TypeAdapter(Commit)
 
 
-def data_file(run: Location, unit: str) -> Location:
-    return run / "data" / f"{unit}.parquet"
-
-
-def features_file(run: Location, unit: str) -> Location:
-    return run / "features" / f"{unit}.parquet"
-
-
-def commit_file(run: Location, unit: str) -> Location:
-    return run / "commits" / f"{unit}.json"
-
-
 def commit(
-    run: Location,
+    folder: Location,
     unit: str,
     rows: list[dict[str, Any]],
     started: float,
@@ -130,11 +128,11 @@ def commit(
     """
     mark = time.perf_counter()
     if features is not None:
-        with publish(features_file(run, unit)) as temporary:
+        with publish(features_file(folder, unit)) as temporary:
             pq.write_table(features, temporary, compression="zstd", write_page_checksum=True)
             content = temporary.read_bytes()
         record |= {"features_bytes": len(content), "features_sha256": hashlib.sha256(content).hexdigest()}
-    with publish(data_file(run, unit)) as temporary:
+    with publish(data_file(folder, unit)) as temporary:
         table = pa.Table.from_pylist(rows, ROWS)
         largest = max((sum(map(len, row["samples"] or ())) for row in rows), default=0)
         group = max(1, ROW_GROUP // largest) if largest else None
@@ -151,12 +149,12 @@ def commit(
         seconds={part: value + (earlier or {}).get(part, 0.0) for part, value in spent.items()},
         **record,
     )
-    with publish(commit_file(run, unit)) as temporary:
+    with publish(commit_file(folder, unit)) as temporary:
         temporary.write_bytes(records.sealed(asdict(done)))
     return done
 
 
-def read_commit(run: Location, unit: str, config_hash: str) -> Commit | None:
+def read_commit(folder: Location, unit: str, config_hash: str) -> Commit | None:
     """The unit's record if it is valid for this configuration and its data is there, else None.
 
     Raises:
@@ -164,26 +162,24 @@ def read_commit(run: Location, unit: str, config_hash: str) -> Commit | None:
         JobError: one of the files is a link, no regular file or too large.
     """
     try:
-        length = records.regular(data_file(run, unit), MAX_TABLE)
-        found = valid(records.read(commit_file(run, unit)), unit, config_hash, length)
+        length = records.regular(data_file(folder, unit), MAX_TABLE)
+        found = valid(records.read(commit_file(folder, unit)), unit, config_hash, length)
         if found is None or found.features_bytes is None:
             return found
-        length = records.regular(features_file(run, unit), MAX_TABLE)
+        length = records.regular(features_file(folder, unit), MAX_TABLE)
         return found if found.features_bytes == length else None
     except FileNotFoundError:
         return None
 
 
 def read_commits(
-    run: Location, units: Iterable[str], config_hash: str
+    folder: Location, units: Iterable[str], config_hash: str
 ) -> Iterator[tuple[str, Commit | None]]:
     """`read_commit` of many units, in order, from a listing of the run's folders, in which links are not."""
-    listed, data, features = (
-        storage.sizes(run / folder, links=False) for folder in ("commits", "data", "features")
-    )
+    listed, data, features = (file_sizes(folder / name, links=False) for name in (COMMITS, DATA, FEATURES))
 
     def read(unit: str) -> tuple[str, Commit | None]:
-        record, rows = commit_file(run, unit), data_file(run, unit)
+        record, rows = commit_file(folder, unit), data_file(folder, unit)
         if listed.get(record.name, MAX_RECORD + 1) > MAX_RECORD or rows.name not in data:
             return unit, None
         try:
@@ -194,7 +190,7 @@ def read_commits(
             return unit, None
         return unit, found
 
-    if isinstance(run, Remote):
+    if is_remote(folder):
         with ThreadPoolExecutor(READERS) as pool:
             ahead: deque[Future[tuple[str, Commit | None]]] = deque()
             for unit in units:
@@ -221,24 +217,24 @@ def valid(record: bytes, unit: str, config_hash: str, data_bytes: int) -> Commit
     return found if stated == (unit, config_hash, data_bytes) else None
 
 
-def read_rows(run: Location, record: Commit, columns: list[str] | None = None) -> pa.Table:
+def read_rows(folder: Location, record: Commit, columns: list[str] | None = None) -> pa.Table:
     """The rows of a committed unit, all or some columns of `ROWS`; metrics newer than the run are null.
 
     Raises:
         JobError: the data file is not the one that was committed, or does not hold rows.
     """
-    file = data_file(run, record.unit)
-    table = read_committed(run, file, record.data_sha256, columns, record.rows)
+    file = data_file(folder, record.unit)
+    table = read_committed(folder, file, record.data_sha256, columns, record.rows)
     if len(table) != record.rows:
         raise JobError(
-            f"{file} has {len(table)} rows, and its commit record says {record.rows}; {advice(run)}"
+            f"{file} has {len(table)} rows, and its commit record says {record.rows}; {advice(folder)}"
         )
     refuse_nonsense(table, file)
     if "status" in table.column_names:
         failed = pc.sum(pc.equal(table["status"], "failed")).as_py() or 0
         if failed != record.failed:
             raise JobError(
-                f"{file}: {failed} rows failed, and its commit record says {record.failed}; {advice(run)}"
+                f"{file}: {failed} rows failed, and its commit record says {record.failed}; {advice(folder)}"
             )
     if columns is None:
         return table
@@ -249,7 +245,7 @@ def read_rows(run: Location, record: Commit, columns: list[str] | None = None) -
     return table.select(columns)
 
 
-def read_features(run: Location, record: Commit, columns: list[str] | None = None) -> pa.Table | None:
+def read_features(folder: Location, record: Commit, columns: list[str] | None = None) -> pa.Table | None:
     """The features of a committed unit, all or some columns, None if it was committed without.
 
     Raises:
@@ -259,21 +255,21 @@ def read_features(run: Location, record: Commit, columns: list[str] | None = Non
 
     if record.features_sha256 is None:
         return None
-    file = features_file(run, record.unit)
-    table = read_committed(run, file, record.features_sha256, columns, record.rows)
+    file = features_file(folder, record.unit)
+    table = read_committed(folder, file, record.features_sha256, columns, record.rows)
     refuse_others(table, file)
     return table
 
 
 def read_committed(
-    run: Location, file: Location, sha256: str, columns: list[str] | None, most: int
+    folder: Location, file: Location, sha256: str, columns: list[str] | None, most: int
 ) -> pa.Table:
     """Columns of a file of at most so many rows, of which a few bytes may claim any number."""
     try:
         records.regular(file, MAX_TABLE)
-        with storage.whole(file) as source:
+        with whole(file) as source:
             if hashlib.file_digest(source, "sha256").hexdigest() != sha256:
-                raise JobError(f"{file} is not the file that was committed; {advice(run)}")
+                raise JobError(f"{file} is not the file that was committed; {advice(folder)}")
             source.seek(0)
             with pq.ParquetFile(source, page_checksum_verification=True) as table:
                 names = table.schema_arrow.names
@@ -286,13 +282,13 @@ def read_committed(
                 # In half the time of read_table; threads cost more than they save on the rows of a unit.
                 return table.read(columns, use_threads=False)
     except (pa.ArrowException, OSError, ValueError) as error:
-        if isinstance(error, OSError) and (error.errno is not None or isinstance(file, Remote)):
+        if storage_failed(error, file):
             raise
         raise JobError(f"{file} cannot be read as Parquet: {error}") from error
 
 
-def advice(run: Location) -> str:
-    return f"`kintsugi verify {run} --repair` drops it, then run again"
+def advice(folder: Location) -> str:
+    return f"`kintsugi verify {folder} --repair` drops it, then run again"
 
 
 def refuse_nonsense(table: pa.Table, file: Location) -> None:

@@ -22,12 +22,13 @@ from kintsugi.errors import JobError, redacted
 from kintsugi.pipeline.data.units import Unit, read_members
 from kintsugi.pipeline.execution.bisect import Inquiry
 from kintsugi.pipeline.execution.commit import Commit
+from kintsugi.pipeline.execution.directory import PLAN
 from kintsugi.pipeline.execution.memory import lacks_memory
 from kintsugi.pipeline.execution.prometheus import Counts
 from kintsugi.pipeline.execution.sieve import without_texts_of_ray
 from kintsugi.pipeline.execution.worker import Observer, Result, Task, Worker, give_up
 from kintsugi.pipeline.job import Job, config_hash
-from kintsugi.pipeline.storage import Location, at, pause
+from kintsugi.pipeline.storage.location import Location, at, pause
 
 POLL_SECONDS = 0.5
 START_ATTEMPTS = 3
@@ -416,7 +417,7 @@ class Pool:
         if not inquiry.finished:
             self.inquiries.append(inquiry)
             return
-        keys = read_members(self.run / "plan.parquet", inquiry.task.unit).keys
+        keys = read_members(self.run / PLAN, inquiry.task.unit).keys
         poison = frozenset(keys[place] for place in inquiry.poison)
         for key in sorted(poison):
             self.live.notes.append(f"{key}: its restoration ends the process, recorded as failed")

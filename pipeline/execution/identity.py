@@ -15,14 +15,15 @@ from pydantic import ConfigDict, TypeAdapter
 from kintsugi import operators
 from kintsugi.errors import JobError
 from kintsugi.pipeline.data.collection import Collection
+from kintsugi.pipeline.execution.directory import FILES
 from kintsugi.pipeline.execution.reference import reference_of
 from kintsugi.pipeline.job import Job
 from kintsugi.pipeline.metrics import ALL, SETS
 from kintsugi.pipeline.metrics.weights import MissingWeights
-from kintsugi.pipeline.storage import Location, publish
+from kintsugi.pipeline.storage.location import Location
+from kintsugi.pipeline.storage.publish import publish
 from kintsugi.pipeline.storage.records import read, typed
 
-FILES = "files.json"
 Digests = dict[str, str]
 """SHA-256, hexadecimal, by field of the job."""
 CHECKSUMS = TypeAdapter(Digests, config=ConfigDict(strict=True))
@@ -83,37 +84,37 @@ def text_of(files: Digests) -> str:
     return json.dumps(files, indent=2) + "\n"
 
 
-def record(run: Location, job: Job) -> None:
+def record(folder: Location, job: Job) -> None:
     """Write down the files with which a run is begun, in place of what a killed driver has left.
 
     Raises:
         JobError: one cannot be read.
     """
-    with publish(run / FILES) as temporary:
+    with publish(folder / FILES) as temporary:
         temporary.write_text(text_of(of_job(job)))
 
 
-def keep_to(run: Location, job: Job) -> None:
+def keep_to(folder: Location, job: Job) -> None:
     """Refuse files other than those with which a run was begun.
 
     Raises:
         JobError: other files, by field, or one that cannot be read.
     """
-    if changed := list(differing(recorded(run), of_job(job))):
+    if changed := list(differing(recorded(folder), of_job(job))):
         raise JobError(
-            f"{run} was begun with other files; choose another output, or restore them:\n  "
+            f"{folder} was begun with other files; choose another output, or restore them:\n  "
             + "\n  ".join(changed)
         )
 
 
-def recorded(run: Location) -> Digests:
+def recorded(folder: Location) -> Digests:
     """Of the files with which a run was begun; none of one of an earlier version.
 
     Raises:
         JobError: the record cannot be read.
     """
     try:
-        return typed(CHECKSUMS, read(run / FILES), run / FILES)
+        return typed(CHECKSUMS, read(folder / FILES), folder / FILES)
     except FileNotFoundError:
         return {}
     except JobError as error:

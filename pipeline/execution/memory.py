@@ -11,9 +11,11 @@ from pydantic import Field, TypeAdapter
 
 from kintsugi.device import name_of
 from kintsugi.errors import JobError
-from kintsugi.pipeline import storage
+from kintsugi.pipeline.execution.directory import BATCH_SIZE
 from kintsugi.pipeline.execution.problems import Problems
-from kintsugi.pipeline.storage import Location, publish, records
+from kintsugi.pipeline.storage import records
+from kintsugi.pipeline.storage.location import Location, pause
+from kintsugi.pipeline.storage.publish import publish
 from kintsugi.priors import speed
 from kintsugi.priors.base import NetworkPrior
 
@@ -49,7 +51,7 @@ class Memory:
         """
         before = self.problems.batch_size
         while True:
-            pause = 0.0
+            seconds = 0.0
             try:
                 result = work()
                 self.waits = 0
@@ -60,8 +62,8 @@ class Memory:
                 change = self.use_less(whole)
                 if change is None and not isinstance(error, torch.OutOfMemoryError) and self.waits < WAITS:
                     self.waits += 1
-                    pause = storage.pause(self.waits)
-                    change = f"waiting for {pause:g} s"
+                    seconds = pause(self.waits)
+                    change = f"waiting for {seconds:g} s"
                 if change is None:
                     if not whole:
                         self.problems.batch_size = before
@@ -69,7 +71,7 @@ class Memory:
             # Outside the handler, whose traceback keeps the tensors of the failed batch alive.
             release_memory(self.problems.device)
             self.notes.append(f"out of memory: {change}")
-            time.sleep(pause)
+            time.sleep(seconds)
 
     def use_less(self, whole: bool) -> str | None:
         """Do something about memory that ran out; returns what, or None where nothing is left to do."""
@@ -142,7 +144,7 @@ class BatchSize:
     device: str
 
 
-BATCH_SIZE = TypeAdapter(BatchSize)
+RECORD = TypeAdapter(BatchSize)
 
 
 def remembered_batch_size(folder: Location, device: torch.device, find: Callable[[], int]) -> int:
@@ -151,13 +153,13 @@ def remembered_batch_size(folder: Location, device: torch.device, find: Callable
     Raises:
         JobError: the record of it cannot be read.
     """
-    file = folder / "batch_size.json"
+    file = folder / BATCH_SIZE
     if not file.exists():
         found = BatchSize(find(), name_of(device))
         with publish(file, first=True) as temporary:
             temporary.write_bytes(records.sealed(asdict(found)))
     try:
-        return records.typed(BATCH_SIZE, records.read(file), file).batch_size
+        return records.typed(RECORD, records.read(file), file).batch_size
     except JobError as error:
         raise JobError(
             f'{error}; write {{"batch_size": N, "device": ""}} there, N being the largest batch_size of its '

@@ -9,7 +9,6 @@ import numpy as np
 
 from kintsugi.device import default_device
 from kintsugi.errors import JobError
-from kintsugi.pipeline import storage
 from kintsugi.pipeline.data.collection import Collection
 from kintsugi.pipeline.job import Published
 from kintsugi.pipeline.metrics import SETS, SPACE_WEIGHTS, refuse_missing_weights
@@ -19,7 +18,8 @@ from kintsugi.pipeline.metrics.moments import Moments
 from kintsugi.pipeline.metrics.reference import Reference, read
 from kintsugi.pipeline.metrics.sets import share
 from kintsugi.pipeline.metrics.weights import MissingWeights
-from kintsugi.pipeline.storage import Location, publish
+from kintsugi.pipeline.storage.location import Location, at
+from kintsugi.pipeline.storage.publish import publish
 from kintsugi.pipeline.storage.records import MAX_TABLE, regular
 
 STATISTICS = "https://www.cs.cmu.edu/~clean-fid/stats/"
@@ -38,7 +38,7 @@ def reference_of(given: Published | str, run: Location) -> Reference:
         size = None if given.resolution == "na" else given.resolution
         return Reference(title, files=lambda space, features: published(given, space, features), size=size)
     if given.endswith(".npz"):
-        return Reference(given, files=lambda space, features: storage.at(given))
+        return Reference(given, files=lambda space, features: at(given))
     care: list[str] = []
 
     @cache
@@ -114,9 +114,9 @@ def refuse_missing(metrics: Sequence[str], given: Published | str) -> None:
                     )
             reference_of(given, Path()).sample(metric)
     elif given.endswith(".npz"):
-        if not storage.at(given).is_file():
+        if not at(given).is_file():
             raise JobError(f"reference: no such file: {given}; make it with `kintsugi stats`")
-        stored = read(storage.at(given), ["mode"])
+        stored = read(at(given), ["mode"])
         mode = str(stored["mode"]) if "mode" in stored else None
         for name, metric in asked.items():
             if mode not in (None, metric.space):

@@ -13,18 +13,22 @@ import tarfile
 from collections.abc import Collection, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import groupby
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 from typing import IO, Any, cast
 
 from kintsugi.errors import JobError
-from kintsugi.pipeline import storage
 from kintsugi.pipeline.data.plan import restored_names
 from kintsugi.pipeline.data.shards import stays_inside
 from kintsugi.pipeline.data.units import Unit, read_members
 from kintsugi.pipeline.execution.commit import READERS, Commit, read_rows
-from kintsugi.pipeline.execution.run import RESTORED, Run, refuse_shard_names
+from kintsugi.pipeline.execution.directory import PLAN, RESTORED
+from kintsugi.pipeline.execution.open import refuse_shard_names
+from kintsugi.pipeline.execution.run import Run
 from kintsugi.pipeline.job import Restoration
-from kintsugi.pipeline.storage import Location, publish
+from kintsugi.pipeline.storage.files import lexists
+from kintsugi.pipeline.storage.location import Location
+from kintsugi.pipeline.storage.publish import publish
+from kintsugi.pipeline.storage.records import is_regular, read
 
 COLUMNS = ["key", "status", "file", "restored", "samples", "deviation"]
 Units = list[tuple[Unit, Commit]]  # of one shard, committed
@@ -96,14 +100,14 @@ def faults(run: Run, doubtful: Collection[str], complete: bool) -> Iterator[tupl
             if (first := next(found, None)) is not None:
                 number = 1 + sum(1 for _ in found)
                 yield shard, f"{number} files of {place} are gone or not what was committed, such as {first}"
-        elif (storage.there(target) or complete) and (what := fault_of_tar(run, target, units)) is not None:
+        elif (lexists(target) or complete) and (what := fault_of_tar(run, target, units)) is not None:
             yield shard, f"{place} {what}"
 
 
 def drop_restored(run: Run, units: Iterable[Unit]) -> None:
     """Remove the restored tars of shards some of whose units are to be done."""
     for shard in {unit.shard for unit in units}:
-        if run.job.from_measurements and is_plain(target := target_of(run, shard)):
+        if run.job.from_measurements and is_regular(target := target_of(run, shard)):
             target.unlink()
 
 
@@ -115,14 +119,14 @@ def committed_shards(run: Run) -> Iterator[tuple[str, Units]]:
 
 
 def target_of(run: Run, shard: str) -> Location:
-    name = storage.at(shard).name
+    name = PurePosixPath(shard).name
     refuse_shard_names([name])
     return run.folder / RESTORED / name
 
 
 def in_folder(run: Run, units: Units) -> bool:
     """Whether a shard is a folder, which need not be there any more."""
-    return read_members(run.folder / "plan.parquet", units[0][0]).files is not None
+    return read_members(run.folder / PLAN, units[0][0]).files is not None
 
 
 # Tars
@@ -139,9 +143,9 @@ def pack(run: Run, units: Units, file: IO[bytes] | Comparison) -> None:
 
 
 def fault_of_tar(run: Run, target: Location, units: Units) -> str | None:
-    if not storage.there(target):
+    if not lexists(target):
         return "is gone, or was never written"
-    if not is_plain(target):
+    if not is_regular(target):
         return "is not a regular file"
     with target.open("rb") as file:
         try:
@@ -159,11 +163,9 @@ def wrong_files(run: Run, target: Location, units: Units) -> Iterator[tuple[str,
 
     def right(file: tuple[str, bytes]) -> bool:
         name, content = file
-        place = target / name
         try:
-            plain = is_plain(place) and not behind_link(target, name)
-            return plain and storage.size(place) == len(content) and place.read_bytes() == content
-        except FileNotFoundError:
+            return behind_link(target, name) is None and read(target / name, len(content)) == content
+        except (FileNotFoundError, JobError):  # there is none, a link, or a longer one
             return False
 
     with ThreadPoolExecutor(READERS) as pool:
@@ -171,28 +173,21 @@ def wrong_files(run: Run, target: Location, units: Units) -> Iterator[tuple[str,
             files = list(restored_files(run, unit, by_file=True))
             for (name, content), good in zip(files, pool.map(right, files), strict=True):
                 if not good:
-                    yield name, content, storage.there(target / name)
+                    yield name, content, lexists(target / name)
 
 
 def write_file(target: Location, name: str, content: bytes) -> None:
     if (link := behind_link(target, name)) is not None:
         raise JobError(f"{link} is a link, through which nothing is written; remove it")
-    storage.make_folder((target / name).parent)
+    (target / name).parent.mkdir(parents=True, exist_ok=True)
     with publish(target / name) as temporary:
         temporary.write_bytes(content)
 
 
-def behind_link(target: Location, name: str) -> Path | None:
+def behind_link(target: Location, name: str) -> Location | None:
     """The folder on the way to a file that is a link."""
-    if not isinstance(target, Path):
-        return None
-    folders = (target / folder for folder in PurePosixPath(name).parents)
+    folders = (target / str(folder) for folder in PurePosixPath(name).parents)
     return next((folder for folder in folders if folder.is_symlink()), None)
-
-
-def is_plain(location: Location) -> bool:
-    """Whether a file is there, and no link."""
-    return location.is_file() and not (isinstance(location, Path) and location.is_symlink())
 
 
 # Samples

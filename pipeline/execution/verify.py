@@ -9,45 +9,34 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from kintsugi.errors import JobError
-from kintsugi.pipeline import storage
 from kintsugi.pipeline.data.plan import make_plan
 from kintsugi.pipeline.data.units import Unit, changed_shards, read_members, read_units
-from kintsugi.pipeline.execution import restored as export
-from kintsugi.pipeline.execution.commit import (
-    ROWS,
-    Commit,
+from kintsugi.pipeline.execution.commit import ROWS, Commit, read_commits, read_features, read_rows, valid
+from kintsugi.pipeline.execution.directory import (
+    COMMITS,
+    DATA,
+    FEATURES,
+    FILES,
+    JOB,
+    KEPT,
+    PLAN,
+    PRIOR,
     commit_file,
     data_file,
     features_file,
-    read_commits,
-    read_features,
-    read_rows,
-    valid,
+    refuse_links,
 )
-from kintsugi.pipeline.execution.identity import FILES, of_job, recorded, text_of
-from kintsugi.pipeline.execution.run import (
-    KEPT,
-    Run,
-    examine_prior,
-    prior_text,
-    recorded_job,
-    recorded_prior,
-    shard_paths,
-)
+from kintsugi.pipeline.execution.identity import of_job, recorded, text_of
+from kintsugi.pipeline.execution.open import examine_prior, prior_text, shard_paths
+from kintsugi.pipeline.execution.restored import faults
+from kintsugi.pipeline.execution.run import Run, recorded_job, recorded_prior
 from kintsugi.pipeline.job import Job, config_hash
 from kintsugi.pipeline.metrics import BASELINE_COLUMNS, IMAGE, SETS
-from kintsugi.pipeline.storage import Location, publish, records
-from kintsugi.pipeline.storage.records import (
-    JOB,
-    MAX_TABLE,
-    PLAN,
-    PRIOR,
-    SUMS,
-    DamagedSums,
-    digest,
-    read,
-    regular,
-)
+from kintsugi.pipeline.storage import records
+from kintsugi.pipeline.storage.files import file_sizes, lexists
+from kintsugi.pipeline.storage.location import Location
+from kintsugi.pipeline.storage.publish import publish
+from kintsugi.pipeline.storage.records import MAX_TABLE, SUMS, DamagedSums, digest, read, regular
 
 
 @dataclass(frozen=True)
@@ -77,7 +66,7 @@ def verify(run: Run) -> Iterator[Finding | Unit]:
     good = 0
     for unit in run.units():
         names.add(unit.unit)
-        if not storage.there(commit_file(run.folder, unit.unit)):
+        if not lexists(commit_file(run.folder, unit.unit)):
             continue  # rows without a record were never committed
         try:
             what = fault(run, unit)
@@ -87,14 +76,14 @@ def verify(run: Run) -> Iterator[Finding | Unit]:
         if what is not None:
             doubtful.add(unit.shard)
         yield unit if what is None else Finding(unit, what)
-    for folder, suffix in (("commits", ".json"), ("data", ".parquet"), ("features", ".parquet")):
-        for name in storage.sizes(run.folder / folder):
+    for folder, suffix in ((COMMITS, ".json"), (DATA, ".parquet"), (FEATURES, ".parquet")):
+        for name in file_sizes(run.folder / folder):
             if not name.endswith(suffix) or name.removesuffix(suffix) not in names:
                 yield Finding(None, f"{folder}/{name} belongs to no unit of the plan", repairable=False)
     for shard in changed_shards(run.folder / PLAN):
         yield Finding(None, f"{shard} is gone, or has changed since the plan was made", repairable=False)
     if run.job.from_measurements:
-        for shard, what in export.faults(run, doubtful, complete=good == run.summary.units):
+        for shard, what in faults(run, doubtful, complete=good == run.summary.units):
             yield Finding(None, f"{what}; a rerun writes it again", shard=shard)
 
 
@@ -160,7 +149,7 @@ def mend(folder: Location) -> list[str]:
     Raises:
         JobError: it cannot be; the message says what to do.
     """
-    records.refuse_links(folder)
+    refuse_links(folder)
     try:
         regular(folder / JOB)
         stated = records.stated_sums(folder, KEPT)
@@ -183,7 +172,7 @@ def mend(folder: Location) -> list[str]:
     for name in (name for name in made if name in suspects):
         file, content = folder / name, made[name]().encode()
         # What is there may be right, and the digest damaged.
-        now = digest(file) if storage.there(file) else None
+        now = digest(file) if lexists(file) else None
         if hashlib.sha256(content).hexdigest() not in (stated.get(name, now), now):
             raise JobError(
                 f"{file} is not what was written, and the files that the job names are others now; put back "
@@ -193,7 +182,7 @@ def mend(folder: Location) -> list[str]:
             temporary.write_bytes(content)
     if PLAN in suspects:
         plan_again(folder, job, recorded_prior(folder).sha256, stated.get(PLAN))
-    if all(storage.there(folder / name) for name in KEPT):  # else it is of a version without
+    if all(lexists(folder / name) for name in KEPT):  # else it is of a version without
         records.write_sums(folder, {name: digest(folder / name) for name in KEPT})
     return suspects
 
@@ -244,7 +233,7 @@ def plan_again(folder: Location, job: Job, prior: str, stated: str | None) -> No
 def refuse_unfit(folder: Location, plan: Location, job_hash: str, prior: str) -> None:
     """Raise a JobError if a run holds committed rows that a plan does not ask for."""
     units = {unit.unit: unit for unit in read_units(plan)}
-    for name in storage.sizes(folder / "commits", links=False):
+    for name in file_sizes(folder / COMMITS, links=False):
         if name.removesuffix(".json") not in units:
             raise JobError(f"commits/{name} would belong to no unit")
     for name, commit in read_commits(folder, units, job_hash):

@@ -22,6 +22,7 @@ from kintsugi.pipeline.data.shards import stays_inside
 from kintsugi.pipeline.data.units import Unit, read_members
 from kintsugi.pipeline.execution.commit import ROWS, Commit, commit, read_commit, read_features, read_rows
 from kintsugi.pipeline.execution.degrade import eight_bits
+from kintsugi.pipeline.execution.directory import PLAN
 from kintsugi.pipeline.execution.identity import of_weights, recorded, refuse_changed
 from kintsugi.pipeline.execution.memory import remembered_batch_size
 from kintsugi.pipeline.execution.run import recorded_prior, refuse_damaged
@@ -29,7 +30,7 @@ from kintsugi.pipeline.execution.stage import Restored, Stage
 from kintsugi.pipeline.job import Job, config_hash
 from kintsugi.pipeline.metrics import ALL
 from kintsugi.pipeline.metrics.features import arrays, table_of
-from kintsugi.pipeline.storage import Location
+from kintsugi.pipeline.storage.location import Location
 
 BROKEN_DEVICE = torch.AcceleratorError
 GALLERY = 16  # the first samples of a job keep all their pictures, for the report
@@ -264,12 +265,12 @@ class Worker:
                 )
             return None
 
-        members = read_members(self.folder / "plan.parquet", unit)
+        members = read_members(self.folder / PLAN, unit)
         return read_unit(unit, members, self.stage.convert, self.batch_size, skip, refuse)
 
     def probe(self, unit: Unit, first: int, last: int) -> None:
         """Restore samples first … last − 1 of a unit and forget the result: does it kill the worker?"""
-        keys = read_members(self.folder / "plan.parquet", unit).keys
+        keys = read_members(self.folder / PLAN, unit).keys
         for batch in self.batches(unit, skip={*keys[:first], *keys[last:]}):
             results = self.restore(batch)
             self.rows(unit, batch, results)
@@ -432,7 +433,7 @@ def give_up(job: Job, folder: Location, task: Task, error: str) -> Commit:
     unit = task.unit
     if (before := read_commit(folder, unit.unit, config_hash(job))) is not None:
         return before
-    keys = read_members(folder / "plan.parquet", unit).keys
+    keys = read_members(folder / PLAN, unit).keys
     samples = [Decoded(key, unit.start + place) for place, key in enumerate(keys)]
     rows = [failed_row(unit, sample, job.seed, error) for sample in samples]
     return commit(

@@ -13,7 +13,7 @@ from kintsugi.pipeline.metrics import SPACE_WEIGHTS, TRUTH
 from kintsugi.pipeline.metrics.moments import on_grid
 from kintsugi.pipeline.metrics.texture import finest_laplacian, patches_of
 from kintsugi.pipeline.metrics.weights import Weights
-from kintsugi.pipeline.storage import Location
+from kintsugi.pipeline.storage.location import Location
 
 SIZES = {"clean": 2048, "legacy_tensorflow": 2048, "legacy_pytorch": 2048, "patches": 32 * 7 * 7 * 3}
 PATCHES = 32  # of an image: 9 KiB, about as much as its features

@@ -16,7 +16,7 @@ from kintsugi.pipeline.metrics.distances import PAIRS_MOST, FeatureSet
 from kintsugi.pipeline.metrics.features import SIZES
 from kintsugi.pipeline.metrics.moments import Gaussian
 from kintsugi.pipeline.metrics.weights import MissingWeights
-from kintsugi.pipeline.storage import Location
+from kintsugi.pipeline.storage.location import Location
 
 
 @dataclass(frozen=True)

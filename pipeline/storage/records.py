@@ -12,19 +12,18 @@ import hashlib
 import json
 import re
 import stat
+import sys
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 from pydantic import Field, TypeAdapter, ValidationError
 
 from kintsugi.errors import JobError
-from kintsugi.pipeline import storage
-from kintsugi.pipeline.storage import Location, publish
+from kintsugi.pipeline.storage.files import whole
+from kintsugi.pipeline.storage.location import Location
+from kintsugi.pipeline.storage.publish import publish
 
-JOB, PRIOR, PLAN, SUMS = "job.yaml", "prior.json", "plan.parquet", "kintsugi.sha256"
-FOLDERS = ("commits", "data", "features", "report", "restored", "shards")
-"""Of a run, in which files are written."""
+SUMS = "kintsugi.sha256"
 
 MAX_RECORD = 1 << 25  # bytes of a file that is no Parquet
 MAX_TABLE = 1 << 35  # bytes of a Parquet file
@@ -44,23 +43,6 @@ class DamagedSums(JobError):
     """The digests of a folder's files are not all there."""
 
 
-def refuse_links(run: Location) -> None:
-    """Raise a JobError if a folder of a run is a link, or no folder."""
-    if not isinstance(run, Path):
-        return
-    for folder in (run / name for name in FOLDERS):
-        try:
-            kind = folder.lstat().st_mode
-        except OSError:  # there is none; what is wrong with the run itself, others say
-            continue
-        if not stat.S_ISDIR(kind):
-            what = "a link" if stat.S_ISLNK(kind) else "no folder"
-            raise JobError(
-                f"{folder} is {what}, and nothing is read or written through it: put the folder itself "
-                "there, or remove it"
-            )
-
-
 def regular(file: Location, most: int = MAX_RECORD) -> int:
     """Bytes of a file of a run, known without opening it.
 
@@ -68,17 +50,23 @@ def regular(file: Location, most: int = MAX_RECORD) -> int:
         FileNotFoundError: there is none.
         JobError: it is a link or no regular file, or has more than `most` bytes.
     """
-    if isinstance(file, Path):
-        found = file.lstat()
-        if not stat.S_ISREG(found.st_mode):
-            what = "a link" if stat.S_ISLNK(found.st_mode) else "no regular file"
-            raise JobError(f"{file} is {what}, which is not read: put the file itself there, or remove it")
-        length = found.st_size
-    else:
-        length = storage.asked_twice(lambda: storage.size(file))
+    found = file.lstat()
+    if not stat.S_ISREG(found.st_mode):
+        what = "a link" if stat.S_ISLNK(found.st_mode) else "no regular file"
+        raise JobError(f"{file} is {what}, which is not read: put the file itself there, or remove it")
+    length = found.st_size
     if length > most:
         raise JobError(f"{file} has {length:,} bytes, more than the {most:,} that are read of such a file")
     return length
+
+
+def is_regular(file: Location) -> bool:
+    """Whether a file is there, of any size, and no link."""
+    try:
+        regular(file, sys.maxsize)
+    except (FileNotFoundError, JobError):
+        return False
+    return True
 
 
 def read(file: Location, most: int = MAX_RECORD) -> bytes:
@@ -143,7 +131,7 @@ def problems(error: ValidationError) -> str:
 
 def digest(file: Location) -> str:
     """SHA-256 of a file, hexadecimal."""
-    with storage.whole(file) as stream:
+    with whole(file) as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 

@@ -22,15 +22,18 @@ from markupsafe import Markup
 
 from kintsugi.pipeline.analysis.aggregate import Summary, better, summarise
 from kintsugi.pipeline.analysis.report.gallery import choose, contact_sheet, draw_deviations, failures, fitted
-from kintsugi.pipeline.analysis.report.stored import METRICS
 from kintsugi.pipeline.analysis.set_metrics import set_metrics
 from kintsugi.pipeline.analysis.tables import Table, markdown_text, no_formula
 from kintsugi.pipeline.data.pictures import mime
+from kintsugi.pipeline.execution.directory import METRICS, REPORT, TABLE
 from kintsugi.pipeline.execution.run import Run
 from kintsugi.pipeline.job import Job
 from kintsugi.pipeline.metrics import ALL, BASELINES, SETS, Better, baseline_column
 from kintsugi.pipeline.metrics.sets import SetResult
-from kintsugi.pipeline.storage import Location, parquet, publish, records
+from kintsugi.pipeline.storage import records
+from kintsugi.pipeline.storage.files import parquet
+from kintsugi.pipeline.storage.location import Location
+from kintsugi.pipeline.storage.publish import publish
 
 ARROWS: Mapping[Better, str] = {"higher": " ↑", "lower": " ↓", "one": " → 1", None: ""}
 TITLES = {
@@ -90,8 +93,8 @@ def write_report(run: Run) -> Location:
     Raises:
         JobError: a data file is not the one that was committed; a reference or its features are missing.
     """
-    folder = run.folder / "report"
-    with publish(folder / "rows.parquet") as rows:
+    folder = run.folder / REPORT
+    with publish(folder / TABLE) as rows:
         for name, content in contents(run, rows):
             with publish(folder / name) as temporary:
                 temporary.write_bytes(content)

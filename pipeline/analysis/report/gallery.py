@@ -18,12 +18,14 @@ from kintsugi.operators.arrays import read_array
 from kintsugi.pipeline.analysis.aggregate import MEASURES, Distribution
 from kintsugi.pipeline.data.decode import MAX_PIXELS, open_image
 from kintsugi.pipeline.data.pictures import encode
-from kintsugi.pipeline.execution.commit import PICTURES, ROWS, data_file, read_rows
+from kintsugi.pipeline.execution.commit import PICTURES, ROWS, read_rows
 from kintsugi.pipeline.execution.degrade import add_noise, levels
+from kintsugi.pipeline.execution.directory import data_file
 from kintsugi.pipeline.execution.run import Run
 from kintsugi.pipeline.execution.worker import GALLERY
 from kintsugi.pipeline.job import Job
-from kintsugi.pipeline.storage import Location, parquet
+from kintsugi.pipeline.storage.files import parquet
+from kintsugi.pipeline.storage.location import Location
 from kintsugi.samplers import KeyedNoise
 
 EXTREMES = 4  # samples at either end of the first measure

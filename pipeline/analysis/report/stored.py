@@ -5,10 +5,9 @@ from typing import Any, Required
 from pydantic import ConfigDict, TypeAdapter
 from typing_extensions import TypedDict
 
-from kintsugi.pipeline.storage import Location, records
+from kintsugi.pipeline.storage import records
+from kintsugi.pipeline.storage.location import Location
 from kintsugi.pipeline.storage.records import Count, Digest, Number, Text
-
-METRICS = "metrics.json"
 
 
 class OfSet(TypedDict, total=False):

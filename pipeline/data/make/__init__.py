@@ -22,7 +22,7 @@ from kintsugi.pipeline.data.make.manifest import MANIFEST, UNFINISHED, Manifest,
 from kintsugi.pipeline.data.make.sources import Source, open_source, shown
 from kintsugi.pipeline.data.make.writing import DECODERS, Stored, store, write_shard
 from kintsugi.pipeline.data.shards import SHA256SUMS
-from kintsugi.pipeline.storage import make_folder, publish, temporary_name
+from kintsugi.pipeline.storage.publish import publish, temporary_name
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ def make_shards(
             "classes": classes,
         }
         manifest = recorded(out, head)
-        make_folder(out)
+        out.mkdir(parents=True, exist_ok=True)
         manifest.leave_out(None, left_out + others)
         manifest.write(out / UNFINISHED)
         write_missing(out, manifest, parts, opened, options, on_image)

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from kintsugi.errors import JobError
-from kintsugi.pipeline import storage
 from kintsugi.pipeline.data.make.choosing import Listed
 from kintsugi.pipeline.data.make.sources import Source
-from kintsugi.pipeline.storage import publish
+from kintsugi.pipeline.storage.files import file_sizes
+from kintsugi.pipeline.storage.publish import publish
 
 MANIFEST, UNFINISHED = "manifest.json", ".manifest.json"
 
@@ -64,7 +64,7 @@ def recorded(out: Path, head: dict[str, Any]) -> Manifest:
         if not changed and old["listing"] != new["listing"]:
             were, are = old["listing"]["images"], new["listing"]["images"]
             changed = [f"{were} images were listed, now {are}, or their names, sizes or labels changed"]
-        sizes = storage.sizes(out)
+        sizes = file_sizes(out)
         shards = {
             shard["name"]: shard for shard in content["shards"] if sizes.get(shard["name"]) == shard["bytes"]
         }

@@ -13,7 +13,7 @@ from kintsugi.pipeline.data.make.choosing import Listed, Options
 from kintsugi.pipeline.data.make.sources import MAX_BYTES, Source, reason
 from kintsugi.pipeline.data.names import IMAGE_SUFFIXES, suffix_of
 from kintsugi.pipeline.data.pictures import encode
-from kintsugi.pipeline.storage import publish
+from kintsugi.pipeline.storage.publish import publish
 
 DECODERS = 4
 FILTERS = {

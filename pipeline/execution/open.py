@@ -1,0 +1,197 @@
+"""Opening the run of a job: an existing one is continued, or refused; a new one gets its plan."""
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import asdict
+
+import yaml
+
+from kintsugi import priors
+from kintsugi.errors import JobError
+from kintsugi.operators import SpecError
+from kintsugi.pipeline.data import photographs as builtin
+from kintsugi.pipeline.data.plan import make_plan
+from kintsugi.pipeline.data.shards import expand, from_root
+from kintsugi.pipeline.data.units import PlanSummary, Unit, changed_shards
+from kintsugi.pipeline.execution.checkpoints import on_this_node
+from kintsugi.pipeline.execution.claim import claimed, clear
+from kintsugi.pipeline.execution.directory import (
+    COMMITS,
+    FILES,
+    JOB,
+    KEPT,
+    PLAN,
+    PRIOR,
+    RESTORED,
+    SHARDS,
+    refuse_links,
+)
+from kintsugi.pipeline.execution.identity import keep_to, record
+from kintsugi.pipeline.execution.reference import refuse_missing
+from kintsugi.pipeline.execution.run import Run
+from kintsugi.pipeline.job import Job, as_before, differences
+from kintsugi.pipeline.storage import records
+from kintsugi.pipeline.storage.files import file_sizes, lexists, lies_in
+from kintsugi.pipeline.storage.location import Location
+from kintsugi.pipeline.storage.publish import publish
+from kintsugi.priors import Examined
+
+
+def open_or_plan(job: Job, on_unit: Callable[[Unit], None] = lambda unit: None) -> Run:
+    """The run of this job: an existing one to be continued, or a new one with its plan made.
+
+    Raises:
+        JobError: the directory holds a run of another job, or another one is planned in it; files or
+            shards have changed; or the plan cannot be made.
+    """
+    folder = job.folder
+    refuse_links(folder)
+    job = with_absolute_shards(job)
+    prior = examine_prior(job)
+    if (folder / JOB).exists():
+        return continued(folder, job, prior)
+    with claimed(folder, job, prior.sha256):
+        if (folder / JOB).exists():  # since a moment ago
+            return continued(folder, job, prior)
+        summary = plan(job, folder, on_unit)
+        job = job.model_copy(update={"output": str(folder)})
+        if file_sizes(folder / COMMITS):  # somebody has removed its job.yaml, and its rows stay
+            keep_to(folder, job)
+        record(folder, job)
+        with publish(folder / PRIOR) as temporary:
+            temporary.write_text(prior_text(prior))
+        text = yaml.safe_dump(job.model_dump(mode="json"), sort_keys=False)
+        sums = {name: records.digest(folder / name) for name in KEPT if name != JOB}
+        records.write_sums(folder, {JOB: hashlib.sha256(text.encode()).hexdigest(), **sums})
+        with publish(folder / JOB) as temporary:  # which makes it a run
+            temporary.write_text(text)
+        return Run(folder, job, prior, summary)
+
+
+def continued(folder: Location, job: Job, prior: Examined) -> Run:
+    """The run in a directory, which must be of this job.
+
+    Raises:
+        JobError: it is of another one, or its files or shards have changed.
+    """
+    run = Run.open(folder)
+    refuse_another(run, job, prior)
+    clear(folder)
+    if lexists(folder / FILES):
+        keep_to(folder, job)
+    else:  # an earlier version has begun it, which did not ask
+        record(folder, job)
+    now, planned = list(map(str, shard_paths(job, folder))), run.summary.shards
+    if now != planned:
+        fresh = sorted(set(now) ^ set(planned))
+        raise JobError(
+            f"{folder} was planned with other shards; choose another output, or restore them:\n  "
+            + "\n  ".join(fresh[:10])
+        )
+    if gone := changed_shards(folder / PLAN):
+        raise JobError("shards have changed since the plan was made:\n  " + "\n  ".join(gone))
+    if not lexists(folder / records.SUMS):  # of an earlier version, and from now on as others
+        records.write_sums(folder, {name: records.digest(folder / name) for name in KEPT})
+    # As they were written: commit records name the configuration by them.
+    return Run(folder, as_written(run.job, job), prior, run.summary)
+
+
+def refuse_another(run: Run, job: Job, prior: Examined) -> None:
+    """Raise a JobError if a run is not one of this job, as `with_absolute_shards` gives it, and prior."""
+    if changed := differences(with_absolute_shards(run.job), job):
+        listed = "\n".join(f"  {field}: {before!r} → {now!r}" for field, before, now in changed)
+        raise JobError(
+            f"{run.folder} holds a run of another job; choose another output, delete it, or undo:\n{listed}"
+        )
+    if run.prior.sha256 != prior.sha256:
+        raise JobError(
+            f"{run.folder} was begun with another prior; choose another output, or restore it:\n"
+            f"  {run.prior.title}, SHA-256 {run.prior.sha256}\n"
+            f"  now {prior.title}, SHA-256 {prior.sha256}"
+        )
+
+
+def with_absolute_shards(job: Job) -> Job:
+    """The job with shards that are the same from any folder, so that job.yaml works from there."""
+    shards = job.data.shards
+    return job if shards == builtin.SCIKIT_IMAGE else with_shards(job, from_root(shards))
+
+
+def as_written(before: Job, now: Job) -> Job:
+    """A job with what is the same as before in the words it had then."""
+    operator = as_before(before.degradation.operator, now.degradation.operator)
+    specs = {
+        "degradation": now.degradation.model_copy(update={"operator": operator}),
+        "prior": as_before(before.prior, now.prior),
+        "sampler": as_before(before.sampler, now.sampler),
+    }
+    return with_shards(now, before.data.shards).model_copy(update=specs)
+
+
+def with_shards(job: Job, shards: str | list[str]) -> Job:
+    return job.model_copy(update={"data": job.data.model_copy(update={"shards": shards})})
+
+
+def examine_prior(job: Job) -> Examined:
+    """What the job's prior is, found before any work starts.
+
+    Raises:
+        JobError: it cannot be used; the message names the field and what is wrong.
+    """
+    try:
+        return priors.examine(on_this_node(job.prior), job.image_shape)
+    except (SpecError, OSError) as error:
+        raise JobError(str(error)) from error
+
+
+def prior_text(prior: Examined) -> str:
+    return json.dumps(asdict(prior), indent=2) + "\n"
+
+
+def shard_paths(job: Job, folder: Location) -> list[Location]:
+    """The shards of a job; built-in ones are made in the folder if they are not there."""
+    if job.data.shards == builtin.SCIKIT_IMAGE:
+        return [builtin.scikit_image_shard(folder / SHARDS, job.data.size)]
+    return expand(job.data.shards)
+
+
+def plan(job: Job, folder: Location, on_unit: Callable[[Unit], None]) -> PlanSummary:
+    """Make the plan of a job in a folder.
+
+    Raises:
+        JobError: as `make_plan` and `refuse_missing`, input and output lie in each other, or restorations
+            cannot have the names of their shards.
+    """
+    refuse_missing(job.metrics, job.reference)
+    paths = shard_paths(job, folder)
+    output = job.folder
+    for path in paths:
+        if lies_in(output, path):
+            raise JobError(
+                f"output: {output} lies in {path}, one of data.shards: its pictures would count as samples; "
+                "choose another output"
+            )
+        if job.from_measurements and lies_in(path, output / RESTORED):
+            raise JobError(
+                f"data.shards: {path} lies where restorations are written; move it, or choose another output"
+            )
+    if job.from_measurements:
+        refuse_shard_names([path.name for path in paths])
+    restoration = job.restoration if job.from_measurements else None
+    return make_plan(job.data, paths, job.compute.unit_size, folder / PLAN, on_unit, restoration)
+
+
+def refuse_shard_names(names: list[str]) -> None:
+    """Raise a JobError for shards after which no file or folder of restorations can be named."""
+    if nameless := [name for name in names if name in ("", "..")]:
+        raise JobError(
+            f"data.shards: a folder without a name ({nameless[0] or '/'}), and so would be its restorations; "
+            "name the folders in it"
+        )
+    if twice := [name for name, count in Counter(names).items() if count > 1]:
+        raise JobError(
+            f"data.shards: two shards are named {twice[0]}, and so would be their restorations; "
+            "rename one, or restore them by two jobs"
+        )
