@@ -6,6 +6,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from kintsugi.jobs.files import located
+from kintsugi.jobs.terminal import console, errors, to_rich
+
 if TYPE_CHECKING:
     from kintsugi.pipeline.analysis.tables import Table
 
@@ -37,8 +40,6 @@ def compare(
 
         kintsugi compare runs/ours scored/resshift scored/diffir --by lpips --out tables/sr4
     """
-    from kintsugi.jobs.files import located
-    from kintsugi.jobs.terminal import console, errors, to_rich
     from kintsugi.pipeline.analysis.compare import compare as compare_runs
     from kintsugi.pipeline.analysis.compare_inputs import open_inputs
     from kintsugi.pipeline.analysis.compare_page import left_out, paired_table, runs_table, write_page

@@ -12,7 +12,10 @@ import typer
 import yaml
 
 from kintsugi.errors import JobError
-from kintsugi.jobs.files import absolute_files, assign, check, located, read_values, ready_jobs
+from kintsugi.jobs.execution import execute, show_shard_warnings
+from kintsugi.jobs.files import absolute_files, assign, check, located, read_values
+from kintsugi.jobs.options import JobArgument
+from kintsugi.jobs.terminal import EXIT_SOME_FAILED, console, errors, to_rich
 from kintsugi.jobs.values import kinds_at, parse_setting, split
 
 if TYPE_CHECKING:
@@ -27,13 +30,6 @@ COMPARED = ("data", "degradation", "seed", "metrics", "images", "reference", "pu
 RANGE = re.compile(rf"({NUMBER})\.\.({NUMBER})(:log)?")
 
 
-JobArgument = Annotated[
-    str,
-    typer.Argument(
-        help="A job file, or the name of a ready job (`kintsugi list jobs`).",
-        autocompletion=lambda incomplete: [name for name in ready_jobs() if name.startswith(incomplete)],
-    ),
-]
 VaryOption = Annotated[
     list[str],
     typer.Option(
@@ -99,7 +95,6 @@ def sweep(
 
         kintsugi sweep job.yaml --vary sampler.w=1..30:log --vary sampler.start=0.2..0.6 --random 20
     """
-    from kintsugi.jobs.terminal import EXIT_SOME_FAILED, console
     from kintsugi.pipeline.analysis.sweep import Measured, Outcome
 
     deciding = Measured(by), Measured(then or by)
@@ -232,8 +227,6 @@ def run_trials(
     Raises:
         typer.Exit: interrupted.
     """
-    from kintsugi.jobs.execution import show_shard_warnings
-    from kintsugi.jobs.terminal import console, errors
     from kintsugi.pipeline.analysis.sweep import climb, result_of
     from kintsugi.pipeline.analysis.sweep_settings import rungs
     from kintsugi.pipeline.execution.executors import connected
@@ -263,8 +256,6 @@ def run_trials(
 
 def do_first(run: Run, images: int, address: str | None) -> None:
     """Do what is left of a trial's first images."""
-    from kintsugi.jobs.execution import execute
-    from kintsugi.jobs.terminal import console
     from kintsugi.pipeline.storage.publish import clear_temporaries
 
     units = [unit for unit in run.outstanding() if unit.first < images]
@@ -275,55 +266,14 @@ def do_first(run: Run, images: int, address: str | None) -> None:
 
 
 def show(outcome: Outcome) -> None:
-    """The table of trials, the best first, and what else there is to say."""
-    from rich import box
-    from rich.table import Table
+    """The table of trials and what else there is to say."""
+    from kintsugi.pipeline.analysis.sweep_tables import trials_table
 
-    from kintsugi.jobs.terminal import console, errors
-    from kintsugi.pipeline.analysis.sweep import difference
-
-    by, fields = outcome.by, list(outcome.best.trial.settings)
-    short = [field.rpartition(".")[2] for field in fields]
-    table = Table(
-        title=f"{by.title}, with 95 % intervals; differences are paired",
-        caption="★ chosen · ≈ cannot be told from the best"
-        + (f", or within {outcome.within:g}" if outcome.within else "")
-        + "".join(f" · {label}: no network" for label in outcome.without_network),
-        title_justify="left",
-        caption_justify="left",
-        box=box.SIMPLE_HEAD,
-        pad_edge=False,
-        collapse_padding=True,
-    )
-    heads = fields if len(set(short)) < len(short) else short
-    then = [] if outcome.then == by else [outcome.then.title]
-    for head in (*heads, "images", "mean", "from the best", *then, "s/image", ""):
-        table.add_column(head, justify="right")
-
-    def rank(place: int) -> tuple[int, float]:
-        return outcome.results[place].failed, -by.sign * outcome.differences[place].mean
-
-    def figures(result: Result) -> tuple[str, str]:
-        low, high = result.interval
-        mean = f"{result.mean:.4g} ({low:.4g}…{high:.4g})"
-        if result is outcome.best:
-            return mean, "best"
-        differs = difference(result, outcome.best)
-        return mean, f"{differs.mean:+.2g} ({differs.low:+.2g}…{differs.high:+.2g})"
-
-    for place in sorted(range(len(outcome.results)), key=rank):
-        result = outcome.results[place]
-        table.add_row(
-            *(str(value) for value in result.trial.settings.values()),
-            str(len(result.values)) + (f" + {result.failed} failed" if result.failed else ""),
-            *figures(result),
-            *(f"{result.then:.3g}" for _ in then),
-            f"{result.seconds:.2g}",
-            outcome.mark(place),
-        )
-    for label, result in outcome.without_network.items():
-        table.add_row(label, *("" for _ in fields[1:]), str(len(result.values)), *figures(result))
-    console.print(table)
+    caption = "★ chosen · ≈ cannot be told from the best"
+    caption += f", or within {outcome.within:g}" if outcome.within else ""
+    caption += "".join(f" · {label}: no network" for label in outcome.without_network)
+    title = f"{outcome.by.title}, with 95 % intervals; differences are paired"
+    console.print(to_rich(trials_table(outcome), left=0, title=title, caption=caption))
     for sentence in outcome.edges():
         errors.print(f"at the edge: {sentence}", style="yellow")
 
@@ -340,33 +290,10 @@ def best_values(outcome: Outcome, values: dict[str, Any], base: Job, folder: Loc
     return absolute_files(best)
 
 
-def why_chosen(outcome: Outcome, source: str, folder: Location) -> list[str]:
-    """The sentences at the head of best.yaml."""
-    chosen, by = outcome.chosen, outcome.by
-    low, high = chosen.interval
-    listed = ", ".join(f"{field} = {value}" for field, value in chosen.trial.settings.items())
-    beside = outcome.without_network.items()
-    others = len(outcome.alike) - 1
-    near = f", or are within {outcome.within:g}" if outcome.within else ""
-    return [
-        f"Chosen of {len(outcome.results)} trials of {source}: {listed}.",
-        f"{by.title} {chosen.mean:.4g} ({low:.4g} … {high:.4g}, 95 %) on {len(chosen.values)} images for "
-        f"tuning, seed {chosen.trial.job.seed}"
-        + "".join(f"; {label}, without a network, {it.mean:.4g}" for label, it in beside)
-        + ";",
-        "those are none of the images that this job evaluates: data.subset.",
-        f"Finalists that cannot be told from the best (paired 95 % interval){near}: {others}"
-        + (f"; chosen is the cheapest, {chosen.evaluations} evaluations, then the best " if others else ".")
-        + (f"{outcome.then.title}." if others else ""),
-        *(f"At the edge: {sentence}." for sentence in outcome.edges()),
-        f"All trials: {folder / 'sweep.csv'}, by `kintsugi sweep`.",
-    ]
-
-
 def write(outcome: Outcome, best: dict[str, Any], source: str, folder: Location) -> None:
     """The table and the figure of the trials, and the best job, in the folder of the sweep."""
     from kintsugi.pipeline.analysis.figures import draw_trials
-    from kintsugi.pipeline.analysis.sweep import trials_csv
+    from kintsugi.pipeline.analysis.sweep_tables import trials_csv, why_chosen
     from kintsugi.pipeline.storage.publish import publish
 
     comments = "".join(f"# {' '.join(line.split())}\n" for line in why_chosen(outcome, source, folder))

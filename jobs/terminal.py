@@ -37,11 +37,25 @@ def fail(message: str) -> NoReturn:
     sys.exit(EXIT_CANNOT_RUN)
 
 
-def to_rich(table: Table) -> rich_table.Table:
-    """A table for the terminal; what could steer it is written as an escape."""
-    target = rich_table.Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+def to_rich(
+    table: Table, left: int = 1, title: str | None = None, caption: str | None = None
+) -> rich_table.Table:
+    """A table for the terminal; what could steer it is written as an escape.
+
+    Args:
+        left: so many columns are flush left, the others right.
+    """
+    target = rich_table.Table(
+        title=title,
+        caption=caption,
+        title_justify="left",
+        caption_justify="left",
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
+        collapse_padding=True,
+    )
     for i, column in enumerate(table.columns):
-        target.add_column(redacted(column), justify="right" if i else "left", overflow="fold")
+        target.add_column(redacted(column), justify="left" if i < left else "right", overflow="fold")
     for row in table.rows:
         target.add_row(*map(redacted, row))
     return target

@@ -28,9 +28,9 @@ from kintsugi.pipeline.analysis.sweep import (
     climb,
     difference,
     result_of,
-    trials_csv,
 )
 from kintsugi.pipeline.analysis.sweep_settings import Range, Rung, grid, name_of, random_settings, rungs
+from kintsugi.pipeline.analysis.sweep_tables import trials_csv
 from kintsugi.pipeline.data.plan import belongs, make_plan
 from kintsugi.pipeline.data.units import read_members, read_units
 from kintsugi.pipeline.execution.run import Run

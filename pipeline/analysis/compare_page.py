@@ -240,17 +240,11 @@ def render(comparison: Comparison, inputs: Sequence[Input], figures: Sequence[by
 
 def best_runs(comparison: Comparison) -> dict[str, int]:
     """Which run is the best in each measure, where that is one alone, and they can be ranked."""
-    found: dict[str, int] = {}
-    if not comparison.ranked:
-        return found
-    for name in comparison.measures:
-        ranked = [
-            (bad(name, value), i)
-            for i, run in enumerate(comparison.runs)
-            if (value := run.measures[name][0]) is not None
-        ]
-        least = min(ranked, default=(0.0, 0))[0]
-        first = [i for value, i in ranked if value == least]
+    found = {}
+    for name in comparison.measures if comparison.ranked else ():
+        means = [run.measures[name][0] for run in comparison.runs]
+        badness_of = {i: bad(name, mean) for i, mean in enumerate(means) if mean is not None}
+        first = [i for i, value in badness_of.items() if value == min(badness_of.values())]
         if len(first) == 1:
             found[name] = first[0]
     return found

@@ -18,7 +18,6 @@ from kintsugi.errors import JobError
 from kintsugi.pipeline.analysis.aggregate import bounds, committed, limited
 from kintsugi.pipeline.analysis.intervals import mean_interval
 from kintsugi.pipeline.analysis.sweep_settings import Rung, Settings, name_of
-from kintsugi.pipeline.analysis.tables import csv_text
 from kintsugi.pipeline.execution.run import Run
 from kintsugi.pipeline.job import Job
 from kintsugi.pipeline.metrics import BASELINES, IMAGE, baseline_column
@@ -275,34 +274,3 @@ class Outcome:
 def is_number(value: Any) -> bool:
     """Whether a setting has a place on an axis."""
     return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-def trials_csv(outcome: Outcome) -> str:
-    """A line for each trial, in the order of the trials."""
-    by, fields = outcome.by.name, list(outcome.best.trial.settings)
-    then = [] if outcome.then == outcome.by else [outcome.then.name]
-    figures = ["images", "failed", by, "low", "high", "difference", "difference_low", "difference_high"]
-    beside = list(outcome.best.without_network)
-    columns = [baseline_column(by, name) for name in beside]
-    head = ["trial", *fields, *figures, *then, "alike", "chosen", "evaluations", "seconds", *columns]
-    lines = [
-        [
-            result.trial.name,
-            *result.trial.settings.values(),
-            len(result.values) + result.failed,
-            result.failed,
-            result.mean,
-            *result.interval,
-            differs.mean,
-            differs.low,
-            differs.high,
-            *(result.then for _ in then),
-            int(place in outcome.alike),
-            int(result is outcome.chosen),
-            result.evaluations,
-            result.seconds,
-            *(mean_of(result.without_network.get(name, {})) for name in beside),
-        ]
-        for place, (result, differs) in enumerate(zip(outcome.results, outcome.differences, strict=True))
-    ]
-    return csv_text([head, *lines])
