@@ -449,7 +449,7 @@ def test_an_interrupted_sweep_continues_and_does_nothing_twice(job_file, swept, 
         if len(done) == after and not resumed:
             raise KeyboardInterrupt
         commit = process(self, task)
-        done.append((self.run.name, task.unit.unit))
+        done.append((self.folder.name, task.unit.unit))
         return commit
 
     resumed = False
