@@ -3,7 +3,7 @@
 from kintsugi.pipeline.analysis.sweep import Outcome, Result, difference, mean_of
 from kintsugi.pipeline.analysis.tables import Table, csv_text
 from kintsugi.pipeline.metrics import baseline_column
-from kintsugi.pipeline.storage import Location
+from kintsugi.pipeline.storage.location import Location
 
 
 def trials_table(outcome: Outcome) -> Table:
