@@ -82,6 +82,7 @@ def claimed(folder: Location, job: Job, prior_sha256: str) -> Iterator[None]:
 
 
 def write(file: Location, claim: Claim) -> None:
+    """Write a claim into its folder, which is made; raises a JobError if that cannot be."""
     folder = file.parent
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -9,9 +9,7 @@ that wakes up and writes again writes the same bytes.
 
 import hashlib
 import time
-from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict
 from typing import Annotated, Any
 
@@ -21,6 +19,7 @@ import pyarrow.parquet as pq
 from pydantic import ConfigDict, Field, TypeAdapter
 from pydantic.dataclasses import dataclass
 
+from kintsugi.ahead import map_ahead
 from kintsugi.errors import JobError
 from kintsugi.pipeline.execution.directory import (
     COMMITS,
@@ -56,9 +55,7 @@ ROWS = pa.schema(
         ("vjps", pa.int32()),
         ("batch_size", pa.int32()),
         *((name, pa.float64()) for name in IMAGE),
-        *(
-            (name, pa.float64()) for name in BASELINE_COLUMNS
-        ),  # of what needs no network, where there is a truth
+        *((name, pa.float64()) for name in BASELINE_COLUMNS),  # without a network, where there is a truth
         ("residual", pa.float64()),  # RMS of H x̂ − y on the [-1, 1] scale
         ("spread", pa.float64()),  # RMS over the pixels of the samples' standard deviation, on [-1, 1]
         ("file", pa.string()),  # the sample's file, where the shard is a folder
@@ -73,13 +70,21 @@ PICTURES = ("restored", "measurement", "truth", "deviation", "samples")
 NEEDED = ("key", "shard", "status")  # columns in which there is no null
 
 
-@dataclass(frozen=True, config=ConfigDict(strict=True, extra="forbid"))
-class Commit:
+@dataclass(frozen=True, kw_only=True, config=ConfigDict(strict=True, extra="forbid"))
+class Files:
+    """What a unit's files are: bytes and SHA-256 of its rows, and of its features, None where it has none."""
+
+    data_bytes: Count
+    data_sha256: Digest
+    features_bytes: Count | None = None
+    features_sha256: Digest | None = None
+
+
+@dataclass(frozen=True, kw_only=True, config=ConfigDict(strict=True, extra="forbid"))
+class Commit(Files):
     """The record of a finished unit.
 
     Attributes:
-        data_bytes, data_sha256: of data/UNIT.parquet. features_bytes, features_sha256: of
-            features/UNIT.parquet, None where there is none.
         seconds: wall-clock time by part: read and encode (waiting for them), degrade, sample, score,
             write, total. Within sample: forward and vjp. Of other threads, beside all this: fetch (bytes
             of the shard) and decode.
@@ -91,8 +96,6 @@ class Commit:
     unit: Annotated[str, Field(pattern=rf"^{UNIT.pattern}$")]
     rows: Count
     failed: Count
-    data_bytes: Count
-    data_sha256: Digest
     config_hash: Digest
     prior_sha256: Digest | None
     attempt: Count
@@ -100,8 +103,6 @@ class Commit:
     sample_seconds: list[Number]
     made_by: dict[Text, Text]
     notes: tuple[Text, ...] = ()
-    features_bytes: Count | None = None
-    features_sha256: Digest | None = None
 
 
 RECORD = TypeAdapter(Commit)
@@ -154,20 +155,25 @@ def commit(
     return done
 
 
-def read_commit(folder: Location, unit: str, config_hash: str) -> Commit | None:
+def read_commit(
+    folder: Location, unit: str, config_hash: str, length: Callable[[Location, int], int] = records.regular
+) -> Commit | None:
     """The unit's record if it is valid for this configuration and its data is there, else None.
+
+    Args:
+        length: bytes of a file, of which it may have so many at most.
 
     Raises:
         OSError: the storage cannot be read, which says nothing of the unit.
         JobError: one of the files is a link, no regular file or too large.
     """
+    record = commit_file(folder, unit)
     try:
-        length = records.regular(data_file(folder, unit), MAX_TABLE)
-        found = valid(records.read(commit_file(folder, unit)), unit, config_hash, length)
+        data_bytes, _ = length(data_file(folder, unit), MAX_TABLE), length(record, MAX_RECORD)
+        found = valid(record.read_bytes(), unit, config_hash, data_bytes)
         if found is None or found.features_bytes is None:
             return found
-        length = records.regular(features_file(folder, unit), MAX_TABLE)
-        return found if found.features_bytes == length else None
+        return found if found.features_bytes == length(features_file(folder, unit), MAX_TABLE) else None
     except FileNotFoundError:
         return None
 
@@ -176,30 +182,18 @@ def read_commits(
     folder: Location, units: Iterable[str], config_hash: str
 ) -> Iterator[tuple[str, Commit | None]]:
     """`read_commit` of many units, in order, from a listing of the run's folders, in which links are not."""
-    listed, data, features = (file_sizes(folder / name, links=False) for name in (COMMITS, DATA, FEATURES))
+    listed = {name: file_sizes(folder / name, links=False) for name in (COMMITS, DATA, FEATURES)}
+
+    def length(file: Location, most: int) -> int:
+        found = listed[file.parent.name].get(file.name, most + 1)
+        if found > most:
+            raise FileNotFoundError(str(file))
+        return found
 
     def read(unit: str) -> tuple[str, Commit | None]:
-        record, rows = commit_file(folder, unit), data_file(folder, unit)
-        if listed.get(record.name, MAX_RECORD + 1) > MAX_RECORD or rows.name not in data:
-            return unit, None
-        try:
-            found = valid(record.read_bytes(), unit, config_hash, data[rows.name])
-        except FileNotFoundError:
-            return unit, None
-        if found is not None and found.features_bytes not in (None, features.get(rows.name)):
-            return unit, None
-        return unit, found
+        return unit, read_commit(folder, unit, config_hash, length)
 
-    if is_remote(folder):
-        with ThreadPoolExecutor(READERS) as pool:
-            ahead: deque[Future[tuple[str, Commit | None]]] = deque()
-            for unit in units:
-                ahead.append(pool.submit(read, unit))
-                if len(ahead) == 2 * READERS:
-                    yield ahead.popleft().result()
-            yield from (future.result() for future in ahead)
-    else:
-        yield from map(read, units)
+    yield from map_ahead(read, units, READERS) if is_remote(folder) else map(read, units)
 
 
 def valid(record: bytes, unit: str, config_hash: str, data_bytes: int) -> Commit | None:
@@ -288,6 +282,7 @@ def read_committed(
 
 
 def advice(folder: Location) -> str:
+    """What to do about a unit that is not as it was committed."""
     return f"`kintsugi verify {folder} --repair` drops it, then run again"
 
 

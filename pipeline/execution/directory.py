@@ -19,6 +19,9 @@ COMMITS, DATA, FEATURES, REPORT, RESTORED, SHARDS = FOLDERS = (
 METRICS, TABLE = "metrics.json", "rows.parquet"  # of a report, and of scored images
 
 
+SUFFIXES = {COMMITS: ".json", DATA: ".parquet", FEATURES: ".parquet"}  # of a unit's files: its record first
+
+
 def data_file(folder: Location, unit: str) -> Location:
     """The rows of a unit."""
     return folder / DATA / f"{unit}.parquet"

@@ -40,6 +40,7 @@ def of_operator(job: Job) -> Digests:
 
 
 def sha256(field: str, path: str) -> str:
+    """Of a file that a field names; raises a JobError if it cannot be read."""
     try:
         with Path(path).open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
@@ -77,10 +78,12 @@ def of_reference(job: Job) -> Digests:
 
 
 def of_job(job: Job) -> Digests:
+    """Of all files on which the results of a job depend; raises as those above."""
     return of_operator(job) | of_weights(job) | of_reference(job)
 
 
 def text_of(files: Digests) -> str:
+    """The content of files.json."""
     return json.dumps(files, indent=2) + "\n"
 
 

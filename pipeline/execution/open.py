@@ -131,6 +131,7 @@ def as_written(before: Job, now: Job) -> Job:
 
 
 def with_shards(job: Job, shards: str | list[str]) -> Job:
+    """The job with other patterns of shards."""
     return job.model_copy(update={"data": job.data.model_copy(update={"shards": shards})})
 
 
@@ -147,6 +148,7 @@ def examine_prior(job: Job) -> Examined:
 
 
 def prior_text(prior: Examined) -> str:
+    """The content of prior.json."""
     return json.dumps(asdict(prior), indent=2) + "\n"
 
 

@@ -28,7 +28,7 @@ from kintsugi.pipeline.job import Restoration
 from kintsugi.pipeline.storage.files import lexists
 from kintsugi.pipeline.storage.location import Location
 from kintsugi.pipeline.storage.publish import publish
-from kintsugi.pipeline.storage.records import is_regular, read
+from kintsugi.pipeline.storage.records import is_regular
 
 COLUMNS = ["key", "status", "file", "restored", "samples", "deviation"]
 Units = list[tuple[Unit, Commit]]  # of one shard, committed
@@ -45,9 +45,11 @@ class Comparison:
         self.file = file
 
     def tell(self) -> int:
+        """Bytes compared so far."""
         return self.file.tell()
 
     def write(self, content: bytes) -> int:
+        """Compare the next bytes; raises Different."""
         if self.file.read(len(content)) != content:
             raise Different
         return len(content)
@@ -119,6 +121,7 @@ def committed_shards(run: Run) -> Iterator[tuple[str, Units]]:
 
 
 def target_of(run: Run, shard: str) -> Location:
+    """Where the restorations of a shard lie; raises a JobError for one that has no name."""
     name = PurePosixPath(shard).name
     refuse_shard_names([name])
     return run.folder / RESTORED / name
@@ -143,6 +146,7 @@ def pack(run: Run, units: Units, file: IO[bytes] | Comparison) -> None:
 
 
 def fault_of_tar(run: Run, target: Location, units: Units) -> str | None:
+    """What is wrong with a restored tar, as the end of a sentence."""
     if not lexists(target):
         return "is gone, or was never written"
     if not is_regular(target):
@@ -163,10 +167,9 @@ def wrong_files(run: Run, target: Location, units: Units) -> Iterator[tuple[str,
 
     def right(file: tuple[str, bytes]) -> bool:
         name, content = file
-        try:
-            return behind_link(target, name) is None and read(target / name, len(content)) == content
-        except (FileNotFoundError, JobError):  # there is none, a link, or a longer one
-            return False
+        place = target / name
+        plain = behind_link(target, name) is None and is_regular(place, len(content))
+        return plain and place.read_bytes() == content
 
     with ThreadPoolExecutor(READERS) as pool:
         for unit in units:
@@ -177,6 +180,7 @@ def wrong_files(run: Run, target: Location, units: Units) -> Iterator[tuple[str,
 
 
 def write_file(target: Location, name: str, content: bytes) -> None:
+    """Write a file below a folder; raises a JobError where that leads through a link."""
     if (link := behind_link(target, name)) is not None:
         raise JobError(f"{link} is a link, through which nothing is written; remove it")
     (target / name).parent.mkdir(parents=True, exist_ok=True)

@@ -32,11 +32,7 @@ class Progress:
 
 @dataclass(frozen=True)
 class Run:
-    """An existing run directory.
-
-    Raises (on `open`):
-        JobError: the directory is not a run, or not what was written.
-    """
+    """An existing run directory."""
 
     folder: Location
     job: Job
@@ -45,6 +41,11 @@ class Run:
 
     @staticmethod
     def open(folder: Location) -> "Run":
+        """The run in a directory.
+
+        Raises:
+            JobError: it is not a run, or not what was written.
+        """
         try:
             refuse_links(folder)
             records.regular(folder / JOB)
@@ -59,9 +60,11 @@ class Run:
 
     @property
     def config_hash(self) -> str:
+        """SHA-256 of the fields on which results depend, by which commit records name them."""
         return config_hash(self.job)
 
     def units(self) -> Iterator[Unit]:
+        """All units of the plan, in order."""
         return read_units(self.folder / PLAN)
 
     def commits(self) -> Iterator[tuple[Unit, Commit | None]]:
@@ -80,9 +83,11 @@ class Run:
         return Progress(units, rows, failed)
 
     def outstanding(self) -> Iterator[Unit]:
+        """The units that are still to be done."""
         return (unit for unit, commit in self.commits() if commit is None)
 
     def with_failures(self) -> Iterator[Unit]:
+        """The committed units some of whose samples failed."""
         return (unit for unit, commit in self.commits() if commit is not None and commit.failed)
 
 

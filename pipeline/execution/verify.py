@@ -14,16 +14,14 @@ from kintsugi.pipeline.data.units import Unit, changed_shards, read_members, rea
 from kintsugi.pipeline.execution.commit import ROWS, Commit, read_commits, read_features, read_rows, valid
 from kintsugi.pipeline.execution.directory import (
     COMMITS,
-    DATA,
-    FEATURES,
     FILES,
     JOB,
     KEPT,
     PLAN,
     PRIOR,
+    SUFFIXES,
     commit_file,
     data_file,
-    features_file,
     refuse_links,
 )
 from kintsugi.pipeline.execution.identity import of_job, recorded, text_of
@@ -76,7 +74,7 @@ def verify(run: Run) -> Iterator[Finding | Unit]:
         if what is not None:
             doubtful.add(unit.shard)
         yield unit if what is None else Finding(unit, what)
-    for folder, suffix in ((COMMITS, ".json"), (DATA, ".parquet"), (FEATURES, ".parquet")):
+    for folder, suffix in SUFFIXES.items():
         for name in file_sizes(run.folder / folder):
             if not name.endswith(suffix) or name.removesuffix(suffix) not in names:
                 yield Finding(None, f"{folder}/{name} belongs to no unit of the plan", repairable=False)
@@ -106,6 +104,7 @@ def fault(run: Run, unit: Unit) -> str | None:
 
 
 def fault_of_features(run: Run, commit: Commit, rows: pa.Table) -> str | None:
+    """What is wrong with the features of a committed unit, which has these rows."""
     if commit.features_sha256 is None:
         needed = commit.failed < commit.rows and any(name in SETS for name in run.job.metrics)
         return "there are no features, which metrics of sets are computed from" if needed else None
@@ -120,6 +119,7 @@ def fault_of_features(run: Run, commit: Commit, rows: pa.Table) -> str | None:
 
 
 def fault_of_rows(run: Run, unit: Unit, commit: Commit, table: pa.Table) -> str | None:
+    """What is wrong with the rows of a committed unit."""
     # Metrics that the job does not name may be newer than the rows, or gone from the registry.
     newer = IMAGE.keys() - set(run.job.metrics) | set(BASELINE_COLUMNS)
     needed = set(ROWS.names) - newer
@@ -135,9 +135,8 @@ def fault_of_rows(run: Run, unit: Unit, commit: Commit, table: pa.Table) -> str 
 def repair(run: Run, finding: Finding) -> None:
     """Drop a damaged unit, its record first, so that a rerun does it again."""
     if finding.unit is not None and finding.repairable:
-        commit_file(run.folder, finding.unit.unit).unlink(missing_ok=True)
-        data_file(run.folder, finding.unit.unit).unlink(missing_ok=True)
-        features_file(run.folder, finding.unit.unit).unlink(missing_ok=True)
+        for folder, suffix in SUFFIXES.items():
+            (run.folder / folder / f"{finding.unit.unit}{suffix}").unlink(missing_ok=True)
 
 
 def mend(folder: Location) -> list[str]:
@@ -192,19 +191,19 @@ def damaged(folder: Location, name: str, stated: str | None) -> bool:
     file = folder / name
     try:
         regular(file, MAX_TABLE)
-        if stated is not None and digest(file) != stated:
-            return True
-        if name == PRIOR:
-            recorded_prior(folder)
-        elif name == FILES:
-            recorded(folder)
-        elif name == PLAN:
-            deque(read_units(file), 0)
+        if stated is None or digest(file) == stated:
+            if name == PRIOR:
+                recorded_prior(folder)
+            elif name == FILES:
+                recorded(folder)
+            elif name == PLAN:
+                deque(read_units(file), 0)
+            return False
     except FileNotFoundError:
         return name != FILES or stated is not None  # the first versions had none
     except JobError:
-        return True
-    return False
+        pass
+    return True
 
 
 def plan_again(folder: Location, job: Job, prior: str, stated: str | None) -> None:

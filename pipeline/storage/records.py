@@ -60,13 +60,12 @@ def regular(file: Location, most: int = MAX_RECORD) -> int:
     return length
 
 
-def is_regular(file: Location) -> bool:
-    """Whether a file is there, of any size, and no link."""
+def is_regular(file: Location, most: int = sys.maxsize) -> bool:
+    """Whether a file is there, of at most so many bytes, and no link."""
     try:
-        regular(file, sys.maxsize)
-    except (FileNotFoundError, JobError):
+        return regular(file, most) <= most
+    except (FileNotFoundError, NotADirectoryError, JobError):
         return False
-    return True
 
 
 def read(file: Location, most: int = MAX_RECORD) -> bytes:
