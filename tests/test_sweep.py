@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 from kintsugi.errors import JobError
 from kintsugi.jobs.cli import app
 from kintsugi.jobs.files import load_job
-from kintsugi.jobs.sweep import combinations, parse_vary
+from kintsugi.jobs.trials import combinations, parse_vary
 from kintsugi.pipeline.analysis.aggregate import committed
 from kintsugi.pipeline.analysis.figures import draw_trials
 from kintsugi.pipeline.analysis.sweep import (

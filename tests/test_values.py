@@ -6,7 +6,7 @@ import yaml
 from kintsugi.errors import JobError
 from kintsugi.jobs.files import load_job
 from kintsugi.jobs.score import reference_from
-from kintsugi.jobs.sweep import parse_vary
+from kintsugi.jobs.trials import parse_vary
 from kintsugi.jobs.values import parse_yaml, split
 from kintsugi.pipeline.execution.open import open_or_plan
 from kintsugi.pipeline.execution.run import Run

@@ -1,0 +1,235 @@
+"""The trials of a sweep: which jobs they are, running them, and writing what came out."""
+
+import copy
+import re
+from contextlib import nullcontext
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import yaml
+
+from kintsugi.errors import JobError
+from kintsugi.jobs.execution import execute, show_shard_warnings
+from kintsugi.jobs.files import absolute_files, assign, check, located, read_values
+from kintsugi.jobs.terminal import console, errors, to_rich
+from kintsugi.jobs.values import kinds_at, parse_setting, split
+from kintsugi.pipeline.analysis.figures import draw_trials
+from kintsugi.pipeline.analysis.sweep import Measured, Outcome, Result, Trial, climb, result_of
+from kintsugi.pipeline.analysis.sweep_settings import (
+    Choices,
+    Range,
+    Settings,
+    grid,
+    name_of,
+    random_settings,
+    rungs,
+)
+from kintsugi.pipeline.analysis.sweep_tables import trials_csv, trials_table, why_chosen
+from kintsugi.pipeline.data.photographs import SCIKIT_IMAGE
+from kintsugi.pipeline.data.shards import from_root
+from kintsugi.pipeline.execution.executors import connected
+from kintsugi.pipeline.execution.open import open_or_plan
+from kintsugi.pipeline.execution.run import Run
+from kintsugi.pipeline.job import Job, Subset
+from kintsugi.pipeline.metrics import IMAGE
+from kintsugi.pipeline.storage.location import Location
+from kintsugi.pipeline.storage.publish import clear_temporaries, publish
+
+NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?"
+COMPARED = ("data", "degradation", "seed", "metrics", "images", "reference", "published", "output")
+RANGE = re.compile(rf"({NUMBER})\.\.({NUMBER})(:log)?")
+
+
+@dataclass(frozen=True)
+class Base:
+    """The job of which settings are tried.
+
+    Attributes:
+        values, source: its fields as they are written, and where. folder: of the sweep.
+    """
+
+    values: dict[str, Any]
+    source: str
+    job: Job
+    folder: Location
+
+    def having(self, fields: Settings, where: str) -> dict[str, Any]:
+        """Its fields with others set; `where` these are from is for messages."""
+        found = copy.deepcopy(self.values)
+        for field, value in fields.items():
+            assign(found, field, copy.deepcopy(value), f"{where} {field}")
+        return found
+
+    def subset(self, part: str) -> Settings:
+        """One of the two parts of its images, "tune" or "evaluate"."""
+        return {"part": part, "fraction": (self.job.data.subset or Subset()).fraction}
+
+
+def read_base(name: str, sets: list[str], out: str | None) -> Base:
+    """The job in a file, or the ready job of that name.
+
+    Raises:
+        JobError: as of `files.load_job`; or it restores measurements.
+    """
+    values, source = read_values(name, sets)
+    job = check(copy.deepcopy(values), source)
+    if job.from_measurements:
+        raise JobError("data.kind: a sweep compares with the truth, which measurements do not have")
+    return Base(values, source, job, located("--out", out or f"{job.output}-sweep"))
+
+
+def combinations(vary: list[str], random: int | None, seed: int) -> list[Settings]:
+    """The settings that --vary and --random ask for, each once.
+
+    Raises:
+        JobError: something that is no list or range, a range without --random, or a field that is the same
+            in all trials.
+    """
+    choices: dict[str, Choices] = {}
+    for text in vary:
+        field, found = parse_vary(text)
+        if field in choices:
+            raise JobError(f"--vary: {field} is there twice")
+        choices[field] = found
+    lists = {field: found for field, found in choices.items() if not isinstance(found, Range)}
+    ranges = choices.keys() - lists.keys()
+    if ranges and random is None:
+        raise JobError(
+            f"--vary {', '.join(sorted(ranges))}: a range has no grid; add --random N, or list its values"
+        )
+    for field in choices:
+        if field.split(".")[0] in COMPARED or overlap(field, "compute.unit_size"):
+            raise JobError(
+                f"--vary {field}: trials are compared on the same images, measurements and noise, and "
+                "the sweep itself sets what is kept of them; change it for all trials by --set"
+            )
+    found = grid(lists) if random is None else random_settings(choices, random, seed)
+    return list({name_of(settings): settings for settings in found}.values())
+
+
+def parse_vary(text: str) -> tuple[str, Choices]:
+    """ "sampler.w=5,10" → ("sampler.w", [5, 10]); the values are as after --set, between commas."""
+    field, _, written = text.partition("=")
+    if not field or not written.strip():
+        raise JobError(f"--vary {text!r}: expected key.path=value,value for instance sampler.w=5,10,15")
+    if ends := RANGE.fullmatch(written.strip()):
+        low, high, log = float(ends[1]), float(ends[2]), ends[3] is not None
+        if low >= high or (log and low <= 0):
+            raise JobError(f"--vary {text!r}: a range goes up" + (", from above 0 with :log" if log else ""))
+        return field, Range(low, high, log)
+    kinds = kinds_at(field.split("."), [Job])
+    if re.search(r"\d\.\.[-.\d]", written) and str not in kinds:
+        raise JobError(f"--vary {text!r}: a range stands alone, two numbers as in 1..30 or 1..30:log")
+    return field, [parse_setting(part, f"--vary {text!r}", kinds) for part in split(written)]
+
+
+def overlap(one: str, other: str) -> bool:
+    """Whether a field is the other one or holds it: compute, compute.unit_size."""
+    return f"{one}.".startswith(f"{other}.") or f"{other}.".startswith(f"{one}.")
+
+
+def make_trials(base: Base, tried: list[Settings], tune: int, metrics: list[str]) -> list[Trial]:
+    """The jobs of the trials, each checked before any runs.
+
+    Args:
+        tune: images for tuning, at most. metrics: those of single images that decide.
+    """
+    batch, unit_size = base.job.compute.batch_size, base.job.compute.unit_size
+    fixed = {
+        "data.subset": base.subset("tune"),
+        "data.limit": tune,
+        # Of single images: a set of a few images is too small for the others.
+        "metrics": list(dict.fromkeys([*(name for name in base.job.metrics if name in IMAGE), *metrics])),
+        "images": "none",
+        # So that several actors have something to do and a rung is not much too large.
+        "compute.unit_size": min(unit_size, 8 if batch == "auto" else batch),
+    }
+    trials = []
+    for settings in tried:
+        output = str(base.folder / "trials" / name_of(settings))
+        listed = ", ".join(f"{field}={value}" for field, value in settings.items())
+        values = base.having({**fixed, "output": output, **settings}, "--vary")
+        trials.append(Trial(settings, check(values, f"{base.source} with {listed}")))
+    return trials
+
+
+def run_trials(
+    trials: list[Trial],
+    deciding: tuple[Measured, Measured],
+    tune: int,
+    halve: int,
+    address: str | None,
+    folder: Location,
+) -> tuple[list[Result], list[int]]:
+    """Take the trials from rung to rung, as `climb` says.
+
+    Raises:
+        typer.Exit: interrupted.
+    """
+
+    @cache
+    def run(number: int) -> Run:
+        with console.status(f"reading the prior and the shards for {trials[number].name}"):
+            return open_or_plan(trials[number].job)
+
+    def do(number: int, images: int) -> Result:
+        do_first(run(number), images, address)
+        return result_of(run(number), trials[number], *deciding, images)
+
+    summary = run(0).summary
+    show_shard_warnings(summary)
+    if summary.samples < tune:
+        errors.print(
+            f"{summary.samples} images for tuning, not {tune}: raise data.subset.fraction", style="yellow"
+        )
+    ladder = rungs(len(trials), summary.samples, halve, trials[0].job.compute.unit_size)
+    steps = ", then ".join(f"{rung.trials} on {rung.images} images" for rung in ladder)
+    console.print(f"{folder}: {len(trials)} trials, {steps}")
+    with nullcontext() if address == "none" else connected(address):  # one Ray for all trials
+        return climb(ladder, do)
+
+
+def do_first(run: Run, images: int, address: str | None) -> None:
+    """Do what is left of a trial's first images."""
+    units = [unit for unit in run.outstanding() if unit.first < images]
+    if units:
+        console.print(f"{run.folder.name}: {images} images")
+        execute(run, units, address, run.progress())
+        clear_temporaries(run.folder)
+
+
+def show(outcome: Outcome) -> None:
+    """The table of trials and what else there is to say."""
+    caption = "★ chosen · ≈ cannot be told from the best"
+    caption += f", or within {outcome.within:g}" if outcome.within else ""
+    caption += "".join(f" · {label}: no network" for label in outcome.without_network)
+    title = f"{outcome.by.title}, with 95 % intervals; differences are paired"
+    console.print(to_rich(trials_table(outcome), left=0, title=title, caption=caption))
+    for sentence in outcome.edges():
+        errors.print(f"at the edge: {sentence}", style="yellow")
+
+
+def write(outcome: Outcome, base: Base) -> Location:
+    """The table and the figure of the trials, and the best job; returns the path of the job."""
+    comments = why_chosen(outcome, base.source, base.folder)
+    head = "".join(f"# {' '.join(line.split())}\n" for line in comments)
+    job = yaml.safe_dump(best_values(outcome, base), sort_keys=False, allow_unicode=True)
+    contents = {
+        "sweep.csv": trials_csv(outcome).encode(),
+        "sweep.svg": draw_trials(outcome),
+        "best.yaml": (head + job).encode(),
+    }
+    for name, content in contents.items():
+        with publish(base.folder / name) as temporary:
+            temporary.write_bytes(content)
+    return base.folder / "best.yaml"
+
+
+def best_values(outcome: Outcome, base: Base) -> dict[str, Any]:
+    """The fields of the job with the chosen settings, on the images that are not for tuning."""
+    rest = {"data.subset": base.subset("evaluate"), "output": str(base.folder / "best")}
+    values = base.having({**outcome.chosen.trial.settings, **rest}, "best.yaml")
+    if values["data"]["shards"] != SCIKIT_IMAGE:
+        values["data"]["shards"] = from_root(values["data"]["shards"])
+    return absolute_files(values)
