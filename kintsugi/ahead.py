@@ -15,7 +15,7 @@ def map_ahead(
     items: Iterable[A],
     threads: int,
     most: int | None = None,
-    size: Callable[[B], int] | None = None,
+    size: Callable[[B], int] = lambda result: 0,
     room: int = 0,
 ) -> Generator[B, None, None]:
     """function(item) of each item, in order; some are worked on before they are asked for.
@@ -27,17 +27,15 @@ def map_ahead(
     Args:
         threads: in which the function runs.
         most: how many results may be worked on or wait. None: two for each thread.
-        size, room: bytes of a result, and for all that wait, of which each may be as large as the largest so
-            far; while none is known, and where fewer have room, there are as many as threads.
+        size, room: bytes of a result, and for all of them; each may be as large as the largest so far. Where
+            less has room, and until a size is known, there are as many as threads. 0: any number has room.
     """
-    most = most or 2 * threads
     waiting: deque[Future[B] | None] = deque()  # None: there are no more
-    changed = threading.Condition()
-    closed, largest = False, 0
+    changed, closed, largest = threading.Condition(), False, 0
 
     def free() -> bool:
-        fit = most if size is None else max(threads, room // largest) if largest else threads
-        return closed or len(waiting) < min(fit, most)
+        fit = max(threads, room // largest if largest else 0) if room else len(waiting) + 1
+        return closed or len(waiting) < min(fit, most or 2 * threads)
 
     def produce() -> None:
         end: Future[B] | None = None
@@ -56,25 +54,26 @@ def map_ahead(
             waiting.append(end)
             changed.notify()
 
-    with ThreadPoolExecutor(threads) as pool:
-        producer = threading.Thread(target=produce, name="ahead", daemon=True)
-        producer.start()
-        try:
-            while True:
-                with changed:
-                    changed.wait_for(lambda: waiting)
-                    future = waiting[0]
-                if future is None:
-                    return
-                result = future.result()
-                with changed:
-                    waiting.popleft()
-                    largest = max(largest, 1 if size is None else size(result), 1)
-                    changed.notify()
-                yield result
-        finally:
+    pool, producer = ThreadPoolExecutor(threads), threading.Thread(target=produce, name="ahead", daemon=True)
+    producer.start()
+    try:
+        while (future := first(waiting, changed)) is not None:
+            result = future.result()
             with changed:
-                closed = True
+                waiting.popleft()
+                largest = max(largest, size(result), 1)
                 changed.notify()
-            producer.join()
-            pool.shutdown(cancel_futures=True)
+            yield result
+    finally:
+        with changed:
+            closed = True
+            changed.notify()
+        producer.join()
+        pool.shutdown(cancel_futures=True)
+
+
+def first(waiting: deque[A], changed: threading.Condition) -> A:
+    """What stands first, when there is anything."""
+    with changed:
+        changed.wait_for(lambda: waiting)
+        return waiting[0]

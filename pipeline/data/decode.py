@@ -234,6 +234,7 @@ def opened(content: dict[str, Any], note: Callable[[str], None]) -> Iterator[Ima
 
 
 def read_label(members: dict[str, Any]) -> int | None:
+    """The class among a sample's members, 0 … 10¹⁸ − 1, if there is one."""
     text = members.get("cls", b"").strip()
     return int(text) if text.isdigit() and len(text) < 19 else None  # int64
 

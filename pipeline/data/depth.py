@@ -103,11 +103,13 @@ def tile_arguments(image: Image.Image) -> tuple[Any, ...]:
 
 
 def rawmode_of(image: Image.Image) -> str:
+    """Pillow's name for how its decoder unpacks the image; "" where it has none."""
     arguments = tile_arguments(image)
     return arguments[0] if arguments and isinstance(arguments[0], str) else ""
 
 
 def planes_together(image: Image.Image) -> bool:
+    """Whether the channels of a pixel lie beside each other, as in all but some TIFFs."""
     return getattr(image, "tag_v2", {}).get(TIFF_PLANES, 1) == 1
 
 

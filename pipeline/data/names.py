@@ -44,6 +44,7 @@ def hidden(name: str) -> bool:
 
 
 def suffix_of(name: str) -> str:
+    """What follows the last dot, in lower case; "" without one."""
     return PurePosixPath(name).suffix.lower()[1:]
 
 
@@ -59,6 +60,7 @@ def key_of(name: str) -> str:
 
 
 def as_key(path: str) -> str:
+    """A path without its suffix as a key."""
     return unicodedata.normalize("NFC", path).replace(".", "_")
 
 

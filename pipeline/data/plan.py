@@ -5,7 +5,7 @@ import json
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict
 from functools import partial
 from itertools import chain, islice
 from pathlib import Path, PurePosixPath
@@ -26,6 +26,7 @@ from kintsugi.pipeline.data.units import (
     GROUP,
     IN_FLIGHT,
     LINK,
+    NAMED,
     RULE,
     SCHEMA,
     SUMMARY,
@@ -39,52 +40,12 @@ from kintsugi.pipeline.storage.files import file_sizes
 from kintsugi.pipeline.storage.location import Location, at, is_remote
 from kintsugi.pipeline.storage.publish import publish
 
-NAMED = 10  # files that are no samples, in the summary
 MAX_NAME = 255  # bytes of a file's name, on all usual file systems
 TUNING = b"kintsugi tuning"  # salt of the hash by which keys are for tuning; never to be changed
 
 
-@dataclass
-class Findings:
-    """What there is to say of shards besides their samples; the fields are those of `PlanSummary`."""
-
-    damaged: dict[str, str] = field(default_factory=dict)
-    empty: list[str] = field(default_factory=list)
-    left_out: int = 0
-    left_out_first: list[list[str]] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
-
-    def warn(self, shard: Location, what: str) -> None:
-        """Note what may be damage."""
-        if len(self.notes) < NAMED:
-            self.notes.append(f"{shard}: {what}")
-
-    def note(self, shard: Location, name: str, why: str) -> None:
-        """Count a file that is no sample."""
-        self.left_out += 1
-        if len(self.left_out_first) < NAMED:
-            self.left_out_first.append([str(shard), name, why])
-
-    def add(self, other: "Findings") -> None:
-        """Take over what was found in another shard."""
-        self.damaged |= other.damaged
-        self.left_out += other.left_out
-        self.left_out_first = (self.left_out_first + other.left_out_first)[:NAMED]
-        self.notes = (self.notes + other.notes)[:NAMED]
-
-
-@dataclass(frozen=True)
-class Indexed:
-    """A shard on its way into the plan.
-
-    Attributes:
-        samples: those in `data.subset`. empty: there are no others either.
-    """
-
-    shard: Location
-    size: int
-    samples: Iterable[Place]
-    empty: bool
+Indexed = tuple[int, Iterable[Place]]
+"""A shard on its way into the plan: its `fingerprint`, and its samples in `data.subset`."""
 
 
 def make_plan(
@@ -107,22 +68,21 @@ def make_plan(
         JobError: missing or damaged shards (unless salvaged), a key that occurs twice, restorations that
             cannot have names of their own, or no samples.
     """
-    findings, hashes = Findings(), array("Q")
-    units = samples = 0
+    summary, hashes = PlanSummary([str(path) for path in paths], 0, 0, {}, []), array("Q")
     last: dict[str, Unit] = {}  # of each shard
     with publish(target) as temporary:
         with pq.ParquetWriter(temporary, SCHEMA, compression="zstd", write_page_checksum=True) as writer:
-            found = divide(paths, unit_size, data, findings)
+            found = divide(paths, unit_size, data, summary)
             while group := list(islice(found, GROUP)):
                 writer.write_table(pa.Table.from_pylist([row for _, row in group], SCHEMA))
                 for unit, row in group:
                     hashes.extend(map(key_hash, row["keys"]))
-                    units, samples, last[unit.shard] = units + 1, samples + unit.samples, unit
+                    summary.units, summary.samples = summary.units + 1, summary.samples + unit.samples
+                    last[unit.shard] = unit
                     on_unit(unit)
             if data.checksums == "check":
-                compare_checksums(paths, last, findings, on_unit)
-            findings.empty = [shard for shard in findings.empty if shard not in findings.damaged]
-            summary = PlanSummary([str(path) for path in paths], units, samples, **vars(findings))
+                compare_checksums(paths, last, summary, on_unit)
+            summary.empty = [shard for shard in summary.empty if shard not in summary.damaged]
             writer.add_key_value_metadata({SUMMARY: json.dumps(asdict(summary)), RULE: str(NAMES)})
         refuse_unusable(summary, data)
         refuse_duplicates(temporary, np.frombuffer(hashes, np.uint64))
@@ -148,7 +108,7 @@ def refuse_unusable(summary: PlanSummary, data: Data) -> None:
 
 
 def compare_checksums(
-    paths: Sequence[Location], last: dict[str, Unit], findings: Findings, on_unit: Callable[[Unit], None]
+    paths: Sequence[Location], last: dict[str, Unit], summary: PlanSummary, on_unit: Callable[[Unit], None]
 ) -> None:
     """Compare the shards that were read with the checksums that are stated beside them.
 
@@ -164,13 +124,13 @@ def compare_checksums(
         nowhere = sorted(lines.keys() - here - file_sizes(folder).keys()) if lines else []
         for what, names in (("names files that are not there", nowhere), ("names not all shards", without)):
             if names:
-                findings.notes.append(f"{folder / SHA256SUMS} {what}, {len(names)}: {', '.join(names[:3])}")
-    read = {*last, *findings.damaged, *findings.empty}
+                summary.notes.append(f"{folder / SHA256SUMS} {what}, {len(names)}: {', '.join(names[:3])}")
+    read = {*last, *summary.damaged, *summary.empty}
     checked = [path for path in paths if str(path) in read and path.name in stated[path.parent]]
     for path, now in zip(checked, map_ahead(checksum, checked, IN_FLIGHT), strict=True):
         if now != (said := stated[path.parent][path.name]):
             what = f"its SHA-256 is {now}, {SHA256SUMS} says {said}"
-            findings.damaged.setdefault(str(path), what)
+            summary.damaged.setdefault(str(path), what)
         if str(path) in last:
             on_unit(last[str(path)])
 
@@ -201,75 +161,75 @@ def reading(shard: Location) -> Iterator[None]:
 
 
 def divide(
-    paths: Sequence[Location], unit_size: int, data: Data, findings: Findings
+    paths: Sequence[Location], unit_size: int, data: Data, summary: PlanSummary
 ) -> Iterator[tuple[Unit, dict[str, Any]]]:
-    """Units and their rows in order; what is wrong with shards goes into `findings`."""
+    """Units and their rows in order; what is wrong with shards goes into `summary`."""
     first, limit = 0, data.limit
-    for number, found in enumerate(indexed(paths, data, findings)):
+    for number, (shard, (size, found)) in enumerate(zip(paths, indexed(paths, data, summary), strict=True)):
         start = 0
-        samples = islice(found.samples, None if limit is None else limit - first)
+        samples = islice(found, None if limit is None else limit - first)
         while batch := list(islice(samples, unit_size)):
             unit = Unit(
                 unit=unit_name(number, start),
-                shard=str(found.shard),
-                shard_size=found.size,
+                shard=str(shard),
+                shard_size=size,
                 first=first,
                 start=start,
                 samples=len(batch),
                 offset=batch[0].offset,
                 end=max(sample.end for sample in batch),  # of a.1.png, a.2.png, a.1.cls not that of the last
             )
-            keys = [checked_key(found.shard, sample.key) for sample in batch]
+            keys = [checked_key(shard, sample.key) for sample in batch]
             files = [sample.file for sample in batch] if batch[0].file is not None else None
             links = [dict(zip(LINK, link, strict=True)) for sample in batch for link in sample.links]
             yield unit, {**asdict(unit), "keys": keys, "files": files, "links": links or None}
             start, first = start + len(batch), first + len(batch)
-        if found.empty and str(found.shard) not in findings.damaged:
-            findings.empty.append(str(found.shard))
         if first == limit:
             return
 
 
-def indexed(paths: Sequence[Location], data: Data, findings: Findings) -> Iterator[Indexed]:
-    """The shards with their samples, in order. Of remote ones several are read at once, up to the limit."""
+def indexed(paths: Sequence[Location], data: Data, summary: PlanSummary) -> Iterator[Indexed]:
+    """Size and samples of each shard, in order. Of remote ones several are read at once, up to the limit."""
 
-    def read(path: Location) -> tuple[Indexed, Findings] | None:
+    def read(path: Location) -> tuple[Indexed, PlanSummary] | None:
         if not is_remote(path):  # which is read when it is its turn, and not as a whole
             return None
-        its = Findings()  # which count when it is the shard's turn, if that comes
-        found = open_shard(path, data, its)
-        return replace(found, samples=list(islice(found.samples, data.limit))), its
+        its = PlanSummary([], 0, 0, {}, [])  # which count when it is the shard's turn, if that comes
+        size, samples = open_shard(path, data, its)
+        return (size, list(islice(samples, data.limit))), its
 
     for path, found in zip(paths, map_ahead(read, paths, IN_FLIGHT, IN_FLIGHT), strict=True):
         if found is None:
-            yield open_shard(path, data, findings)
+            yield open_shard(path, data, summary)
         else:
-            findings.add(found[1])
+            summary.add(found[1])
             yield found[0]
 
 
-def open_shard(path: Location, data: Data, findings: Findings) -> Indexed:
-    """A shard whose samples are read as they are asked for; what is wrong goes into `findings`.
+def open_shard(path: Location, data: Data, summary: PlanSummary) -> Indexed:
+    """A shard whose samples are read as they are asked for; what is wrong goes into `summary`.
 
     Raises:
         JobError: it is not there, or cannot be read; also while samples are asked for.
     """
     with reading(path):
-        size, samples = shards.fingerprint(path), readable(path, data, findings)
+        size, samples = shards.fingerprint(path), readable(path, data, summary)
         begin = list(islice(samples, 1))
         subset = data.subset
         chosen = (one for one in chain(begin, samples) if subset is None or belongs(one.key, subset))
-        return Indexed(path, size, chosen, empty=not begin)
+        if not begin and str(path) not in summary.damaged:
+            summary.empty.append(str(path))
+        return size, chosen
 
 
-def readable(path: Location, data: Data, findings: Findings) -> Iterator[Place]:
+def readable(path: Location, data: Data, summary: PlanSummary) -> Iterator[Place]:
     """The samples of a shard up to its damage, if any; see `open_shard`."""
-    note, warn = partial(findings.note, path), partial(findings.warn, path)
+    note, warn = partial(summary.leave_out, path), partial(summary.warn, path)
     try:
         with reading(path):
             yield from shards.index(path, data.damaged == "salvage", note, warn)
     except DamagedShard as damage:
-        findings.damaged[str(path)] = str(damage)
+        summary.damaged[str(path)] = str(damage)
 
 
 def checked_key(shard: Location, key: str) -> str:

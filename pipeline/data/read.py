@@ -115,6 +115,7 @@ def in_tar(unit: Unit, members: Members) -> Iterator[Content]:
 
 
 def content_of(tar: Tar, group: list[Member]) -> Content:
+    """The members of a sample by suffix, or why they are not all there."""
     if lost := next((member.lost for member in group if member.lost is not None), None):
         return UnreadableImage(lost)
     if (total := sum(member.size for member in group)) > MAX_BYTES:
@@ -129,6 +130,7 @@ def content_of(tar: Tar, group: list[Member]) -> Content:
 
 
 def missing(damage: DamagedShard | None) -> Exception:
+    """Why a planned sample is not in its tar."""
     if damage is not None:
         return UnreadableImage(f"the shard cannot be read here: {damage}")
     return UnreadableImage("not in the shard any more; did it change after planning?")

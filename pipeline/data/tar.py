@@ -17,9 +17,7 @@ from typing import Any, BinaryIO, cast
 from kintsugi.pipeline.data.names import IMAGE_SUFFIXES, NAMES, SKIPPED, SUFFIXES, as_key, hidden, suffix_of
 
 BLOCK = tarfile.BLOCKSIZE
-MAX_HEADER = (
-    1 << 14
-)  # bytes of all headers of one member: long names and PAX records, which take tarfile long
+MAX_HEADER = 1 << 14  # bytes of all headers of a member: long names and PAX records take tarfile long
 MAX_PADDING = tarfile.RECORDSIZE + 2 * BLOCK  # bytes of zeros behind a tar, as all usual programs write it
 MAX_LINKS = 40  # that lead from one to the next, as in Linux
 CHECKSUM = re.compile(rb" *[0-7]{1,7}[\0 ]+")  # of a header
@@ -101,90 +99,51 @@ class Tar:
         Raises:
             DamagedShard: after the last sample of which anything is left.
         """
-        group: list[Member] = []
-        known: set[str] = set()  # suffixes in the group
+        group: dict[str, Member] = {}  # by suffix
+        base, damage = "", None
         try:
             for member in self.members():
-                if group and (member.base != group[0].base or member.suffix in known):
-                    yield from self.divided(group)
-                    group, known = [], set()
-                group.append(member)
-                known.add(member.suffix)
-        except DamagedShard:
-            if group:
-                yield from self.divided(group)
-            raise
+                if group and (member.base != base or member.suffix in group):
+                    yield from divided([*group.values()], self.names, self.note)
+                    group = {}
+                group[member.suffix], base = member, member.base
+        except DamagedShard as error:
+            damage = error
         if group:
-            yield from self.divided(group)
-
-    def divided(self, group: list[Member]) -> Iterator[list[Member]]:
-        """The samples in a group: one, or each image."""
-        if self.names == 1 or (len(group) == 1 and group[0].suffix in SUFFIXES):
-            yield group
-            return
-        taken = next((one for suffix in IMAGE_SUFFIXES for one in group if one.suffix == suffix), None)
-        images = [one for one in group if suffix_of(one.name) in IMAGE_SUFFIXES]
-        if taken is not None:
-            for other in images:
-                if other is not taken:
-                    self.note(other.name, f"another image of the sample of {taken.name}")
-        if taken is not None or not images or any(one.suffix == "npy" for one in group):
-            yield group
-            return
-        each: dict[str, list[Member]] = {}
-        for one in group:
-            stem, _, suffix = one.name.rpartition(".")
-            key = as_key(str(PurePosixPath(stem)))
-            each.setdefault(key, []).append(replace(one, key=key, suffix=suffix.lower()))
-        yield from each.values()
+            yield from divided([*group.values()], self.names, self.note)
+        if damage is not None:
+            raise damage
 
     def members(self) -> Iterator[Member]:
-        """Raises:
-        DamagedShard: after the last member, if the tar does not end where it should.
+        """The files that belong to a sample; `note` is told of all others.
+
+        Raises:
+            DamagedShard: after the last member, if the tar does not end where it should.
         """
         for found in self.headers():
-            if found.isdir():
-                continue
-            if (self.names > 1 and (found.islnk() or found.issym())) or found.isreg():
-                place = self.place_of(found.name)
+            link = self.names > 1 and (found.islnk() or found.issym())
+            if found.isreg() or link:
+                place = place_of(found.name, self.names)
                 if isinstance(place, str):
                     self.note(found.name, place)
                 else:
-                    yield self.member(found, *place)
-            elif self.names > 1:
+                    yield self.linked(found, *place) if link else self.regular(found, *place)
+            elif self.names > 1 and not found.isdir():
                 self.note(found.name, "no file")
 
-    def place_of(self, name: str) -> tuple[str, str, str] | str:
-        """What a sample's members have in common, its key, and a member's suffix; or why it has none."""
-        if self.names == 1:
-            from webdataset.tariterators import base_plus_ext
+    def regular(self, found: tarfile.TarInfo, base: str, key: str, suffix: str) -> Member:
+        """A file of a sample."""
+        data, size = found.offset_data, found.size
+        return Member(base, key, suffix, found.name, found.offset, data + whole(size), data, size)
 
-            base, suffix = base_plus_ext(name)
-            return "no key" if base is None or SKIPPED.match(name) else (base, base, suffix.lower())
-        path = unicodedata.normalize("NFC", str(PurePosixPath(name)))
-        if hidden(path):
-            return "hidden"
-        if SKIPPED.match(path):
-            return "metadata of webdataset"
-        folder, slash, file = path.rpartition("/")
-        stem, _, suffix = file.partition(".")
-        if not suffix:
-            return "a name without a suffix"
-        base = folder + slash + stem
-        return base, as_key(base), suffix.lower()
-
-    def member(self, found: tarfile.TarInfo, base: str, key: str, suffix: str) -> Member:
-        data, size, lost = found.offset_data, found.size, None
-        end = data + -(-size // BLOCK) * BLOCK
-        link = not found.isreg()
-        if link:
-            end = found.offset_data
-            if self.links is None:
-                self.links = link_targets(self.file, self.size)
-            data, size = self.links.get(found.name, (0, -1))
-            if size < 0:
-                size, lost = 0, f"a link to {found.linkname!r}, which is no file of this tar"
-        return Member(base, key, suffix, found.name, found.offset, end, data, size, link, lost)
+    def linked(self, found: tarfile.TarInfo, base: str, key: str, suffix: str) -> Member:
+        """A link in the place of a file, with the content that it leads to."""
+        if self.links is None:
+            self.links = link_targets(self.file, self.size)
+        data, size = self.links.get(found.name, (0, 0))
+        lost = f"a link to {found.linkname!r}, which is no file of this tar"
+        why = None if found.name in self.links else lost
+        return Member(base, key, suffix, found.name, found.offset, found.offset_data, data, size, True, why)
 
     def headers(self) -> Iterator[tarfile.TarInfo]:
         """What tarfile makes of each header, in order.
@@ -251,11 +210,8 @@ class Tar:
 
     def content(self, member: Member) -> bytes:
         """What a member holds."""
-        here = self.file.tell()
-        self.file.seek(member.data)
-        content = self.file.read(member.size)
-        self.file.seek(here)
-        return content
+        self.file.seek(member.data)  # tarfile finds back by itself
+        return self.file.read(member.size)
 
     def in_hole(self, data: int, size: int) -> bool:
         """Whether the content at bytes data … data + size ends in a hole of zeros that reaches beyond it.
@@ -264,10 +220,55 @@ class Tar:
         """
         if size == 0:
             return False
-        here, end = self.file.tell(), data + -(-size // BLOCK) * BLOCK
-        after = first_byte(self.file, data + size - 1)
-        self.file.seek(here)
+        end, after = data + whole(size), first_byte(self.file, data + size - 1)
         return self.size - end > MAX_PADDING if after is None else after > end
+
+
+def divided(group: list[Member], names: int, note: Note) -> Iterator[list[Member]]:
+    """The samples in a group of members: one, or each image."""
+    if names == 1 or (len(group) == 1 and group[0].suffix in SUFFIXES):
+        yield group
+        return
+    taken = next((one for suffix in IMAGE_SUFFIXES for one in group if one.suffix == suffix), None)
+    images = [one for one in group if suffix_of(one.name) in IMAGE_SUFFIXES]
+    if taken is not None:
+        for other in images:
+            if other is not taken:
+                note(other.name, f"another image of the sample of {taken.name}")
+    if taken is not None or not images or any(one.suffix == "npy" for one in group):
+        yield group
+        return
+    each: dict[str, list[Member]] = {}
+    for one in group:
+        stem, _, suffix = one.name.rpartition(".")
+        key = as_key(str(PurePosixPath(stem)))
+        each.setdefault(key, []).append(replace(one, key=key, suffix=suffix.lower()))
+    yield from each.values()
+
+
+def place_of(name: str, names: int) -> tuple[str, str, str] | str:
+    """What a sample's members have in common, its key, and a member's suffix; or why it has none."""
+    if names == 1:
+        from webdataset.tariterators import base_plus_ext
+
+        base, suffix = base_plus_ext(name)
+        return "no key" if base is None or SKIPPED.match(name) else (base, base, suffix.lower())
+    path = unicodedata.normalize("NFC", str(PurePosixPath(name)))
+    if hidden(path):
+        return "hidden"
+    if SKIPPED.match(path):
+        return "metadata of webdataset"
+    folder, slash, file = path.rpartition("/")
+    stem, _, suffix = file.partition(".")
+    if not suffix:
+        return "a name without a suffix"
+    base = folder + slash + stem
+    return base, as_key(base), suffix.lower()
+
+
+def whole(size: int) -> int:
+    """Bytes of the blocks that a content of this size takes."""
+    return -(-size // BLOCK) * BLOCK
 
 
 def link_targets(file: BinaryIO, size: int) -> dict[str, tuple[int, int]]:
@@ -282,7 +283,6 @@ def link_targets(file: BinaryIO, size: int) -> dict[str, tuple[int, int]]:
         except DamagedShard:  # of which the index tells
             return
 
-    here = file.tell()
     names: dict[str, str] = {}
     leads: dict[str, str] = {}
     for found in headers():
@@ -297,7 +297,6 @@ def link_targets(file: BinaryIO, size: int) -> dict[str, tuple[int, int]]:
         for found in headers()
         if found.isreg() and plain(found.name) in wanted
     }
-    file.seek(here)
     targets: dict[str, tuple[int, int]] = {}
     for name, path in names.items():
         for _ in range(MAX_LINKS):
@@ -330,6 +329,11 @@ class Bounded:
         self.seek, self.tell = file.seek, file.tell
 
     def read(self, count: int) -> bytes:
+        """As a file's.
+
+        Raises:
+            ValueError: more than is left.
+        """
         self.left -= count
         if self.left < 0:
             raise ValueError(f"headers of more than {MAX_HEADER:,} bytes")
@@ -379,6 +383,7 @@ def next_header(file: BinaryIO, place: int, end: int | None = None) -> int | Non
 
 
 def is_header(block: bytes) -> bool:
+    """Whether a block is a header of a member, by its checksum."""
     if not CHECKSUM.fullmatch(block[148:156]):  # which is quicker than what follows
         return False
     try:

@@ -22,6 +22,7 @@ from kintsugi.pipeline.storage.records import MAX_TABLE, UNIT
 
 SUMMARY = "kintsugi.summary"  # key of the plan file's metadata
 RULE = "kintsugi.names"  # `NAMES` when the plan was made, by itself: every unit asks for it
+NAMED = 10  # files that are no samples, in the summary
 GROUP = 64  # units per row group: how much of the plan is in memory at a time
 IN_FLIGHT = 8  # shards read at once where storage is far away, or where all of it is read
 LINK = ("name", "data", "size")
@@ -65,7 +66,7 @@ class Unit:
     end: int
 
 
-@dataclass(frozen=True)
+@dataclass
 class PlanSummary:
     """What a plan holds: its shards, of which `damaged` says what is wrong, and `empty` hold nothing.
 
@@ -84,6 +85,25 @@ class PlanSummary:
     left_out: int = 0
     left_out_first: list[list[str]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+
+    def warn(self, shard: Location, what: str) -> None:
+        """Note what may be damage."""
+        if len(self.notes) < NAMED:
+            self.notes.append(f"{shard}: {what}")
+
+    def leave_out(self, shard: Location, name: str, why: str) -> None:
+        """Count a file that is no sample."""
+        self.left_out += 1
+        if len(self.left_out_first) < NAMED:
+            self.left_out_first.append([str(shard), name, why])
+
+    def add(self, other: "PlanSummary") -> None:
+        """Take over what is wrong with another shard."""
+        self.damaged |= other.damaged
+        self.empty += other.empty
+        self.left_out += other.left_out
+        self.left_out_first = (self.left_out_first + other.left_out_first)[:NAMED]
+        self.notes = (self.notes + other.notes)[:NAMED]
 
 
 SUMMARY_TYPE = TypeAdapter(PlanSummary)
@@ -144,6 +164,11 @@ def advice(folder: Location) -> str:
 
 
 def read_summary(plan: Location) -> PlanSummary:
+    """What a plan says that it holds.
+
+    Raises:
+        FileNotFoundError, JobError: as `opened`.
+    """
     with opened(plan) as file:
         return summary_of(file)
 
@@ -233,10 +258,16 @@ def place(name: str) -> tuple[int, ...]:
 
 
 def first_name(file: pq.ParquetFile, group: int) -> str:
+    """The first unit of a row group."""
     return str(file.read_row_group(group, ["unit"])["unit"][0])
 
 
 def members_of(unit: Unit, row: dict[str, Any], names: int) -> Members:
+    """What a row of the plan holds of its samples.
+
+    Raises:
+        ValueError: it does not fit the unit.
+    """
     keys, files, links = row["keys"], row["files"], row.get("links") or []
     if keys is None or None in keys or len(keys) != unit.samples or len(set(keys)) != unit.samples:
         raise ValueError(f"unit {unit.unit}: its keys are not {unit.samples} different ones")

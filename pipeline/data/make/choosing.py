@@ -53,12 +53,14 @@ class Options:
 
 
 class Listed(NamedTuple):
+    """An image that becomes a sample: its name in the source, its key and its class."""
+
     name: str
     key: str
     label: int | None
 
 
-def unsafe(key: str) -> str | None:
+def why_no_member(key: str) -> str | None:
     """Why no tar should have members of this key, if so. A key has no dots, so there is no `..` in it."""
     if NOT_TEXT.search(key):
         return "a name with control characters, or not in UTF-8"
@@ -83,7 +85,7 @@ def choose(
     left_out = list(source.left_out)
     for name in sorted(source.images):
         key = key_of(name)
-        if why := unsafe(key):
+        if why := why_no_member(key):
             left_out.append((name, why))
         elif key in names:
             raise JobError(f"{path}: {told_apart((names[key], name))} would get the same key {key!r}")
@@ -170,6 +172,7 @@ def ends(key: str) -> list[str]:
 
 
 def refuse(where: str, what: str, names: list[str]) -> None:
+    """Raise a JobError if there are names of which something is wrong."""
     if names:
         some = ", ".join(map(shown, names[:3])) + (", …" if len(names) > 3 else "")
         raise JobError(f"{where}: {len(names)} {'names are' if len(names) > 1 else 'name is'} {what}: {some}")

@@ -43,6 +43,7 @@ def open_source(source: Path) -> AbstractContextManager[Source]:
 
 @contextmanager
 def open_folder(source: Path) -> Iterator[Source]:
+    """Files below a folder; links that stay in it are followed."""
     root = Path(os.path.realpath(source))
     images: dict[str, int] = {}
     left_out: list[tuple[str, str]] = []
