@@ -27,7 +27,8 @@ from kintsugi.pipeline.data.photographs import scikit_image_shard
 from kintsugi.pipeline.data.pictures import encode
 from kintsugi.pipeline.execution.commit import commit
 from kintsugi.pipeline.execution.degrade import levels
-from kintsugi.pipeline.execution.worker import GALLERY, provenance
+from kintsugi.pipeline.execution.rows import GALLERY
+from kintsugi.pipeline.execution.worker import provenance
 from kintsugi.pipeline.job import Job
 from kintsugi.pipeline.metrics.scoring import Scorer, residual
 

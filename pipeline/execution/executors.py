@@ -25,8 +25,9 @@ from kintsugi.pipeline.execution.commit import Commit
 from kintsugi.pipeline.execution.directory import PLAN
 from kintsugi.pipeline.execution.memory import lacks_memory
 from kintsugi.pipeline.execution.prometheus import Counts
+from kintsugi.pipeline.execution.rows import Result
 from kintsugi.pipeline.execution.sieve import without_texts_of_ray
-from kintsugi.pipeline.execution.worker import Observer, Result, Task, Worker, give_up
+from kintsugi.pipeline.execution.worker import Observer, Task, Worker, give_up
 from kintsugi.pipeline.job import Job, config_hash
 from kintsugi.pipeline.storage.location import Location, at, pause
 

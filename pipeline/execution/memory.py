@@ -1,8 +1,7 @@
 """How much fits in memory: found by rehearsal, remembered by the run, and less when it runs out."""
 
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Annotated, TypeVar
 
@@ -93,10 +92,11 @@ def lacks_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and any(text in str(error) for text in NO_MEMORY)
 
 
-def release_memory(device: torch.device) -> None:
-    """Give back what torch keeps of a GPU's memory."""
+def release_memory(device: torch.device, share: float = 1.0) -> None:
+    """Give back what torch keeps of a GPU's memory, and use only a share of it from now on."""
     if device.type == "cuda":
         torch.cuda.empty_cache()
+        torch.cuda.set_per_process_memory_fraction(share, device)
 
 
 def largest_batch(
@@ -110,8 +110,10 @@ def largest_batch(
         rehearse: needs the memory of a batch of this size. gpus: `compute.gpus_per_actor`.
     """
     fits, fails = 0, limit + 1
-    with memory_limited(device, 0.9 * (gpus if 0 < gpus < 1 else 1.0)):
+    share = 0.9 * (gpus if 0 < gpus < 1 else 1.0)
+    try:
         while fails - fits > max(1, fits // 8) and fails > 1:
+            release_memory(device, share)
             # Doubling until something fails, then halving the interval.
             count = min(max(1, 2 * fits), limit) if fails > limit else (fits + fails) // 2
             try:
@@ -119,21 +121,9 @@ def largest_batch(
                 fits = count
             except torch.OutOfMemoryError:
                 fails = count
-            release_memory(device)
-    return max(1, fits)  # if nothing fits, `persist` will recompute activations, or say so
-
-
-@contextmanager
-def memory_limited(device: torch.device, share: float) -> Iterator[None]:
-    """Let this process use only a share of a GPU's memory."""
-    if device.type != "cuda":
-        yield
-        return
-    torch.cuda.set_per_process_memory_fraction(share, device)
-    try:
-        yield
     finally:
-        torch.cuda.set_per_process_memory_fraction(1.0, device)
+        release_memory(device)
+    return max(1, fits)  # if nothing fits, `persist` will recompute activations, or say so
 
 
 @dataclass(frozen=True)

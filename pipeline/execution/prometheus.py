@@ -7,8 +7,9 @@ beginning of its configuration's hash, for whoever reaches the port can read the
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from kintsugi.pipeline.execution.rows import Result
 from kintsugi.pipeline.execution.stage import Restored
-from kintsugi.pipeline.execution.worker import Observer, Result
+from kintsugi.pipeline.execution.worker import Observer
 
 
 class Counts(Observer):

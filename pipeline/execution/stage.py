@@ -26,6 +26,7 @@ from kintsugi.pipeline.metrics.weights import MissingWeights
 from kintsugi.priors import speed
 from kintsugi.priors.base import ClassConditional, Prior
 from kintsugi.samplers import KeyedNoise
+from kintsugi.samplers.base import Restoration
 
 BATCH_ON_CPU = 16  # `auto` where memory does not tell: larger batches are no faster there
 PRECISIONS = {"float32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -71,24 +72,6 @@ class Restored:
     features: dict[str, np.ndarray] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
-class Drawn:
-    """What the sampler made of a batch of measurements.
-
-    Attributes:
-        image: (B, C, H, W) on [-1, 1], of several samples the mean. deviation: of several samples.
-        samples: several, (B, H, W, C) uint8 or uint16.
-        forwards, vjps: of all samples of one image. seconds: of the sampler, per image.
-    """
-
-    image: Tensor
-    deviation: Tensor | None
-    samples: list[np.ndarray]
-    forwards: int
-    vjps: int
-    seconds: float
-
-
 class Stage:
     """Everything a worker keeps between batches.
 
@@ -107,7 +90,11 @@ class Stage:
 
     def __init__(self, job: Job, device: str | torch.device, files: Mapping[str, str] | None = None):
         self.job, self.device = job, torch.device(device)
-        self.scorer, self.extractor = load_metrics(job, self.device)
+        try:
+            self.scorer = Scorer(job.metrics, self.device)
+            self.extractor = Extractor({SETS[name].space for name in job.metrics if name in SETS}, device)
+        except MissingWeights as error:
+            raise JobError(f"metrics: {error}") from error
         try:
             here = on_this_node(job.prior)
             self.prior = priors.load(here, device=device)
@@ -124,6 +111,12 @@ class Stage:
             self.problems = Problems(job, self.prior, self.device, multiple, batch_size, files or {})
         except ValueError as error:
             raise JobError(f"sampler.{error}") from error
+        data, sigma_y = job.data, job.degradation.sigma_y
+        self.convert: Convert = Images(data.size, data.fit, data.range)
+        if job.from_measurements:
+            channels, pixels = self.problems.measured
+            self.convert = Measurements(channels, data.range, sigma_y, pixels)
+        self.prior_sha256: str | None = self.prior.sha256
         self.notes: list[str] = []
         self.memory = Memory(self.problems, self.prior, self.notes)
         self.seconds = dict.fromkeys(("degrade", "sample", "forward", "vjp", "score"), 0.0)
@@ -136,20 +129,6 @@ class Stage:
     @batch_size.setter
     def batch_size(self, count: int) -> None:
         self.problems.batch_size = count
-
-    @property
-    def prior_sha256(self) -> str:
-        """Checksum of the prior's files."""
-        return self.prior.sha256
-
-    @property
-    def convert(self) -> Convert:
-        """What makes a sample of its files' contents."""
-        data = self.job.data
-        if not self.job.from_measurements:
-            return Images(data.size, data.fit, data.range)
-        channels, pixels = self.problems.measured
-        return Measurements(channels, data.range, self.job.degradation.sigma_y, pixels)
 
     def compile(self) -> None:
         """Compile the network for whole batches, if the job asks for it."""
@@ -239,9 +218,33 @@ class Stage:
         """Restore samples (B, H, W, 3) or (B, C, h, w); raises as `run`."""
         self.label(problem.prior, labels)
         y, truth = self.degrade(problem.operator, keys, samples)
-        drawn = self.draw_samples(problem, keys, y)
+        operator, before, count = problem.operator, self.seconds["sample"], len(keys)
+        drawn, several = self.draw_samples(problem, keys, y)
         with timed(self.seconds, "score", self.device), torch.no_grad():
-            return self.results(problem.operator, keys, samples, y, truth, drawn)
+            finite = drawn.image.isfinite().flatten(1).all(1).tolist()
+            metrics = self.score(operator, y, drawn.image, truth)
+            residuals = residual(operator.forward(drawn.image), y)
+            seen, bits = levels(drawn.image, 8), BITS[self.job.restoration.format]
+            restored = seen if bits == 8 else levels(drawn.image, bits)
+            measurement = levels(y if operator.pixels else operator.pinv(y), 8)
+            true = [None] * count if truth is None else eight_bits(samples)
+            features = [self.features(k, seen[i], true[i]) if finite[i] else {} for i, k in enumerate(keys)]
+        return [
+            Restored(
+                metrics={name: values[i] for name, values in metrics.items()},
+                residual=residuals[i],
+                seconds=(self.seconds["sample"] - before) / count,
+                forwards=drawn.forwards,
+                vjps=drawn.vjps,
+                batch_size=count,
+                restored=restored[i],
+                measurement=measurement[i],
+                error=None if finite[i] else "NotFinite: the sampler's result contains NaN or infinity",
+                several=several[i],
+                features=features[i],
+            )
+            for i in range(count)
+        ]
 
     def label(self, prior: Prior, labels: Sequence[int | None]) -> None:
         """Tell a class-conditional prior the classes of the next batch.
@@ -269,10 +272,12 @@ class Stage:
             noise = KeyedNoise(self.job.seed, keys)
             return add_noise(operator.forward(truth), self.job.degradation, noise), truth
 
-    def draw_samples(self, problem: Prepared, keys: Sequence[str], y: Tensor) -> Drawn:
-        """Restore measurements, `restoration.samples_per_image` times, each with noise of its own."""
-        job, count, before = self.job, self.job.restoration.samples_per_image, self.seconds["sample"]
-        samples, running = [], RunningDeviation()
+    def draw_samples(
+        self, problem: Prepared, keys: Sequence[str], y: Tensor
+    ) -> tuple[Restoration, Sequence[Several | None]]:
+        """The mean of `restoration.samples_per_image` samples, what all cost, and where several, these."""
+        job, count = self.job, self.job.restoration.samples_per_image
+        drawn, running = [], RunningDeviation()
         problem.metered.begin()
         with timed(self.seconds, "sample", self.device):
             for number in range(count):
@@ -280,19 +285,17 @@ class Stage:
                 outcome = problem.sampler(
                     problem.metered, problem.operator, y, noise, sigma_y=job.degradation.sigma_y
                 )
+                running.add(outcome.image)
                 if count > 1:
-                    running.add(outcome.image)
-                    samples.append(levels(outcome.image, BITS[job.restoration.format]))
+                    drawn.append(levels(outcome.image, BITS[job.restoration.format]))
         for part, spent in problem.metered.seconds().items():
             self.seconds[part] += spent
-        return Drawn(
-            image=outcome.image if count == 1 else running.mean,
-            deviation=None if count == 1 else running.deviation,
-            samples=samples,
-            forwards=count * outcome.forwards,
-            vjps=count * outcome.vjps,
-            seconds=(self.seconds["sample"] - before) / len(keys),
-        )
+        mean = Restoration(running.mean, count * outcome.forwards, count * outcome.vjps)
+        if count == 1:
+            return mean, [None] * len(keys)
+        spreads = running.deviation.square().mean((1, 2, 3)).sqrt().tolist()
+        deviation = running.deviation.half().cpu().numpy()
+        return mean, [Several([x[i] for x in drawn], deviation[i], spreads[i]) for i in range(len(keys))]
 
     @torch.no_grad()
     def score(
@@ -306,51 +309,12 @@ class Stage:
                 found |= {baseline_column(name, baseline): of for name, of in values.items()}
         return found
 
-    def results(
-        self,
-        operator: Operator,
-        keys: Sequence[str],
-        samples: np.ndarray,
-        y: Tensor,
-        truth: Tensor | None,
-        drawn: Drawn,
-    ) -> list[Restored]:
-        """What there is to say of each sample of a batch."""
-        image, count = drawn.image, len(keys)
-        finite = image.isfinite().flatten(1).all(1).tolist()
-        metrics = self.score(operator, y, image, truth)
-        residuals = residual(operator.forward(image), y)
-        restored = levels(image, BITS[self.job.restoration.format])
-        measurement = levels(y if operator.pixels else operator.pinv(y), 8)
-        several: list[Several | None] = [None] * count
-        if drawn.deviation is not None:
-            deviation = drawn.deviation.half().cpu().numpy()
-            spreads = drawn.deviation.square().mean((1, 2, 3)).sqrt().tolist()
-            several = [Several([x[i] for x in drawn.samples], deviation[i], spreads[i]) for i in range(count)]
-        compared = truth is not None and self.job.reference == "truth"
-        true = list(eight_bits(samples)) if compared else [None] * count
-        features = [
-            features_of(self.extractor, key, levels(image[i : i + 1], 8)[0], true[i])
-            if finite[i] and self.extractor.spaces
-            else {}
-            for i, key in enumerate(keys)
-        ]
-        return [
-            Restored(
-                metrics={name: values[i] for name, values in metrics.items()},
-                residual=residuals[i],
-                seconds=drawn.seconds,
-                forwards=drawn.forwards,
-                vjps=drawn.vjps,
-                batch_size=count,
-                restored=restored[i],
-                measurement=measurement[i],
-                error=None if finite[i] else "NotFinite: the sampler's result contains NaN or infinity",
-                several=several[i],
-                features=features[i],
-            )
-            for i in range(count)
-        ]
+    def features(self, key: str, restored: np.ndarray, truth: np.ndarray | None) -> dict[str, np.ndarray]:
+        """What set metrics need to know of pictures (H, W, 3) uint8; of the truth if it is the reference."""
+        found = self.extractor(key, restored)
+        if truth is not None and self.job.reference == "truth":
+            found |= {space + TRUTH: values for space, values in self.extractor(key, truth).items()}
+        return found
 
 
 class RehearsedError(Exception):
@@ -361,29 +325,6 @@ def end_of_rehearsal(step: int, x: Tensor, prediction: Tensor) -> None:
     """A sampler's callback: raise RehearsedError after the second evaluation."""
     if step == 1:
         raise RehearsedError
-
-
-def load_metrics(job: Job, device: torch.device) -> tuple[Scorer, Extractor]:
-    """What measures images, and what sees of them what metrics of sets compare.
-
-    Raises:
-        JobError: weights of a metric are missing.
-    """
-    try:
-        spaces = {SETS[name].space for name in job.metrics if name in SETS}
-        return Scorer(job.metrics, device), Extractor(spaces, device)
-    except MissingWeights as error:
-        raise JobError(f"metrics: {error}") from error
-
-
-def features_of(
-    extractor: Extractor, key: str, restored: np.ndarray, truth: np.ndarray | None
-) -> dict[str, np.ndarray]:
-    """What set metrics need to know of pictures (H, W, 3) uint8, of the truth where it is the reference."""
-    found = extractor(key, restored)
-    if truth is not None:
-        found |= {space + TRUTH: values for space, values in extractor(key, truth).items()}
-    return found
 
 
 class RunningDeviation:

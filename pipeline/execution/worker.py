@@ -7,8 +7,7 @@ from collections.abc import Container, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from importlib.metadata import version
-from types import MappingProxyType
-from typing import Any, NamedTuple, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -16,24 +15,22 @@ import torch
 from kintsugi.device import name_of
 from kintsugi.errors import JobError, UnreadableImage, error_text
 from kintsugi.pipeline.data.decode import Convert, Decoded
-from kintsugi.pipeline.data.pictures import array_file, encode
 from kintsugi.pipeline.data.read import read_unit
 from kintsugi.pipeline.data.shards import stays_inside
 from kintsugi.pipeline.data.units import Unit, read_members
-from kintsugi.pipeline.execution.commit import ROWS, Commit, commit, read_commit, read_features, read_rows
-from kintsugi.pipeline.execution.degrade import eight_bits
+from kintsugi.pipeline.execution.commit import Commit, commit, read_commit
 from kintsugi.pipeline.execution.directory import PLAN
 from kintsugi.pipeline.execution.identity import of_weights, recorded, refuse_changed
 from kintsugi.pipeline.execution.memory import remembered_batch_size
+from kintsugi.pipeline.execution.rows import Done, Result, done, failed_row, kept_of
 from kintsugi.pipeline.execution.run import recorded_prior, refuse_damaged
 from kintsugi.pipeline.execution.stage import Restored, Stage
 from kintsugi.pipeline.job import Job, config_hash
 from kintsugi.pipeline.metrics import ALL
-from kintsugi.pipeline.metrics.features import arrays, table_of
+from kintsugi.pipeline.metrics.features import table_of
 from kintsugi.pipeline.storage.location import Location
 
 BROKEN_DEVICE = torch.AcceleratorError
-GALLERY = 16  # the first samples of a job keep all their pictures, for the report
 LIBRARIES = ("kintsugi", "torch", "numpy", "torchmetrics", "diffusers", "webdataset", "pyarrow", "pillow")
 
 
@@ -57,40 +54,23 @@ class Task:
     failed_only: bool = False
 
 
-Result = Restored | str
-"""What came of a sample: it is restored, or why not."""
-
-
 class UnitStage(Protocol):
     """What a worker needs of a stage, which knows the job and makes the results of samples.
 
     Attributes:
-        seconds: spent by part since the start; they end in the records of commits.
+        batch_size: samples that are read, and given to `run`, at once.
+        convert: makes a sample of the contents of its files, in threads that read ahead.
+        prior_sha256: for the records of commits; None where there is no prior.
+        seconds: spent by part since the start, for these records.
         notes: what the user should know; the worker takes them away.
     """
 
+    device: torch.device
+    batch_size: int
+    convert: Convert
+    prior_sha256: str | None
     seconds: dict[str, float]
     notes: list[str]
-
-    @property
-    def device(self) -> torch.device:
-        """Where it computes."""
-        ...
-
-    @property
-    def batch_size(self) -> int:
-        """Samples that are read and given to `run` at once."""
-        ...
-
-    @property
-    def prior_sha256(self) -> str | None:
-        """What the records of commits say of the prior; None where there is none."""
-        ...
-
-    @property
-    def convert(self) -> Convert:
-        """What makes a sample for `run` of the contents of its files, in threads that read ahead."""
-        ...
 
     def run(
         self, keys: Sequence[str], samples: Sequence[np.ndarray], labels: Sequence[int | None]
@@ -105,16 +85,11 @@ class UnitStage(Protocol):
 
 
 def stage_of(job: Job, folder: Location, device: str) -> UnitStage:
-    """The stage for a run's job, ready to work.
+    """The stage for a run's job, with the prior, files and batch size of the run.
 
     Raises:
         JobError: a file is not the one with which the run was begun, or as `Stage`.
     """
-    return restoring_stage(job, folder, device)
-
-
-def restoring_stage(job: Job, folder: Location, device: str) -> Stage:
-    """The stage that restores, with its run's prior, files and batch size; raises as `stage_of`."""
     files = recorded(folder)
     stage = Stage(job, device, files)
     refuse_changed(files, of_weights(job))
@@ -141,21 +116,6 @@ class Observer:
 
     def on_unit(self, seconds: float) -> None:
         """A unit was in hand so long, whatever came of it."""
-
-
-class Kept(NamedTuple):
-    """What stays of a unit when its failed samples are done again.
-
-    Attributes:
-        rows, seconds, features: of the samples that are not done again, by key.
-        earlier, made_by: of the record.
-    """
-
-    rows: dict[str, dict[str, Any]]
-    seconds: dict[str, float]
-    features: dict[str, dict[str, np.ndarray]]
-    earlier: dict[str, float]
-    made_by: dict[str, str]
 
 
 class Worker:
@@ -199,35 +159,30 @@ class Worker:
             OSError: the storage fails. torch.AcceleratorError: the device fails.
         """
         started = time.perf_counter()
+        self.in_hand = 0
         try:
             committed = read_commit(self.folder, task.unit.unit, self.config_hash)
             if committed is not None and not task.failed_only:
                 return committed
-            return self.make(task, started, kept_of(self.folder, committed))
+            return self.do(task, committed, started)
         finally:
-            self.in_hand = 0
             for observer in self.observers:
                 observer.on_unit(time.perf_counter() - started)
 
-    def make(self, task: Task, started: float, kept: Kept) -> Commit:
-        """Do a unit's samples but those that are kept, and commit it; raises as `process`."""
+    def do(self, task: Task, committed: Commit | None, started: float) -> Commit:
+        """Do a unit, of a committed one only what failed, and commit it; raises as `process`."""
         unit, before = task.unit, dict(self.stage.seconds)
+        kept = kept_of(self.folder, committed)
         reading = dict.fromkeys(("read", "fetch", "decode"), 0.0)
-        features, sample_seconds = dict(kept.features), []
-        written: list[Future[list[dict[str, Any]]]] = []
+        written: list[Future[list[Done]]] = []
         with ThreadPoolExecutor(1) as writer:  # pictures are encoded while the next batch is restored
-            for batch in waited_for(self.batches(unit, kept.rows, task.poison), reading):
+            for batch in waited_for(self.batches(unit, kept, task.poison), reading):
                 results = self.restore(batch)
-                written.append(writer.submit(self.rows, unit, batch, results, kept.rows))
-                for sample, result in zip(batch, results, strict=True):
-                    seconds = result.seconds if isinstance(result, Restored) else 0.0
-                    sample_seconds.append(kept.seconds.get(sample.key, seconds))
-                    if isinstance(result, Restored) and result.features:
-                        features[sample.key] = result.features
+                written.append(writer.submit(self.encoded, unit, batch, results, kept))
                 self.in_hand += len(batch)
                 self.tell(batch, results)
             mark = time.perf_counter()
-            rows = [row for future in written for row in future.result()]
+            done = [sample for future in written for sample in future.result()]
             encoding = time.perf_counter() - mark
         spent = {part: total - before[part] for part, total in self.stage.seconds.items()}
         self.in_hand = 0
@@ -238,21 +193,21 @@ class Worker:
         return commit(
             self.folder,
             unit.unit,
-            rows,
+            [sample.row for sample in done],
             started,
             config_hash=self.config_hash,
             prior_sha256=self.stage.prior_sha256,
             attempt=task.attempt,
             seconds={**reading, **spent, "encode": encoding},
-            earlier=kept.earlier,
-            features=table_of({row["key"]: features[row["key"]] for row in rows if row["key"] in features}),
-            sample_seconds=sample_seconds,
-            made_by=both(kept.made_by, self.made_by),
+            earlier=committed.seconds if committed else None,
+            features=table_of({sample.row["key"]: sample.features for sample in done if sample.features}),
+            sample_seconds=[sample.seconds for sample in done],
+            made_by=both(committed.made_by if committed else {}, self.made_by),
             notes=notes,
         )
 
     def batches(
-        self, unit: Unit, skip: Container[str], poison: Container[str] = frozenset()
+        self, unit: Unit, skip: Container[str], poison: Container[str] = ()
     ) -> Iterator[list[Decoded]]:
         """The samples of a unit, some of which are not to be done now."""
 
@@ -273,7 +228,7 @@ class Worker:
         keys = read_members(self.folder / PLAN, unit).keys
         for batch in self.batches(unit, skip={*keys[:first], *keys[last:]}):
             results = self.restore(batch)
-            self.rows(unit, batch, results)
+            self.encoded(unit, batch, results, {})
             self.tell(batch, results)
 
     def restore(self, batch: list[Decoded]) -> list[Result]:
@@ -313,54 +268,14 @@ class Worker:
         for observer in self.observers:
             observer.on_batch(done, spent)
 
-    def rows(
-        self,
-        unit: Unit,
-        batch: list[Decoded],
-        results: list[Result],
-        kept: Mapping[str, dict[str, Any]] = MappingProxyType({}),
-    ) -> list[dict[str, Any]]:
-        """The rows of a batch, those that are kept among them."""
+    def encoded(
+        self, unit: Unit, batch: list[Decoded], results: list[Result], kept: Mapping[str, Done]
+    ) -> list[Done]:
+        """A batch with its pictures as files, those that are kept among them."""
         return [
-            kept.get(sample.key) or self.row(unit, sample, result)
+            kept.get(sample.key) or done(self.job, unit, sample, result)
             for sample, result in zip(batch, results, strict=True)
         ]
-
-    def row(self, unit: Unit, sample: Decoded, result: Result) -> dict[str, Any]:
-        """The row of a sample, as `commit.ROWS` has it."""
-        error = result if isinstance(result, str) else result.error
-        row = failed_row(unit, sample, self.job.seed, error or "")
-        if isinstance(result, str) or sample.image is None:
-            return row
-        row |= {"forwards": result.forwards, "vjps": result.vjps, "batch_size": result.batch_size}
-        if result.error is not None:
-            return row
-        spread = None if result.several is None else result.several.spread
-        shown = unit.first + sample.index - unit.start < GALLERY
-        return (
-            row
-            | result.metrics
-            | {"status": "ok", "error": None, "residual": result.residual, "spread": spread}
-            | pictures(self.job, result, sample.image, shown)
-        )
-
-
-def pictures(job: Job, result: Restored, sample: np.ndarray, shown: bool) -> dict[str, Any]:
-    """The pictures of a row that are kept, encoded; `shown`: in the report."""
-    everything = shown or job.images == "all"
-    if not job.from_measurements:
-        return {
-            "restored": None if job.images == "none" and not shown else encode(result.restored),
-            "measurement": encode(result.measurement) if everything else None,
-            "truth": encode(eight_bits(sample)) if everything else None,
-        }
-    form, several = job.restoration.format, result.several
-    return {
-        "restored": encode(result.restored, form),
-        "measurement": encode(result.measurement) if shown else None,
-        "deviation": several and array_file(several.deviation),
-        "samples": several and [encode(one, form) for one in several.samples],
-    }
 
 
 def waited_for(batches: Iterator[list[Decoded]], seconds: dict[str, float]) -> Iterator[list[Decoded]]:
@@ -373,27 +288,6 @@ def waited_for(batches: Iterator[list[Decoded]], seconds: dict[str, float]) -> I
         yield batch
         mark = time.perf_counter()
     seconds["read"] += time.perf_counter() - mark
-
-
-def kept_of(folder: Location, committed: Commit | None) -> Kept:
-    """What stays of a committed unit: all samples that did not fail; nothing of one that is not committed.
-
-    Raises:
-        JobError: its files are not what was committed.
-    """
-    if committed is None:
-        return Kept({}, {}, {}, {}, {})
-    rows = read_rows(folder, committed, ROWS.names).to_pylist()
-    stored = read_features(folder, committed)
-    columns, keys = ({}, []) if stored is None else (arrays(stored), stored["key"].to_pylist())
-    good = [(row, s) for row, s in zip(rows, committed.sample_seconds, strict=True) if row["status"] == "ok"]
-    return Kept(
-        rows={row["key"]: row for row, _ in good},
-        seconds={row["key"]: seconds for row, seconds in good},
-        features={key: {name: of[i] for name, of in columns.items()} for i, key in enumerate(keys)},
-        earlier=committed.seconds,
-        made_by=committed.made_by,
-    )
 
 
 def weights_of(job: Job) -> dict[str, str]:
@@ -410,21 +304,6 @@ def both(before: dict[str, str], now: dict[str, str]) -> dict[str, str]:
     }
 
 
-def failed_row(unit: Unit, sample: Decoded, seed: int, error: str) -> dict[str, Any]:
-    """The row of a sample that could not be restored."""
-    return dict.fromkeys(ROWS.names) | {
-        "key": sample.key,
-        "shard": unit.shard,
-        "index": sample.index,
-        "label": sample.label,
-        "source": sample.source,
-        "status": "failed",
-        "error": error,
-        "seed": seed,
-        "file": sample.file,
-    }
-
-
 def give_up(job: Job, folder: Location, task: Task, error: str) -> Commit:
     """Commit a unit whose workers die though none of its samples alone is to blame: all failed rows.
 
@@ -434,8 +313,7 @@ def give_up(job: Job, folder: Location, task: Task, error: str) -> Commit:
     if (before := read_commit(folder, unit.unit, config_hash(job))) is not None:
         return before
     keys = read_members(folder / PLAN, unit).keys
-    samples = [Decoded(key, unit.start + place) for place, key in enumerate(keys)]
-    rows = [failed_row(unit, sample, job.seed, error) for sample in samples]
+    rows = [failed_row(unit, Decoded(k, unit.start + i), job.seed, error) for i, k in enumerate(keys)]
     return commit(
         folder,
         unit.unit,

@@ -21,8 +21,8 @@ from kintsugi.pipeline.data.pictures import encode
 from kintsugi.pipeline.execution.commit import PICTURES, ROWS, read_rows
 from kintsugi.pipeline.execution.degrade import add_noise, levels
 from kintsugi.pipeline.execution.directory import data_file
+from kintsugi.pipeline.execution.rows import GALLERY
 from kintsugi.pipeline.execution.run import Run
-from kintsugi.pipeline.execution.worker import GALLERY
 from kintsugi.pipeline.job import Job
 from kintsugi.pipeline.storage.files import parquet
 from kintsugi.pipeline.storage.location import Location

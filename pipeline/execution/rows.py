@@ -1,0 +1,97 @@
+"""Rows: what is written of each sample of a unit."""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from kintsugi.pipeline.data.decode import Decoded
+from kintsugi.pipeline.data.pictures import array_file, encode
+from kintsugi.pipeline.data.units import Unit
+from kintsugi.pipeline.execution.commit import ROWS, Commit, read_features, read_rows
+from kintsugi.pipeline.execution.degrade import eight_bits
+from kintsugi.pipeline.execution.stage import Restored
+from kintsugi.pipeline.job import Job
+from kintsugi.pipeline.metrics.features import arrays
+from kintsugi.pipeline.storage.location import Location
+
+GALLERY = 16  # the first samples of a job keep all their pictures, for the report
+
+Result = Restored | str
+"""What came of a sample: it is restored, or why not."""
+
+
+class Done(NamedTuple):
+    """A sample that is done: its row, the sampler's seconds for it, and its features by space."""
+
+    row: dict[str, Any]
+    seconds: float
+    features: Mapping[str, np.ndarray]
+
+
+def done(job: Job, unit: Unit, sample: Decoded, result: Result) -> Done:
+    """A sample with its row, as `commit.ROWS` has it."""
+    error = result if isinstance(result, str) else result.error
+    row = failed_row(unit, sample, job.seed, error or "")
+    if isinstance(result, str) or sample.image is None:
+        return Done(row, 0.0, {})
+    row |= {"forwards": result.forwards, "vjps": result.vjps, "batch_size": result.batch_size}
+    if result.error is None:
+        shown = unit.first + sample.index - unit.start < GALLERY
+        row |= result.metrics | {"status": "ok", "error": None, "residual": result.residual}
+        row |= pictures(job, result, sample.image, shown)
+    return Done(row, result.seconds, result.features)
+
+
+def pictures(job: Job, result: Restored, sample: np.ndarray, shown: bool) -> dict[str, Any]:
+    """The pictures of a row that are kept, as files; `shown`: in the report."""
+    everything = shown or job.images == "all"
+    if not job.from_measurements:
+        return {
+            "restored": None if job.images == "none" and not shown else encode(result.restored),
+            "measurement": encode(result.measurement) if everything else None,
+            "truth": encode(eight_bits(sample)) if everything else None,
+        }
+    form, several = job.restoration.format, result.several
+    return {
+        "restored": encode(result.restored, form),
+        "measurement": encode(result.measurement) if shown else None,
+        "deviation": several and array_file(several.deviation),
+        "spread": several and several.spread,
+        "samples": several and [encode(one, form) for one in several.samples],
+    }
+
+
+def failed_row(unit: Unit, sample: Decoded, seed: int, error: str) -> dict[str, Any]:
+    """The row of a sample that could not be restored."""
+    return dict.fromkeys(ROWS.names) | {
+        "key": sample.key,
+        "shard": unit.shard,
+        "index": sample.index,
+        "label": sample.label,
+        "source": sample.source,
+        "status": "failed",
+        "error": error,
+        "seed": seed,
+        "file": sample.file,
+    }
+
+
+def kept_of(folder: Location, committed: Commit | None) -> dict[str, Done]:
+    """By key, the samples of a committed unit that did not fail; none where nothing is committed.
+
+    Raises:
+        JobError: its files are not what was committed.
+    """
+    if committed is None:
+        return {}
+    rows = read_rows(folder, committed, ROWS.names).to_pylist()
+    features: dict[str, dict[str, np.ndarray]] = {}
+    if (stored := read_features(folder, committed)) is not None:
+        columns, keys = arrays(stored), stored["key"].to_pylist()
+        features = {key: {name: of[i] for name, of in columns.items()} for i, key in enumerate(keys)}
+    return {
+        row["key"]: Done(row, seconds, features.get(row["key"], {}))
+        for row, seconds in zip(rows, committed.sample_seconds, strict=True)
+        if row["status"] == "ok"
+    }
