@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 from kintsugi.errors import JobError
 from kintsugi.jobs.cli import app
 from kintsugi.jobs.query import query
-from kintsugi.pipeline.analysis.compare import Cost, compare
+from kintsugi.pipeline.analysis.compare import compare
 from kintsugi.pipeline.analysis.compare_inputs import labels, open_inputs
 from kintsugi.pipeline.analysis.compare_page import (
     bad,
@@ -29,6 +29,7 @@ from kintsugi.pipeline.analysis.compare_page import (
     paired_csv,
     write_page,
 )
+from kintsugi.pipeline.analysis.compare_runs import Cost
 from kintsugi.pipeline.analysis.figures import Quality, draw_costs, pareto
 from kintsugi.pipeline.analysis.intervals import holm, mean_interval, paired_p_value
 from kintsugi.pipeline.analysis.query import LOCKS, ask, rows_file

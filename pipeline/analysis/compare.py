@@ -3,20 +3,15 @@
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from kintsugi.errors import JobError
 from kintsugi.pipeline.analysis.aggregate import (
-    QUANTILES,
-    average,
     better,
     counted,
     difference,
-    histogram,
     limited,
     pairs_of,
     share_better,
@@ -31,72 +26,20 @@ from kintsugi.pipeline.analysis.compare_inputs import (
     same_degradation,
     warnings,
 )
+from kintsugi.pipeline.analysis.compare_runs import (
+    Cost,
+    RunNumbers,
+    common_edges,
+    describe,
+    run_numbers,
+    set_warnings,
+)
 from kintsugi.pipeline.analysis.intervals import holm, paired_p_value
-from kintsugi.pipeline.analysis.report import ARROWS, TITLES, bare
-from kintsugi.pipeline.analysis.report.gallery import failures
+from kintsugi.pipeline.analysis.report import bare
 from kintsugi.pipeline.metrics import IMAGE
 
 ALL_PAIRS = 4  # runs of which every pair is compared; of more, each with the first
 SHOWN = 8  # images: the first ones, and as many that differ most
-
-Estimate = tuple[float | None, float | None, float | None]
-"""A number, and its 95 % interval; None where it has none."""
-
-
-@dataclass(frozen=True)
-class Cost:
-    """What an image costs; None where it is not known, as of images made by another program.
-
-    Attributes:
-        forwards, vjps: of the network. seconds: of the sampler, mean.
-    """
-
-    forwards: int | None = None
-    vjps: int | None = None
-    seconds: float | None = None
-
-    @property
-    def evaluations(self) -> int | None:
-        """Forwards and VJPs together.
-
-        A VJP leads back through a forward that is counted already; with respect to the image alone, and not
-        to the weights, it takes about as long as that (README: 47.0 % of the time, forwards 49.8 %).
-        """
-        return None if self.forwards is None else self.forwards + (self.vjps or 0)
-
-
-@dataclass(frozen=True)
-class RunNumbers:
-    """What one run is by itself.
-
-    Attributes:
-        rows, failed: samples that it has. absent: samples of the other runs that it has no row of.
-        measures: means of the values that count over the compared images, and `infinite`, how many are not
-            finite.
-        histograms: of the values that count over the compared images, with the same edges in all runs.
-        sets: metrics of the whole set as the report has them, with `n`; over all images of the run.
-        failures: the first ones: place among the run's rows, key, error.
-        cost: None where it is not known.
-    """
-
-    label: str
-    title: str
-    rows: int
-    failed: int
-    absent: int
-    measures: dict[str, Estimate]
-    infinite: dict[str, int]
-    histograms: dict[str, dict[str, Any]]
-    sets: dict[str, dict[str, Any]]
-    failures: list[tuple[int, str, str]]
-    cost: Cost
-
-    def estimate(self, name: str) -> Estimate:
-        """Of a measure, or a metric of the set."""
-        if name in self.measures:
-            return self.measures[name]
-        value, low, high = (self.sets.get(name, {}).get(part) for part in ("value", "low", "high"))
-        return value, low, high
 
 
 @dataclass(frozen=True)
@@ -246,58 +189,6 @@ def choose_measures(names: Sequence[str], by: str | None) -> tuple[list[str], st
     return measures, by
 
 
-def common_edges(values: np.ndarray) -> np.ndarray:
-    """Of the bins in which the runs' histograms of a measure are comparable."""
-    return histogram(values)[1] if len(values) else values
-
-
-def describe(
-    values: Mapping[str, np.ndarray], edges: Mapping[str, np.ndarray]
-) -> tuple[dict[str, Estimate], dict[str, int], dict[str, Any]]:
-    """Means with intervals, how many values are infinite, and histograms, by measure."""
-    means, infinite, histograms = {}, {}, {}
-    for name, of in values.items():
-        known = counted(name, of)
-        means[name], infinite[name] = average(name, known), int(np.isinf(of).sum())
-        if len(known) and name in edges:
-            histograms[name] = {
-                "edges": edges[name].tolist(),
-                "counts": np.histogram(known, edges[name])[0].tolist(),
-                "quantiles": {str(q): float(np.quantile(known, q)) for q in QUANTILES},
-            }
-    return means, infinite, histograms
-
-
-def run_numbers(
-    one: Input,
-    table: pa.Table,
-    absent: int,
-    compared: pa.Table,
-    described: tuple[dict[str, Estimate], dict[str, int], dict[str, Any]],
-) -> RunNumbers:
-    """What a run is by itself.
-
-    Args:
-        table, compared: all of its rows, and those of the compared images. described: these, by `describe`.
-    """
-    means = described[0]
-    forwards, vjps = (
-        pc.max(compared[name]).as_py() if name in compared.schema.names else None
-        for name in ("forwards", "vjps")
-    )
-    return RunNumbers(
-        one.label,
-        one.report.get("title", ""),
-        len(table),
-        len(table) - pc.sum(pc.equal(table["status"], "ok")).as_py(),
-        absent,
-        *described,
-        sets=one.report.get("sets", {}),
-        failures=failures(table),
-        cost=Cost(forwards, vjps, means["seconds"][0] if "seconds" in means else None),
-    )
-
-
 def pair_runs(
     inputs: Sequence[Input], values: Mapping[str, np.ndarray], measures: Sequence[str]
 ) -> list[Paired]:
@@ -381,35 +272,3 @@ def worse_than_nothing(against: Iterable[Paired]) -> list[str]:
         for one in against
         if one.wins is not None and one.wins < 0.5
     ]
-
-
-def set_warnings(runs: Sequence[RunNumbers]) -> list[str]:
-    """Why metrics of sets must be read with care."""
-    found = []
-    for name in dict.fromkeys(name for run in runs for name in run.sets):
-        of_name = references(runs, name)
-        if len(set(of_name.values())) > 1:
-            of_each = ", ".join(f"{label} with {reference}" for label, reference in of_name.items())
-            found.append(f"{title(name)} is not comparable: {of_each}")
-        found += [
-            f"{run.label}, {title(name)}: {warning}"
-            for run in runs
-            for warning in run.sets.get(name, {}).get("warnings", ())
-        ]
-    return found
-
-
-def references(runs: Sequence[RunNumbers], name: str) -> dict[str, str]:
-    """What each run's set was compared with, and the checksum of that, by run."""
-    found = {}
-    for run in runs:
-        if name in run.sets:
-            checksum = run.sets[name].get("reference_sha256")
-            known = run.sets[name].get("reference", "unknown")
-            found[run.label] = f"{known} ({checksum[:12]})" if checksum else known
-    return found
-
-
-def title(name: str) -> str:
-    """A measure as it heads a column, with the direction in which it is better."""
-    return TITLES[name] if name in TITLES else name + ARROWS[better(name)]

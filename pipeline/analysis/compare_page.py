@@ -13,8 +13,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from kintsugi.pipeline.analysis.aggregate import badness, better
-from kintsugi.pipeline.analysis.compare import Comparison, Paired, references, title
+from kintsugi.pipeline.analysis.compare import Comparison, Paired
 from kintsugi.pipeline.analysis.compare_inputs import Input
+from kintsugi.pipeline.analysis.compare_runs import references, title
 from kintsugi.pipeline.analysis.report import ASCENDING, bare, environments, number, with_interval
 from kintsugi.pipeline.analysis.report.gallery import KINDS, Card, fitted, rows_at, with_pseudo_inverses
 from kintsugi.pipeline.analysis.tables import Table, csv_text, markdown_text
@@ -43,18 +44,17 @@ def runs_table(comparison: Comparison) -> Table:
 
 def runs_csv(comparison: Comparison) -> str:
     """The same for programs: names for titles, all digits, a column for either end of an interval."""
-    names = [*comparison.measures, *comparison.set_names]
-    parts = [name + part for name in names for part in ("", "_low", "_high")]
     rows = [
-        [
-            run.label,
-            comparison.images,
-            *(part for name in names for part in run.estimate(name)),
-            *(run.cost.forwards, run.cost.vjps, run.cost.seconds),
-        ]
+        {"run": run.label, "images": comparison.images}
+        | {
+            name + part: value
+            for name in [*comparison.measures, *comparison.set_names]
+            for part, value in zip(("", "_low", "_high"), run.estimate(name), strict=True)
+        }
+        | asdict(run.cost)
         for run in [*comparison.baselines, *comparison.runs]
     ]
-    return csv_text([["run", "images", *parts, "forwards", "vjps", "seconds"], *rows])
+    return csv_text([list(rows[0]), *(list(row.values()) for row in rows)])
 
 
 def paired_table(comparison: Comparison) -> Table:

@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator
 
-from kintsugi.pipeline.analysis.compare import Cost
+from kintsugi.pipeline.analysis.compare_runs import Cost
 from kintsugi.pipeline.analysis.sweep import Outcome, difference, is_number
 
 GREY = "#808080"  # lines, which are seen on white and on black; text needs more contrast

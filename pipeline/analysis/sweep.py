@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from kintsugi.errors import JobError
-from kintsugi.pipeline.analysis.aggregate import bounds, committed, limited
+from kintsugi.pipeline.analysis.aggregate import badness, better, bounds, committed, limited
 from kintsugi.pipeline.analysis.intervals import mean_interval
 from kintsugi.pipeline.analysis.sweep_settings import Rung, Settings, name_of
 from kintsugi.pipeline.execution.run import Run
@@ -35,30 +35,30 @@ class Measured:
                 f"--by: {self.name!r} is no metric of single images, by which trials are compared in pairs; "
                 f"choose from {', '.join(sorted(IMAGE))}"
             )
-        if IMAGE[self.name].better is None:
+        if better(self.name) is None:
             raise JobError(f"--by: of {self.name} neither high nor low values are better; choose another")
 
     @property
     def title(self) -> str:
+        """What the distances are."""
         metric = IMAGE[self.name]
         return f"|log {metric.title}|" if metric.better == "one" else metric.title
 
     @property
     def sign(self) -> int:
         """1 where more is better, else −1."""
-        return 1 if IMAGE[self.name].better == "higher" else -1
+        return 1 if better(self.name) == "higher" else -1
 
     @property
     def bounds(self) -> tuple[float, float]:
         """Least and largest of the distances."""
-        return (0.0, math.inf) if IMAGE[self.name].better == "one" else bounds(self.name)
+        return (0.0, math.inf) if better(self.name) == "one" else bounds(self.name)
 
     def distances(self, values: np.ndarray) -> np.ndarray:
         """The values; of a ratio that is best at 1 how far its logarithm is from 0; NaN where undefined."""
         values = limited(self.name, values)
-        if IMAGE[self.name].better == "one":
-            with np.errstate(divide="ignore", invalid="ignore"):
-                values = np.abs(np.log(values))
+        if better(self.name) == "one":
+            values = badness(self.name, values)
         return np.where(np.isfinite(values), values, np.nan)
 
 
@@ -71,6 +71,7 @@ class Trial:
 
     @property
     def name(self) -> str:
+        """Its folder's."""
         return name_of(self.settings)
 
 
@@ -98,6 +99,7 @@ class Result:
 
     @cached_property
     def mean(self) -> float:
+        """Of the restored images; NaN where there are none."""
         return mean_of(self.values)
 
     @property
@@ -139,6 +141,7 @@ def result_of(run: Run, trial: Trial, by: Measured, then: Measured, images: int)
 
 
 def mean_of(values: Mapping[str, float]) -> float:
+    """NaN of none."""
     return float(np.mean(list(values.values()))) if values else math.nan
 
 
