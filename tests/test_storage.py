@@ -1,11 +1,15 @@
 """Storage: files and objects behave alike; a real S3 server on loopback stands for the object stores."""
 
 import contextlib
+import errno
 import os
+import re
+import stat
 import subprocess
 import sys
 import threading
 import uuid
+from pathlib import Path
 
 import pytest
 import yaml
@@ -14,13 +18,15 @@ from proxy import FAULTS, Proxy
 from test_jobs import kintsugi
 from test_run import execute, rows
 
+import kintsugi as product
 from kintsugi.errors import JobError
 from kintsugi.pipeline.data.shards import index
 from kintsugi.pipeline.execution import executors
 from kintsugi.pipeline.execution.open import open_or_plan
 from kintsugi.pipeline.execution.run import Run
 from kintsugi.pipeline.execution.verify import verify
-from kintsugi.pipeline.storage.files import file_sizes, matches, walk
+from kintsugi.pipeline.storage import records
+from kintsugi.pipeline.storage.files import file_sizes, lexists, lies_in, matches, storage_failed, walk
 from kintsugi.pipeline.storage.location import Location, Remote, at, filesystem
 from kintsugi.pipeline.storage.publish import clear_temporaries, publish, temporary_name, this_host
 
@@ -37,6 +43,59 @@ def put(location: Location, content: bytes) -> Location:
     with publish(location) as temporary:
         temporary.write_bytes(content)
     return location
+
+
+def test_what_is_asked_of_a_path_can_be_asked_of_an_object(place):
+    file = put(place / "sub" / "a.bin", b"hello")
+    for found in (file.stat(), file.lstat()):
+        assert (found.st_size, stat.S_ISREG(found.st_mode)) == (5, True)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    assert not file.is_symlink()
+    assert (lexists(file), lexists(place / "none")) == (True, False)
+    with pytest.raises(FileNotFoundError):
+        (place / "none").lstat()
+    assert (lies_in(file, place), lies_in(place, place), lies_in(place / "sub2", place / "sub")) == (
+        True,
+        True,
+        False,
+    )
+
+
+def test_only_a_file_of_a_bounded_size_is_regular(place):
+    file = put(place / "a.json", b"{}")
+    assert records.regular(file) == 2
+    assert [records.is_regular(file, most) for most in (1, 2)] == [False, True]
+    assert not records.is_regular(place / "none")
+    assert not records.is_regular(place), "a folder, or a prefix"
+    assert not records.is_regular(file / "below"), "a file is on the way"
+    with pytest.raises(JobError, match="2 bytes, more than the 1"):
+        records.regular(file, 1)
+
+
+def test_a_link_is_there_and_is_not_regular(tmp_path):
+    put(tmp_path / "real" / "a", b"a")
+    (tmp_path / "link").symlink_to(tmp_path / "real" / "a")
+    (tmp_path / "nowhere").symlink_to(tmp_path / "none")
+    (tmp_path / "elsewhere").symlink_to(tmp_path / "real")
+    assert lexists(tmp_path / "nowhere")
+    assert not records.is_regular(tmp_path / "link")
+    assert lies_in(tmp_path / "elsewhere" / "a", tmp_path / "real"), "once links are followed"
+
+
+@pytest.mark.parametrize("number", [errno.EIO, None])
+def test_an_error_without_a_number_is_of_the_file_where_there_are_files(number, tmp_path):
+    error = OSError(number, "text") if number else OSError("Couldn't deserialize thrift")
+    assert storage_failed(error, tmp_path) == bool(number)
+    assert storage_failed(error, Remote("s3", "bucket/key"))
+    assert not storage_failed(ValueError("text"), Remote("s3", "bucket/key"))
+
+
+def test_nothing_but_storage_asks_what_kind_a_location_is():
+    folders = (Path(product.__file__).parent / name for name in ("jobs", "pipeline", "priors", "operators"))
+    files = [file for folder in folders for file in folder.rglob("*.py") if "storage" not in file.parts]
+    asking = re.compile(r"isinstance\([\w.]+, (Path|Remote|PosixPath)\)")
+    assert len(files) > 80
+    assert not [str(file) for file in files if asking.search(file.read_text())]
 
 
 def test_files_and_objects_have_one_interface(place):

@@ -17,6 +17,8 @@ from test_jobs import kintsugi
 from test_run import digests, execute, rows
 
 from kintsugi.errors import JobError
+from kintsugi.pipeline.execution import directory
+from kintsugi.pipeline.execution.commit import read_commit, read_commits
 from kintsugi.pipeline.execution.directory import commit_file, data_file
 from kintsugi.pipeline.execution.executors import Live, in_process
 from kintsugi.pipeline.execution.open import open_or_plan
@@ -24,7 +26,7 @@ from kintsugi.pipeline.execution.restored import write_restored
 from kintsugi.pipeline.execution.run import Run
 from kintsugi.pipeline.execution.stage import Stage
 from kintsugi.pipeline.execution.verify import Finding, verify
-from kintsugi.pipeline.storage.records import sealed, unsealed
+from kintsugi.pipeline.storage.records import MAX_RECORD, SUMS, sealed, unsealed
 
 
 @pytest.fixture
@@ -37,6 +39,40 @@ def job_file(make_job, tmp_path) -> Path:
     path = tmp_path / "job.yaml"
     path.write_text(yaml.safe_dump(make_job().model_dump(mode="json")))
     return path
+
+
+def test_all_that_lies_in_a_run_has_a_name_in_directory(finished):
+    begun = {*directory.KEPT, SUMS}
+    assert {path.name for path in finished.folder.iterdir() if path.is_file()} == begun
+    assert {path.name for path in finished.folder.iterdir() if path.is_dir()} <= {*directory.FOLDERS}
+
+
+HARMS = {
+    "none": lambda record, data: None,
+    "no record": lambda record, data: record.unlink(),
+    "no rows": lambda record, data: data.unlink(),
+    "cut rows": lambda record, data: os.truncate(data, 100),
+    "a torn record": lambda record, data: record.write_text('{"unit":'),
+    "a record without end": lambda record, data: os.truncate(record, MAX_RECORD + 1),
+    "features that are gone": lambda record, data: rewrite(record, features_bytes=7),
+    "a linked record": lambda record, data: (
+        record.rename(record.parent.parent / "moved") and record.symlink_to(record.parent.parent / "moved")
+    ),
+}
+
+
+@pytest.mark.parametrize("harm", HARMS)
+def test_a_listing_says_of_each_unit_what_its_files_say(finished, harm):
+    units = [unit.unit for unit in finished.units()]
+    HARMS[harm](commit_file(finished.folder, units[1]), data_file(finished.folder, units[1]))
+    listed = dict(read_commits(finished.folder, units, finished.config_hash))
+    assert [unit for unit, found in listed.items() if found is None] == ([] if harm == "none" else units[1:2])
+    for unit, found in listed.items():
+        try:
+            assert read_commit(finished.folder, unit, finished.config_hash) == found
+        except JobError:  # which says what is wrong with a link, or a file that is too large
+            assert harm in ("a record without end", "a linked record")
+            assert found is None
 
 
 def findings(run: Run) -> dict[str | None, str]:

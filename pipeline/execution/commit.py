@@ -129,30 +129,33 @@ def commit(
     """
     mark = time.perf_counter()
     if features is not None:
-        with publish(features_file(folder, unit)) as temporary:
-            pq.write_table(features, temporary, compression="zstd", write_page_checksum=True)
-            content = temporary.read_bytes()
-        record |= {"features_bytes": len(content), "features_sha256": hashlib.sha256(content).hexdigest()}
-    with publish(data_file(folder, unit)) as temporary:
-        table = pa.Table.from_pylist(rows, ROWS)
-        largest = max((sum(map(len, row["samples"] or ())) for row in rows), default=0)
-        group = max(1, ROW_GROUP // largest) if largest else None
-        pq.write_table(table, temporary, compression="zstd", row_group_size=group, write_page_checksum=True)
-        content = temporary.read_bytes()
+        length, sha256 = write_table(features_file(folder, unit), features)
+        record |= {"features_bytes": length, "features_sha256": sha256}
+    largest = max((sum(map(len, row["samples"] or ())) for row in rows), default=0)
+    group = max(1, ROW_GROUP // largest) if largest else None
+    length, sha256 = write_table(data_file(folder, unit), pa.Table.from_pylist(rows, ROWS), group)
     now = time.perf_counter()
     spent = {**seconds, "write": now - mark, "total": now - started}
     done = Commit(
         unit=unit,
         rows=len(rows),
         failed=sum(row["status"] == "failed" for row in rows),
-        data_bytes=len(content),
-        data_sha256=hashlib.sha256(content).hexdigest(),
+        data_bytes=length,
+        data_sha256=sha256,
         seconds={part: value + (earlier or {}).get(part, 0.0) for part, value in spent.items()},
         **record,
     )
     with publish(commit_file(folder, unit)) as temporary:
         temporary.write_bytes(records.sealed(asdict(done)))
     return done
+
+
+def write_table(target: Location, table: pa.Table, group: int | None = None) -> tuple[int, str]:
+    """Write a table, `group` rows at most in a group of the file; returns its bytes and SHA-256."""
+    with publish(target) as temporary:
+        pq.write_table(table, temporary, compression="zstd", row_group_size=group, write_page_checksum=True)
+        content = temporary.read_bytes()
+    return len(content), hashlib.sha256(content).hexdigest()
 
 
 def read_commit(

@@ -10,6 +10,7 @@ import numpy as np
 from kintsugi.device import default_device
 from kintsugi.errors import JobError
 from kintsugi.pipeline.data.collection import Collection
+from kintsugi.pipeline.execution.directory import reference_file
 from kintsugi.pipeline.job import Published
 from kintsugi.pipeline.metrics import SETS, SPACE_WEIGHTS, refuse_missing_weights
 from kintsugi.pipeline.metrics.distances import PAIRS_MOST
@@ -25,8 +26,8 @@ from kintsugi.pipeline.storage.records import MAX_TABLE, regular
 STATISTICS = "https://www.cs.cmu.edu/~clean-fid/stats/"
 
 
-def reference_of(given: Published | str, run: Location) -> Reference:
-    """What a job's `reference` names; of images, statistics are computed once and kept in the run directory.
+def reference_of(given: Published | str, folder: Location) -> Reference:
+    """What a job's `reference` names; of images, statistics are computed once and kept in the run's folder.
 
     Kept ones of other images, or made with other weights, are computed anew; if the images are not there any
     more, they are used with a warning. What cannot be read is found when it is needed.
@@ -38,12 +39,13 @@ def reference_of(given: Published | str, run: Location) -> Reference:
         size = None if given.resolution == "na" else given.resolution
         return Reference(title, files=lambda space, features: published(given, space, features), size=size)
     if given.endswith(".npz"):
-        return Reference(given, files=lambda space, features: at(given))
+        file = at(given)
+        return Reference(given, files=lambda space, features: file)
     care: list[str] = []
 
     @cache
     def computed(space: str, features: bool) -> Location:
-        file = run / f"reference-{space}.npz"
+        file = reference_file(folder, space)
         with suppress(FileNotFoundError):
             regular(file, MAX_TABLE)
         try:
@@ -114,9 +116,10 @@ def refuse_missing(metrics: Sequence[str], given: Published | str) -> None:
                     )
             reference_of(given, Path()).sample(metric)
     elif given.endswith(".npz"):
-        if not at(given).is_file():
+        statistics = at(given)
+        if not statistics.is_file():
             raise JobError(f"reference: no such file: {given}; make it with `kintsugi stats`")
-        stored = read(at(given), ["mode"])
+        stored = read(statistics, ["mode"])
         mode = str(stored["mode"]) if "mode" in stored else None
         for name, metric in asked.items():
             if mode not in (None, metric.space):
