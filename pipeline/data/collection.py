@@ -9,7 +9,7 @@ import numpy as np
 
 from kintsugi.ahead import map_ahead
 from kintsugi.errors import JobError, UnreadableImage
-from kintsugi.pipeline.data.decode import Content, Decoded, decode, opened, to_rgb
+from kintsugi.pipeline.data.decode import Content, Decoded, decode, image_of, to_rgb
 from kintsugi.pipeline.data.plan import checked_key
 from kintsugi.pipeline.data.read import DECODERS, in_folder, in_tar
 from kintsugi.pipeline.data.shards import Place, checksum, expand, index
@@ -105,5 +105,5 @@ def as_it_is(content: dict[str, Any], note: Callable[[str], None]) -> np.ndarray
     """Of any size, as 8-bit RGB."""
     if "npy" in content:
         raise UnreadableImage("an array; metrics are of images")
-    with opened(content, note) as image:
+    with image_of(content, note) as image:
         return np.asarray(to_rgb(image))

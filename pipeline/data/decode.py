@@ -1,8 +1,7 @@
 """Decode a sample: an image of its members, or a measurement, or why there is none."""
 
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from io import BytesIO
 from typing import Any, Literal, cast
@@ -96,7 +95,7 @@ class Images:
     range: Range | None = None
 
     def __call__(self, content: dict[str, Any], note: Callable[[str], None]) -> np.ndarray:
-        with opened(content, note) as image:
+        with image_of(content, note) as image:
             if self.fit == "exact" and image.size != (self.size, self.size):  # before it is decoded
                 raise UnreadableImage(
                     f"{image.width}x{image.height} pixels, but data.size is {self.size}; "
@@ -128,7 +127,7 @@ class Measurements:
     def __call__(self, content: dict[str, Any], note: Callable[[str], None]) -> np.ndarray:
         if "npy" in content:
             return self.from_array(content["npy"], note)
-        with opened(content, note) as image:
+        with image_of(content, note) as image:
             levels = deep(image, self.range)
             if levels is None:
                 converted = to_rgb(image)
@@ -223,14 +222,16 @@ def several(image: Image.Image) -> bool:
     return True
 
 
-@contextmanager
-def opened(content: dict[str, Any], note: Callable[[str], None]) -> Iterator[Image.Image]:
-    """The image among a sample's members, not yet decoded, of bounded size."""
+def image_of(content: dict[str, Any], note: Callable[[str], None]) -> Image.Image:
+    """The image among a sample's members, as `open_image`.
+
+    Raises:
+        UnreadableImage: there is none.
+    """
     suffix = next((s for s in IMAGE_SUFFIXES if s in content), None)
     if suffix is None:
         raise UnreadableImage(f"no image among its members ({', '.join(sorted(content)) or 'none'})")
-    with open_image(content[suffix], note) as image:
-        yield image
+    return open_image(content[suffix], note)
 
 
 def read_label(members: dict[str, Any]) -> int | None:

@@ -11,20 +11,12 @@ from kintsugi.pipeline.storage.location import Location
 from kintsugi.pipeline.storage.publish import publish
 
 SCIKIT_IMAGE = "builtin:scikit-image"
+# fmt: off
 PHOTOGRAPHS = (
-    "astronaut.png",
-    "chelsea.png",
-    "coffee.png",
-    "rocket.jpg",
-    "motorcycle_left.png",
-    "hubble_deep_field.jpg",
-    "ihc.png",
-    "retina.jpg",
-    "camera.png",
-    "moon.png",
-    "coins.png",
-    "gravel.png",
+    "astronaut.png", "chelsea.png", "coffee.png", "rocket.jpg", "motorcycle_left.png",
+    "hubble_deep_field.jpg", "ihc.png", "retina.jpg", "camera.png", "moon.png", "coins.png", "gravel.png",
 )
+# fmt: on
 
 
 def scikit_image_shard(folder: Location, size: int) -> Location:

@@ -4,10 +4,10 @@ import hashlib
 import os
 import shutil
 import tempfile
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
+from kintsugi.ahead import map_ahead
 from kintsugi.errors import JobError
 from kintsugi.pipeline.job import Spec
 from kintsugi.pipeline.storage.files import walk
@@ -92,8 +92,7 @@ def download(source: Object, target: Path) -> None:
         def block(start: int) -> int:
             return os.pwrite(output.fileno(), file.read_at(min(BLOCK, source.size - start), start), start)
 
-        with ThreadPoolExecutor(REQUESTS) as pool:
-            length = sum(pool.map(block, range(0, source.size, BLOCK)))
+        length = sum(map_ahead(block, range(0, source.size, BLOCK), REQUESTS))
         if length != source.size:
             raise OSError(f"{remote} ended after {length} of {source.size} bytes")
         os.fsync(output.fileno())

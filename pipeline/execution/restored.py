@@ -11,11 +11,11 @@ compared with them, byte by byte, and written again where it differs.
 import io
 import tarfile
 from collections.abc import Collection, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from itertools import groupby
 from pathlib import PurePosixPath
 from typing import IO, Any, cast
 
+from kintsugi.ahead import map_ahead
 from kintsugi.errors import JobError
 from kintsugi.pipeline.data.plan import restored_names
 from kintsugi.pipeline.data.shards import stays_inside
@@ -171,12 +171,11 @@ def wrong_files(run: Run, target: Location, units: Units) -> Iterator[tuple[str,
         plain = behind_link(target, name) is None and is_regular(place, len(content))
         return plain and place.read_bytes() == content
 
-    with ThreadPoolExecutor(READERS) as pool:
-        for unit in units:
-            files = list(restored_files(run, unit, by_file=True))
-            for (name, content), good in zip(files, pool.map(right, files), strict=True):
-                if not good:
-                    yield name, content, lexists(target / name)
+    for unit in units:
+        files = list(restored_files(run, unit, by_file=True))
+        for (name, content), good in zip(files, map_ahead(right, files, READERS), strict=True):
+            if not good:
+                yield name, content, lexists(target / name)
 
 
 def write_file(target: Location, name: str, content: bytes) -> None:

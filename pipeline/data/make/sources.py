@@ -5,7 +5,7 @@ import os
 import stat
 import threading
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,8 +24,8 @@ class Source:
 
     images: dict[str, int]
     read: Callable[[str], bytes]
-    left_out: list[tuple[str, str]]  # name (of a folder: with a slash at its end), reason
-    others: list[tuple[str, str]]  # the same of files that are no images by their names
+    left_out: Sequence[tuple[str, str]] = ()  # name (of a folder: with a slash at its end), reason
+    others: Sequence[tuple[str, str]] = ()  # the same of files that are no images by their names
 
 
 def open_source(source: Path) -> AbstractContextManager[Source]:
@@ -132,7 +132,7 @@ def open_lmdb(source: Path) -> Iterator[Source]:
                 with environment.begin() as transaction:
                     return bytes(transaction.get(name.encode("utf-8", "surrogateescape")) or b"")
 
-            yield Source(images, read, [], [])
+            yield Source(images, read)
     except lmdb.Error as error:
         raise JobError(f"{source}: not a readable LMDB: {error}") from error
 
