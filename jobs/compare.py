@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from kintsugi.jobs.files import located
 from kintsugi.jobs.terminal import console, errors, to_rich
-
-if TYPE_CHECKING:
-    from kintsugi.pipeline.analysis.tables import Table
+from kintsugi.pipeline.analysis.tables import Table
 
 
 def compare(
@@ -50,25 +48,21 @@ def compare(
         found = compare_runs(inputs, by)
     for line in [*found.warnings, *left_out(found)]:
         errors.print(line, style="yellow")
-    console.print(to_rich(turned(runs_table(found))))
-    console.print(to_rich(narrow(paired_table(found))))
+    console.print(to_rich(transpose(runs_table(found))))
+    console.print(to_rich(abridge(paired_table(found))))
     with console.status("writing"):
         page = write_page(found, inputs, folder)
     console.print(f"{found.images} images compared · {page}")
 
 
-def turned(table: Table) -> Table:
+def transpose(table: Table) -> Table:
     """Columns as rows: there are many measures, and a terminal is narrow."""
-    from kintsugi.pipeline.analysis.tables import Table
-
     columns, *rows = zip(table.columns, *table.rows, strict=True)
-    return Table(list(columns), [list(row) for row in rows])
+    return Table(columns, rows)
 
 
-def narrow(table: Table) -> Table:
+def abridge(table: Table) -> Table:
     """What eighty columns have room for: both runs in one, and of the p-values the corrected one."""
-    from kintsugi.pipeline.analysis.tables import Table
-
     rows = [
         [measure, f"{other} − {baseline}", difference, corrected, wins]
         for measure, baseline, other, _, difference, _, corrected, wins in table.rows

@@ -54,7 +54,7 @@ class Base:
     job: Job
     folder: Location
 
-    def having(self, fields: Settings, where: str) -> dict[str, Any]:
+    def with_fields(self, fields: Settings, where: str) -> dict[str, Any]:
         """Its fields with others set; `where` these are from is for messages."""
         found = copy.deepcopy(self.values)
         for field, value in fields.items():
@@ -149,7 +149,7 @@ def make_trials(base: Base, tried: list[Settings], tune: int, metrics: list[str]
     for settings in tried:
         output = str(base.folder / "trials" / name_of(settings))
         listed = ", ".join(f"{field}={value}" for field, value in settings.items())
-        values = base.having({**fixed, "output": output, **settings}, "--vary")
+        values = base.with_fields({**fixed, "output": output, **settings}, "--vary")
         trials.append(Trial(settings, check(values, f"{base.source} with {listed}")))
     return trials
 
@@ -229,7 +229,7 @@ def write(outcome: Outcome, base: Base) -> Location:
 def best_values(outcome: Outcome, base: Base) -> dict[str, Any]:
     """The fields of the job with the chosen settings, on the images that are not for tuning."""
     rest = {"data.subset": base.subset("evaluate"), "output": str(base.folder / "best")}
-    values = base.having({**outcome.chosen.trial.settings, **rest}, "best.yaml")
+    values = base.with_fields({**outcome.chosen.trial.settings, **rest}, "best.yaml")
     if values["data"]["shards"] != SCIKIT_IMAGE:
         values["data"]["shards"] = from_root(values["data"]["shards"])
     return absolute_files(values)

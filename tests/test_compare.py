@@ -21,7 +21,7 @@ from kintsugi.jobs.query import query
 from kintsugi.pipeline.analysis.compare import compare
 from kintsugi.pipeline.analysis.compare_inputs import labels, open_inputs
 from kintsugi.pipeline.analysis.compare_page import (
-    bad,
+    badness_of,
     best_runs,
     draw_frontier,
     json_value,
@@ -314,7 +314,7 @@ def test_the_front_is_of_what_is_better_and_the_arrow_is_one(tmp_path):
     ]
     found = compare(open_inputs(names))
     assert "fine spectrum → 1" in texts_of(draw_frontier(found))
-    badness = [bad("spectrum_ratio", 0.5), bad("spectrum_ratio", 1.1)]
+    badness = [badness_of("spectrum_ratio", 0.5), badness_of("spectrum_ratio", 1.1)]
     assert pareto(np.array([5.0, 10.0]), np.array(badness)) == [0, 1]
     assert best_runs(found) == {"spectrum_ratio": 1}
 

@@ -116,7 +116,7 @@ def draw_frontier(comparison: Comparison, narrow: bool = False) -> bytes:
     values = {name: [run.estimate(name)[0] for run in runs] for name in [*FRONTIER, comparison.measures[0]]}
     known = [name for name in FRONTIER if any(value is not None for value in values[name])]
     qualities = [
-        Quality(title(name), values[name], [None if v is None else bad(name, v) for v in values[name]])
+        Quality(title(name), values[name], [None if v is None else badness_of(name, v) for v in values[name]])
         for name in known or comparison.measures[:1]
     ]
     return draw_costs(
@@ -124,7 +124,7 @@ def draw_frontier(comparison: Comparison, narrow: bool = False) -> bytes:
     )
 
 
-def bad(name: str, value: float) -> float:
+def badness_of(name: str, value: float) -> float:
     """Of FID, which is no measure of images, it is the value."""
     return float(badness(name, np.array([value]))[0])
 
@@ -243,8 +243,8 @@ def best_runs(comparison: Comparison) -> dict[str, int]:
     found = {}
     for name in comparison.measures if comparison.ranked else ():
         means = [run.measures[name][0] for run in comparison.runs]
-        badness_of = {i: bad(name, mean) for i, mean in enumerate(means) if mean is not None}
-        first = [i for i, value in badness_of.items() if value == min(badness_of.values())]
+        badness_by_run = {i: badness_of(name, mean) for i, mean in enumerate(means) if mean is not None}
+        first = [i for i, value in badness_by_run.items() if value == min(badness_by_run.values())]
         if len(first) == 1:
             found[name] = first[0]
     return found

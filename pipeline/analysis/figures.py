@@ -155,7 +155,7 @@ def draw_trials(outcome: Outcome) -> bytes:
     Differences are paired, so trials that stopped early are shown on the same footing as the others.
     """
     fields = list(outcome.best.trial.settings)
-    tried = [distinct(result.trial.settings[field] for result in outcome.results) for field in fields]
+    tried = [distinct_values(result.trial.settings[field] for result in outcome.results) for field in fields]
     as_map = len(fields) == 2 and len(outcome.results) == math.prod(map(len, tried))
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(4.5 if as_map else 4 * len(fields), 3.5), layout="constrained")
@@ -174,7 +174,7 @@ def draw_trials(outcome: Outcome) -> bytes:
         return as_svg(figure)
 
 
-def distinct(values: Any) -> list[Any]:
+def distinct_values(values: Any) -> list[Any]:
     """Each value once: numbers in order, others as they come."""
     found = list({str(value): value for value in values}.values())
     return sorted(found) if all(map(is_number, found)) else found

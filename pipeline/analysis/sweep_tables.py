@@ -19,7 +19,7 @@ def trials_table(outcome: Outcome) -> Table:
         [
             *(str(value) for value in result.trial.settings.values()),
             str(len(result.values)) + (f" + {result.failed} failed" if result.failed else ""),
-            *in_words(result, outcome.best),
+            *estimates(result, outcome.best),
             *(f"{result.then:.3g}" for _ in then),
             f"{result.seconds:.2g}",
             outcome.mark(place),
@@ -28,13 +28,13 @@ def trials_table(outcome: Outcome) -> Table:
         for result in [outcome.results[place]]
     ]
     for label, result in outcome.without_network.items():
-        cells = [str(len(result.values)), *in_words(result, outcome.best)]
+        cells = [str(len(result.values)), *estimates(result, outcome.best)]
         rows.append([label, *[""] * (len(fields) - 1), *cells, *[""] * (len(then) + 2)])
     heads = fields if len(set(short)) < len(short) else short
     return Table([*heads, "images", "mean", "from the best", *then, "s/image", ""], rows)
 
 
-def in_words(result: Result, best: Result) -> tuple[str, str]:
+def estimates(result: Result, best: Result) -> tuple[str, str]:
     """The mean with its interval, and the difference from the best one's."""
     low, high = result.interval
     mean = f"{result.mean:.4g} ({low:.4g}…{high:.4g})"
