@@ -22,7 +22,6 @@ from typing import Any
 import yaml
 from rich.console import Console
 
-import kintsugi
 from kintsugi.errors import JobError
 from kintsugi.jobs import send
 from kintsugi.jobs.files import check, files_of, located, read_values
@@ -95,7 +94,7 @@ def gather(job: Job | None, folder: Path) -> None:
         JobError: they are more than Ray would take.
     """
     shutil.copytree(
-        Path(kintsugi.__file__).parent,
+        Path(__file__).parents[1],
         folder / "kintsugi",
         ignore=shutil.ignore_patterns("__pycache__", ".*"),
     )

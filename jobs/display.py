@@ -1,5 +1,6 @@
 """Progress of a running job: images, rate, time left, failures, and how busy the devices are."""
 
+import html
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -75,6 +76,8 @@ class Display:
     def running(self) -> Iterator[None]:
         stop = threading.Event()
         follow = self.follow_bar if self.console.is_terminal else self.follow_lines
+        if self.console.is_jupyter:
+            follow = self.follow_notebook
         thread = threading.Thread(target=follow, args=(stop,), daemon=True)
         thread.start()
         try:
@@ -102,6 +105,20 @@ class Display:
                 progress.update(task, completed=self.finished, figures=figures, left=left)
                 if last:
                     return
+
+    def follow_notebook(self, stop: threading.Event) -> None:
+        """A bar of the browser's own: rich's would need widgets, and a notebook that has them installed."""
+        from IPython.display import HTML, display
+
+        handle = display(HTML(""), display_id=True)
+        while True:
+            last = stop.wait(0.5)
+            self.show_notes()
+            line = f"{self.finished}/{self.total} · {self.figures()} · {self.time_left()} left"
+            bar = f'<progress max="{self.total}" value="{self.finished}"></progress>'
+            handle.update(HTML(f"{bar} {html.escape(line)}"))
+            if last:
+                return
 
     def follow_lines(self, stop: threading.Event) -> None:
         while not stop.wait(PLAIN_SECONDS):

@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import json
 import signal
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import typer
-from rich.table import Table
+from rich import table as rich_table
 
 from kintsugi.errors import JobError
 from kintsugi.jobs.files import located
 from kintsugi.jobs.terminal import EXIT_INTERRUPTED, console, errors, to_rich
 
 if TYPE_CHECKING:  # imported where they are used, so that --help is quick
+    from kintsugi.pipeline.analysis.tables import Table
     from kintsugi.pipeline.data.units import PlanSummary, Unit
     from kintsugi.pipeline.execution.executors import Live
     from kintsugi.pipeline.execution.run import Progress, Run
+    from kintsugi.pipeline.job import Job
     from kintsugi.pipeline.storage.location import Location
 
 REASONS = 10  # of failures at most that are shown
@@ -29,6 +32,46 @@ def open_run(run: str) -> Run:
     from kintsugi.pipeline.execution.run import Run
 
     return Run.open(located("RUN", run))
+
+
+def do_job(job: Job, address: str | None, retry_failed: bool = False) -> Run:
+    """Begin the run of a job or continue it, and say what is done of it before; its report is another step.
+
+    Args:
+        address: none: in this process; else of Ray. retry_failed: only samples that failed, of a run that is
+            there.
+
+    Raises:
+        typer.Exit: interrupted.
+        JobError: it cannot be done.
+    """
+    from kintsugi.pipeline.execution.directory import JOB
+    from kintsugi.pipeline.execution.open import open_or_plan
+    from kintsugi.pipeline.execution.run import Progress
+    from kintsugi.pipeline.storage.publish import clear_temporaries
+
+    if retry_failed and not (job.folder / JOB).exists():
+        raise JobError(f"--retry-failed: there is no run in {job.output}; without it one is begun")
+    with console.status("reading the prior and the shards") as status:
+        this = open_or_plan(
+            job, lambda unit: status.update(f"reading shards: {unit.first + unit.samples} samples")
+        )
+    show_shard_warnings(this.summary)
+    before = this.progress()
+    console.print(
+        f"{this.folder}: {this.summary.samples} samples in {this.summary.units} units"
+        + (f", {before.rows} samples done before" if before.rows else ""),
+    )
+    if retry_failed:
+        failed = list(this.with_failures())
+        console.print(f"{before.failed} failed samples in {len(failed)} units again")
+        if failed:
+            execute(this, failed, address, Progress(0, 0, 0), failed_only=True)
+    elif before.units < this.summary.units:
+        execute(this, list(this.outstanding()), address, before)
+    clear_temporaries(this.folder)
+    write_restored(this)
+    return this
 
 
 def execute(
@@ -73,7 +116,13 @@ def execute(
 
 @contextmanager
 def stoppable(live: Live, waiting: Callable[[], str]) -> Iterator[None]:
-    """Ctrl-C and SIGTERM let the units in hand be finished, once; the second one is a KeyboardInterrupt."""
+    """Ctrl-C and SIGTERM let the units in hand be finished, once; the second one is a KeyboardInterrupt.
+
+    Only the main thread hears signals; in another one they go on meaning what they did.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
 
     def stop(number: int, frame: object) -> None:
         if live.stopping:
@@ -114,16 +163,14 @@ def finish(report: Location) -> dict[str, Any]:
 
 def show_results(metrics: Mapping[str, Any]) -> None:
     """The measures in metrics.json, of a run or of scored images, and what is doubtful about them."""
-    from kintsugi.pipeline.analysis.report import about_baselines, against, count, interval, number, numbers
+    from kintsugi.pipeline.analysis.report import about_baselines, against
 
-    table = Table(title=metrics["title"], title_justify="left")
-    for column in ("measure", "mean", "95 % interval", "n"):
-        table.add_column(column, justify="left" if column == "measure" else "right")
-    for name, value in numbers(metrics).items():
-        what = f"{name}, of the set" if name in metrics["sets"] else name
-        table.add_row(
-            what, number(value["value"]), interval(value.get("low"), value.get("high")), count(value)
-        )
+    found = results_table(metrics)
+    table = rich_table.Table(title=metrics["title"], title_justify="left")
+    for i, column in enumerate(found.columns):
+        table.add_column(column, justify="right" if i else "left")
+    for row in found.rows:
+        table.add_row(*row)
     console.print(table)
     if (beside := against(metrics)).rows:
         console.print(to_rich(beside))
@@ -132,6 +179,23 @@ def show_results(metrics: Mapping[str, Any]) -> None:
     for name, value in metrics["sets"].items():
         for warning in value["warnings"]:
             errors.print(f"{name}: {warning}", style="yellow")
+
+
+def results_table(metrics: Mapping[str, Any]) -> Table:
+    """The measures in metrics.json with their intervals, for reading."""
+    from kintsugi.pipeline.analysis.report import count, interval, number, numbers
+    from kintsugi.pipeline.analysis.tables import Table
+
+    rows = [
+        [
+            f"{name}, of the set" if name in metrics["sets"] else name,
+            number(value["value"]),
+            interval(value.get("low"), value.get("high")),
+            count(value),
+        ]
+        for name, value in numbers(metrics).items()
+    ]
+    return Table(["measure", "mean", "95 % interval", "n"], rows)
 
 
 def show_reasons(reasons: list[dict[str, Any]], samples: int) -> None:

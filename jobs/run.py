@@ -7,10 +7,10 @@ from typing import Annotated
 import typer
 
 from kintsugi.errors import JobError
-from kintsugi.jobs.execution import execute, finish, show_shard_warnings, write_restored
+from kintsugi.jobs.execution import do_job, finish
 from kintsugi.jobs.files import load_job
 from kintsugi.jobs.options import AddressOption, JobArgument, LimitOption, SetOption
-from kintsugi.jobs.terminal import EXIT_SOME_FAILED, console, errors
+from kintsugi.jobs.terminal import EXIT_SOME_FAILED, errors
 
 
 def run(
@@ -37,34 +37,8 @@ def run(
         kintsugi run job.yaml --retry-failed
     """
     from kintsugi.pipeline.analysis.report import write_report
-    from kintsugi.pipeline.execution.directory import JOB
-    from kintsugi.pipeline.execution.open import open_or_plan
-    from kintsugi.pipeline.execution.run import Progress
-    from kintsugi.pipeline.storage.publish import clear_temporaries
 
-    loaded = load_job(job, sets or [], limit)
-    if retry_failed and not (loaded.folder / JOB).exists():
-        raise JobError(f"--retry-failed: there is no run in {loaded.output}; without it one is begun")
-    with console.status("reading the prior and the shards") as status:
-        this = open_or_plan(
-            loaded, lambda unit: status.update(f"reading shards: {unit.first + unit.samples} samples")
-        )
-    show_shard_warnings(this.summary)
-    before = this.progress()
-    console.print(
-        f"{this.folder}: {this.summary.samples} samples in {this.summary.units} units"
-        + (f", {before.rows} samples done before" if before.rows else ""),
-    )
-    if retry_failed:
-        failed = list(this.with_failures())
-        console.print(f"{before.failed} failed samples in {len(failed)} units again")
-        if failed:
-            execute(this, failed, address, Progress(0, 0, 0), failed_only=True)
-    elif before.units < this.summary.units:
-        execute(this, list(this.outstanding()), address, before)
-    clear_temporaries(this.folder)
-    write_restored(this)
-    metrics = finish(write_report(this))
+    metrics = finish(write_report(do_job(load_job(job, sets or [], limit), address, retry_failed)))
     missing = metrics["samples"]["planned"] - metrics["samples"]["done"]
     if missing and retry_failed:
         errors.print(f"{missing} samples are still to be done: the same command without --retry-failed")

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import sys
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from rich import box
 from rich import table as rich_table
 from rich.console import Console
+from rich.status import Status
 
 from kintsugi.errors import redacted
 
@@ -27,6 +29,11 @@ class Terminal(Console):
         if all(isinstance(it, str) for it in objects):  # lines, whose paths can be copied whole
             objects, options = tuple(map(redacted, objects)), {"soft_wrap": True} | options
         super().print(*objects, **options)
+
+    def status(self, *status: Any, **options: Any) -> Status:
+        """As rich's; nothing in a notebook, where it needs a package for one line that goes away again."""
+        quiet = Console(quiet=True, force_jupyter=False)
+        return quiet.status(*status, **options) if self.is_jupyter else super().status(*status, **options)
 
 
 console, errors = Terminal(), Terminal(stderr=True)
@@ -59,3 +66,11 @@ def to_rich(
     for row in table.rows:
         target.add_row(*map(redacted, row))
     return target
+
+
+def to_text(table: Table) -> str:
+    """A table as `to_rich`, as plain text of at most a hundred columns."""
+    plain = Console(file=io.StringIO(), width=100, force_jupyter=False, force_terminal=False)
+    with plain.capture() as captured:
+        plain.print(to_rich(table))
+    return "\n".join(line.rstrip() for line in captured.get().strip("\n").splitlines())

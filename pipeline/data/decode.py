@@ -128,15 +128,23 @@ class Measurements:
         if "npy" in content:
             return self.from_array(content["npy"], note)
         with image_of(content, note) as image:
-            levels = deep(image, self.range)
-            if levels is None:
-                converted = to_rgb(image)
-                levels = np.asarray(converted if self.channels == 3 else converted.convert("L"), np.float32)
-                levels = levels.reshape(*levels.shape[:2], -1) / 127.5 - 1
-            elif levels.shape[-1] > self.channels:
-                levels = (levels @ LUMINANCE)[..., None]
-            else:
-                levels = np.repeat(levels, self.channels // levels.shape[-1], -1)
+            return self.from_image(image)
+
+    def from_image(self, image: Image.Image) -> np.ndarray:
+        """An image of any mode, upright, over white.
+
+        Raises:
+            UnreadableImage: as `deep` and `to_rgb`.
+        """
+        levels = deep(image, self.range)
+        if levels is None:
+            converted = to_rgb(image)
+            levels = np.asarray(converted if self.channels == 3 else converted.convert("L"), np.float32)
+            levels = levels.reshape(*levels.shape[:2], -1) / 127.5 - 1
+        elif levels.shape[-1] > self.channels:
+            levels = (levels @ LUMINANCE)[..., None]
+        else:
+            levels = np.repeat(levels, self.channels // levels.shape[-1], -1)
         return np.ascontiguousarray(levels.transpose(2, 0, 1))
 
     def from_array(self, content: bytes, note: Callable[[str], None]) -> np.ndarray:
