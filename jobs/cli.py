@@ -38,6 +38,7 @@ app = typer.Typer(
 
 
 def show_version(wanted: bool) -> None:
+    """Print it and end, if it is asked for."""
     if wanted:
         console.print(f"kintsugi {version('kintsugi')}")
         raise typer.Exit

@@ -25,6 +25,7 @@ from rich.console import Console
 from kintsugi.errors import JobError
 from kintsugi.jobs import send
 from kintsugi.jobs.files import check, files_of, located, read_values
+from kintsugi.jobs.terminal import EXIT_INTERRUPTED
 from kintsugi.pipeline.job import Job
 from kintsugi.pipeline.storage.publish import publish
 
@@ -32,7 +33,6 @@ ENTRYPOINT = "exec python -m kintsugi run job.yaml --address auto"  # no shell b
 ENVIRONMENT = {"RAY_JOB_STOP_WAIT_TIME_S": "600"}  # a stopped job may finish the units in hand
 SIZE_LIMIT = 500 << 20  # bytes of a working directory that Ray keeps for its nodes
 START_SECONDS = 60
-SOME_FAILED, INTERRUPTED = 2, 130  # exit codes of `kintsugi run`
 
 
 @contextmanager
@@ -175,14 +175,14 @@ def follow(client: Any, submission: str, place: str, console: Console) -> int:
         info = client.get_job_info(submission)
     except KeyboardInterrupt:
         console.print(f"\n{goes_on}", markup=False, highlight=False, soft_wrap=True)
-        return INTERRUPTED
+        return EXIT_INTERRUPTED
     except (RuntimeError, OSError, aiohttp.ClientError) as error:
         raise JobError(f"submit: {error}; {goes_on}") from error
     if info.status == "SUCCEEDED":
         return 0
     if info.status == "STOPPED":
         console.print(f"{submission} was stopped; the same job continues", highlight=False)
-        return INTERRUPTED
+        return EXIT_INTERRUPTED
     if info.status != "FAILED":
         raise JobError(f"submit: the connection ended while the job was {info.status}; {goes_on}")
     if info.driver_exit_code is None:  # it did not even start
@@ -273,5 +273,6 @@ def end(tunnel: subprocess.Popen[str]) -> None:
 
 
 def listening(port: int) -> bool:
+    """Whether something answers at a port of this machine."""
     with socket.socket() as probe:
         return probe.connect_ex(("127.0.0.1", port)) == 0

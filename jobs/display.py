@@ -27,14 +27,17 @@ class Display:
         self.notes_shown = 0
 
     def add(self, commit: Commit) -> None:
+        """Count a unit that was committed."""
         self.done += commit.rows
         self.failed += commit.failed
 
     @property
     def finished(self) -> int:
+        """Samples that are committed or restored in a unit in hand, those done before among them."""
         return min(self.done + self.live.in_hand, self.total)
 
     def figures(self) -> str:
+        """Rate, failures and how busy the devices are, in words."""
         if self.live.started is None:
             return "starting workers"
         elapsed = time.perf_counter() - self.live.started
@@ -68,12 +71,14 @@ class Display:
         return what if each is None else f"{what}, in about {duration(each * max(left))}"
 
     def show_notes(self) -> None:
+        """Print what workers had to say since the last time."""
         for note in self.live.notes[self.notes_shown :]:
             self.console.print(note, style="yellow", markup=False, highlight=False)
         self.notes_shown = len(self.live.notes)
 
     @contextmanager
     def running(self) -> Iterator[None]:
+        """Follow the job while this context is open: a bar, or lines where there is no terminal."""
         stop = threading.Event()
         follow = self.follow_bar if self.console.is_terminal else self.follow_lines
         if self.console.is_jupyter:
@@ -88,6 +93,7 @@ class Display:
             self.show_notes()
 
     def follow_bar(self, stop: threading.Event) -> None:
+        """A bar of rich's, four times a second."""
         columns = (
             bars.BarColumn(),
             bars.MofNCompleteColumn(),
@@ -121,6 +127,7 @@ class Display:
                 return
 
     def follow_lines(self, stop: threading.Event) -> None:
+        """A line every `PLAIN_SECONDS`."""
         while not stop.wait(PLAIN_SECONDS):
             self.show_notes()
             line = f"{self.finished}/{self.total} · {self.figures()} · {self.time_left()} left"
@@ -136,6 +143,7 @@ class Rate(bars.ProgressColumn):
     """How many a second."""
 
     def render(self, task: bars.Task) -> str:
+        """Such as "3.1/s"; nothing before it is known."""
         return "" if task.speed is None else f"{task.speed:.1f}/s"
 
 

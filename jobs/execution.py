@@ -29,6 +29,7 @@ NAMED = 10  # files that are left out
 
 
 def open_run(run: str) -> Run:
+    """The run in a directory, which an argument RUN names; raises a JobError if it is none."""
     from kintsugi.pipeline.execution.run import Run
 
     return Run.open(located("RUN", run))
@@ -211,6 +212,7 @@ def show_reasons(reasons: list[dict[str, Any]], samples: int) -> None:
 
 
 def show_shard_warnings(summary: PlanSummary) -> None:
+    """What planning found that the user should know."""
     for path, what in summary.damaged.items():
         errors.print(f"damaged, doing what is readable: {path}: {what}", style="yellow")
     for path in summary.empty:
@@ -222,6 +224,7 @@ def show_shard_warnings(summary: PlanSummary) -> None:
 
 
 def show_left_out(count: int, first: list[tuple[str, str]], what: str) -> None:
+    """How many files were left out, and the first of them with why."""
     if count:
         errors.print(f"{what}: {count}", style="yellow")
     for name, why in first[:NAMED]:

@@ -38,6 +38,7 @@ def fields() -> Iterator[Described]:
 
 
 def of_model(model: type[BaseModel], prefix: str) -> Iterator[Described]:
+    """All fields of a model and of those in it; `prefix` is the path to it, with a point behind."""
     for name, field in model.model_fields.items():
         kinds = alternatives(field.annotation)
         groups = [kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel)]
@@ -78,6 +79,7 @@ def bounds(marks: Sequence[Any]) -> Iterator[str]:
 
 
 def default_of(field: FieldInfo) -> str:
+    """A field's default as it is written in a job file, or why there is none."""
     if field.is_required():
         return "must be given"
     if field.default_factory is not None:

@@ -84,6 +84,7 @@ def located(what: str, text: str | os.PathLike[str]) -> Location:
 
 
 def check(values: dict[str, Any], source: str) -> Job:
+    """The job of these fields; raises a JobError that names what does not fit, in `source`."""
     from kintsugi.pipeline.job import Job
 
     try:
@@ -139,6 +140,7 @@ def closest(name: str, known: Iterable[str]) -> str | None:
 
 
 def shorten(text: str) -> str:
+    """A text of at most `SHOWN` characters."""
     return text if len(text) <= SHOWN else f"{text[: SHOWN - 1]}…"
 
 

@@ -26,6 +26,7 @@ class Terminal(Console):
         super().__init__(stderr=stderr, markup=False, highlight=False)
 
     def print(self, *objects: Any, **options: Any) -> None:
+        """As rich's; what is text alone is never wrapped."""
         if all(isinstance(it, str) for it in objects):  # lines, whose paths can be copied whole
             objects, options = tuple(map(redacted, objects)), {"soft_wrap": True} | options
         super().print(*objects, **options)
@@ -40,6 +41,7 @@ console, errors = Terminal(), Terminal(stderr=True)
 
 
 def fail(message: str) -> NoReturn:
+    """End the command with an error."""
     errors.print(f"error: {message}", style="red")
     sys.exit(EXIT_CANNOT_RUN)
 

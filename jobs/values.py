@@ -36,6 +36,7 @@ DIGITS = 4000  # of a whole number; Python reads few more
 
 
 def whole(text: str) -> int:
+    """A whole number, also 0o17 and 0xff; raises a ValueError if it is too long."""
     base = {"0o": 8, "0x": 16}.get(text[:2], 10)
     if len(text) > DIGITS:
         raise ValueError(f"a number of {len(text):,} digits")
@@ -48,12 +49,14 @@ class Plain(yaml.SafeLoader):
     yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}  # noqa: RUF012
 
     def compose_node(self, parent: Any, index: Any) -> Any:
+        """As PyYAML's, without aliases."""
         if self.check_event(yaml.AliasEvent):
             mark = self.peek_event().start_mark  # type: ignore[no-untyped-call]
             raise yaml.composer.ComposerError(None, None, "aliases (*name) are not read", mark)
         return super().compose_node(parent, index)
 
     def compose_mapping_node(self, anchor: Any) -> Any:
+        """As PyYAML's, without fields given twice."""
         node = super().compose_mapping_node(anchor)
         seen: set[str] = set()
         for key, _ in node.value:
@@ -92,6 +95,7 @@ def parse_yaml(text: str, source: str, kinds: Kinds) -> Any:
 
 
 def value_of(node: yaml.Node, kinds: Kinds) -> Any:
+    """The value of these types that a node stands for; raises YAMLErrors and ValueErrors."""
     tag = node.tag.removeprefix(CORE)
     match node:
         case yaml.ScalarNode() if tag == "str" or tag in SCALARS:
@@ -220,6 +224,7 @@ def fields_of(kind: Any) -> Mapping[str, Kinds]:
 
 
 def parameters_of(registry: Mapping[str, Callable[..., Any]]) -> Mapping[str, Kinds]:
+    """The types of all parameters that a registry's factories have, by name."""
     from kintsugi.registry import parameters
 
     found: dict[str, Kinds] = {"name": [str]}
