@@ -20,7 +20,7 @@ from pydantic import (
 from kintsugi import operators, priors, samplers
 from kintsugi.errors import ShapeError, SpecError
 from kintsugi.pipeline import metrics
-from kintsugi.pipeline.storage.location import Location, at
+from kintsugi.pipeline.storage.location import Location, Written, at
 from kintsugi.priors.tiled import OVERLAP
 
 Spec = dict[str, Any]
@@ -257,9 +257,9 @@ class Job(Model):
     published: list[PublishedNumbers] = Field(
         default=[], description="Numbers of the literature for this experiment; nothing depends on them."
     )
-    output: str = Field(min_length=1, description="The run directory: a path, or an s3:// or gs:// URL.")
+    output: Written = Field(min_length=1, description="The run directory: a path, or an s3:// or gs:// URL.")
 
-    @field_validator("output", "reference")
+    @field_validator("reference")
     @classmethod
     def no_secrets(cls, value: Published | str) -> Published | str:
         if value == "":

@@ -26,6 +26,7 @@ from faults import MOUNTED, NAMESPACE, Outcome, descendants, why_no_mounts, writ
 
 from kintsugi.errors import JobError
 from kintsugi.jobs import cli
+from kintsugi.jobs.terminal import EXIT_SOME_FAILED
 from kintsugi.pipeline.data.units import Unit
 from kintsugi.pipeline.execution import executors
 from kintsugi.pipeline.execution import sieve as terminal
@@ -247,12 +248,12 @@ def test_an_actor_at_work_when_the_job_ends_leaves_nothing(station, monkeypatch)
 
     class Scribbler(faults.GaussianWorker):
         def process(self, task):
-            begun = Path(self.worker.run, "begun")
+            begun = Path(self.worker.folder, "begun")
             if task.unit.unit == "00000-0000000" and not begun.exists():
                 begun.touch()
                 for number in range(100_000):
                     name = f".{this_host()}-{os.getpid()}-{number:016x}.tmp"
-                    Path(self.worker.run, name).touch()
+                    Path(self.worker.folder, name).touch()
                     time.sleep(0.001)
             return super().process(task)
 
@@ -289,7 +290,7 @@ def test_poison_is_found_by_bisection_and_alone_recorded_as_failed(station, monk
 
     monkeypatch.setattr(executors, "RayWorker", Poisoned)
     monkeypatch.setattr(executors, "FROZEN_SECONDS", 1.0)
-    assert station.run("poison", attempts=1) == cli.EXIT_SOME_FAILED
+    assert station.run("poison", attempts=1) == EXIT_SOME_FAILED
     calm, found = (rows(station.base / name) for name in ("calm", "poison"))
     assert {key for key, row in found.items() if row["status"] == "failed"} == poison
     assert all("WorkerKilled" in found[key]["error"] for key in poison)

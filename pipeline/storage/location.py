@@ -17,10 +17,11 @@ from dataclasses import dataclass
 from datetime import timedelta
 from functools import cache
 from pathlib import Path, PurePosixPath
-from typing import Any, BinaryIO, NamedTuple, TypeVar, cast
+from typing import Annotated, Any, BinaryIO, NamedTuple, TypeVar, cast
 from urllib.parse import urlsplit
 
 from pyarrow import fs
+from pydantic import AfterValidator
 from typing_extensions import TypeIs
 
 T = TypeVar("T")
@@ -182,6 +183,16 @@ def in_utf8(path: str) -> str:
     except UnicodeEncodeError:
         raise ValueError(f"the path {path!r} is not UTF-8; rename what is not") from None
     return path
+
+
+def written(text: str) -> str:
+    """The text of a location as it is, since job files and their hashes hold it; raises as `at`."""
+    at(text)
+    return text
+
+
+Written = Annotated[str, AfterValidator(written)]
+"""The type of a field that names a location."""
 
 
 def is_remote(location: Location) -> TypeIs[Remote]:
