@@ -4,7 +4,7 @@ import hashlib
 import json
 import math
 from contextlib import suppress
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from pydantic import (
     BaseModel,
@@ -23,6 +23,7 @@ from kintsugi.pipeline import metrics
 from kintsugi.pipeline.storage.location import Location, Written, at
 from kintsugi.priors.tiled import OVERLAP
 
+T = TypeVar("T")
 Spec = dict[str, Any]
 Range = Literal["[-1,1]", "[0,1]", "[0,255]", "[0,1023]", "[0,4095]", "[0,16383]", "[0,65535]"]
 
@@ -45,7 +46,19 @@ MAX_SIZE = 4096  # pixels: decompositions take the cube of it
 
 
 class Model(BaseModel):
+    """What a job and its parts have in common: no other fields, no infinities, no values in error texts."""
+
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, hide_input_in_errors=True)
+
+
+def refuse_no_location(value: T) -> T:
+    """The value of a field; raises ValueError for text, or a text among several, that is no path or URL."""
+    for name in value if isinstance(value, list) else [value]:
+        if name == "":
+            raise ValueError("an empty name")
+        if isinstance(name, str):
+            at(name)
+    return value
 
 
 class Subset(Model):
@@ -105,14 +118,7 @@ class Data(Model):
         default=None, lt=2**63, description="Only the first N samples, of the subset where there is one."
     )
 
-    @field_validator("shards")
-    @classmethod
-    def no_secrets(cls, value: str | list[str]) -> str | list[str]:
-        for pattern in [value] if isinstance(value, str) else value:
-            if not pattern:
-                raise ValueError("an empty name")
-            at(pattern)
-        return value
+    _shards = field_validator("shards")(refuse_no_location)
 
 
 class Restoration(Model):
@@ -130,6 +136,8 @@ class Restoration(Model):
 
 
 class Degradation(Model):
+    """What was done to the images: an operator, and noise."""
+
     operator: Spec = Field(description="{name: ..., parameters}; see `kintsugi list operators`.")
     sigma: NonNegativeFloat = Field(default=0.0, description="Standard deviation of the Gaussian noise.")
     sigma_range: Literal["[0,1]", "[-1,1]"] = Field(
@@ -164,6 +172,8 @@ class Degradation(Model):
 
 
 class Compute(Model):
+    """On what the job runs, and in which portions."""
+
     actors: PositiveInt | Literal["auto"] = Field(default="auto", description="auto: all that fit.")
     gpus_per_actor: NonNegativeFloat = Field(
         default=1, description="Ignored, with a message, where the cluster has no GPU."
@@ -192,6 +202,7 @@ class Compute(Model):
     @field_validator("gpus_per_actor")
     @classmethod
     def whole_or_shared(cls, value: float) -> float:
+        """Raise a ValueError for one and a half GPUs."""
         if value > 1 and not value.is_integer():
             raise ValueError(f"more than one GPU must be a whole number, got {value:g}")
         return value
@@ -209,6 +220,7 @@ class PublishedNumbers(Model):
     @field_validator("values")
     @classmethod
     def known(cls, values: dict[str, float | None]) -> dict[str, float | None]:
+        """Raise a ValueError for a name that is no metric's."""
         if unknown := values.keys() - metrics.ALL.keys():
             raise ValueError(f"{sorted(unknown)[0]!r} is no metric; see `kintsugi list metrics`")
         return values
@@ -223,6 +235,7 @@ class Published(Model):
 
 
 def default_metrics(fields: dict[str, Any]) -> list[str]:
+    """What a job measures that names nothing; of measurements, which have no truth, nothing."""
     data = fields.get("data")
     return [] if isinstance(data, Data) and data.kind == "measurements" else ["psnr", "ssim", "ms_ssim"]
 
@@ -259,14 +272,7 @@ class Job(Model):
     )
     output: Written = Field(min_length=1, description="The run directory: a path, or an s3:// or gs:// URL.")
 
-    @field_validator("reference")
-    @classmethod
-    def no_secrets(cls, value: Published | str) -> Published | str:
-        if value == "":
-            raise ValueError("an empty name")
-        if isinstance(value, str):
-            at(value)
-        return value
+    _locations = field_validator("reference")(refuse_no_location)
 
     @model_validator(mode="after")
     def check_parts(self) -> "Job":
@@ -312,6 +318,7 @@ class Job(Model):
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of the square images."""
         return (3, self.data.size, self.data.size)
 
 

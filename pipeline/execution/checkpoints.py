@@ -99,6 +99,7 @@ def download(source: Object, target: Path) -> None:
 
 
 def check_space(folder: Path, needed: int) -> None:
+    """Raise an OSError where fewer bytes than needed are free."""
     free = shutil.disk_usage(folder).free
     if free < needed:
         raise OSError(
@@ -108,4 +109,5 @@ def check_space(folder: Path, needed: int) -> None:
 
 
 def fingerprint(text: str) -> str:
+    """64 bits of a text's SHA-256, hexadecimal: part of a file's name."""
     return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -1,7 +1,7 @@
 """What restoring images of each size takes: operator, sampler and prior, kept for the sizes used last."""
 
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -14,7 +14,7 @@ from kintsugi.pipeline.data.decode import MAX_PIXELS
 from kintsugi.pipeline.execution.identity import of_operator, refuse_changed
 from kintsugi.pipeline.execution.timing import Metered
 from kintsugi.pipeline.job import Job
-from kintsugi.priors.base import Prior
+from kintsugi.priors.base import ClassConditional, Prior
 from kintsugi.priors.tiled import Tiled
 from kintsugi.samplers.base import Sampler
 
@@ -32,6 +32,19 @@ class Prepared:
     sampler: Sampler
     prior: Prior
     metered: Metered
+
+    def label(self, labels: Sequence[int | None]) -> None:
+        """Tell a class-conditional prior the classes of the next batch.
+
+        Raises:
+            ValueError: a sample without a label.
+        """
+        prior = self.prior
+        if not isinstance(prior, ClassConditional) or prior.classes is None or prior.label is not None:
+            return
+        if None in labels:
+            raise ValueError("the prior is class-conditional and the sample has no .cls; set prior.label")
+        prior.labels = torch.tensor(labels, device=self.metered.device)
 
 
 class Shapes(NamedTuple):
@@ -79,6 +92,7 @@ class Problems:
 
     @batch_size.setter
     def batch_size(self, count: int) -> None:
+        """Also of the tiles of what is prepared."""
         self._batch_size = count
         for problem in self.prepared.values():
             if isinstance(problem.prior, Tiled):

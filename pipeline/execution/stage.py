@@ -24,7 +24,6 @@ from kintsugi.pipeline.metrics.features import Extractor
 from kintsugi.pipeline.metrics.scoring import Scorer, residual
 from kintsugi.pipeline.metrics.weights import MissingWeights
 from kintsugi.priors import speed
-from kintsugi.priors.base import ClassConditional, Prior
 from kintsugi.samplers import KeyedNoise
 from kintsugi.samplers.base import Restoration
 
@@ -128,6 +127,7 @@ class Stage:
 
     @batch_size.setter
     def batch_size(self, count: int) -> None:
+        """Also tells the tiled priors."""
         self.problems.batch_size = count
 
     def compile(self) -> None:
@@ -159,7 +159,7 @@ class Stage:
         self.problems.batch_size = count
         truth = torch.zeros(count, *problem.operator.image_shape, device=self.device)
         noise = KeyedNoise(0, [str(i) for i in range(count)])
-        self.label(problem.prior, [0] * count)
+        problem.label([0] * count)
         y = problem.operator.forward(truth)
         sigma_y = self.job.degradation.sigma_y
         with suppress(RehearsedError):
@@ -216,19 +216,31 @@ class Stage:
         self, problem: Prepared, keys: Sequence[str], samples: np.ndarray, labels: Sequence[int | None]
     ) -> list[Restored]:
         """Restore samples (B, H, W, 3) or (B, C, h, w); raises as `run`."""
-        self.label(problem.prior, labels)
-        y, truth = self.degrade(problem.operator, keys, samples)
-        operator, before, count = problem.operator, self.seconds["sample"], len(keys)
-        drawn, several = self.draw_samples(problem, keys, y)
+        problem.label(labels)
+        job, operator, count = self.job, problem.operator, len(keys)
+        with timed(self.seconds, "degrade", self.device), torch.no_grad():
+            y, truth = degrade(job, operator, keys, torch.from_numpy(samples).to(self.device))
+        before = self.seconds["sample"]
+        problem.metered.begin()
+        with timed(self.seconds, "sample", self.device):
+            drawn, several = draw_samples(job, problem, keys, y)
+        for part, spent in problem.metered.seconds().items():
+            self.seconds[part] += spent
         with timed(self.seconds, "score", self.device), torch.no_grad():
             finite = drawn.image.isfinite().flatten(1).all(1).tolist()
             metrics = self.score(operator, y, drawn.image, truth)
             residuals = residual(operator.forward(drawn.image), y)
-            seen, bits = levels(drawn.image, 8), BITS[self.job.restoration.format]
-            restored = seen if bits == 8 else levels(drawn.image, bits)
+            seen, bits = {"": levels(drawn.image, 8)}, BITS[job.restoration.format]
+            if truth is not None and job.reference == "truth":
+                seen[TRUTH] = eight_bits(samples)
+            restored = seen[""] if bits == 8 else levels(drawn.image, bits)
             measurement = levels(y if operator.pixels else operator.pinv(y), 8)
-            true = [None] * count if truth is None else eight_bits(samples)
-            features = [self.features(k, seen[i], true[i]) if finite[i] else {} for i, k in enumerate(keys)]
+            features = [
+                features_of(self.extractor, key, {of: pictures[i] for of, pictures in seen.items()})
+                if finite[i]
+                else {}
+                for i, key in enumerate(keys)
+            ]
         return [
             Restored(
                 metrics={name: values[i] for name, values in metrics.items()},
@@ -246,57 +258,6 @@ class Stage:
             for i in range(count)
         ]
 
-    def label(self, prior: Prior, labels: Sequence[int | None]) -> None:
-        """Tell a class-conditional prior the classes of the next batch.
-
-        Raises:
-            ValueError: a sample without a label.
-        """
-        if not isinstance(prior, ClassConditional) or prior.classes is None or prior.label is not None:
-            return
-        if None in labels:
-            raise ValueError("the prior is class-conditional and the sample has no .cls; set prior.label")
-        prior.labels = torch.tensor(labels, device=self.device)
-
-    @torch.no_grad()
-    def degrade(
-        self, operator: Operator, keys: Sequence[str], samples: np.ndarray
-    ) -> tuple[Tensor, Tensor | None]:
-        """Measurements y on [-1, 1], and the truth (B, 3, H, W) on [-1, 1] where the samples are images."""
-        with timed(self.seconds, "degrade", self.device):
-            given = torch.from_numpy(samples).to(self.device)
-            if self.job.from_measurements:
-                return given, None
-            truth = given.permute(0, 3, 1, 2)
-            truth = truth.float() / 127.5 - 1 if given.dtype == torch.uint8 else truth
-            noise = KeyedNoise(self.job.seed, keys)
-            return add_noise(operator.forward(truth), self.job.degradation, noise), truth
-
-    def draw_samples(
-        self, problem: Prepared, keys: Sequence[str], y: Tensor
-    ) -> tuple[Restoration, Sequence[Several | None]]:
-        """The mean of `restoration.samples_per_image` samples, what all cost, and where several, these."""
-        job, count = self.job, self.job.restoration.samples_per_image
-        drawn, running = [], RunningDeviation()
-        problem.metered.begin()
-        with timed(self.seconds, "sample", self.device):
-            for number in range(count):
-                noise = KeyedNoise(job.seed, keys if number == 0 else [f"{k}\0{number}" for k in keys])
-                outcome = problem.sampler(
-                    problem.metered, problem.operator, y, noise, sigma_y=job.degradation.sigma_y
-                )
-                running.add(outcome.image)
-                if count > 1:
-                    drawn.append(levels(outcome.image, BITS[job.restoration.format]))
-        for part, spent in problem.metered.seconds().items():
-            self.seconds[part] += spent
-        mean = Restoration(running.mean, count * outcome.forwards, count * outcome.vjps)
-        if count == 1:
-            return mean, [None] * len(keys)
-        spreads = running.deviation.square().mean((1, 2, 3)).sqrt().tolist()
-        deviation = running.deviation.half().cpu().numpy()
-        return mean, [Several([x[i] for x in drawn], deviation[i], spreads[i]) for i in range(len(keys))]
-
     @torch.no_grad()
     def score(
         self, operator: Operator, y: Tensor, image: Tensor, truth: Tensor | None
@@ -309,12 +270,46 @@ class Stage:
                 found |= {baseline_column(name, baseline): of for name, of in values.items()}
         return found
 
-    def features(self, key: str, restored: np.ndarray, truth: np.ndarray | None) -> dict[str, np.ndarray]:
-        """What set metrics need to know of pictures (H, W, 3) uint8; of the truth if it is the reference."""
-        found = self.extractor(key, restored)
-        if truth is not None and self.job.reference == "truth":
-            found |= {space + TRUTH: values for space, values in self.extractor(key, truth).items()}
-        return found
+
+def degrade(
+    job: Job, operator: Operator, keys: Sequence[str], samples: Tensor
+) -> tuple[Tensor, Tensor | None]:
+    """Measurements y on [-1, 1], and the truth (B, 3, H, W) on [-1, 1] where the samples are images."""
+    if job.from_measurements:
+        return samples, None
+    truth = samples.permute(0, 3, 1, 2)
+    truth = truth.float() / 127.5 - 1 if truth.dtype == torch.uint8 else truth
+    return add_noise(operator.forward(truth), job.degradation, KeyedNoise(job.seed, keys)), truth
+
+
+def draw_samples(
+    job: Job, problem: Prepared, keys: Sequence[str], y: Tensor
+) -> tuple[Restoration, Sequence[Several | None]]:
+    """The mean of `restoration.samples_per_image` samples, what all cost, and where several, these."""
+    count, drawn, running = job.restoration.samples_per_image, [], RunningDeviation()
+    for number in range(count):
+        noise = KeyedNoise(job.seed, keys if number == 0 else [f"{k}\0{number}" for k in keys])
+        outcome = problem.sampler(
+            problem.metered, problem.operator, y, noise, sigma_y=job.degradation.sigma_y
+        )
+        running.add(outcome.image)
+        if count > 1:
+            drawn.append(levels(outcome.image, BITS[job.restoration.format]))
+    mean = Restoration(running.mean, count * outcome.forwards, count * outcome.vjps)
+    if count == 1:
+        return mean, [None] * len(keys)
+    spreads = running.deviation.square().mean((1, 2, 3)).sqrt().tolist()
+    deviation = running.deviation.half().cpu().numpy()
+    return mean, [Several([x[i] for x in drawn], deviation[i], spreads[i]) for i in range(len(keys))]
+
+
+def features_of(extractor: Extractor, key: str, pictures: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """What metrics of sets see of pictures (H, W, 3) uint8, by space with their names behind it."""
+    return {
+        space + of: values
+        for of, picture in pictures.items()
+        for space, values in extractor(key, picture).items()
+    }
 
 
 class RehearsedError(Exception):

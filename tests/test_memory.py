@@ -1,0 +1,84 @@
+"""What gives way when memory runs out, in which order, and what is never tried."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from kintsugi.pipeline.execution import memory
+from kintsugi.pipeline.execution.memory import WAITS, Memory
+
+
+class Problems:
+    """Two sizes prepared, and batches of four."""
+
+    device = torch.device("cpu")
+
+    def __init__(self):
+        self.prepared, self.batch_size = {"small": None, "large": None}, 4
+
+    def keep(self, limit):
+        self.prepared = dict(list(self.prepared.items())[-limit:])
+
+
+@pytest.fixture
+def waits(monkeypatch):
+    found = []
+    monkeypatch.setattr(memory, "time", SimpleNamespace(sleep=found.append))
+    return found
+
+
+def of_device():
+    raise torch.OutOfMemoryError("injected")
+
+
+def of_machine():
+    raise MemoryError
+
+
+def test_what_gives_way_first_costs_least(waits, monkeypatch):
+    recomputed = iter([True, False])
+    monkeypatch.setattr(memory.speed, "checkpointed", lambda prior: next(recomputed))
+    problems, notes, seen = Problems(), [], []
+
+    def work():
+        seen.append((len(problems.prepared), problems.batch_size))
+        of_device()
+
+    with pytest.raises(torch.OutOfMemoryError):
+        Memory(problems, None, notes).persist(work, whole=True)
+    assert seen == [(2, 4), (1, 4), (1, 2), (1, 1), (1, 1)]
+    assert notes == [
+        "out of memory: one size of images at a time is kept prepared from now on",
+        "out of memory: batches of 2, not compiled from now on",
+        "out of memory: batches of 1, not compiled from now on",
+        "out of memory: activations are computed twice from now on",
+    ]
+    assert waits == [0.0] * 4, "a device's memory does not come back by waiting"
+
+
+def test_what_does_not_fit_in_tiles_leaves_the_batch_as_it_was(waits, monkeypatch):
+    monkeypatch.setattr(memory.speed, "checkpointed", lambda prior: pytest.fail("tiles keep no activations"))
+    problems = Problems()
+    with pytest.raises(torch.OutOfMemoryError):
+        Memory(problems, None, []).persist(of_device, whole=False)
+    assert problems.batch_size == 4
+
+
+def test_the_machine_is_waited_for_until_something_succeeds(waits):
+    problems, notes = Problems(), []
+    kept = Memory(problems, None, notes)
+    for tries, expected in ((1, WAITS), (2, 0), (3, WAITS)):
+        if tries == 3:
+            assert kept.persist(lambda: "done", whole=False) == "done"
+        waits.clear()
+        with pytest.raises(MemoryError):
+            kept.persist(of_machine, whole=False)
+        assert sum(wait > 0 for wait in waits) == expected
+
+
+def test_what_is_no_lack_of_memory_is_raised_at_once(waits):
+    problems, notes = Problems(), []
+    with pytest.raises(ValueError, match="bad"):
+        Memory(problems, None, notes).persist(lambda: int("bad"), whole=True)
+    assert (notes, waits, problems.batch_size, len(problems.prepared)) == ([], [], 4, 2)
