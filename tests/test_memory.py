@@ -10,12 +10,12 @@ from kintsugi.pipeline.execution.memory import WAITS, Memory
 
 
 class Problems:
-    """Two sizes prepared, and batches of four."""
+    """Two sizes prepared."""
 
     device = torch.device("cpu")
 
     def __init__(self):
-        self.prepared, self.batch_size = {"small": None, "large": None}, 4
+        self.prepared = {"small": None, "large": None}
 
     def keep(self, limit):
         self.prepared = dict(list(self.prepared.items())[-limit:])
@@ -40,13 +40,14 @@ def test_what_gives_way_first_costs_least(waits, monkeypatch):
     recomputed = iter([True, False])
     monkeypatch.setattr(memory.speed, "checkpointed", lambda prior: next(recomputed))
     problems, notes, seen = Problems(), [], []
+    less = Memory(problems, None, 4, notes)
 
     def work():
-        seen.append((len(problems.prepared), problems.batch_size))
+        seen.append((len(problems.prepared), less.batch_size))
         of_device()
 
     with pytest.raises(torch.OutOfMemoryError):
-        Memory(problems, None, notes).persist(work, whole=True)
+        less.persist(work, whole=True)
     assert seen == [(2, 4), (1, 4), (1, 2), (1, 1), (1, 1)]
     assert notes == [
         "out of memory: one size of images at a time is kept prepared from now on",
@@ -59,15 +60,14 @@ def test_what_gives_way_first_costs_least(waits, monkeypatch):
 
 def test_what_does_not_fit_in_tiles_leaves_the_batch_as_it_was(waits, monkeypatch):
     monkeypatch.setattr(memory.speed, "checkpointed", lambda prior: pytest.fail("tiles keep no activations"))
-    problems = Problems()
+    less = Memory(Problems(), None, 4, [])
     with pytest.raises(torch.OutOfMemoryError):
-        Memory(problems, None, []).persist(of_device, whole=False)
-    assert problems.batch_size == 4
+        less.persist(of_device, whole=False)
+    assert less.batch_size == 4
 
 
 def test_the_machine_is_waited_for_until_something_succeeds(waits):
-    problems, notes = Problems(), []
-    kept = Memory(problems, None, notes)
+    kept = Memory(Problems(), None, 4, [])
     for tries, expected in ((1, WAITS), (2, 0), (3, WAITS)):
         if tries == 3:
             assert kept.persist(lambda: "done", whole=False) == "done"
@@ -78,7 +78,7 @@ def test_the_machine_is_waited_for_until_something_succeeds(waits):
 
 
 def test_what_is_no_lack_of_memory_is_raised_at_once(waits):
-    problems, notes = Problems(), []
+    less = Memory(Problems(), None, 4, [])
     with pytest.raises(ValueError, match="bad"):
-        Memory(problems, None, notes).persist(lambda: int("bad"), whole=True)
-    assert (notes, waits, problems.batch_size, len(problems.prepared)) == ([], [], 4, 2)
+        less.persist(lambda: int("bad"), whole=True)
+    assert (less.notes, waits, less.batch_size, len(less.problems.prepared)) == ([], [], 4, 2)

@@ -28,11 +28,12 @@ class Memory:
     """Does work in less memory when it runs out.
 
     Attributes:
-        notes: what the user should know. waits: pauses for memory since work last succeeded.
+        batch_size: samples, or tiles, to be restored at once. notes: what the user should know.
+        waits: pauses for memory since work last succeeded.
     """
 
-    def __init__(self, problems: Problems, prior: NetworkPrior, notes: list[str]):
-        self.problems, self.prior, self.notes = problems, prior, notes
+    def __init__(self, problems: Problems, prior: NetworkPrior, batch_size: int, notes: list[str]):
+        self.problems, self.prior, self.batch_size, self.notes = problems, prior, batch_size, notes
         self.waits = 0
 
     def persist(self, work: Callable[[], T], whole: bool) -> T:
@@ -48,7 +49,7 @@ class Memory:
         Raises:
             Exception: what `work` raised, of memory when nothing is left to do.
         """
-        before = self.problems.batch_size
+        before = self.batch_size
         while True:
             seconds = 0.0
             try:
@@ -65,7 +66,7 @@ class Memory:
                     change = f"waiting for {seconds:g} s"
                 if change is None:
                     if not whole:
-                        self.problems.batch_size = before
+                        self.batch_size = before
                     raise
             # Outside the handler, whose traceback keeps the tensors of the failed batch alive.
             release_memory(self.problems.device)
@@ -77,9 +78,9 @@ class Memory:
         if len(self.problems.prepared) > 1:
             self.problems.keep(1)
             return "one size of images at a time is kept prepared from now on"
-        if self.problems.batch_size > 1:
-            self.problems.batch_size = (self.problems.batch_size + 1) // 2
-            return f"batches of {self.problems.batch_size}, not compiled from now on"
+        if self.batch_size > 1:
+            self.batch_size = (self.batch_size + 1) // 2
+            return f"batches of {self.batch_size}, not compiled from now on"
         if whole and speed.checkpointed(self.prior):
             return "activations are computed twice from now on"
         return None

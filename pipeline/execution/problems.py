@@ -30,16 +30,17 @@ class Prepared:
 
     operator: Operator
     sampler: Sampler
-    prior: Prior
     metered: Metered
 
-    def label(self, labels: Sequence[int | None]) -> None:
-        """Tell a class-conditional prior the classes of the next batch.
+    def begin(self, labels: Sequence[int | None], tiles: int) -> None:
+        """Tell the prior the classes of the next batch, if it wants any, and how many tiles to take at once.
 
         Raises:
             ValueError: a sample without a label.
         """
-        prior = self.prior
+        prior = self.metered.prior
+        if isinstance(prior, Tiled):
+            prior.batch = tiles
         if not isinstance(prior, ClassConditional) or prior.classes is None or prior.label is not None:
             return
         if None in labels:
@@ -70,33 +71,11 @@ class Problems:
         ValueError, JobError: as `of_images`.
     """
 
-    def __init__(
-        self,
-        job: Job,
-        prior: Prior,
-        device: torch.device,
-        multiple: int,
-        batch_size: int,
-        files: Mapping[str, str],
-    ):
+    def __init__(self, job: Job, prior: Prior, device: torch.device, multiple: int, files: Mapping[str, str]):
         self.job, self.prior, self.device, self.multiple, self.files = job, prior, device, multiple, files
         self.prepared: OrderedDict[Shape, Prepared] = OrderedDict()
         self.limit = KEPT
-        self._batch_size = batch_size
         self.typical = self.typical_shapes()
-
-    @property
-    def batch_size(self) -> int:
-        """Samples, or tiles, restored at once."""
-        return self._batch_size
-
-    @batch_size.setter
-    def batch_size(self, count: int) -> None:
-        """Also of the tiles of what is prepared."""
-        self._batch_size = count
-        for problem in self.prepared.values():
-            if isinstance(problem.prior, Tiled):
-                problem.prior.batch = count
 
     def typical_shapes(self) -> Shapes | None:
         """Shapes of the smallest square images from `data.size` on, by a quarter at most, that fit."""
@@ -129,9 +108,10 @@ class Problems:
         self.check_files()  # again, so that what was read in between is what is checked
         prior = self.prior
         if job.from_measurements:
-            overlap = min(job.restoration.overlap, job.data.size // 2)
-            prior = Tiled(prior, job.data.size, self.multiple, overlap, self.batch_size)
-        found = Prepared(operator, samplers.build(job.sampler), prior, Metered(prior, self.device))
+            prior = Tiled(
+                prior, job.data.size, self.multiple, min(job.restoration.overlap, job.data.size // 2)
+            )
+        found = Prepared(operator, samplers.build(job.sampler), Metered(prior, self.device))
         like = torch.empty(0, device=self.device)
         found.sampler.prepare(found.metered, operator, job.degradation.sigma_y, like)
         return found

@@ -105,9 +105,8 @@ class Stage:
             speed.half_precision(self.prior, precision)
             if self.device.type == "cuda":
                 speed.channels_last(self.prior)
-        batch_size = BATCH_ON_CPU if job.compute.batch_size == "auto" else job.compute.batch_size
         try:
-            self.problems = Problems(job, self.prior, self.device, multiple, batch_size, files or {})
+            self.problems = Problems(job, self.prior, self.device, multiple, files or {})
         except ValueError as error:
             raise JobError(f"sampler.{error}") from error
         data, sigma_y = job.data, job.degradation.sigma_y
@@ -117,18 +116,19 @@ class Stage:
             self.convert = Measurements(channels, data.range, sigma_y, pixels)
         self.prior_sha256: str | None = self.prior.sha256
         self.notes: list[str] = []
-        self.memory = Memory(self.problems, self.prior, self.notes)
+        batch_size = BATCH_ON_CPU if job.compute.batch_size == "auto" else job.compute.batch_size
+        self.memory = Memory(self.problems, self.prior, batch_size, self.notes)
         self.seconds = dict.fromkeys(("degrade", "sample", "forward", "vjp", "score"), 0.0)
 
     @property
     def batch_size(self) -> int:
         """Samples, or tiles, restored at once; halved when memory runs out."""
-        return self.problems.batch_size
+        return self.memory.batch_size
 
     @batch_size.setter
     def batch_size(self, count: int) -> None:
-        """Also tells the tiled priors."""
-        self.problems.batch_size = count
+        """From the next batch on."""
+        self.memory.batch_size = count
 
     def compile(self) -> None:
         """Compile the network for whole batches, if the job asks for it."""
@@ -156,10 +156,10 @@ class Stage:
         if self.problems.typical is None:
             raise JobError("compute: the operator fits no image of data.size; give batch_size as a number")
         problem = self.problems.of_images(self.problems.typical.image)
-        self.problems.batch_size = count
+        self.batch_size = count
         truth = torch.zeros(count, *problem.operator.image_shape, device=self.device)
         noise = KeyedNoise(0, [str(i) for i in range(count)])
-        problem.label([0] * count)
+        problem.begin([0] * count, count)
         y = problem.operator.forward(truth)
         sigma_y = self.job.degradation.sigma_y
         with suppress(RehearsedError):
@@ -216,7 +216,7 @@ class Stage:
         self, problem: Prepared, keys: Sequence[str], samples: np.ndarray, labels: Sequence[int | None]
     ) -> list[Restored]:
         """Restore samples (B, H, W, 3) or (B, C, h, w); raises as `run`."""
-        problem.label(labels)
+        problem.begin(labels, self.batch_size)
         job, operator, count = self.job, problem.operator, len(keys)
         with timed(self.seconds, "degrade", self.device), torch.no_grad():
             y, truth = degrade(job, operator, keys, torch.from_numpy(samples).to(self.device))
