@@ -16,7 +16,7 @@ from kintsugi.errors import JobError
 from kintsugi.pipeline.data.decode import Measurements
 from kintsugi.pipeline.data.depth import DEVIATIONS, OVERSHOOT
 from kintsugi.pipeline.execution.degrade import levels
-from kintsugi.pipeline.execution.stage import Stage
+from kintsugi.pipeline.execution.stage import Stage, draw_samples
 from kintsugi.pipeline.job import Job
 
 TENSORS = "(B, C, H, W) of floating point on [-1, 1]"
@@ -132,9 +132,9 @@ def restored_alike(stage: Stage, keys: list[str], measured: np.ndarray) -> list[
 
     def next_batch() -> list[Tensor]:
         part = slice(len(images), len(images) + (stage.batch_size if whole else 1))
-        stage.label(problem.prior, [None] * len(keys[part]))
+        problem.begin([None] * len(keys[part]), stage.batch_size)
         y = torch.from_numpy(measured[part]).to(stage.device)
-        drawn, _ = stage.draw_samples(problem, keys[part], y)
+        drawn, _ = draw_samples(stage.job, problem, keys[part], y)
         return list(drawn.image)
 
     while len(images) < len(keys):
