@@ -32,12 +32,8 @@ from typing import Annotated, Any
 
 import numpy as np
 import typer
-
-ROOT = Path(__file__).parent.parent
-sys.path[:0] = [str(ROOT / "tests"), str(ROOT)]
-
-import faults  # noqa: E402
-from faults import MOUNTED, NAMESPACE, SIGNALS, VICTIMS, Chaos, Disk, Outcome, descendants, tell  # noqa: E402
+from kit import faults
+from kit.faults import MOUNTED, NAMESPACE, SIGNALS, VICTIMS, Chaos, Disk, Outcome, descendants, tell
 
 FROZEN = 10.0  # seconds without an answer
 NOTICE = 1.0  # seconds from the notice of a spot node to its end
@@ -140,7 +136,7 @@ class Rays:
 
     def start(self, job: Path) -> subprocess.Popen[bytes]:
         """The command, in a session of its own."""
-        command = [sys.executable, faults.__file__, "kintsugi", "run", str(job)]
+        command = [*faults.PROGRAM, "kintsugi", "run", str(job)]
         address = ["--address", self.cluster.address]
         with self.log.open("ab") as log:
             return subprocess.Popen(
@@ -499,7 +495,7 @@ def turns(folder: Path, rng: np.random.Generator, ends: float, no_mounts: str | 
         # In another process, as one with Ray in it cannot be forked.
         folder.mkdir()
         options = ["--runs", "12", "--seed", str(rng.integers(1 << 30)), "--disks", "0" if no_mounts else "1"]
-        command = [sys.executable, faults.__file__, "storm", str(folder), *options]
+        command = [*faults.PROGRAM, "storm", str(folder), *options]
         subprocess.run(command, check=True, start_new_session=True)
         for outcome in json.loads((folder / "outcomes.json").read_text()):
             count(Outcome(**outcome))

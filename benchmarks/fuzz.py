@@ -17,12 +17,10 @@ import warnings
 from multiprocessing import get_context
 from pathlib import Path
 
-sys.path[:0] = [str(Path(__file__).parent.parent), str(Path(__file__).parent.parent / "tests")]
-
-import diffusers  # noqa: E402
-from fuzz import MEMORY, SECONDS, TARGETS, Tally, inputs, memory  # noqa: E402
-from rich.console import Console  # noqa: E402
-from rich.table import Table  # noqa: E402
+import diffusers
+from kit.fuzz import MEMORY, SECONDS, TARGETS, Tally, inputs, memory
+from rich.console import Console
+from rich.table import Table
 
 COLUMNS = ("surface", "tried", "ended well", "refused", "failed rows", "faults", "MiB more", "slowest, s")
 

@@ -1,35 +1,22 @@
 """Shards, jobs and one Ray cluster for the whole session."""
 
-import base64
-import hashlib
-import io
-import json
 import logging
 import os
-import re
-import shutil
-import subprocess
-import tarfile
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
-from skimage import data
-from skimage.transform import resize
+from kit.browser import Browser
+from kit.shards import SIZE, encode, picture, write_tar
 
 from kintsugi.pipeline.job import Job
 from kintsugi.pipeline.storage.location import filesystem
 
-SIZE = 32
-
-
-LONGEST = ("test_cluster", "test_aggregate", "test_faults", "test_run")
-"""Files that begin. The Ray of test_cluster starts first: the job agent of a machine's first Ray gets the
+LONGEST = ("test_submit", "test_aggregate", "test_faults", "test_run")
+"""Files that begin. The Ray of test_submit starts first: the job agent of a machine's first Ray gets the
 port that `kintsugi submit` is told; test_aggregate, which has no Ray, lets it.
 """
 
@@ -83,30 +70,6 @@ def s3() -> Iterator[str]:
         yield "s3://kintsugi-test"
         filesystem.cache_clear()
     server.stop()
-
-
-def picture(number: int, size: int = SIZE) -> np.ndarray:
-    """A crop of a photograph, (size, size, 3) uint8, different for each number."""
-    photograph = resize(data.astronaut(), (128, 128), anti_aliasing=True)
-    rng = np.random.default_rng(number)
-    top, left = rng.integers(0, 128 - size + 1, 2)
-    return (photograph[top : top + size, left : left + size] * 255).round().astype(np.uint8)
-
-
-def encode(array: np.ndarray, kind: str = "PNG", **options: Any) -> bytes:
-    buffer = io.BytesIO()
-    Image.fromarray(array).save(buffer, format=kind, **options)
-    return buffer.getvalue()
-
-
-def write_tar(path: Path, members: list[tuple[str, bytes]]) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tarfile.open(path, "w") as tar:
-        for name, content in members:
-            info = tarfile.TarInfo(name)
-            info.size = len(content)
-            tar.addfile(info, io.BytesIO(content))
-    return path
 
 
 @pytest.fixture(scope="session")
@@ -166,95 +129,6 @@ def ray_cluster() -> Iterator[str]:
         Path(folder, "ray_current_cluster").write_text(context.address_info["gcs_address"])
         yield context.dashboard_url
         ray.shutdown()
-
-
-def assert_self_contained(html: str) -> None:
-    """A page names no address and may run one script, its own."""
-    assert "http://" not in html
-    assert "https://" not in html
-    (script,) = re.findall(r"<script>(.*?)</script>", html, re.DOTALL)
-    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    assert (
-        f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{digest}'" in html
-    )
-
-
-class Browser:
-    """A headless Chromium in which no name resolves, driven by its DevTools protocol over two pipes."""
-
-    def __init__(self, profile: Path):
-        program = shutil.which("chromium") or shutil.which("google-chrome")
-        if program is None:
-            pytest.skip("no Chromium is installed")
-        theirs, self.commands = os.pipe()
-        self.answers, ours = os.pipe()
-        options = ["--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars"]
-        rules = "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1"
-        command = [program, *options, rules, "--remote-debugging-pipe", f"--user-data-dir={profile}"]
-        self.process = subprocess.Popen(
-            ["bash", "-c", f'exec "$@" 3<&{theirs} 4>&{ours}', "bash", *command, "about:blank"],
-            pass_fds=(theirs, ours),
-            stderr=subprocess.DEVNULL,
-        )
-        os.close(theirs)
-        os.close(ours)
-        self.number, self.waiting, self.session = 0, b"", {}
-        self.console: list[str] = []
-        self.loaded = False
-        (page,) = (t for t in self("Target.getTargets")["targetInfos"] if t["type"] == "page")
-        attached = self("Target.attachToTarget", targetId=page["targetId"], flatten=True)
-        self.session = {"sessionId": attached["sessionId"]}
-        for domain in ("Page", "Log", "Runtime"):
-            self(f"{domain}.enable")
-
-    def __call__(self, method: str, **params: Any) -> dict[str, Any]:
-        """The answer to a command; what happens before it is noted."""
-        self.number += 1
-        message = {"id": self.number, "method": method, "params": params, **self.session}
-        os.write(self.commands, json.dumps(message).encode() + b"\0")
-        while (answer := self.message()).get("id") != self.number:
-            pass
-        assert "error" not in answer, answer
-        return answer["result"]
-
-    def message(self) -> dict[str, Any]:
-        while b"\0" not in self.waiting:
-            part = os.read(self.answers, 1 << 20)
-            assert part, "the browser is gone"
-            self.waiting += part
-        content, _, self.waiting = self.waiting.partition(b"\0")
-        found = json.loads(content)
-        if found.get("method") == "Log.entryAdded":
-            self.console.append(found["params"]["entry"]["text"])
-        if found.get("method") == "Runtime.exceptionThrown":
-            self.console.append(found["params"]["exceptionDetails"]["text"])
-        self.loaded |= found.get("method") == "Page.loadEventFired"
-        return found
-
-    def open(self, file: Path, place: str = "", width: int = 1200) -> None:
-        """Load a page; the console is that of this page."""
-        self("Emulation.setDeviceMetricsOverride", width=width, height=900, deviceScaleFactor=1, mobile=False)
-        for url in ("about:blank", file.as_uri() + place):  # another place in the same page loads nothing
-            self.console.clear()
-            self.loaded = False
-            self("Page.navigate", url=url)
-            while not self.loaded:
-                self.message()
-
-    def evaluate(self, script: str) -> Any:
-        found = self("Runtime.evaluate", expression=script, returnByValue=True, awaitPromise=True)
-        assert "exceptionDetails" not in found, found
-        return found["result"].get("value")
-
-    def mouse(self, kind: str, x: float, y: float, pressed: bool) -> None:
-        button = {"button": "left", "buttons": int(pressed), "clickCount": 1}
-        self("Input.dispatchMouseEvent", type=f"mouse{kind}", x=x, y=y, **button)
-
-    def close(self) -> None:
-        self.process.terminate()
-        self.process.wait()
-        os.close(self.commands)
-        os.close(self.answers)
 
 
 @pytest.fixture(scope="session")

@@ -3,7 +3,7 @@
 from itertools import islice
 
 import pytest
-from fuzz import MEMORY, TARGETS, Tally, inputs, memory
+from kit.fuzz import MEMORY, TARGETS, Tally, inputs, memory
 
 COUNTS = {
     "images": 250,

@@ -12,7 +12,7 @@ from unittest.mock import Mock
 import numpy as np
 import pytest
 import torch
-from conftest import picture, write_tar
+from kit.shards import picture, write_tar
 from PIL import Image
 from rich.console import Console
 

@@ -16,9 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 import yaml
-from conftest import SIZE, encode, picture, write_tar
-
-from benchmarks.bad_input import (
+from kit.hostile import (
     ARRAYS,
     CASES,
     GOOD,
@@ -42,6 +40,8 @@ from benchmarks.bad_input import (
     tree,
     zip_of,
 )
+from kit.shards import SIZE, encode, picture, write_tar
+
 from kintsugi.errors import JobError, redacted
 from kintsugi.jobs.files import load_job
 from kintsugi.pipeline.analysis.report import write_report
@@ -218,7 +218,7 @@ def test_the_overview_has_every_case():
 
 def test_the_page_names_tests_that_exist():
     page = (ROOT / "docs" / "security.md").read_text()
-    named = re.findall(r"`(test_\w+)\.py::(test_\w+)`", page)
+    named = re.findall(r"`([\w/]*test_\w+)\.py::(test_\w+)`", page)
     assert len(named) > 20
     for file, test in named:
         assert f"def {test}(" in (ROOT / "tests" / f"{file}.py").read_text(), f"{file}::{test}"

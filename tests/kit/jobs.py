@@ -1,0 +1,42 @@
+"""Jobs by the command line, and by the executors."""
+
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from typer.testing import CliRunner
+
+from kintsugi.jobs.cli import app
+from kintsugi.pipeline.analysis.aggregate import committed
+from kintsugi.pipeline.execution.commit import ROWS
+from kintsugi.pipeline.execution.executors import Live, in_process
+from kintsugi.pipeline.execution.open import open_or_plan
+from kintsugi.pipeline.execution.run import Run
+from kintsugi.pipeline.job import Job
+
+runner = CliRunner()
+
+
+def kintsugi(*arguments: str | Path, raises: type[Exception] | None = None):
+    result = runner.invoke(app, [str(a) for a in arguments], env={"COLUMNS": "200"})
+    if raises is None and result.exception and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return result
+
+
+def execute(job: Job, executor: Callable[..., Any] = in_process, *extra: Any) -> Run:
+    run = open_or_plan(job)
+    for _ in executor(run.job, run.folder, run.outstanding(), Live(), *extra):
+        pass
+    return run
+
+
+def rows(run: Run) -> list[dict[str, Any]]:
+    return [row for table, _ in committed(run, ROWS.names) for row in table.to_pylist()]
+
+
+def digests(run: Run) -> dict[str, str]:
+    return {
+        f.name: hashlib.sha256(f.read_bytes()).hexdigest() for f in sorted((run.folder / "data").iterdir())
+    }

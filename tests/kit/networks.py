@@ -1,0 +1,227 @@
+"""Networks of published formats as plain functions of a state dict, which draw the weights that are missing.
+
+One run makes the file in the original format, and its expected output.
+"""
+
+import math
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+
+
+def draw(*shape, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+class Weights(dict):
+    """A state dict that draws what is asked for and missing, in the order of asking."""
+
+    def __init__(self, seed=0):
+        super().__init__()
+        self.generator = torch.Generator().manual_seed(seed)
+
+    def __call__(self, key, *shape, scale=None):
+        if key not in self:
+            value = torch.randn(*shape, generator=self.generator)
+            fan_in = math.prod(shape[1:])
+            self[key] = value * (scale or fan_in**-0.5) if len(shape) > 1 or scale else 1 + 0.3 * value
+        return self[key]
+
+    def bias(self, key, size):
+        return self(key, size, scale=0.3)
+
+    def convolution(self, name, x, outputs, kernel=3):
+        weight = self(f"{name}.weight", outputs, x.shape[1], kernel, kernel)
+        return F.conv2d(x, weight, self.bias(f"{name}.bias", outputs), padding=kernel // 2)
+
+    def linear(self, name, x, outputs):
+        return F.linear(x, self(f"{name}.weight", outputs, x.shape[1]), self.bias(f"{name}.bias", outputs))
+
+    def norm(self, name, x, groups, eps):
+        weight, bias = self(f"{name}.weight", x.shape[1]), self.bias(f"{name}.bias", x.shape[1])
+        return F.group_norm(x, groups, weight, bias, eps)
+
+
+def attend(q, k, v):
+    """q, k, v (…, channels, positions)."""
+    return v @ torch.softmax(q.mT @ k / q.shape[-2] ** 0.5, -1).mT
+
+
+def adm_reference(w, x, t, channels, multipliers, blocks, attention, head_channels, classes, outputs, labels):
+    norm = partial(w.norm, groups=32, eps=1e-5)
+    widths = [int(channels * m) for m in multipliers]
+    angles = t[:, None] * 10_000.0 ** (-torch.arange(channels // 2) / (channels // 2))
+    embedding = torch.cat([angles.cos(), angles.sin()], 1)
+    embedding = w.linear("time_embed.0", embedding, 4 * channels)
+    embedding = w.linear("time_embed.2", F.silu(embedding), 4 * channels)
+    if classes is not None:
+        embedding = embedding + w("label_emb.weight", classes, 4 * channels, scale=1)[labels]
+
+    def residual(name, x, width, resample=lambda x: x):
+        h = w.convolution(f"{name}.in_layers.2", resample(F.silu(norm(f"{name}.in_layers.0", x))), width)
+        modulation = w.linear(f"{name}.emb_layers.1", F.silu(embedding), 2 * width)[..., None, None]
+        scale, shift = modulation.chunk(2, 1)
+        h = norm(f"{name}.out_layers.0", h) * (1 + scale) + shift
+        h = w.convolution(f"{name}.out_layers.3", F.silu(h), width)
+        x = resample(x)
+        return h + (x if x.shape[1] == width else w.convolution(f"{name}.skip_connection", x, width, 1))
+
+    def attend_in(name, x):
+        width, positions = x.shape[1], x[0, 0].numel()
+        h = norm(f"{name}.norm", x).flatten(2)
+        qkv = w(f"{name}.qkv.weight", 3 * width, width, 1)[..., 0] @ h
+        qkv = qkv + w.bias(f"{name}.qkv.bias", 3 * width)[:, None]
+        heads = qkv.view(len(x), width // head_channels, 3, head_channels, positions)
+        h = attend(*heads.unbind(2)).reshape(len(x), width, positions)
+        h = w(f"{name}.proj_out.weight", width, width, 1)[..., 0] @ h
+        return x + (h + w.bias(f"{name}.proj_out.bias", width)[:, None]).view_as(x)
+
+    h = w.convolution("input_blocks.0.0", x, widths[0])
+    skips, row = [h], 0
+    for level, width in enumerate(widths):
+        for _ in range(blocks):
+            row += 1
+            h = residual(f"input_blocks.{row}.0", h, width)
+            if level in attention:
+                h = attend_in(f"input_blocks.{row}.1", h)
+            skips.append(h)
+        if level < len(widths) - 1:
+            row += 1
+            h = residual(f"input_blocks.{row}.0", h, width, partial(F.avg_pool2d, kernel_size=2))
+            skips.append(h)
+    h = residual("middle_block.0", h, width)
+    h = residual("middle_block.2", attend_in("middle_block.1", h), width)
+    row = -1
+    for level, width in reversed(list(enumerate(widths))):
+        for _ in range(blocks + 1):
+            row += 1
+            h = residual(f"output_blocks.{row}.0", torch.cat([h, skips.pop()], 1), width)
+            if level in attention:
+                h = attend_in(f"output_blocks.{row}.1", h)
+        if level:
+            name = f"output_blocks.{row}.{1 + (level in attention)}"
+            h = residual(name, h, width, partial(F.interpolate, scale_factor=2))
+    return w.convolution("out.2", F.silu(norm("out.0", h)), outputs)
+
+
+ADM = {
+    "plain": (32, (1, 2), 1, {1}, 32, None, 3),
+    "ffhq-like": (32, (1, 2, 2), 1, {2}, 64, None, 6),
+    "imagenet-like": (32, (1, 1, 2), 2, {1, 2}, 16, None, 6),
+    "conditional": (64, (0.5, 1, 1), 2, {0, 2}, 8, 10, 6),
+}
+
+
+def make_adm(folder, name):
+    """A file, and x (2, 3, 16, 16), t (2,), labels and ε of the reference. One label is fractional."""
+    *_, head_channels, classes, _ = ADM[name]
+    w, x, t, labels = Weights(), draw(2, 3, 16, 16), torch.tensor([17.0, 523.25]), torch.tensor([7, 2])
+    epsilon = adm_reference(w, x, t, *ADM[name], labels)[:, :3]
+    torch.save(dict(w), folder / f"{name}.pt")
+    return folder / f"{name}.pt", head_channels, x, t, labels if classes else None, epsilon
+
+
+FIR = torch.outer(torch.tensor([1.0, 3, 3, 1]), torch.tensor([1.0, 3, 3, 1])) / 64
+
+
+def fir(function, x, gain):
+    kernel = gain * FIR.expand(x.shape[1], 1, 4, 4)
+    return function(x, kernel, stride=2, padding=1, groups=x.shape[1])
+
+
+def ncsnpp_reference(w, x, t, widths, blocks, attention):
+    """t: the times that the network sees, from 0 to 999."""
+    count = iter(range(1000))
+    smaller, larger = partial(fir, F.conv2d, gain=1), partial(fir, F.conv_transpose2d, gain=4)
+
+    def module():
+        return f"all_modules.{next(count)}"
+
+    def norm(name, x):
+        return w.norm(name, x, min(x.shape[1] // 4, 32), 1e-6)
+
+    def residual(x, width, resample=None):
+        name = module()
+        h = F.silu(norm(f"{name}.GroupNorm_0", x))
+        h = w.convolution(f"{name}.Conv_0", resample(h) if resample else h, width)
+        h = h + w.linear(f"{name}.Dense_0", F.silu(embedding), width)[..., None, None]
+        h = w.convolution(f"{name}.Conv_1", F.silu(norm(f"{name}.GroupNorm_1", h)), width)
+        x = resample(x) if resample else x
+        if resample or x.shape[1] != width:
+            x = w.convolution(f"{name}.Conv_2", x, width, 1)
+        return (x + h) / 2**0.5
+
+    def attend_in(x):
+        name, width = module(), x.shape[1]
+
+        def within(i, h):
+            weight = w(f"{name}.NIN_{i}.W", width, width)
+            return weight.T @ h + w.bias(f"{name}.NIN_{i}.b", width)[:, None]
+
+        h = norm(f"{name}.GroupNorm_0", x).flatten(2)
+        h = within(3, attend(within(0, h), within(1, h), within(2, h)))
+        return (x + h.view_as(x)) / 2**0.5
+
+    frequencies = w(f"{module()}.W", widths[0], scale=16)
+    angles = t.log()[:, None] * frequencies * 2 * math.pi
+    embedding = torch.cat([angles.sin(), angles.cos()], 1)
+    embedding = w.linear(module(), embedding, 4 * widths[0])
+    embedding = w.linear(module(), F.silu(embedding), 4 * widths[0])
+
+    pyramid = x
+    h = w.convolution(module(), x, widths[0])
+    skips = [h]
+    for level, width in enumerate(widths):
+        for _ in range(blocks):
+            h = residual(h, width)
+            h = attend_in(h) if level in attention else h
+            skips.append(h)
+        if level < len(widths) - 1:
+            pyramid = smaller(pyramid)
+            h = residual(h, width, smaller)
+            h = h + w.convolution(f"{module()}.Conv_0", pyramid, width, 1)
+            skips.append(h)
+    h = residual(h, width)
+    h = residual(attend_in(h), width)
+    pyramid = 0
+    for level, width in reversed(list(enumerate(widths))):
+        for _ in range(blocks + 1):
+            h = residual(torch.cat([h, skips.pop()], 1), width)
+        h = attend_in(h) if level in attention else h
+        pyramid = larger(pyramid) if level < len(widths) - 1 else 0
+        normalised = F.silu(norm(module(), h))
+        pyramid = pyramid + w.convolution(module(), normalised, 3)
+        if level:
+            h = residual(h, width, larger)
+    return pyramid / t[:, None, None, None]
+
+
+NCSNPP = {
+    "narrow": ((16, 16, 32), 1, {1}),
+    "wide": ((32, 96), 2, {0, 1}),
+    "no attention": ((8, 16), 2, set()),
+}
+
+
+def make_ncsnpp(folder, name):
+    """A file whose trained weights differ from their average, and x, t in [0, 1] and the velocity."""
+    average, x, t = Weights(), draw(2, 3, 16, 16), torch.tensor([0.3, 0.9])
+    velocity = ncsnpp_reference(average, x, 999 * t, *NCSNPP[name])
+    fixed = "all_modules.0.W"
+    model = {
+        f"module.{key}": value if key == fixed else draw(*value.shape, seed=1)
+        for key, value in average.items()
+    }
+    content = {
+        "optimizer": {"state": {}, "param_groups": [{"lr": 2e-4, "betas": (0.9, 0.999)}]},
+        "model": {"module.sigmas": torch.ones(20, dtype=torch.float64), **model},
+        "ema": {
+            "decay": 0.999,
+            "num_updates": 10,
+            "shadow_params": [value for key, value in average.items() if key != fixed],
+        },
+        "step": 10,
+    }
+    torch.save(content, folder / f"{name}.pth")
+    return folder / f"{name}.pth", x, t, velocity

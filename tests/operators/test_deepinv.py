@@ -1,0 +1,77 @@
+"""The operators that deepinv defines as well, where it is installed."""
+
+import pytest
+import torch
+from kit.operators import channel_mask, draw
+
+from kintsugi import operators
+
+pytest.importorskip("deepinv", reason="deepinv, the library compared with, is not installed")
+physics = pytest.importorskip("deepinv.physics")
+
+SHAPE = (3, 16, 24)
+
+
+def build(name, shape=SHAPE, **parameters):
+    return operators.build({"name": name, **parameters}, shape)
+
+
+def assert_same(ours, theirs, atol=1e-5, pinv=True):
+    """Forward, adjoint and, where theirs is exact, pseudo-inverse."""
+    x, y = draw(ours, ours.image_shape), draw(ours, ours.measurement_shape, seed=1)
+    close = {"rtol": 0, "atol": atol}
+    torch.testing.assert_close(ours.forward(x), theirs.A(x), **close)
+    torch.testing.assert_close(ours.adjoint(y), theirs.A_adjoint(y), **close)
+    if pinv:
+        torch.testing.assert_close(ours.pinv(y), theirs.A_dagger(y), **close)
+
+
+def test_inpainting():
+    mask = channel_mask()
+    shape = tuple(mask.shape)
+    assert_same(build("inpaint", shape, mask=mask), physics.Inpainting(shape, mask=mask.float()))
+
+
+def test_decolorize():
+    assert_same(build("colorize"), physics.Decolorize(channels=3, srf="flat"))
+    assert_same(build("colorize", weights="luma"), physics.Decolorize(channels=3), atol=1e-3)
+
+
+def test_bicubic_is_matlabs():
+    for factor in (2, 4):
+        assert_same(
+            build("bicubic", factor=factor),
+            physics.DownsamplingMatlab(factor=factor, kernel="cubic", padding="reflect"),
+            pinv=False,
+        )
+
+
+@pytest.mark.parametrize("fourier", [False, True])
+def test_circular_convolutions(fourier):
+    ours = build("motion_blur", taps=9, threshold=0.0)
+    kernel = ours.kernel.roll((4, 4), (0, 1))[None, None, :9, :9]
+    if fourier:
+        assert_same(ours, physics.BlurFFT(SHAPE, filter=kernel), pinv=False)
+    else:
+        assert_same(ours, physics.Blur(filter=kernel, padding="circular"), pinv=False)
+
+
+@pytest.mark.parametrize(("boundary", "padding"), [("circular", "circular"), ("zero", "constant")])
+def test_gaussian_blur(boundary, padding):
+    offsets = torch.arange(9.0) - 4
+    kernel = torch.exp(-0.5 * (offsets / 2.0) ** 2)
+    kernel = torch.outer(kernel, kernel)
+    ours = build("gaussian_blur", sigma=2.0, taps=9, boundary=boundary, threshold=0.0)
+    theirs = physics.Blur(filter=(kernel / kernel.sum())[None, None], padding=padding)
+    assert_same(ours, theirs, pinv=False)
+
+
+def test_hadamard_coefficients():
+    """Theirs keeps m coefficients in another order; all of them are the same energy, and invert alike."""
+    shape = (1, 16, 16)
+    ours = build("compressed_sensing", shape, ratio=1.0)
+    theirs = physics.SinglePixelCamera(m=256, img_size=shape)
+    x = draw(ours, shape)
+    torch.testing.assert_close(
+        ours.forward(x).flatten(1).sort().values, theirs.A(x).flatten(1).sort().values, rtol=0, atol=1e-5
+    )

@@ -1,0 +1,441 @@
+"""Faults at random points: after the same command the result is complete, once, and the same bytes.
+
+In process, on Ray, by a sample that ends its process, and on disks that are full, read-only or gone;
+benchmarks/faults.py does the same on clusters of several nodes, and for as long as one likes.
+"""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from kit import faults
+from kit.faults import MOUNTED, NAMESPACE, Outcome, descendants, why_no_mounts, write_job, write_shards
+
+from kintsugi.errors import JobError
+from kintsugi.jobs import cli
+from kintsugi.jobs.terminal import EXIT_SOME_FAILED
+from kintsugi.pipeline.data.units import Unit
+from kintsugi.pipeline.execution import executors
+from kintsugi.pipeline.execution import sieve as terminal
+from kintsugi.pipeline.execution.bisect import DEATHS, Inquiry
+from kintsugi.pipeline.execution.executors import Pool, reason
+from kintsugi.pipeline.execution.worker import Task
+from kintsugi.pipeline.storage.publish import this_host
+
+RUNS, DISKS = 50, 2
+UNITS, SAMPLES = 4, 12  # of the runs on Ray
+PAUSE = 0.1  # seconds for each sample there
+
+
+@pytest.fixture(scope="module")
+def weather(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[subprocess.Popen[bytes], Path]]:
+    """The runs in process, which go on beside the tests on Ray: these wait most of the time."""
+    folder = tmp_path_factory.mktemp("faults")
+    mounting = why_no_mounts() is None
+    storm = [*faults.PROGRAM, "storm", folder, "--runs", str(RUNS), "--seed", "0"]
+    disks = ["--disks", str(DISKS if mounting else 0)]
+    process = subprocess.Popen([*(NAMESPACE if mounting else ()), *storm, *disks])
+    yield process, folder
+    process.kill()
+    process.wait()
+
+
+# ---- samples that end their process
+
+
+def unit_of(samples: int) -> Unit:
+    return Unit("00000-0000000", "shard", 0, 0, 0, samples, 0, 0)
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_an_inquiry_finds_exactly_the_poison_whatever_else_happens_once(seed):
+    """Any set of samples that always kill, and accidents, of which none meets the same sample alone twice."""
+    rng = random.Random(seed)
+    samples = rng.randint(1, 70)
+    poison = set(rng.sample(range(samples), rng.randint(0, min(samples, 6))))
+    inquiry = Inquiry(Task(unit_of(samples)))
+    accidents, tried, deaths = set(), 0, 0
+    while not inquiry.finished:
+        first, last = inquiry.suspects[-1]
+        accident = rng.random() < 0.2 and (first, last) not in accidents
+        if accident:
+            accidents.add((first, last))
+        tried += 1
+        if accident or poison & set(range(first, last)):
+            deaths += 1
+            inquiry.died()
+        else:
+            inquiry.survived()
+    assert set(inquiry.poison) == poison
+    assert len(inquiry.poison) == len(poison)
+    assert tried <= 2 * samples + DEATHS * samples
+    if not accidents:
+        assert deaths <= len(poison) * (samples.bit_length() + DEATHS)
+
+
+# ---- on Ray
+
+
+@dataclass
+class Station:
+    """Runs on the session's cluster, and an undisturbed one to compare them with."""
+
+    base: Path
+    shards: str
+    calm: Path
+    address: str
+
+    def job(self, name: str, **compute: int) -> Path:
+        compute = {"batch_size": 1, "unit_size": SAMPLES // UNITS, "actors": 1} | compute
+        prior = {"name": "gaussian", "pause": PAUSE}
+        return write_job(self.base / f"{name}.yaml", self.shards, self.base / name, prior, **compute)
+
+    def run(self, name: str, **compute: int) -> int:
+        """`kintsugi run` in this process; its exit code."""
+        return command(self.job(name, **compute), self.address)
+
+    def commits(self, name: str) -> int:
+        return len(list(self.base.glob(f"{name}/commits/*.json")))
+
+    def check(self, name: str) -> None:
+        """The run is as the undisturbed one."""
+        outcome = Outcome("Ray", [name], codes=[0])
+        outcome.compare(self.base / name, self.calm)
+        assert outcome.clean, outcome
+
+
+@dataclass
+class Strikes:
+    """What happens to some actor after so many commits, and to another after so many more.
+
+    It happens in the driver, before it looks what the actors have done: however late it comes on a busy
+    machine, the run is not over.
+
+    Attributes:
+        left: numbers of commits. struck: processes it has happened to.
+    """
+
+    station: Station
+    name: str
+    left: list[int]
+    rng: np.random.Generator
+    act: Callable[[int], None]
+
+    def __post_init__(self) -> None:
+        self.struck: list[int] = []
+
+    def begin(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        original = Pool.ready
+
+        def ready(pool: Pool) -> list[Any]:
+            if self.left and self.station.commits(self.name) >= self.left[0] and actors():
+                time.sleep(self.rng.uniform(0, 3 * PAUSE))
+                victim = int(self.rng.choice(sorted(actors())))
+                self.act(victim)
+                self.struck.append(victim)
+                del self.left[0]
+            return original(pool)
+
+        monkeypatch.setattr(Pool, "ready", ready)
+
+
+def command(job: Path, address: str) -> int:
+    return cli.app(["run", str(job), "--address", address], standalone_mode=False) or 0
+
+
+def actors() -> list[int]:
+    """Process ids of the workers on clusters of this process."""
+    return [process for process, name in descendants(os.getpid()) if name.startswith("ray::GaussianWorker")]
+
+
+def kill(process: int, number: int = signal.SIGKILL) -> None:
+    with suppress(ProcessLookupError):
+        os.kill(process, number)
+
+
+@pytest.fixture(scope="module")
+def station(tmp_path_factory: pytest.TempPathFactory, ray_cluster: str, weather: object) -> Iterator[Station]:
+    import ray
+
+    base = tmp_path_factory.mktemp("station")
+    address = ray.get_runtime_context().gcs_address
+    shards = write_shards(base / "shards", shards=2, images=SAMPLES // 2)
+    found = Station(base, shards, base / "calm", address)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(executors, "RayWorker", faults.GaussianWorker)
+        patch.setitem(faults.priors.REGISTRY, "gaussian", faults.gaussian)
+        patch.setitem(faults.priors.DESCRIBE, "gaussian", faults.describe_gaussian)
+        assert command(found.job("calm"), "none") == 0
+        yield found
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_killed_actors_leave_no_trace(station, monkeypatch, seed):
+    """One actor killed once, or two of which one or two are killed: while they start, work or wait."""
+    rng, name, actors = np.random.default_rng(seed), f"killed-{seed}", 1 + seed % 2
+    after = sorted(rng.integers(0, UNITS, rng.integers(1, actors + 1)).tolist())
+    strikes = Strikes(station, name, after, rng, kill)
+    strikes.begin(monkeypatch)
+    assert station.run(name, actors=actors) == 0
+    assert strikes.struck
+    assert not strikes.left
+    station.check(name)
+
+
+@pytest.mark.parametrize("sleep", [0.5, 4.0])
+def test_a_frozen_actor_is_replaced_and_may_wake_up_late(station, monkeypatch, capsys, sleep):
+    """It wakes up before it is missed, or when another does its work."""
+    rng, name = np.random.default_rng(int(sleep)), f"frozen-{sleep}"
+    monkeypatch.setattr(executors, "FROZEN_SECONDS", 2.0)
+    alarms: list[threading.Timer] = []
+
+    def freeze(process: int) -> None:
+        kill(process, signal.SIGSTOP)
+        alarms.append(threading.Timer(sleep, kill, (process, signal.SIGCONT)))
+        alarms[-1].start()
+
+    strikes = Strikes(station, name, [int(rng.integers(0, UNITS))], rng, freeze)
+    strikes.begin(monkeypatch)
+    assert station.run(name) == 0
+    (alarm,) = alarms
+    alarm.join()
+    station.check(name)
+    assert sleep < 2 or "has not answered" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("name", "signals", "code"),
+    [
+        ("kill-9", [signal.SIGKILL], -signal.SIGKILL),
+        ("sigterm", [signal.SIGTERM], 130),
+        ("ctrl-c-twice", [signal.SIGINT, signal.SIGINT], 130),
+    ],
+)
+def test_the_same_command_continues_after_its_driver_ended(station, name, signals, code):
+    rng = np.random.default_rng(signals[0])
+    after = int(rng.integers(0, UNITS - 1))  # so that there are units left to be interrupted
+    arguments = ["run", str(station.job(name)), "--address", station.address]
+    driver = subprocess.Popen(
+        [*faults.PROGRAM, "kintsugi", *arguments],
+        start_new_session=True,
+        stdout=subprocess.DEVNULL,
+    )
+    while driver.poll() is None and (station.commits(name) < after or not actors()):
+        time.sleep(0.05)
+    for number in signals:
+        os.killpg(driver.pid, number)
+        time.sleep(rng.uniform(0, PAUSE))
+    assert driver.wait(60) == code
+    assert station.run(name) == 0
+    station.check(name)
+
+
+def test_an_actor_at_work_when_the_job_ends_leaves_nothing(station, monkeypatch):
+    """A unit is done twice, as the first to do it is slow; the slow one is writing when the other is done."""
+
+    class Scribbler(faults.GaussianWorker):
+        def process(self, task):
+            begun = Path(self.worker.folder, "begun")
+            if task.unit.unit == "00000-0000000" and not begun.exists():
+                begun.touch()
+                for number in range(100_000):
+                    name = f".{this_host()}-{os.getpid()}-{number:016x}.tmp"
+                    Path(self.worker.folder, name).touch()
+                    time.sleep(0.001)
+            return super().process(task)
+
+    monkeypatch.setattr(executors, "RayWorker", Scribbler)
+    monkeypatch.setattr(executors, "SLOW_SECONDS", 0.2)
+    assert station.run("scribbled", actors=2) == 0
+    Path(station.base, "scribbled", "begun").unlink()
+    station.check("scribbled")
+
+
+def test_poison_is_found_by_bisection_and_alone_recorded_as_failed(station, monkeypatch):
+    """A sample ends or freezes every process that restores it; an accident ends another unit's."""
+    poison, unlucky = {"image_0006"}, "image_0010"
+
+    class Poisoned(faults.GaussianWorker):
+        def __init__(self, job, run, device):
+            super().__init__(job, run, device)
+            stage, accident, frozen = self.worker.stage, Path(run, "accident"), Path(run, "frozen")
+            original = stage.run
+
+            def run_or_die(keys, *samples):
+                if poison & set(keys):
+                    if not frozen.exists():
+                        frozen.touch()
+                        os.kill(os.getpid(), signal.SIGSTOP)
+                    frozen.unlink()
+                    os._exit(1)
+                if unlucky in keys and not accident.exists():
+                    accident.touch()
+                    os._exit(1)
+                return original(keys, *samples)
+
+            stage.run = run_or_die
+
+    monkeypatch.setattr(executors, "RayWorker", Poisoned)
+    monkeypatch.setattr(executors, "FROZEN_SECONDS", 1.0)
+    assert station.run("poison", attempts=1) == EXIT_SOME_FAILED
+    calm, found = (rows(station.base / name) for name in ("calm", "poison"))
+    assert {key for key, row in found.items() if row["status"] == "failed"} == poison
+    assert all("WorkerKilled" in found[key]["error"] for key in poison)
+    assert {key: row for key, row in found.items() if key not in poison} == {
+        key: row for key, row in calm.items() if key not in poison
+    }
+
+
+def rows(folder: Path) -> dict[str, dict[str, Any]]:
+    found = [row for file in folder.glob("data/*.parquet") for row in pq.read_table(file).to_pylist()]
+    assert len(found) == SAMPLES
+    return {row["key"]: row for row in found}
+
+
+@pytest.mark.parametrize(
+    ("text", "short"),
+    [
+        (
+            "The actor died unexpectedly before finishing this task.\n\tpid: 20192\n\tip: 192.0.2.2\n"
+            "The actor is dead because its worker process has died. Worker exit type: SYSTEM_ERROR Worker "
+            "exit detail: Worker unexpectedly exits with a connection error code 2. End of file. Some common "
+            "causes include: (1) the process was killed by the OOM killer due to high memory usage, (2) …",
+            "the worker's process died",
+        ),
+        (
+            "The actor 7dbb6157f28f5a1e3d0e is unavailable: The actor is temporarily unavailable: RpcError: "
+            "RPC error: failed to connect to all addresses; last error: UNKNOWN: ipv4:192.0.2.2:41: failed "
+            "to connect rpc_code: 14. The task may or may not have been executed on the actor.",
+            "the worker cannot be reached",
+        ),
+        (
+            "The actor 7dbb6157f28f5a1e3d0e is unavailable: The actor is temporarily unavailable: RpcError: "
+            "RPC error: Socket closed rpc_code: 14. The task may or may not have been executed on the actor.",
+            "the worker cannot be reached",
+        ),
+        (
+            "The actor died unexpectedly before finishing this task.\n\n\tactor_id: 4f3e51c71ede",
+            "the worker's process died",
+        ),
+        (
+            "Traceback …\nJobError: no weights at v1. 5; see there",
+            "RuntimeError: JobError: no weights at v1. 5; see there",
+        ),
+        ("", "RuntimeError: the worker died"),
+        (
+            "Task was killed due to the node running low on memory.\nMemory on the node (IP: 192.0.2.2, …",
+            "Ray ended the worker, as its node ran out of memory",
+        ),
+        (
+            "The actor is dead because its node has died. Node Id: 4b68477ec13978d1a686df9081bf990f",
+            "the worker's node is lost",
+        ),
+    ],
+)
+def test_a_reason_is_one_sentence_and_the_same_every_time(text, short):
+    assert reason(RuntimeError(text)) == short
+
+
+# ---- a Ray of its own
+
+
+@pytest.fixture(scope="module")
+def chaos(tmp_path_factory: pytest.TempPathFactory, station: Station) -> faults.Chaos:
+    """After `station`, where the prior of the tests is known here."""
+    return faults.Chaos(tmp_path_factory.mktemp("chaos"))
+
+
+def test_a_ray_that_dies_ends_the_command_which_then_continues(chaos):
+    """benchmarks/faults.py chaos does this at random, and to the GCS, of which Ray takes a minute to tell."""
+    strike = faults.Strike(signal.SIGKILL, "raylet", 1, 0.1, 0)
+    outcome = chaos.run("kill-raylet", [strike], address="none")
+    assert outcome.clean, f"{outcome}\n{outcome.log}"
+    assert outcome.faults == [strike.name]
+    assert outcome.codes == [1, 0]
+
+
+def test_what_ray_raises_while_it_starts_is_one_sentence(monkeypatch):
+    import ray
+
+    def init(**_: Any) -> None:
+        raise Exception("The current node timed out during startup. This could happen because …\n\n…")
+
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", init)
+    monkeypatch.setattr(ray, "shutdown", lambda: None)
+    with pytest.raises(JobError) as found, executors.connected(None):
+        pass
+    assert str(found.value) == (
+        "the local Ray cannot start: The current node timed out during startup; the same command continues"
+    )
+
+
+@pytest.mark.parametrize("ends", [True, False])
+def test_the_log_of_ray_is_not_on_the_terminal(ends):
+    """Whether Ray's C++ ends the process or not, at once."""
+    script = (
+        "import os, sys\nfrom kintsugi.pipeline.execution.sieve import without_texts_of_ray\n"
+        "with without_texts_of_ray():\n"
+        "    print('a warning', file=sys.stderr, flush=True)\n"
+        "    os.write(2, b'[2026-11-28 18:59:27,936 E 32333 32365] rpc_client.h:204: Failed to connect\\n')\n"
+        f"    {'os._exit(1)' if ends else 'pass'}\nprint('the end', file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert done.stderr == "a warning\n" + (terminal.LOST if ends else "the end\n")
+
+
+def test_a_line_that_nobody_ends_does_not_keep_the_command_from_ending():
+    """A progress bar's, while a process that outlives the command holds the other end of the pipe."""
+    script = (
+        "import os, subprocess, sys\nfrom kintsugi.pipeline.execution.sieve import without_texts_of_ray\n"
+        "with without_texts_of_ray():\n"
+        "    other = subprocess.Popen([sys.executable, '-c', 'input()'], stdin=subprocess.PIPE)\n"
+        "    os.write(2, b' 99 %')\nother.communicate(b'.')"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=False, timeout=30
+    )
+    assert done.stderr == " 99 %"
+
+
+# ---- in process
+
+
+@pytest.fixture(scope="module")
+def outcomes(weather: tuple[subprocess.Popen[bytes], Path], station: Station) -> list[Outcome]:
+    """Of `RUNS` runs through random faults, then `DISKS` for each fault of a disk, where one is mounted."""
+    process, folder = weather
+    assert process.wait(600) == 0
+    return [Outcome(**outcome) for outcome in json.loads((folder / "outcomes.json").read_text())]
+
+
+def test_runs_through_random_faults_end_as_an_undisturbed_one(outcomes):
+    stormy = outcomes[:RUNS]
+    assert not [outcome for outcome in stormy if not outcome.clean]
+    assert sum(outcome.began is not None for outcome in stormy) > 0.8 * RUNS, "the faults fall into the runs"
+    codes = {code for outcome in stormy for code in outcome.codes}
+    assert {0, 1, 130, -signal.SIGKILL} <= codes, "and some of them end it"
+    assert -signal.SIGTERM not in codes, "which is taken as Ctrl-C, also before any unit is in hand"
+
+
+@pytest.mark.parametrize("fault", MOUNTED)
+def test_a_run_outlives_its_disk(outcomes, fault):
+    """Full, read-only, unmounted: for a moment or until the command has given up."""
+    if (why := why_no_mounts()) is not None:
+        pytest.skip(f"nothing can be mounted here: {why}")
+    found = [outcome for outcome in outcomes[RUNS:] if outcome.faults == [fault]]
+    assert len(found) == DISKS
+    assert not [outcome for outcome in found if not outcome.clean]
