@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from rich import box
 from rich import table as rich_table
 from rich.console import Console
-from rich.status import Status
 
 from kintsugi.errors import redacted
 
 if TYPE_CHECKING:
+    from rich.status import Status
+
     from kintsugi.pipeline.analysis.tables import Table
 
 EXIT_CANNOT_RUN, EXIT_SOME_FAILED, EXIT_INTERRUPTED = 1, 2, 130

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -228,7 +227,8 @@ class Run:
         return self._progress() + ("" if table is None else f"\n{to_text(table)}")
 
     def _repr_html_(self) -> str:
-        """For notebooks. Names and errors are from files that may be of others: all text is escaped."""
+        """For notebooks. Names are from files that may be of others: all text is escaped."""
+        import html
 
         def line(cells: Sequence[str], tag: str) -> str:
             return "<tr>" + "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in cells) + "</tr>"
