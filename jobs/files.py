@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -131,6 +131,41 @@ def assign(values: dict[str, Any], path: str, value: Any, where: str) -> None:
         if not isinstance(values, dict):
             raise JobError(f"{where}: {parent!r} is a value, not a group of fields")
     values[last] = value
+
+
+def job_of(
+    job: str | os.PathLike[str] | Mapping[str, Any] | Job,
+    sets: Mapping[str, Any],
+    limit: int | None,
+    source: str = "job",
+) -> Job:
+    """The job that is meant, checked, with fields set.
+
+    Raises:
+        JobError: it is none; the message names the field.
+    """
+    from kintsugi.pipeline.job import Job
+
+    if isinstance(job, Job):
+        values = job.model_dump(mode="json")
+    elif isinstance(job, Mapping):
+        values = plain(job)
+    else:
+        values, source = read_values(os.fspath(job), [])
+    for path, value in sets.items():
+        assign(values, path, plain(value), f"sets[{path!r}]")
+    if limit is not None:
+        assign(values, "data.limit", limit, "limit")
+    return check(values, source)
+
+
+def plain(value: Any) -> Any:
+    """A copy with dicts, lists and text for mappings, sequences and paths, as a job file has them."""
+    if isinstance(value, Mapping):
+        return {str(name): plain(each) for name, each in value.items()}
+    if isinstance(value, list | tuple):
+        return list(map(plain, value))
+    return os.fspath(value) if isinstance(value, os.PathLike) else value
 
 
 def closest(name: str, known: Iterable[str]) -> str | None:

@@ -53,6 +53,7 @@ def run(
         import typer
 
         from kintsugi.jobs.execution import do_job
+        from kintsugi.jobs.files import job_of
         from kintsugi.pipeline.analysis.report import write_report
 
         try:
@@ -111,6 +112,7 @@ def restore(
         JobError: a spec, or images that do not fit; the message says what to change.
     """
     with job_errors():
+        from kintsugi.jobs.files import job_of
         from kintsugi.restoring import restore_images
 
         fields = {
@@ -252,44 +254,10 @@ class Run:
         return None if kept_rows(self.folder) is None else results_table(self.results())
 
 
-def job_of(
-    job: str | os.PathLike[str] | Mapping[str, Any] | Job,
-    sets: Mapping[str, Any],
-    limit: int | None,
-    source: str = "job",
-) -> Job:
-    """The job that is meant, checked, with fields set.
-
-    Raises:
-        JobError: it is none; the message names the field.
-    """
-    from kintsugi.jobs.files import assign, check, read_values
-    from kintsugi.pipeline.job import Job
-
-    if isinstance(job, Job):
-        values = job.model_dump(mode="json")
-    elif isinstance(job, Mapping):
-        values = plain(job)
-    else:
-        values, source = read_values(os.fspath(job), [])
-    for path, value in sets.items():
-        assign(values, path, plain(value), f"sets[{path!r}]")
-    if limit is not None:
-        assign(values, "data.limit", limit, "limit")
-    return check(values, source)
-
-
-def plain(value: Any) -> Any:
-    """A copy with dicts, lists and text for mappings, sequences and paths, as a job file has them."""
-    if isinstance(value, Mapping):
-        return {str(name): plain(each) for name, each in value.items()}
-    if isinstance(value, list | tuple):
-        return list(map(plain, value))
-    return os.fspath(value) if isinstance(value, os.PathLike) else value
-
-
 def spec_of(given: Spec) -> dict[str, Any]:
     """A spec, of which the name alone may be given."""
+    from kintsugi.jobs.files import plain
+
     return {"name": given} if isinstance(given, str) else plain(given)
 
 
