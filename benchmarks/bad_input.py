@@ -25,8 +25,7 @@ This page is what `python benchmarks/bad_input.py` prints.
 
 Every case is a command of its own, in a process of its own: a job on three images of 32², unless something
 else is said, of which the input is one, b. Exit codes: 0 all samples done, 1 the job could not run, 2
-finished and some samples failed. `s` is the time of the whole command, and `MiB` the memory that it took at
-most beyond an idle process; a job on good images is in the first line. Long messages are cut here.
+finished and some samples failed. A job on good images is in the first line. Long messages are cut here.
 """
 
 
@@ -42,19 +41,16 @@ def main() -> None:
         for module in (finished().parent / "modules").read_text().split():
             with suppress(Exception):  # some are made, not imported
                 import_module(module)  # once here, not in every case
-        group, number = "", 0
+        group, number, longest, most = "", 0, 0.0, 0.0
         for number, this in enumerate((c for c in CASES if wanted in f"{c.group}: {c.name}"), 1):
             if this.group != group:
                 group = this.group
-                print(
-                    f"\n## {group}\n\n| input | exit | what the user sees | s | MiB |\n|---|---|---|---|---|"
-                )
+                print(f"\n## {group}\n\n| input | exit | what the user sees |\n|---|---|---|")
             folder = root / f"{number:03d}" / "work"
             folder.mkdir(parents=True)
             found = outcome(this, folder)
-            text = seen(found, folder)
-            figures = f"{found.seconds:.1f} | {found.mebibytes:.0f}"
-            print(f"| {cell(this.name)} | {found.code} | {cell(text)} | {figures} |", flush=True)
+            print(f"| {cell(this.name)} | {found.code} | {cell(seen(found, folder))} |", flush=True)
+            longest, most = max(longest, found.seconds), max(most, found.mebibytes)
             if found.crashed or SECRET in found.output:
                 bad.append(this.name)
                 print(f"{this.name}: {found.made}\n{found.output}", file=sys.stderr)
@@ -62,6 +58,7 @@ def main() -> None:
     print(
         f"\n{number} cases; {len(bad)} ended with a traceback, did not end, or wrote outside of their folder."
     )
+    print(f"longest {longest:.1f} s, at most {most:.0f} MiB beside an idle process", file=sys.stderr)
     if bad:
         sys.exit(1)
 
