@@ -21,8 +21,16 @@ port that `kintsugi submit` is told; test_aggregate, which has no Ray, lets it.
 """
 
 
+@pytest.hookimpl(tryfirst=True)  # before -m chooses
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """With `pytest -n 2 --dist loadfile` a file has one process, which makes its fixtures once."""
+    """What takes the cluster or the browser is marked so.
+
+    With `pytest -n 2 --dist loadfile` a file has one process, which makes its fixtures once.
+    """
+    for item in items:
+        for fixture, marker in (("ray_cluster", "ray"), ("browser", "browser")):
+            if fixture in getattr(item, "fixturenames", ()):
+                item.add_marker(marker)
     order = {name: place for place, name in enumerate(LONGEST)}
     items.sort(key=lambda item: order.get(item.path.stem, len(order)))
 

@@ -227,6 +227,7 @@ def test_the_page_names_tests_that_exist():
 # Names
 
 
+@pytest.mark.slow
 def test_restored_shards_hold_no_name_that_leads_out(folder):
     names = ["../../evil", "/tmp/evil", "./a/../../evil", "a/..", "..", "a//b", "./b", "fine/c"]
     arguments = shard(tar_of(*((f"{name}.png", GOOD) for name in names)), folder, **MEASUREMENTS)

@@ -395,6 +395,7 @@ def test_a_path_that_is_not_utf8_is_an_error_in_words(arguments, what, job_file,
         kintsugi(*arguments)
 
 
+@pytest.mark.slow
 def test_a_terminal_with_few_characters_is_written_to(job_file, make_job):
     """It gets escapes for what it does not know; CSV is UTF-8 always."""
     environment = os.environ | {"PYTHONIOENCODING": "ascii", "PYTHONPATH": str(ROOT)}

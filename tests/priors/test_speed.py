@@ -105,6 +105,7 @@ class TinyNetwork(nn.Module):
         return torch.tanh(self.convolution(x)) * t.view(-1, 1, 1, 1)
 
 
+@pytest.mark.slow
 def test_a_compiled_network_computes_the_same_and_takes_other_sizes(x):
     torch.manual_seed(0)
     prior = tiny_prior(TinyNetwork())

@@ -211,6 +211,7 @@ def test_failed_samples_done_again_keep_the_features_of_the_others(networks, mak
     assert found["fid"].value == pytest.approx(expected["fid"].value, rel=1e-6)
 
 
+@pytest.mark.slow
 def test_statistics_in_a_file_are_a_reference(networks, make_job, folder, tmp_path):
     out = tmp_path / "reference.npz"
     outcome = kintsugi("stats", folder, out)

@@ -79,6 +79,7 @@ HARM = {
 
 
 @pytest.mark.parametrize("kind", ["tar", "folder"])
+@pytest.mark.slow
 def test_harm_to_what_is_restored_is_found_and_undone(make_restoration, place, kind):
     run = execute(make_restoration(kind, place / "run"))
     assert [finding.shard for finding in findings(run)] == run.summary.shards, "all is done, nothing there"

@@ -260,6 +260,7 @@ def test_a_job_that_is_asked_to_stop_finishes_its_unit(make_job):
 
 
 @pytest.mark.parametrize(("number", "count"), [(signal.SIGTERM, 1), (signal.SIGINT, 2)])
+@pytest.mark.slow
 def test_signals_end_the_job_in_good_order(make_job, job_file, tmp_path, number, count):
     """One signal: the unit in hand is committed. Two: it is not. Either way the exit code is 130."""
     slow = make_job(

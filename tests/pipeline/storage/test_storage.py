@@ -238,6 +238,7 @@ def test_a_job_in_a_bucket_gives_the_rows_of_one_in_files(bucket_job, make_job):
     assert [unit.unit for unit in open_or_plan(bucket_job).outstanding()] == ["00001-0000000"]
 
 
+@pytest.mark.slow
 def test_the_command_works_on_a_bucket(bucket_job, tmp_path):
     job = tmp_path / "job.yaml"
     job.write_text(yaml.safe_dump(bucket_job.model_dump(mode="json")))
@@ -369,6 +370,7 @@ def test_images_in_a_folder_are_a_shard(make_job, tmp_path):
 
 
 @pytest.mark.parametrize(("share", "kinds"), [(0.15, FAULTS), (1.0, ("404",))])
+@pytest.mark.slow
 def test_a_job_through_a_bad_network_gives_the_same_bytes(bucket_job, monkeypatch, share, kinds):
     """503, resets, cut, late and lost replies, 404 once: the same command goes on until it is done.
 

@@ -1,0 +1,17 @@
+# Targets run in the environment that is active: python3 -m venv .venv && . .venv/bin/activate
+.PHONY: install lint quick test
+
+install:
+	pip install -e '.[test]'
+
+lint:
+	ruff check .
+	ruff format --check .
+	mypy
+	lint-imports
+
+quick: lint  ## what answers in two minutes
+	pytest -m 'not ray and not browser and not slow'
+
+test: lint
+	pytest
