@@ -84,6 +84,7 @@ class Linear(Operator):
         """Hᵀ y, (B, *measurement_shape) → (B, C, H, W)."""
 
     def vjp(self, x: Tensor, v: Tensor) -> Tensor:
+        """Hᵀ v, whatever x is."""
         return self.adjoint(v)
 
     def impose(self, x: Tensor, y: Tensor) -> Tensor:
@@ -105,6 +106,7 @@ class Nonlinear(Operator):
         super().__init__(image_shape, measurement_shape, torch.ones((), dtype=torch.float64))
 
     def vjp(self, x: Tensor, v: Tensor) -> Tensor:
+        """By automatic differentiation of `forward` at x."""
         with torch.enable_grad():
             leaf = x.detach().requires_grad_()
             (gradient,) = torch.autograd.grad(self.forward(leaf), leaf, v)
@@ -115,9 +117,11 @@ class Nonlinear(Operator):
         return x + self.pinv(y) - self.pinv(self.forward(x))
 
     def to_spectral(self, x: Tensor) -> Tensor:
+        """x itself: the pixels are the coordinates."""
         return x
 
     def from_spectral(self, c: Tensor) -> Tensor:
+        """c itself."""
         return c
 
 
@@ -150,19 +154,24 @@ class Factored(Linear):
     # Through the coordinates, not through the two matrices: a blur's rank is a third of its size.
 
     def forward(self, x: Tensor) -> Tensor:
+        """Left factor, singular values and right factor in turn, rows and columns each by their matrix."""
         return self.rows_left @ (self.singular_values * self.to_spectral(x)) @ self.columns_left.T
 
     def adjoint(self, y: Tensor) -> Tensor:
+        """The transposed factors in the opposite order."""
         return self.from_spectral(self.singular_values * (self.rows_left.T @ y @ self.columns_left))
 
     def pinv(self, y: Tensor) -> Tensor:
+        """As `adjoint`, with 1/s for s; zero where s is zero."""
         inverse = reciprocal(self.singular_values)
         return self.from_spectral(inverse * (self.rows_left.T @ y @ self.columns_left))
 
     def to_spectral(self, x: Tensor) -> Tensor:
+        """Vᵀx: along rows and columns, each by its right factor."""
         return self.rows_right.T @ x @ self.columns_right
 
     def from_spectral(self, c: Tensor) -> Tensor:
+        """V c: back by the right factors."""
         return self.rows_right @ c @ self.columns_right.T
 
 

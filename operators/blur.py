@@ -101,6 +101,7 @@ def offsets(taps: int) -> Tensor:
 
 
 def gaussian(taps: int, sigma: float) -> Tensor:
+    """A Gaussian of `sigma` pixels at the offsets of (taps,) taps, which sum to 1."""
     kernel = torch.exp(-0.5 * (offsets(taps) / sigma) ** 2)
     return kernel / kernel.sum()
 
@@ -112,6 +113,7 @@ def separable(
     boundary: Boundary,
     threshold: float,
 ) -> Separable:
+    """The blur with one kernel along columns and one along rows, both (taps,), of every channel."""
     channels, height, width = image_shape
     rows = convolution_matrix(height, vertical, boundary)
     columns = convolution_matrix(width, horizontal, boundary)

@@ -26,21 +26,27 @@ class Channels(Linear):
 
     @property
     def matrix(self) -> Tensor:
+        """The mixing matrix M, of as many rows as y has channels and columns as x has."""
         return self.left * self.singular_values.flatten() @ self.right.T
 
     def forward(self, x: Tensor) -> Tensor:
+        """M x at every pixel."""
         return mix(self.matrix, x)
 
     def adjoint(self, y: Tensor) -> Tensor:
+        """Mᵀy at every pixel."""
         return mix(self.matrix.T, y)
 
     def pinv(self, y: Tensor) -> Tensor:
+        """The pseudo-inverse of M at every pixel."""
         return mix(self.right / self.singular_values.flatten() @ self.left.T, y)
 
     def to_spectral(self, x: Tensor) -> Tensor:
+        """The channels in M's right singular vectors, at every pixel."""
         return mix(self.right.T, x)
 
     def from_spectral(self, c: Tensor) -> Tensor:
+        """The channels back from M's right singular vectors."""
         return mix(self.right, c)
 
 

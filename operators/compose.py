@@ -28,18 +28,23 @@ class Kronecker(Linear):
         self.pixels = spatial.pixels
 
     def forward(self, x: Tensor) -> Tensor:
+        """The channels mixed, then the spatial operator on what is left of them."""
         return self.spatial.forward(self.channels.forward(x))
 
     def adjoint(self, y: Tensor) -> Tensor:
+        """Both adjoints, the spatial one first."""
         return self.channels.adjoint(self.spatial.adjoint(y))
 
     def pinv(self, y: Tensor) -> Tensor:
+        """Both pseudo-inverses, the spatial one first."""
         return self.channels.pinv(self.spatial.pinv(y))
 
     def to_spectral(self, x: Tensor) -> Tensor:
+        """The coordinates of both factors, the channels' first."""
         return self.spatial.to_spectral(self.channels.to_spectral(x))
 
     def from_spectral(self, c: Tensor) -> Tensor:
+        """Back from the coordinates of both factors, the spatial one's first."""
         return self.channels.from_spectral(self.spatial.from_spectral(c))
 
 
@@ -54,17 +59,20 @@ class Chain(Nonlinear):
         self.lipschitz = math.prod(map(lipschitz, operators))
 
     def forward(self, x: Tensor) -> Tensor:
+        """The operators applied in order."""
         for operator in self.operators:
             x = operator.forward(x)
         return x
 
     def pinv(self, y: Tensor) -> Tensor:
+        """The pseudo-inverses applied in the opposite order."""
         for operator in reversed(self.operators):
             y = operator.pinv(y)
         return y
 
 
 def lipschitz(operator: Operator) -> float:
+    """A bound on ‖∂H/∂x‖; of a linear operator its largest singular value."""
     if isinstance(operator, Nonlinear):
         return operator.lipschitz
     return operator.singular_values.max().item()
@@ -122,6 +130,7 @@ def combine(first: Linear, second: Linear) -> Linear | None:
 
 
 def is_identity(operator: Linear) -> bool:
+    """Whether an operator is a mask that keeps every pixel."""
     return isinstance(operator, Mask) and bool(operator.singular_values.all())
 
 

@@ -57,26 +57,36 @@ class Convolution(Linear):
 
     @property
     def kernel(self) -> Tensor:
+        """The periodic kernel in pixels, of the image's height and width, its centre at (0, 0)."""
         return torch.fft.irfft2(self.transfer, s=self.image_shape[1:])
 
     def forward(self, x: Tensor) -> Tensor:
+        """A product with the transfer function, by FFT."""
         return multiply(self.transfer, x)
 
     def adjoint(self, y: Tensor) -> Tensor:
+        """A product with the conjugate of the transfer function."""
         return multiply(self.transfer.conj(), y)
 
     def pinv(self, y: Tensor) -> Tensor:
+        """A division by the transfer function; zero where that is zero."""
         return multiply(reciprocal(self.transfer), y)
 
     def to_spectral(self, x: Tensor) -> Tensor:
+        """The orthonormal Hartley transform: real, and its own inverse."""
         frequencies = torch.fft.fft2(x, norm="ortho")
         return frequencies.real - frequencies.imag
 
     def from_spectral(self, c: Tensor) -> Tensor:
+        """The Hartley transform again."""
         return self.to_spectral(c)
 
 
 def multiply(transfer: Tensor, x: Tensor) -> Tensor:
+    """Images (B, C, H, W) whose spectrum is multiplied by `transfer`, of rfft2's shape (…, H, W//2
+
+    1).
+    """
     return torch.fft.irfft2(transfer * torch.fft.rfft2(x), s=x.shape[-2:])
 
 

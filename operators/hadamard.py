@@ -34,20 +34,25 @@ class Hadamard(Linear):
         self.register_buffer("kept", kept)
 
     def forward(self, x: Tensor) -> Tensor:
+        """The kept coefficients of the 2-D transform, (B, C, 1, m)."""
         return (self.rows @ x @ self.columns).flatten(-2)[..., None, self.kept]
 
     def adjoint(self, y: Tensor) -> Tensor:
+        """The transform of the kept coefficients, zero for the others."""
         coefficients = y.new_zeros(*y.shape[:2], *self.image_shape[1:])  # of any number of channels
         coefficients.flatten(-2)[..., self.kept] = y[..., 0, :]
         return self.rows @ coefficients @ self.columns
 
     def pinv(self, y: Tensor) -> Tensor:
+        """The adjoint: the rows are orthonormal."""
         return self.adjoint(y)
 
     def to_spectral(self, x: Tensor) -> Tensor:
+        """The measurement itself: all its singular values are 1."""
         return self.forward(x)
 
     def from_spectral(self, c: Tensor) -> Tensor:
+        """The adjoint."""
         return self.adjoint(c)
 
 

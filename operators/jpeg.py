@@ -73,6 +73,7 @@ class JPEG(Nonlinear):
             self.register_buffer(name, quantisation(table, quality))
 
     def forward(self, x: Tensor) -> Tensor:
+        """The image decoded after it was coded; its gradient passes through the rounding."""
         _, height, width = self.image_shape
         block = 16 if self.subsampled else 8
         bytes_ = F.pad((x + 1) * 127.5, (0, -width % block, 0, -height % block), mode="replicate")
@@ -95,6 +96,7 @@ class JPEG(Nonlinear):
         return F.pixel_shuffle((self.transform.T @ (coefficients * table)).view_as(pixels), 8)
 
     def pinv(self, y: Tensor) -> Tensor:
+        """y itself: the decoded image."""
         return y
 
 

@@ -21,9 +21,11 @@ class Quantize(Nonlinear):
         self.steps = levels - 1
 
     def forward(self, x: Tensor) -> Tensor:
+        """x, clipped to [−1, 1], at the nearest level; the gradient passes through the rounding."""
         return round_through((x.clamp(-1, 1) + 1) * (self.steps / 2)) * (2 / self.steps) - 1
 
     def pinv(self, y: Tensor) -> Tensor:
+        """y itself."""
         return y
 
 
@@ -35,9 +37,11 @@ class HDR(Nonlinear):
         self.factor = self.lipschitz = factor
 
     def forward(self, x: Tensor) -> Tensor:
+        """The image times the factor, clipped to [−1, 1]."""
         return (self.factor * x).clamp(-1, 1)
 
     def pinv(self, y: Tensor) -> Tensor:
+        """y over the factor: right where nothing was clipped."""
         return y / self.factor
 
 
@@ -59,19 +63,26 @@ class PhaseRetrieval(Nonlinear):
         self.border = border
 
     def transform(self, x: Tensor) -> Tensor:
+        """The orthonormal spectrum, complex, of x
+
+        1 (black is 0) with a border of zeros.
+        """
         above, left = self.border
         return torch.fft.fft2(pad(x + 1, (left, left, above, above)), norm="ortho")
 
     def inverse(self, frequencies: Tensor) -> Tensor:
+        """The image (B, C, H, W) in [−1, 1] with this spectrum: the real part, without the border."""
         above, left = self.border
         _, height, width = self.image_shape
         image = torch.fft.ifft2(frequencies, norm="ortho").real
         return image[..., above : above + height, left : left + width] - 1
 
     def forward(self, x: Tensor) -> Tensor:
+        """The magnitudes of the spectrum."""
         return self.transform(x).abs()
 
     def pinv(self, y: Tensor) -> Tensor:
+        """The image with these magnitudes and phase zero."""
         return self.inverse(y)
 
     def impose(self, x: Tensor, y: Tensor) -> Tensor:

@@ -22,18 +22,23 @@ class Mask(Linear):
         super().__init__(shape, shape, known.to(torch.float64))
 
     def forward(self, x: Tensor) -> Tensor:
+        """The kept pixels, and zero elsewhere."""
         return self.singular_values * x
 
     def adjoint(self, y: Tensor) -> Tensor:
+        """As `forward`: a mask is symmetric."""
         return self.singular_values * y
 
     def pinv(self, y: Tensor) -> Tensor:
+        """As `forward`: a mask is a projection."""
         return self.singular_values * y
 
     def to_spectral(self, x: Tensor) -> Tensor:
+        """x itself: the pixels are the coordinates."""
         return x
 
     def from_spectral(self, c: Tensor) -> Tensor:
+        """c itself."""
         return c
 
 

@@ -52,6 +52,11 @@ def resize(
 
 
 def check_divides(factor: int, image_shape: tuple[int, int, int]) -> None:
+    """Refuse a factor that does not divide both sides of the image.
+
+    Raises:
+        ShapeError: it does not; the message names the side.
+    """
     for side in image_shape[1:]:
         if side % factor:
             raise ShapeError(f"factor: {factor} does not divide the image side {side}")
@@ -76,19 +81,23 @@ def resize_matrix(n: int, m: int, kernel: Kernel) -> Tensor:
 
 
 def cubic(x: Tensor) -> Tensor:
+    """Keys' cubic, a = −0.5, at distances x ≥ 0 in pixels; zero from 2 on."""
     near, far = 1.5 * x**3 - 2.5 * x**2 + 1, -0.5 * x**3 + 2.5 * x**2 - 4 * x + 2
     return torch.where(x < 1, near, torch.where(x < 2, far, 0))
 
 
 def box(x: Tensor) -> Tensor:
+    """1 below half a pixel, ½ at it, 0 beyond; x ≥ 0."""
     return ((x < 0.5).double() + (x <= 0.5).double()) / 2
 
 
 def linear(x: Tensor) -> Tensor:
+    """1 − x, zero from a pixel on; x ≥ 0."""
     return (1 - x).clamp_min(0)
 
 
 def lanczos3(x: Tensor) -> Tensor:
+    """sinc(x) sinc(x/3), zero from 3 pixels on; x ≥ 0."""
     return torch.where(x < 3, torch.sinc(x) * torch.sinc(x / 3), 0)
 
 

@@ -80,6 +80,7 @@ class Layout(UNetLayout):
 
     @property
     def parameters(self) -> int:
+        """How many the network has, by the shapes in the file."""
         return sum(math.prod(entry.shape) for entry in entries(self))
 
 
@@ -107,10 +108,16 @@ class AdmPrior:
 
     @property
     def labels(self) -> Tensor | None:
+        """The class of each image, (B,) int64 from 0 to `classes` − 1; None for the prior's own.
+
+        Raises:
+            SpecError: set for a network without classes, or to what is no such tensor.
+        """
         return self._labels
 
     @labels.setter
     def labels(self, labels: Tensor | None) -> None:
+        """Checked, then used by the calls that follow."""
         if labels is not None:
             if self.classes is None:
                 raise SpecError("labels: the network knows no classes")
@@ -205,6 +212,11 @@ def opened(
 
 
 def check_label(layout: Layout, label: int | None) -> None:
+    """Refuse a label that the network does not know.
+
+    Raises:
+        SpecError: it knows no classes, or fewer.
+    """
     if label is not None:
         if layout.classes is None:
             raise SpecError("label: the network knows no classes; leave the field out")

@@ -31,6 +31,10 @@ class StandardNormal(Analytic):
     """x₀ ~ N(0, I)."""
 
     def denoise(self, x: Tensor, a: Tensor, s: Tensor) -> Tensor:
+        """a x / (a²
+
+        s²), at every pixel.
+        """
         return a / (a**2 + s**2) * x
 
 
@@ -46,6 +50,7 @@ class StationaryGaussian(Analytic):
         self.power = power
 
     def denoise(self, x: Tensor, a: Tensor, s: Tensor) -> Tensor:
+        """The Wiener filter: a gain for each frequency."""
         power = self.power.to(x)
         gain = a * power / (a**2 * power + s**2)
         return torch.fft.ifft2(gain * torch.fft.fft2(x)).real
@@ -84,6 +89,7 @@ class LowRankMixture(Analytic):
         self.means, self.factors, self.tau, self.weights = means, factors, tau, weights
 
     def denoise(self, x: Tensor, a: Tensor, s: Tensor) -> Tensor:
+        """The components' means given x, weighted by their probabilities given x."""
         means, factors, weights = (v.to(x) for v in (self.means, self.factors, self.weights))
         rank = factors.shape[1]
         flat = x.flatten(1)

@@ -196,10 +196,12 @@ class UNetLayout:
 
     @property
     def multiple(self) -> int:
+        """2 for each level below the finest."""
         return 2 ** (len(self.widths) - 1)
 
     @property
     def files(self) -> tuple[Path]:
+        """The checkpoint alone."""
         return (self.file,)
 
 
@@ -299,6 +301,7 @@ def pickled_code(path: Path) -> str | None:
 
 
 def beginning(path: Path) -> bytes:
+    """The first 16 bytes of a file, or fewer where it has fewer."""
     with path.open("rb") as file:
         return file.read(16)
 

@@ -207,6 +207,7 @@ class Description:
 
     @property
     def parameters(self) -> int:
+        """How many the network has."""
         return sum(parameter.numel() for parameter in self.network.parameters())
 
     def convention(self, device: str | torch.device) -> Convention:
@@ -374,6 +375,7 @@ def listed_components(folder: FilePath) -> dict[str, Any]:
 
 
 def scheduler_class(name: str) -> Any:
+    """The class of diffusers with this name."""
     if name == "ScoreSdeVpScheduler":
         # Elsewhere diffusers offers it only where transformers is installed.
         from diffusers.schedulers.deprecated.scheduling_sde_vp import ScoreSdeVpScheduler
@@ -414,6 +416,7 @@ def check_network(network: Any, scheduler: Any) -> None:
 
 
 def misfit(file: str, field: str, value: object, reason: str) -> CheckpointError:
+    """The error for a field of a configuration that is not understood; it names file, field and value."""
     return CheckpointError(f"path: {file} has {field} {value!r}; {reason}")
 
 
@@ -423,6 +426,11 @@ def column(values: Tensor, x: Tensor) -> Tensor:
 
 
 def choose(outputs: Mapping[str, T], prediction: str) -> T:
+    """What stands for a kind of prediction.
+
+    Raises:
+        CheckpointError: none does; the message names those that are understood.
+    """
     if prediction not in outputs:
         fitting = ", ".join(outputs)
         raise misfit("scheduler_config.json", "prediction_type", prediction, f"{fitting} are understood")
@@ -433,6 +441,7 @@ def choose(outputs: Mapping[str, T], prediction: str) -> T:
 
 
 def is_local(path: str) -> bool:
+    """Whether a path is a folder of this machine, ~ expanded."""
     return FilePath(path).expanduser().is_dir()
 
 
@@ -541,6 +550,11 @@ def current_name(key: str) -> str:
 
 
 def read_json(file: FilePath) -> dict[str, Any]:
+    """The object in a JSON file.
+
+    Raises:
+        CheckpointError: no such file, or damaged.
+    """
     try:
         content = json.loads(file.read_text())
     except FileNotFoundError as error:

@@ -19,10 +19,18 @@ class Path(Protocol):
     data_time: float
     """The time of clean data."""
 
-    def a(self, t: Tensor) -> Tensor: ...
-    def s(self, t: Tensor) -> Tensor: ...
-    def da(self, t: Tensor) -> Tensor: ...
-    def ds(self, t: Tensor) -> Tensor: ...
+    def a(self, t: Tensor) -> Tensor:
+        """The signal's factor, of t's shape."""
+
+    def s(self, t: Tensor) -> Tensor:
+        """The noise's standard deviation, of t's shape."""
+
+    def da(self, t: Tensor) -> Tensor:
+        """da/dt, of t's shape."""
+
+    def ds(self, t: Tensor) -> Tensor:
+        """ds/dt, of t's shape."""
+
     def time_of(self, log_snr: Tensor) -> Tensor:
         """The time at which log(a/s) has the given value, clamped to the path's range."""
         ...
@@ -37,6 +45,7 @@ class VariancePreserving:
     beta_max: float = 20.0
 
     def beta(self, t: Tensor) -> Tensor:
+        """The rate β(t), linear in t."""
         return self.beta_min + t * (self.beta_max - self.beta_min)
 
     def integrated_beta(self, t: Tensor) -> Tensor:
@@ -44,19 +53,24 @@ class VariancePreserving:
         return t * (self.beta_min + 0.5 * t * (self.beta_max - self.beta_min))
 
     def a(self, t: Tensor) -> Tensor:
+        """exp(−b/2) of the integrated rate b."""
         return torch.exp(-0.5 * self.integrated_beta(t))
 
     def s(self, t: Tensor) -> Tensor:
+        """√(1 − exp(−b)) of the integrated rate b."""
         # expm1: 1 − e^{-b} loses half its digits near t = 0.001.
         return torch.sqrt(-torch.expm1(-self.integrated_beta(t)))
 
     def da(self, t: Tensor) -> Tensor:
+        """−β a / 2."""
         return -0.5 * self.beta(t) * self.a(t)
 
     def ds(self, t: Tensor) -> Tensor:
+        """β a² / (2 s)."""
         return 0.5 * self.beta(t) * self.a(t) ** 2 / self.s(t)
 
     def time_of(self, log_snr: Tensor) -> Tensor:
+        """The root in [0, 1] of the quadratic integrated rate."""
         # a²/s² = 1/(eᵇ − 1), hence b = log(1 + e^{-2 log_snr}), and b is quadratic in t.
         b = torch.nn.functional.softplus(-2 * log_snr)
         slope = self.beta_max - self.beta_min
@@ -71,18 +85,23 @@ class RectifiedFlow:
     noise_time, data_time = 0.0, 1.0
 
     def a(self, t: Tensor) -> Tensor:
+        """t."""
         return t
 
     def s(self, t: Tensor) -> Tensor:
+        """1 − t."""
         return 1 - t
 
     def da(self, t: Tensor) -> Tensor:
+        """1."""
         return torch.ones_like(t)
 
     def ds(self, t: Tensor) -> Tensor:
+        """−1."""
         return -torch.ones_like(t)
 
     def time_of(self, log_snr: Tensor) -> Tensor:
+        """The logistic function of log(a/s)."""
         return torch.sigmoid(log_snr)
 
 
@@ -98,18 +117,23 @@ class VarianceExploding:
         self.noise_time = sigma_max
 
     def a(self, t: Tensor) -> Tensor:
+        """1."""
         return torch.ones_like(t)
 
     def s(self, t: Tensor) -> Tensor:
+        """t."""
         return t
 
     def da(self, t: Tensor) -> Tensor:
+        """0."""
         return torch.zeros_like(t)
 
     def ds(self, t: Tensor) -> Tensor:
+        """1."""
         return torch.ones_like(t)
 
     def time_of(self, log_snr: Tensor) -> Tensor:
+        """exp(−log_snr), at most the time of noise."""
         return torch.exp(-log_snr).clamp(0, self.noise_time)
 
 
@@ -143,19 +167,24 @@ class DDPM:
         return self.log_snr_table[left] + (t - left) * slope, slope
 
     def a(self, t: Tensor) -> Tensor:
+        """The square root of the logistic function of 2 log(a/s), interpolated in the table."""
         return torch.sigmoid(2 * self.log_snr(t)[0]).sqrt()
 
     def s(self, t: Tensor) -> Tensor:
+        """The square root of the logistic function of −2 log(a/s)."""
         return torch.sigmoid(-2 * self.log_snr(t)[0]).sqrt()
 
     def da(self, t: Tensor) -> Tensor:
+        """a s² times the slope of log(a/s)."""
         # a² = sigmoid(2ℓ) gives da/dℓ = a s².
         return self.a(t) * self.s(t) ** 2 * self.log_snr(t)[1]
 
     def ds(self, t: Tensor) -> Tensor:
+        """−s a² times the slope of log(a/s)."""
         return -self.s(t) * self.a(t) ** 2 * self.log_snr(t)[1]
 
     def time_of(self, log_snr: Tensor) -> Tensor:
+        """By linear interpolation in the table, from 0 to the time of noise."""
         descending = self.log_snr_table
         right = torch.searchsorted(-descending, -log_snr.contiguous()).clamp(1, len(descending) - 1)
         upper, lower = descending[right - 1], descending[right]

@@ -48,6 +48,7 @@ class Layout(UNetLayout):
 
     @property
     def parameters(self) -> int:
+        """How many the network has, by the shapes in the file."""
         return sum(math.prod(entry.shape) for entry in entries(self))
 
 
@@ -56,12 +57,18 @@ class UnitRangeFlow(RectifiedFlow):
     """The straight path to images (x₀ + 1)/2 on [0, 1], scaled and shifted: t x₀ + 2 (1 − t) z."""
 
     def s(self, t: Tensor) -> Tensor:
+        """2 (1 − t): data in [0, 1] are half as wide."""
         return 2 * (1 - t)
 
     def ds(self, t: Tensor) -> Tensor:
+        """−2."""
         return torch.full_like(t, -2.0)
 
     def time_of(self, log_snr: Tensor) -> Tensor:
+        """The logistic function of log(a/s)
+
+        log 2.
+        """
         return torch.sigmoid(log_snr + math.log(2))
 
 
@@ -83,6 +90,7 @@ class RectifiedFlowPrior:
         self.sha256 = checkpoint.sha256(layout.file)
 
     def velocity(self, x: Tensor, t: Tensor) -> Tensor:
+        """The network's output, of x's shape (B, C, H, W), at times t (B,) in [0, 1]."""
         output: Tensor = self.network(x, 999 * t.clamp(min=FIRST_TIME), return_dict=False)[0]
         return output
 
@@ -255,6 +263,7 @@ class Attended(nn.Module):
         self.residual, self.attention = residual, attention
 
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
+        """The residual block, then attention; of x's shape but for the channels."""
         output: Tensor = self.attention(self.residual(x, embedding))
         return output
 

@@ -32,6 +32,7 @@ class HalfPrecision(nn.Module):
         self.network, self.dtype = network, dtype
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
+        """The network's outputs under autocast, in x's type."""
         with torch.autocast(x.device.type, self.dtype):
             output = self.network(x, *args, **kwargs)
         return output.to(x.dtype) if isinstance(output, Tensor) else tuple(o.to(x.dtype) for o in output)
@@ -46,6 +47,7 @@ class Compiled(nn.Module):
         self.run = torch.compile(network, dynamic=False, mode=mode)
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
+        """By the compiled network for batches of its size, by the plain one for others."""
         if len(x) != self.batch:
             return self.network(x, *args, **kwargs)
         # With CUDA graphs the next call overwrites the outputs and gradients of this one.

@@ -117,6 +117,7 @@ def walk(content: Any) -> Iterator[tuple[str, Mapping[Any, Any]]]:
 
 
 def joined(label: str, name: str) -> str:
+    """Both with a point between them; the name alone where there is no label."""
     return f"{label}.{name}" if label else name
 
 

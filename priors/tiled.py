@@ -72,10 +72,16 @@ class Tiled:
 
     @property
     def labels(self) -> Tensor | None:
+        """The class of each image, (B,) int64; None for the prior's own.
+
+        Raises:
+            SpecError: set for a prior without classes, or to what it refuses.
+        """
         return self._labels
 
     @labels.setter
     def labels(self, labels: Tensor | None) -> None:
+        """Checked, then used by the calls that follow."""
         if self._conditional is None:
             raise SpecError("labels: the prior knows no classes")
         self._conditional.labels = labels  # which checks them
@@ -109,6 +115,7 @@ class Tiled:
         return blend(outputs, rows, columns)
 
     def evaluate(self, tiles: Tensor, t: Tensor, labels: Tensor | None) -> Tensor:
+        """The prior's denoised tiles, (N, C, h, w), at times t (N,) and with these labels."""
         if self._conditional is not None and labels is not None:
             self._conditional.labels = labels  # also when called again for the backward pass
         return self.prior(tiles, t)
@@ -130,6 +137,7 @@ class Windows:
 
     @property
     def length(self) -> int:
+        """n: the pixels of a window along the axis."""
         return len(self.index) // self.count
 
     @property

@@ -143,6 +143,7 @@ class Coefficients:
 
     @cached_property
     def steps(self) -> list[Step]:
+        """One step for each interval of the grid, in its order."""
         steps: list[Step] = []
         logs = [torch.zeros_like(self.singular_values)]  # log A at the grid times, from the start
         for k in range(len(self.times) - 1):
@@ -177,11 +178,13 @@ class Coefficients:
         return steps
 
     def kappa(self, t: Tensor) -> Tensor:
+        """The strength of the guidance at times t, of t's shape; zero where w is."""
         if self.w == 0:  # avoids 0 · ∞ where the path begins
             return torch.zeros_like(t)
         return guidance_strength(self.drift.path, self.schedule, self.w, t)
 
     def factor(self, t: Tensor) -> Tensor:
+        """The factor of the guidance at times t, one for each singular value."""
         return guidance_factor(self.drift.path, self.singular_values, self.sigma_y, t)
 
     def guided(self, t: Tensor) -> Tensor:

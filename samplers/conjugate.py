@@ -145,6 +145,7 @@ class Conjugate(KeptForOneJob[Prepared]):
         )
 
     def compute(self, prior: Prior, operator: Operator, sigma_y: float, like: Tensor) -> Prepared:
+        """Coefficients for an operator's distinct singular values, as tensors like `like`."""
         spectrum = operator.singular_values.detach().to("cpu", torch.float64)
         if sigma_y == 0:
             # Without noise only the range of Hᵀ matters; two coefficients instead of thousands.

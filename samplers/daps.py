@@ -44,6 +44,7 @@ class DAPS(Descent):
         return torch.cat(inner)
 
     def descend(self, problem: Problem, denoise: Denoiser, levels: list[Level]) -> Tensor:
+        """Per annealed level: an ODE to clean data, Langevin steps towards y, noise of the next."""
         first, clean = levels[0], levels[-1]
         x = problem.start(self.init, first.a, first.s)
         for k in range(0, self.steps, self.ode_steps):

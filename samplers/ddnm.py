@@ -21,6 +21,7 @@ class DDNM(Stepwise):
     eta: Share = 0.85
 
     def step(self, problem: Problem, denoise: Denoiser, x: Tensor, now: Level, later: Level) -> Tensor:
+        """The prediction with its measured part replaced by y's; with noise, DDRM's step with η_b = 1."""
         if problem.sigma_y > 0:
             return spectral_step(problem, denoise, x, now, later, self.eta, eta_b=1.0)
         prediction = denoise(x, now)

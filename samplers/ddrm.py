@@ -23,6 +23,7 @@ class DDRM(Stepwise):
     eta_b: Share = 1.0
 
     def step(self, problem: Problem, denoise: Denoiser, x: Tensor, now: Level, later: Level) -> Tensor:
+        """One step in the operator's coordinates, with η and η_b."""
         return spectral_step(problem, denoise, x, now, later, self.eta, self.eta_b)
 
 

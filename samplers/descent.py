@@ -134,6 +134,7 @@ class Stepwise(Descent):
     """Samplers that go from one level to the next."""
 
     def descend(self, problem: Problem, denoise: Denoiser, levels: list[Level]) -> Tensor:
+        """From the start to clean data, a `step` for each pair of neighbouring levels."""
         x = problem.start(self.init, levels[0].a, levels[0].s)
         for now, later in pairwise(levels):
             x = self.step(problem, denoise, x, now, later)

@@ -22,6 +22,7 @@ class DiffPIR(Stepwise):
     zeta: Share = 0.3
 
     def step(self, problem: Problem, denoise: Denoiser, x: Tensor, now: Level, later: Level) -> Tensor:
+        """The proximal point of the prediction under y, then noise of the next level, a share ζ of it new."""
         prediction, operator = denoise(x, now), problem.operator
         residual = problem.known_given(prediction) - operator.to_spectral(prediction)
         consistent = prediction + operator.from_spectral(problem.factor(now.sigma**2 / self.lam) * residual)

@@ -22,6 +22,7 @@ class DPS(Stepwise):
     eta: Share = 1.0
 
     def step(self, problem: Problem, denoise: Denoiser, x: Tensor, now: Level, later: Level) -> Tensor:
+        """An ancestral step, then ζ times the gradient of ‖H(prediction) − y‖, back through the network."""
         prediction, pullback = denoise.with_pullback(x, now)
         misfit = problem.operator.forward(prediction) - problem.y
         length = misfit.flatten(1).norm(dim=1).clamp_min(1e-12).view(-1, 1, 1, 1)
@@ -41,6 +42,7 @@ class MCG(DPS):
     """
 
     def step(self, problem: Problem, denoise: Denoiser, x: Tensor, now: Level, later: Level) -> Tensor:
+        """A step of DPS, whose measured part is then replaced by y's at the next level's noise."""
         moved = super().step(problem, denoise, x, now, later)
         operator = problem.operator
         measured = later.a * problem.known_given(moved / later.a)

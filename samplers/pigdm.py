@@ -19,6 +19,7 @@ class DiscretePiGDM(Stepwise):
     eta: Share = 1.0
 
     def step(self, problem: Problem, denoise: Denoiser, x: Tensor, now: Level, later: Level) -> Tensor:
+        """An ancestral step and w a times ΠGDM's guidance, back through the network."""
         prediction, pullback = denoise.with_pullback(x, now)
         operator = problem.operator
         residual = problem.known_given(prediction) - operator.to_spectral(prediction)

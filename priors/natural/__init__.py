@@ -45,6 +45,7 @@ class NaturalPrior:
 
 
 def read_config() -> dict[str, Any]:
+    """The configuration of the network that comes with the package."""
     config: dict[str, Any] = json.loads((FOLDER / "config.json").read_text())
     return config
 

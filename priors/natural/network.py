@@ -37,6 +37,7 @@ class NaturalUNet(nn.Module):
         )
 
     def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        """The velocity, of x's shape (B, C, H, W), at times t in [0, 1]."""
         # The sinusoidal embedding was designed for labels 0 to 999.
         u: Tensor = self.unet(pixel_unshuffle(x, UNSHUFFLE), 1000.0 * t, return_dict=False)[0]
         return pixel_shuffle(u, UNSHUFFLE)

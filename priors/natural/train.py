@@ -82,9 +82,11 @@ class Optimiser:
             parameter.grad = None
 
     def state_dict(self) -> list[dict[str, object]]:
+        """The state of each part, in order."""
         return [part.state_dict() for part in self.parts]
 
     def load_state_dict(self, states: list[dict[str, object]]) -> None:
+        """Take over what `state_dict` gave."""
         for part, state in zip(self.parts, states, strict=True):
             part.load_state_dict(state)
 
