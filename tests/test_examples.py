@@ -1,0 +1,35 @@
+"""The scripts of examples/ are short, and do what they say."""
+
+import re
+import runpy
+import sys
+from pathlib import Path
+
+import pytest
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+SAYS = {
+    "compare_samplers": r"conjugate − ddnm: [+-]\d+\.\d\d dB, better on \d+%",
+    "measurements": r"astronaut \(64, 64\)\ncoffee \(64, 64\)",
+    "own_operator": r"(?P<before>\S+) dB became (?P<after>\S+) dB",
+    "restore_photograph": r"\(32, 32\) became \(128, 128\)",
+    "run_job": r"(\w+ +ok \S+ dB, 2 evaluations\n){3}report: ",
+}
+
+
+def test_each_is_tested_and_has_at_most_thirty_lines():
+    files = {file.stem: len(file.read_text().splitlines()) for file in EXAMPLES.glob("*.py")}
+    assert files.keys() == SAYS.keys()
+    assert max(files.values()) <= 30
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SAYS)
+def test_it_says_what_came_out(name, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", [name])
+    runpy.run_path(str(EXAMPLES / f"{name}.py"))
+    found = re.search(SAYS[name], capsys.readouterr().out)
+    assert found
+    if name == "own_operator":
+        assert float(found["after"]) > float(found["before"]) + 5
