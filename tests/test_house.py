@@ -19,6 +19,7 @@ FUNCTION = (ast.FunctionDef, ast.AsyncFunctionDef)
 Definition = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
 
 TOO_LARGE = {
+    "priors/diffusers_model.py",
     "jobs/score.py:score",
     "pipeline/analysis/aggregate.py",
     "pipeline/analysis/aggregate.py:Distribution",
