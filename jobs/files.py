@@ -125,7 +125,12 @@ def apply(values: dict[str, Any], override: str) -> None:
 
 def assign(values: dict[str, Any], path: str, value: Any, where: str) -> None:
     """Set the field at a path such as sampler.w; `where` begins the message of the error."""
+    from kintsugi.pipeline.job import Job
+
     *parents, last = path.split(".")
+    # A parameter of a prior or sampler that the job leaves out is one of its default.
+    if parents and (known := Job.model_fields.get(parents[0])) and isinstance(known.default, dict):
+        values.setdefault(parents[0], dict(known.default))
     for parent in parents:
         values = values.setdefault(parent, {})
         if not isinstance(values, dict):
