@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterable
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.table import Table
@@ -13,6 +13,9 @@ from kintsugi.errors import JobError
 from kintsugi.jobs.files import closest, describe, ready_jobs
 from kintsugi.jobs.options import beginning
 from kintsugi.jobs.terminal import console
+
+if TYPE_CHECKING:
+    from kintsugi.registry import Registry
 
 TOPICS = ("fields", "jobs", "operators", "samplers", "priors", "metrics")
 
@@ -50,7 +53,7 @@ def contents(topic: str) -> tuple[tuple[str, ...], Iterable[tuple[str, ...]]]:
     from kintsugi import operators, priors, samplers
     from kintsugi.jobs.fields import fields
     from kintsugi.pipeline.metrics import IMAGE, SETS
-    from kintsugi.registry import parameters
+    from kintsugi.registry import package, parameters
 
     if topic == "fields":
         of_fields = ((field.name, field.type, field.default, field.about) for field in fields())
@@ -65,12 +68,20 @@ def contents(topic: str) -> tuple[tuple[str, ...], Iterable[tuple[str, ...]]]:
             for name, metric in metrics.items()
         )
         return ("name", "of", "better", "what it is"), of_metrics
-    registry = {"operators": operators, "samplers": samplers, "priors": priors}[topic].REGISTRY
-    rows = []
-    for name, factory in registry.items():
+    registries: dict[str, Registry[Any]] = {
+        "operators": operators.REGISTRY,
+        "samplers": samplers.REGISTRY,
+        "priors": priors.REGISTRY,
+    }
+    registry, rows = registries[topic], []
+    for name, entry in registry.items():
+        factory = entry.load if topic == "priors" else entry
         settings = [p.name if p.required else f"{p.name}={p.default}" for p in parameters(factory)]
         what, _, _ = (inspect.getdoc(factory) or "").partition("\n\nRaises:")
         rows.append((name, "\n".join(settings), reflow(what)))
+    for plugin in registry.plugins():  # not imported: a list runs no code of others
+        refused = "; not used, since the name is built in" if plugin.name in registry.builtin else ""
+        rows.append((plugin.name, "", f"plug-in of {package(plugin)}{refused}"))
     return ("name", "parameters", "what it is"), rows
 
 

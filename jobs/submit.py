@@ -56,10 +56,13 @@ def submit(
         kintsugi submit --follow raysubmit_AbCdEf --cluster cluster.yaml
     """
     from kintsugi.jobs import cluster as remote
+    from kintsugi.pipeline.execution.identity import of_plugins
 
     if [job, follow, stop].count(None) != 2:
         raise JobError("submit: name a job, or one that was sent before by --follow ID or --stop ID")
     loaded = remote.load_for_cluster(job, sets or []) if job is not None else None
+    if loaded is not None and (packages := sorted(set(of_plugins(loaded).values()))):
+        errors.print(f"every node of the cluster needs {', '.join(packages)}: plug-ins are not sent")
     if loaded is not None and pack is not None:
         remote.pack(loaded, pack)
         return

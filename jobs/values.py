@@ -240,4 +240,5 @@ def specs() -> Mapping[str, Any]:
     """The registries by the fields whose specs they build."""
     from kintsugi import operators, priors, samplers
 
-    return {"operator": operators.REGISTRY, "prior": priors.REGISTRY, "sampler": samplers.REGISTRY}
+    loaders = {name: of.load for name, of in priors.REGISTRY.items()}
+    return {"operator": operators.REGISTRY, "prior": loaders, "sampler": samplers.REGISTRY}

@@ -2,29 +2,34 @@
 
 Operators, samplers and priors share this: a registry is a dict from a name to a factory,
 the factory's signature is the list of parameters, and its type annotations are their checks.
+What other packages offer is found by entry points, and imported when a spec names it.
 """
 
 import inspect
 import reprlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any, TypeVar
 
 from pydantic import ConfigDict, ValidationError, validate_call
 
 from kintsugi.errors import SpecError
 
-Registry = Mapping[str, Callable[..., Any]]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class Parameter:
+    """A parameter that a spec may set."""
+
     name: str
     default: Any
     """`inspect.Parameter.empty` when the parameter must be given."""
 
     @property
     def required(self) -> bool:
+        """Whether a spec must set it."""
         return self.default is inspect.Parameter.empty
 
 
@@ -37,23 +42,97 @@ def parameters(factory: Callable[..., Any]) -> list[Parameter]:
     ]
 
 
+class Registry(Mapping[str, T]):
+    """What is built in, by name; a plug-in is found, and its package imported, when its name is asked for.
+
+    Iteration gives what is built in. A built-in name is never a plug-in's.
+
+    Args:
+        kind: "sampler" has the entry points of the group "kintsugi.samplers".
+        of: the type of which an entry must be.
+    """
+
+    def __init__(self, kind: str, builtin: dict[str, T], of: Any = Callable):
+        self.kind, self.builtin, self.of = kind, builtin, of
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.builtin)
+
+    def __len__(self) -> int:
+        return len(self.builtin)
+
+    def __getitem__(self, name: str) -> T:
+        if name in self.builtin:
+            return self.builtin[name]
+        if (plugin := self.plugin(name)) is None:
+            raise KeyError(name)
+        title = f"{self.kind}.name: the plug-in {name!r} of {package(plugin)}"
+        try:
+            entry: T = plugin.load()
+        except (Exception, SystemExit) as error:  # the code of others
+            raise SpecError(f"{title} cannot be imported: {type(error).__name__}: {error}") from error
+        if not isinstance(entry, self.of):
+            wanted = getattr(self.of, "__name__", self.of)
+            raise SpecError(f"{title} is no {wanted}: {plugin.value}")
+        return entry
+
+    def plugins(self) -> list[EntryPoint]:
+        """What other packages offer, by name, also under built-in names; nothing is imported."""
+        return sorted(entry_points(group=f"kintsugi.{self.kind}s"), key=lambda plugin: plugin.name)
+
+    def plugin(self, name: str) -> EntryPoint | None:
+        """The plug-in of this name, not imported; None for a built-in name, or one that is not known.
+
+        Raises:
+            SpecError: several packages have one.
+        """
+        found = [] if name in self.builtin else [one for one in self.plugins() if one.name == name]
+        if len(found) > 1:
+            packages = ", ".join(map(package, found))
+            raise SpecError(f"{self.kind}.name: {name!r} is in {packages}; uninstall all but one")
+        return found[0] if found else None
+
+    def packages(self, spec: Mapping[str, Any], field: str) -> dict[str, str]:
+        """The packages, as pip takes them, of plug-ins that a good spec names, by field; of parts, too."""
+        plugin = self.plugin(spec["name"])
+        found = {} if plugin is None else {field: package(plugin)}
+        if spec["name"] == "compose":
+            for number, part in enumerate(spec.get("operators", ())):
+                found |= self.packages(part, f"{field}.operators.{number}")
+        return found
+
+
+def package(plugin: EntryPoint) -> str:
+    """The distribution of a plug-in and its version, as pip takes them: "mine==1.0"."""
+    return f"{plugin.dist.name}=={plugin.dist.version}" if plugin.dist else "an unknown package"
+
+
+def choices(registry: Mapping[str, Any]) -> str:
+    """The names that a spec may give, of plug-ins too."""
+    plugins = registry.plugins() if isinstance(registry, Registry) else []
+    return ", ".join(sorted({*registry, *(plugin.name for plugin in plugins)}))
+
+
 def look_up(
-    kind: str, registry: Registry, spec: Mapping[str, Any]
+    kind: str, registry: Mapping[str, Any], spec: Mapping[str, Any], part: str | None = None
 ) -> tuple[Callable[..., Any], dict[str, Any]]:
     """The factory that `spec` names, and the parameters it sets.
 
+    Args:
+        part: which factory of an entry that has several.
+
     Raises:
-        SpecError: no name, an unknown name or an unknown parameter.
+        SpecError: no name, an unknown name or an unknown parameter, or a plug-in that cannot be used.
     """
     values = dict(spec)
     name = values.pop("name", None)
     if name is None:
-        raise SpecError(f"{kind}.name: missing; choose one of {', '.join(sorted(registry))}")
+        raise SpecError(f"{kind}.name: missing; choose one of {choices(registry)}")
     if not isinstance(name, str):
         raise SpecError(f"{kind}.name: a name, not {reprlib.repr(name)}")
-    if name not in registry:
-        raise SpecError(f"{kind}.name: no {kind} {name!r}; choose one of {', '.join(sorted(registry))}")
-    factory = registry[name]
+    if (entry := registry.get(name)) is None:
+        raise SpecError(f"{kind}.name: no {kind} {name!r}; choose one of {choices(registry)}")
+    factory = entry if part is None else getattr(entry, part)
     known = [p.name for p in parameters(factory)]
     for field in values:
         if field not in known:
@@ -62,13 +141,19 @@ def look_up(
     return factory, values
 
 
-def construct(kind: str, registry: Registry, spec: Mapping[str, Any], *context: Any) -> Any:
+def construct(
+    kind: str,
+    registry: Mapping[str, Any],
+    spec: Mapping[str, Any],
+    *context: Any,
+    part: str | None = None,
+) -> Any:
     """Build the entry that `spec` names; `context` is passed to the factory before its parameters.
 
     Raises:
-        SpecError: no name, an unknown name, an unknown parameter, or a value that does not fit.
+        SpecError: as for `look_up`, or a value that does not fit.
     """
-    factory, values = look_up(kind, registry, spec)
+    factory, values = look_up(kind, registry, spec, part)
     # A class checks its own fields.
     checked = (
         factory

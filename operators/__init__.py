@@ -6,7 +6,7 @@
 Images are (B, C, H, W) in [-1, 1].
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Annotated, Any
 
 import torch
@@ -62,7 +62,7 @@ def compose(
     return chain(built, [spec["name"] for spec in operators])
 
 
-REGISTRY: Registry = {
+BUILTIN: dict[str, Callable[..., Operator]] = {
     "anisotropic_blur": anisotropic_blur,
     "average_pool": average_pool,
     "bicubic": bicubic,
@@ -81,6 +81,7 @@ REGISTRY: Registry = {
     "resize": resize,
     "uniform_blur": uniform_blur,
 }
+REGISTRY = Registry("operator", BUILTIN)
 
 
 def build(

@@ -4,7 +4,7 @@ prior = priors.load({"name": "natural"})
 u = prior(x, t)
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -20,20 +20,29 @@ from kintsugi.priors.natural import natural
 from kintsugi.priors.published import PUBLISHED
 from kintsugi.registry import Registry, construct, look_up
 
-__all__ = ["REGISTRY", "Examined", "Prior", "SpecError", "check", "describe", "examine", "load"]
+__all__ = ["REGISTRY", "Examined", "Format", "Prior", "SpecError", "check", "describe", "examine", "load"]
 
-REGISTRY: Registry = {
-    "natural": natural,
-    "adm": adm.adm,
-    "rectified_flow": rectified_flow.rectified_flow,
-    "diffusers": diffusers_model.diffusers_model,
+
+@dataclass(frozen=True)
+class Format:
+    """How priors of one format are read.
+
+    Attributes:
+        load: of a device and, by keyword, the parameters of a spec, the prior.
+        describe: of the same parameters, what it is, read without its weights.
+    """
+
+    load: Callable[..., Any]
+    describe: Callable[..., Described]
+
+
+BUILTIN = {
+    "natural": Format(natural, describe_natural),
+    "adm": Format(adm.adm, adm.describe),
+    "rectified_flow": Format(rectified_flow.rectified_flow, rectified_flow.describe),
+    "diffusers": Format(diffusers_model.diffusers_model, diffusers_model.describe),
 }
-DESCRIBE: Registry = {
-    "natural": describe_natural,
-    "adm": adm.describe,
-    "rectified_flow": rectified_flow.describe,
-    "diffusers": diffusers_model.describe,
-}
+REGISTRY = Registry("prior", BUILTIN, Format)
 
 
 @dataclass(frozen=True)
@@ -54,7 +63,7 @@ def check(spec: Mapping[str, Any]) -> None:
     Raises:
         SpecError: an unknown name or parameter.
     """
-    look_up("prior", REGISTRY, spec)
+    look_up("prior", REGISTRY, spec, "load")
 
 
 def describe(spec: Mapping[str, Any]) -> Described:
@@ -64,7 +73,7 @@ def describe(spec: Mapping[str, Any]) -> Described:
         SpecError: as for `load`.
     """
     with named():
-        found: Described = construct("prior", DESCRIBE, spec)
+        found: Described = construct("prior", REGISTRY, spec, part="describe")
     return found
 
 
@@ -100,7 +109,7 @@ def load(spec: Mapping[str, Any], *, device: str | torch.device = "cpu") -> Netw
         SpecError: the spec does not fit; the message names the field.
     """
     with named():
-        prior: NetworkPrior = construct("prior", REGISTRY, spec, device)
+        prior: NetworkPrior = construct("prior", REGISTRY, spec, device, part="load")
     return prior
 
 

@@ -10,7 +10,7 @@ start is made of H⁺y (pinv) or of the linear MMSE estimate (lmmse). `project`:
 measurement on the result.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from pydantic import FiniteFloat, PositiveInt
@@ -93,7 +93,7 @@ def ddim(
     )
 
 
-REGISTRY: Registry = {
+BUILTIN: dict[str, Callable[..., Sampler]] = {
     "conjugate": Conjugate,
     "daps": DAPS,
     "ddim": ddim,
@@ -106,6 +106,7 @@ REGISTRY: Registry = {
     "pigdm_discrete": DiscretePiGDM,
     "reddiff": REDdiff,
 }
+REGISTRY = Registry("sampler", BUILTIN)
 
 
 def build(spec: Mapping[str, Any]) -> Sampler:

@@ -1,7 +1,7 @@
 """Identity: what else than its job and its prior a run's results depend on, by SHA-256.
 
-These are the files of masks, the weights of metrics, and what metrics of sets compare with. The run keeps
-them by field in files.json, and is not continued with others.
+These are the files of masks, the weights of metrics, and what metrics of sets compare with; and the packages
+of plug-ins, by version. The run keeps them by field in files.json, and is not continued with others.
 """
 
 import hashlib
@@ -12,7 +12,7 @@ from pathlib import Path
 
 from pydantic import ConfigDict, TypeAdapter
 
-from kintsugi import operators
+from kintsugi import operators, priors, samplers
 from kintsugi.errors import JobError
 from kintsugi.pipeline.data.collection import Collection
 from kintsugi.pipeline.execution.directory import FILES
@@ -25,7 +25,7 @@ from kintsugi.pipeline.storage.publish import publish
 from kintsugi.pipeline.storage.records import read, typed
 
 Digests = dict[str, str]
-"""SHA-256, hexadecimal, by field of the job."""
+"""SHA-256, hexadecimal, or a plug-in's "distribution==version", by field of the job."""
 CHECKSUMS = TypeAdapter(Digests, config=ConfigDict(strict=True))
 
 
@@ -46,6 +46,15 @@ def sha256(field: str, path: str) -> str:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise JobError(f"{field}: {path} cannot be read: {error}") from error
+
+
+def of_plugins(job: Job) -> Digests:
+    """The packages of the plug-ins that a job names; imports none of them."""
+    return (
+        operators.REGISTRY.packages(job.degradation.operator, "degradation.operator")
+        | priors.REGISTRY.packages(job.prior, "prior")
+        | samplers.REGISTRY.packages(job.sampler, "sampler")
+    )
 
 
 def of_weights(job: Job) -> Digests:
@@ -79,7 +88,7 @@ def of_reference(job: Job) -> Digests:
 
 def of_job(job: Job) -> Digests:
     """Of all files on which the results of a job depend; raises as those above."""
-    return of_operator(job) | of_weights(job) | of_reference(job)
+    return of_operator(job) | of_weights(job) | of_reference(job) | of_plugins(job)
 
 
 def text_of(files: Digests) -> str:
@@ -130,7 +139,8 @@ def differing(before: Mapping[str, str], now: Mapping[str, str]) -> Iterator[str
     """Which fields name another file than before, in words."""
     for field in sorted(before.keys() & now.keys()):
         if before[field] != now[field]:
-            yield f"{field}: SHA-256 {before[field]} → {now[field]}"
+            what = "plug-in" if "==" in before[field] else "SHA-256"
+            yield f"{field}: {what} {before[field]} → {now[field]}"
 
 
 def refuse_changed(before: Mapping[str, str], now: Mapping[str, str]) -> None:

@@ -20,7 +20,7 @@ from kintsugi.pipeline.data.shards import stays_inside
 from kintsugi.pipeline.data.units import Unit, read_members
 from kintsugi.pipeline.execution.commit import Commit, commit, read_commit
 from kintsugi.pipeline.execution.directory import PLAN
-from kintsugi.pipeline.execution.identity import of_weights, recorded, refuse_changed
+from kintsugi.pipeline.execution.identity import of_plugins, of_weights, recorded, refuse_changed
 from kintsugi.pipeline.execution.memory import remembered_batch_size
 from kintsugi.pipeline.execution.rows import Done, Result, done, failed_row, kept_of
 from kintsugi.pipeline.execution.run import recorded_prior, refuse_damaged
@@ -92,7 +92,7 @@ def stage_of(job: Job, folder: Location, device: str) -> UnitStage:
     """
     files = recorded(folder)
     stage = Stage(job, device, files)
-    refuse_changed(files, of_weights(job))
+    refuse_changed(files, of_weights(job) | of_plugins(job))
     if stage.prior_sha256 != (begun_with := recorded_prior(folder).sha256):
         raise JobError(
             f"prior: the file changed while the run went on: SHA-256 {stage.prior_sha256}, "
@@ -141,7 +141,8 @@ class Worker:
         self.stage = stage_of(job, folder, device)
         # Fixed, also when memory runs out later: batch k is always the same samples.
         self.batch_size = self.stage.batch_size
-        self.made_by = provenance(self.stage.device) | weights_of(job)
+        plugins = {f"plug-in of {field}": name for field, name in of_plugins(job).items()}
+        self.made_by = provenance(self.stage.device) | weights_of(job) | plugins
         self.in_hand = 0
         self.told = dict(self.stage.seconds)
 

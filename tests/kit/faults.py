@@ -88,10 +88,12 @@ def describe_gaussian(*, pause: float = 0.0) -> Description:
     return Description(multiple=1, parameters=0, files=())
 
 
+GAUSSIAN = priors.Format(gaussian, describe_gaussian)
+
+
 def know_gaussian() -> None:
     """Let this process load the prior `gaussian`."""
-    priors.REGISTRY["gaussian"] = gaussian  # type: ignore[index]
-    priors.DESCRIBE["gaussian"] = describe_gaussian  # type: ignore[index]
+    priors.BUILTIN["gaussian"] = GAUSSIAN
 
 
 class GaussianWorker(executors.RayWorker):

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import scipy.fft
 import torch
-from kit.samplers import REQUIRED, Counting
+from kit.samplers import REQUIRED
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks.posterior_bias import SAMPLERS, Posterior, bias, natural_texture, white_noise
@@ -22,6 +22,7 @@ from kintsugi.priors.paths import DDPM, RectifiedFlow, VariancePreserving
 from kintsugi.samplers import KeyedNoise
 from kintsugi.samplers.lmmse import linear_mmse
 from kintsugi.samplers.problem import Problem
+from kintsugi.testing import check_sampler
 
 D = torch.float64
 VP, FLOW, LABELS = VariancePreserving(), RectifiedFlow(), DDPM()
@@ -152,39 +153,9 @@ def test_no_step_waits_for_the_device(name, operator, sigma_y):
     assert counts[0] == counts[1] or name in ("reddiff", "daps")
 
 
-@pytest.mark.parametrize("operator", ["bicubic", "hdr"])
 @ALL
-def test_forwards_and_vector_jacobian_products_are_counted_honestly(name, operator):
-    operator, prior = degradation(operator), Counting(mixture())
-    restored = restore(build(name), operator, measured(operator), prior=prior)
-    assert restored.forwards == 4
-    assert (prior.forwards, prior.vjps) == (2 * restored.forwards, 2 * restored.vjps)
-    # A graph is recorded where a vector-Jacobian product follows, and nowhere else.
-    assert sum(prior.recorded) == restored.vjps
-    assert not restored.image.requires_grad
-
-
-@pytest.mark.parametrize("sigma_y", [0.0, 0.1])
-@pytest.mark.parametrize("operator", ["inpaint", "gaussian_blur", "hdr", "phase_retrieval"])
-@ALL
-def test_a_sample_alone_is_the_sample_in_any_batch_and_order(name, operator, sigma_y):
-    operator, sampler, keys = degradation(operator), build(name), ["a", "b", "c"]
-    y = measured(operator, sigma_y, batch=3)
-    together = restore(sampler, operator, y, KeyedNoise(0, keys), sigma_y).image
-    alone = restore(sampler, operator, y[1:2], KeyedNoise(0, ["b"]), sigma_y).image
-    torch.testing.assert_close(alone[0], together[1], rtol=1e-9, atol=1e-9)
-    turned = restore(sampler, operator, y.flip(0), KeyedNoise(0, keys[::-1]), sigma_y).image
-    torch.testing.assert_close(turned.flip(0), together, rtol=1e-9, atol=1e-9)
-
-
-@ALL
-def test_the_same_key_gives_the_same_bytes_and_another_another_sample(name):
-    operator = degradation("bicubic", factor=2)
-    y = measured(operator, batch=1).expand(2, -1, -1, -1)
-    one, other = (restore(build(name), operator, y, KeyedNoise(0, KEYS)).image for _ in range(2))
-    assert torch.equal(one, other)
-    assert relative_error(one[0], one[1]) > 1e-3
-    assert relative_error(restore(build(name), operator, y, KeyedNoise(1, KEYS)).image, one) > 1e-3
+def test_every_sampler_has_the_properties_that_are_offered_to_authors(name):
+    check_sampler({"name": name, "steps": 4, **FEW.get(name, {})})
 
 
 class OneStart(KeyedNoise):

@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 import scipy.integrate
 import torch
-from kit.samplers import REQUIRED, Counting
+from kit.samplers import REQUIRED
 
 from kintsugi import operators, samplers
 from kintsugi.priors.analytic import LowRankMixture, StandardNormal
 from kintsugi.priors.paths import DDPM, RectifiedFlow, VariancePreserving
 from kintsugi.samplers import KeyedNoise, SpecError
+from kintsugi.testing import Counting
 
 D = torch.float64
 VP, FLOW, LABELS = VariancePreserving(), RectifiedFlow(), DDPM()

@@ -176,8 +176,7 @@ def station(tmp_path_factory: pytest.TempPathFactory, ray_cluster: str, weather:
     found = Station(base, shards, base / "calm", address)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(executors, "RayWorker", faults.GaussianWorker)
-        patch.setitem(faults.priors.REGISTRY, "gaussian", faults.gaussian)
-        patch.setitem(faults.priors.DESCRIBE, "gaussian", faults.describe_gaussian)
+        patch.setitem(faults.priors.BUILTIN, "gaussian", faults.GAUSSIAN)
         assert command(found.job("calm"), "none") == 0
         yield found
 

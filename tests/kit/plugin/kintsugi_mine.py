@@ -1,0 +1,40 @@
+"""An operator, a sampler and a prior of another package: all of it is this file and its entry points."""
+
+import torch
+from pydantic.dataclasses import dataclass
+
+from kintsugi.operators import Mask
+from kintsugi.priors import Format
+from kintsugi.priors.analytic import StandardNormal
+from kintsugi.priors.checkpoint import checksum
+from kintsugi.priors.natural import Description
+from kintsugi.samplers.descent import Stepwise, noise_in, renoise
+
+
+def interlaced(image_shape, *, every: int = 2) -> Mask:
+    """Of all rows each `every`-th is known."""
+    known = torch.zeros(image_shape, dtype=torch.bool)
+    known[:, ::every] = True
+    return Mask(known)
+
+
+@dataclass(kw_only=True, frozen=True)
+class Replace(Stepwise):
+    """The measured part of every prediction is replaced by H⁺y. eta: share of fresh noise, 0 to 1."""
+
+    eta: float = 0.5
+
+    def step(self, problem, denoise, x, now, later):
+        prediction = denoise(x, now)
+        consistent = problem.operator.impose(prediction, problem.y)
+        return renoise(problem, consistent, noise_in(x, prediction, now), later, self.eta)
+
+
+def flat(device="cpu") -> StandardNormal:
+    """Standard normal pixels; no file."""
+    prior = StandardNormal()
+    prior.network, prior.sha256 = torch.nn.Identity().eval(), checksum(())
+    return prior
+
+
+FLAT = Format(flat, lambda: Description(multiple=1, parameters=0, files=()))

@@ -1,0 +1,28 @@
+"""Packages with plug-ins, made importable as an installation would, without pip."""
+
+import shutil
+import tomllib
+from pathlib import Path
+
+import pytest
+
+MINE = Path(__file__).parent / "plugin"
+
+
+def write(folder: Path, name: str, version: str, groups: dict[str, dict[str, str]]) -> Path:
+    """The metadata of a distribution, in a folder for sys.path; `groups`: its entry points."""
+    info = folder / f"{name.replace('-', '_')}-{version}.dist-info"
+    info.mkdir(parents=True)
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
+    lines = [f"[{group}]\n" + "".join(f"{k} = {v}\n" for k, v in of.items()) for group, of in groups.items()]
+    (info / "entry_points.txt").write_text("\n".join(lines))
+    return folder
+
+
+def install_mine(patch: pytest.MonkeyPatch, folder: Path, version: str | None = None) -> Path:
+    """Put the package of `tests/kit/plugin` on sys.path, perhaps as another version."""
+    project = tomllib.loads((MINE / "pyproject.toml").read_text())["project"]
+    write(folder, project["name"], version or project["version"], project["entry-points"])
+    shutil.copy(MINE / "kintsugi_mine.py", folder)
+    patch.syspath_prepend(folder)
+    return folder

@@ -1,0 +1,216 @@
+"""What another package offers by entry points is named, listed, recorded and checked as what is built in."""
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+import torch
+from kit.plugins import install_mine, write
+from typer.testing import CliRunner
+
+import kintsugi
+from kintsugi import operators, priors, samplers, testing
+from kintsugi.errors import JobError, SpecError
+from kintsugi.jobs.cli import app
+from kintsugi.operators import Mask
+from kintsugi.pipeline.execution.directory import FILES
+
+
+@pytest.fixture
+def mine(monkeypatch, tmp_path):
+    yield install_mine(monkeypatch, tmp_path / "site")
+    sys.modules.pop("kintsugi_mine", None)
+
+
+@pytest.fixture
+def plugged(mine, make_job):
+    """A job that names all three."""
+    parts = [{"name": "interlaced"}, {"name": "denoise"}]
+    return make_job(
+        degradation={"operator": {"name": "compose", "operators": parts}},
+        prior={"name": "flat"},
+        sampler={"name": "replace", "steps": 2, "eta": 0.1},
+    )
+
+
+def test_the_properties_that_are_offered_to_authors_hold(mine):
+    testing.check_operator({"name": "interlaced", "every": 3})
+    testing.check_sampler({"name": "replace", "steps": 3})
+    testing.check_prior({"name": "flat"})
+
+
+class Doubled(Mask):
+    """An adjoint that is twice what it must be."""
+
+    def adjoint(self, y):
+        return 2 * super().adjoint(y)
+
+
+class Leaning(Mask):
+    """A sample leans on the mean of its batch."""
+
+    def forward(self, x):
+        return super().forward(x - x.mean(0))
+
+
+@pytest.mark.parametrize("wrong", [Doubled, Leaning])
+def test_an_operator_that_is_wrong_is_found(monkeypatch, wrong):
+    def make(image_shape):
+        return wrong(torch.ones(image_shape, dtype=torch.bool))
+
+    monkeypatch.setitem(operators.BUILTIN, "wrong", make)
+    with pytest.raises(AssertionError):
+        testing.check_operator({"name": "wrong"})
+
+
+def after(change):
+    """DDNM, of whose result something is changed."""
+    inner = samplers.build({"name": "ddnm", "steps": 3})
+
+    def restore(prior, operator, y, noise, **options):
+        return change(inner(prior, operator, y, noise, **options))
+
+    return restore
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda found: replace(found, forwards=found.forwards - 1),
+        lambda found: replace(found, vjps=1),
+        lambda found: replace(found, image=found.image - found.image.mean(0)),
+        lambda found: replace(found, image=found.image + torch.rand(())),
+        lambda found: replace(found, image=torch.zeros_like(found.image)),
+        lambda found: replace(found, image=found.image / 0),
+        lambda found: replace(found, image=found.image.float()),
+    ],
+    ids=["forwards", "vjps", "batch", "random", "constant", "infinite", "precision"],
+)
+def test_a_sampler_that_is_wrong_is_found(monkeypatch, change):
+    monkeypatch.setitem(samplers.BUILTIN, "wrong", lambda: after(change))
+    with pytest.raises(AssertionError):
+        testing.check_sampler({"name": "wrong"})
+
+
+def test_a_prior_whose_checksum_is_of_other_files_is_found(monkeypatch):
+    def load(device):
+        prior = priors.BUILTIN["natural"].load(device)
+        prior.sha256 = "0" * 64
+        return prior
+
+    wrong = priors.Format(load, priors.BUILTIN["natural"].describe)
+    monkeypatch.setitem(priors.BUILTIN, "wrong", wrong)
+    with pytest.raises(AssertionError, match="checksum"):
+        testing.check_prior({"name": "wrong"})
+
+
+def test_the_embedded_prior_has_the_properties():
+    testing.check_prior({"name": "natural"})
+
+
+def test_nothing_is_imported_until_a_spec_names_it(mine):
+    samplers.build({"name": "conjugate"})
+    with pytest.raises(SpecError, match=r"no sampler 'replaced'; choose one of .*replace"):
+        samplers.build({"name": "replaced"})
+    listed = CliRunner().invoke(app, ["list", "samplers"], env={"COLUMNS": "120"}).output
+    assert "plug-in of kintsugi-mine==1.0" in listed
+    assert samplers.REGISTRY.packages({"name": "replace"}, "sampler") == {"sampler": "kintsugi-mine==1.0"}
+    assert "kintsugi_mine" not in sys.modules
+    samplers.build({"name": "replace"})
+    assert "kintsugi_mine" in sys.modules
+
+
+def test_parameters_of_a_plugin_are_checked_by_field(mine):
+    with pytest.raises(SpecError, match=r"sampler\.w: 'replace' has no such parameter; it has: .*eta"):
+        samplers.build({"name": "replace", "w": 1})
+    with pytest.raises(SpecError, match=r"sampler\.eta"):
+        samplers.build({"name": "replace", "eta": "much"})
+
+
+def test_a_run_records_the_packages_and_is_not_continued_with_others(plugged, monkeypatch, tmp_path):
+    run = kintsugi.run(plugged, limit=3)
+    assert set(run.rows()["status"].to_pylist()) == {"ok"}
+    fields = ("degradation.operator.operators.0", "prior", "sampler")
+    assert json.loads((run.folder / FILES).read_bytes()) == dict.fromkeys(fields, "kintsugi-mine==1.0")
+    for record in (run.folder / "commits").iterdir():
+        assert '"plug-in of sampler": "kintsugi-mine==1.0"' in record.read_bytes().decode()
+    install_mine(monkeypatch, tmp_path / "newer", "1.1")
+    with pytest.raises(JobError, match=r"sampler: plug-in kintsugi-mine==1\.0 → kintsugi-mine==1\.1"):
+        kintsugi.run(plugged, limit=3)
+
+
+def test_a_job_without_plugins_records_none(mine, make_job):
+    run = kintsugi.run(make_job(), limit=1)
+    assert json.loads((run.folder / FILES).read_bytes()) == {}
+
+
+@pytest.mark.parametrize(
+    ("value", "reason"),
+    [
+        ("absent_package:Sampler", r"cannot be imported: ModuleNotFoundError: .*absent_package"),
+        ("json:absent", "cannot be imported: AttributeError"),
+        ("sys:maxsize", "is no .*Callable: sys:maxsize"),
+    ],
+)
+def test_a_plugin_that_cannot_be_used_is_told_with_its_package(monkeypatch, tmp_path, value, reason):
+    monkeypatch.syspath_prepend(write(tmp_path, "broken", "2.0", {"kintsugi.samplers": {"bad": value}}))
+    with pytest.raises(SpecError, match=rf"sampler\.name: the plug-in 'bad' of broken==2\.0 {reason}"):
+        samplers.build({"name": "bad"})
+
+
+def test_a_prior_must_be_a_format(monkeypatch, tmp_path):
+    monkeypatch.syspath_prepend(write(tmp_path, "broken", "2.0", {"kintsugi.priors": {"bad": "json:loads"}}))
+    with pytest.raises(SpecError, match=r"'bad' of broken==2\.0 is no Format"):
+        priors.load({"name": "bad"})
+
+
+def test_a_built_in_name_wins_and_the_list_says_so(monkeypatch, tmp_path):
+    taken = {"kintsugi.operators": {"bicubic": "absent:thief"}}
+    monkeypatch.syspath_prepend(write(tmp_path, "thief", "1.0", taken))
+    assert operators.build({"name": "bicubic"}, (3, 16, 16)).linear
+    assert operators.REGISTRY.packages({"name": "bicubic"}, "operator") == {}
+    listed = CliRunner().invoke(app, ["list", "operators"], env={"COLUMNS": "140"}).output
+    assert "thief==1.0; not used, since the name is built in" in listed
+
+
+def test_two_packages_with_one_name_are_refused(mine, monkeypatch, tmp_path):
+    other = {"kintsugi.samplers": {"replace": "json:loads"}}
+    monkeypatch.syspath_prepend(write(tmp_path / "other", "other", "3.0", other))
+    with pytest.raises(SpecError, match=r"'replace' is in .*other==3\.0.*uninstall all but one"):
+        samplers.build({"name": "replace"})
+
+
+def test_submit_says_what_the_cluster_needs(mine, shards, tmp_path):
+    sets = {
+        "data.shards": shards[0],
+        "data.size": 32,
+        "degradation.operator": "{name: interlaced}",
+        "output": tmp_path / "run",
+    }
+    job = tmp_path / "job.yaml"
+    job.write_text(
+        "data: {shards: x}\ndegradation: {operator: {name: denoise}}\nmetrics: [psnr]\noutput: y\n"
+    )
+    options = [word for name, value in sets.items() for word in ("--set", f"{name}={value}")]
+    sent = CliRunner().invoke(app, ["submit", str(job), *options, "--pack", str(tmp_path / "job.zip")])
+    assert sent.exit_code == 0, sent.output
+    assert "every node of the cluster needs kintsugi-mine==1.0" in " ".join(sent.output.split())
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+def test_on_ray_the_rows_are_the_same(plugged, mine, tmp_path):
+    """In processes of their own: a local Ray has the environment of its driver."""
+    file, found = tmp_path / "job.yaml", {}
+    path = os.pathsep.join([str(mine), os.environ.get("PYTHONPATH", "")])
+    for address in ("none", "local"):
+        output = tmp_path / address
+        file.write_text(plugged.model_copy(update={"output": str(output)}).model_dump_json())
+        call = [sys.executable, "-m", "kintsugi", "run", str(file), "--address", address]
+        done = subprocess.run(call, env=os.environ | {"PYTHONPATH": path}, capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout + done.stderr
+        found[address] = {each.name: each.read_bytes() for each in (output / "data").iterdir()}
+    assert found["none"] == found["local"]
