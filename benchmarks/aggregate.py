@@ -11,13 +11,14 @@ import multiprocessing
 import tempfile
 import time
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 import typer
 from synthetic import UNIT, memory, row, synthetic
 
-from kintsugi.pipeline.analysis.aggregate import Summary, describe_rows, write_rows
+from kintsugi.pipeline.analysis.aggregate import describe_rows
+from kintsugi.pipeline.analysis.rows import write_rows
 from kintsugi.pipeline.execution.commit import commit
 from kintsugi.pipeline.metrics import IMAGE
 
@@ -55,19 +56,20 @@ def main(rows: Annotated[int, typer.Option()] = 1_000_000) -> None:
         this = synthetic(folder, rows, SHARD)
         table = folder / "rows.parquet"
         print("| what | s | s of processors | memory before, MiB | at most, MiB |\n|---|---|---|---|---|")
-        summary = Summary(planned=rows, units=this.summary.units)
+        made: list[Any] = []
         for what, act in (
             (
                 f"{rows:,} rows of {this.summary.units:,} units into one table",
-                lambda: write_rows(this, table, summary),
+                lambda: write_rows(this, table),
             ),
-            ("statistics", lambda: describe_rows(table, summary)),
+            ("statistics", lambda: describe_rows(table)),
         ):
             before, started, spent = memory("VmRSS"), time.perf_counter(), time.process_time()
-            act()
+            made.append(act())
             wall, spent = time.perf_counter() - started, time.process_time() - spent
             print(f"| {what} | {wall:.1f} | {spent:.1f} | {before:.0f} | {memory('VmHWM'):.0f} |")
-        assert summary.rows == rows, "every row counts"
+        tally, summary = made
+        assert tally.rows == rows, "every row counts"
         print(f"\n{len(summary.measures)} measures, {sum(map(len, summary.breakdowns.values())):,} groups")
 
 

@@ -158,9 +158,9 @@ def run(
         sampled = sum(commit.seconds["sample"] for commit in commits)
         wall = ended - min(pool.since)
         mark = time.perf_counter()
-        summary = summarise(this, folder / "rows.parquet")
+        tally, _ = summarise(this, folder / "rows.parquet")
         aggregation = time.perf_counter() - mark
-        assert summary.rows == samples, "every sample is one row"
+        assert tally.rows == samples, "every sample is one row"
         print(f"{samples:,} samples in {len(commits)} units over {len(pool.since)} actors on {nodes} nodes")
         print("| what | value |\n|---|---|")
         print(f"| from the first actor's start to the last commit | {wall:.1f} s |")

@@ -164,7 +164,7 @@ def finish(report: Location) -> dict[str, Any]:
 
 def show_results(metrics: Mapping[str, Any]) -> None:
     """The measures in metrics.json, of a run or of scored images, and what is doubtful about them."""
-    from kintsugi.pipeline.analysis.report import about_baselines, against
+    from kintsugi.pipeline.analysis.report.numbers import about_baselines, against
 
     found = results_table(metrics)
     table = rich_table.Table(title=metrics["title"], title_justify="left")
@@ -184,7 +184,8 @@ def show_results(metrics: Mapping[str, Any]) -> None:
 
 def results_table(metrics: Mapping[str, Any]) -> Table:
     """The measures in metrics.json with their intervals, for reading."""
-    from kintsugi.pipeline.analysis.report import count, interval, number, numbers
+    from kintsugi.pipeline.analysis.measures import count, interval, number
+    from kintsugi.pipeline.analysis.report.numbers import numbers
     from kintsugi.pipeline.analysis.tables import Table
 
     rows = [

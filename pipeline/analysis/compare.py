@@ -8,14 +8,6 @@ import numpy as np
 import pyarrow as pa
 
 from kintsugi.errors import JobError
-from kintsugi.pipeline.analysis.aggregate import (
-    better,
-    counted,
-    difference,
-    limited,
-    pairs_of,
-    share_better,
-)
 from kintsugi.pipeline.analysis.compare_inputs import (
     Input,
     Shared,
@@ -35,7 +27,15 @@ from kintsugi.pipeline.analysis.compare_runs import (
     set_warnings,
 )
 from kintsugi.pipeline.analysis.intervals import holm, paired_p_value
-from kintsugi.pipeline.analysis.report import bare
+from kintsugi.pipeline.analysis.measures import (
+    bare,
+    better,
+    counted,
+    difference,
+    limited,
+    pairs_of,
+    share_better,
+)
 from kintsugi.pipeline.metrics import IMAGE
 
 ALL_PAIRS = 4  # runs of which every pair is compared; of more, each with the first
@@ -48,7 +48,7 @@ class Paired:
 
     Attributes:
         n: pairs from which the difference, its 95 % interval and p come.
-        infinite: how many of them have an infinite value, which counts as `aggregate.limited` says.
+        infinite: how many of them have an infinite value, which counts as `measures.limited` says.
         p, corrected: of the sign-flip test; corrected for the number of tests of the metrics that were asked
             for, and None of what nobody asked for, such as the residual.
         wins: share of all pairs in which `other` is better, ties counted half; None where no image has

@@ -13,9 +13,9 @@ import pyarrow.compute as pc
 
 from kintsugi import operators
 from kintsugi.errors import JobError, redacted
-from kintsugi.pipeline.analysis.aggregate import measures_in
 from kintsugi.pipeline.analysis.query import rows_file
 from kintsugi.pipeline.analysis.report.stored import read_metrics
+from kintsugi.pipeline.analysis.rows import measures_in
 from kintsugi.pipeline.execution.commit import refuse_nonsense
 from kintsugi.pipeline.execution.directory import JOB, METRICS
 from kintsugi.pipeline.execution.identity import recorded

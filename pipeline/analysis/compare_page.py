@@ -12,12 +12,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from kintsugi.pipeline.analysis.aggregate import badness, better
 from kintsugi.pipeline.analysis.compare import Comparison, Paired
 from kintsugi.pipeline.analysis.compare_inputs import Input
-from kintsugi.pipeline.analysis.compare_runs import references, title
-from kintsugi.pipeline.analysis.report import ASCENDING, bare, environments, number, with_interval
+from kintsugi.pipeline.analysis.compare_runs import references
+from kintsugi.pipeline.analysis.measures import ASCENDING, badness, bare, better, number, title, with_interval
 from kintsugi.pipeline.analysis.report.gallery import KINDS, Card, fitted, rows_at, with_pseudo_inverses
+from kintsugi.pipeline.analysis.report.write import environments
 from kintsugi.pipeline.analysis.tables import Table, csv_text, markdown_text
 from kintsugi.pipeline.storage.files import parquet
 from kintsugi.pipeline.storage.location import Location

@@ -8,9 +8,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from kintsugi.pipeline.analysis.aggregate import QUANTILES, average, better, counted, histogram
 from kintsugi.pipeline.analysis.compare_inputs import Input
-from kintsugi.pipeline.analysis.report import ARROWS, TITLES
+from kintsugi.pipeline.analysis.measures import QUANTILES, average, counted, histogram, title
 from kintsugi.pipeline.analysis.report.gallery import failures
 
 Estimate = tuple[float | None, float | None, float | None]
@@ -150,8 +149,3 @@ def references(runs: Sequence[RunNumbers], name: str) -> dict[str, str]:
             known = run.sets[name].get("reference", "unknown")
             found[run.label] = f"{known} ({checksum[:12]})" if checksum else known
     return found
-
-
-def title(name: str) -> str:
-    """A measure as it heads a column, with the direction in which it is better."""
-    return TITLES[name] if name in TITLES else name + ARROWS[better(name)]

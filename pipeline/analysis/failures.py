@@ -16,6 +16,7 @@ from kintsugi.pipeline.execution.run import Run
 from kintsugi.pipeline.storage.files import parquet
 from kintsugi.pipeline.storage.records import MAX_TABLE, regular
 
+LISTED = 50  # failures of a run, at most
 UNITS = 200  # with failures, of which `failed_of` reads the rows
 OF_SAMPLE = re.compile(r"'[^']*'|\"[^\"]*\"|\d+(?:[.,]\d+)*")
 """What differs between errors of one kind: names and numbers."""
@@ -28,6 +29,24 @@ class Reason:
     count: int
     error: str
     key: str
+
+
+@dataclass(frozen=True)
+class Failures:
+    """The failed samples of a run.
+
+    Attributes:
+        reasons: all of them, the most frequent first. first: `key`, `shard` and `error` of the first samples.
+    """
+
+    reasons: list[Reason]
+    first: list[dict[str, str]]
+
+
+def count_failures(failed: pa.Table) -> Failures:
+    """Of a table of the failed samples: `key`, `shard` and `error`."""
+    pairs = zip(failed["key"].to_pylist(), failed["error"].to_pylist(), strict=True)
+    return Failures(reasons(pairs), failed.slice(0, LISTED).to_pylist())
 
 
 def reasons(failed: Iterable[tuple[str, str]]) -> list[Reason]:

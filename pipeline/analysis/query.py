@@ -9,7 +9,7 @@ from typing import Any
 import pyarrow as pa
 
 from kintsugi.errors import JobError
-from kintsugi.pipeline.analysis.aggregate import FLAT_ROWS, Summary, shows_state_of, write_rows
+from kintsugi.pipeline.analysis.rows import FLAT_ROWS, shows_state_of, write_rows
 from kintsugi.pipeline.execution.directory import JOB, REPORT, TABLE
 from kintsugi.pipeline.execution.run import Run
 from kintsugi.pipeline.storage.files import dataset
@@ -64,7 +64,7 @@ def rows_of(folder: Location) -> Iterator[Location]:
     run = Run.open(folder)
     with tempfile.TemporaryDirectory(prefix="kintsugi-") as name:
         rows = Path(name) / TABLE
-        write_rows(run, rows, Summary(planned=run.summary.samples, units=run.summary.units))
+        write_rows(run, rows)
         yield rows
 
 

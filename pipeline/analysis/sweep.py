@@ -15,8 +15,9 @@ from typing import Any
 import numpy as np
 
 from kintsugi.errors import JobError
-from kintsugi.pipeline.analysis.aggregate import badness, better, bounds, committed, limited
 from kintsugi.pipeline.analysis.intervals import mean_interval
+from kintsugi.pipeline.analysis.measures import badness, better, bounds, limited
+from kintsugi.pipeline.analysis.rows import committed
 from kintsugi.pipeline.analysis.sweep_settings import Rung, Settings, name_of
 from kintsugi.pipeline.execution.run import Run
 from kintsugi.pipeline.job import Job

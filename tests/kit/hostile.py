@@ -1147,6 +1147,6 @@ def shorten(text: str, length: int) -> str:
 
 def cell(text: str) -> str:
     """For a table in Markdown."""
-    from kintsugi.pipeline.analysis.report import plain
+    from kintsugi.pipeline.analysis.report.write import plain
 
     return plain(text)

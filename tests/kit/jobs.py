@@ -8,7 +8,7 @@ from typing import Any
 from typer.testing import CliRunner
 
 from kintsugi.jobs.cli import app
-from kintsugi.pipeline.analysis.aggregate import committed
+from kintsugi.pipeline.analysis.rows import committed
 from kintsugi.pipeline.execution.commit import ROWS
 from kintsugi.pipeline.execution.executors import Live, in_process
 from kintsugi.pipeline.execution.open import open_or_plan

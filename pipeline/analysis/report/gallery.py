@@ -15,7 +15,8 @@ from kintsugi import operators
 from kintsugi.errors import JobError, error_text
 from kintsugi.operators import SpecError
 from kintsugi.operators.arrays import read_array
-from kintsugi.pipeline.analysis.aggregate import MEASURES, Distribution
+from kintsugi.pipeline.analysis.aggregate import Distribution
+from kintsugi.pipeline.analysis.rows import MEASURES
 from kintsugi.pipeline.data.decode import MAX_PIXELS, open_image
 from kintsugi.pipeline.data.pictures import encode
 from kintsugi.pipeline.execution.commit import PICTURES, ROWS, read_rows

@@ -49,8 +49,21 @@ class Shards(TypedDict, total=False):
     left_out: Any
 
 
-class Stored(TypedDict, total=False):
-    """All that it may hold: of scored images less. What nothing reads back has no type here."""
+class NotReadBack(TypedDict, total=False):
+    """What is there for other programs, and has no type here; some of it of scored images alone."""
+
+    samples: Any
+    units: Any
+    breakdowns: Any
+    cost: Any
+    failures: Any
+    job: Any
+    without_truth: Any
+    without_restored: Any
+
+
+class Stored(NotReadBack, total=False):
+    """All that it may hold: of scored images less."""
 
     # Not `allow`: where a bit of the digest's name has flipped, it is a field that nobody knows.
     __pydantic_config__ = ConfigDict(extra="forbid")  # type: ignore[misc]
@@ -65,14 +78,6 @@ class Stored(TypedDict, total=False):
     command: Text
     time: Time
     shards: Shards
-    samples: Any
-    units: Any
-    breakdowns: Any
-    cost: Any
-    failures: Any
-    job: Any
-    without_truth: Any
-    without_restored: Any
 
 
 STORED = TypeAdapter(Stored)

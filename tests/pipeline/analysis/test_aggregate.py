@@ -11,16 +11,13 @@ from scipy import stats
 
 from kintsugi.pipeline.analysis import intervals as statistics
 from kintsugi.pipeline.analysis.aggregate import (
-    FLAT_ROWS,
-    Summary,
-    average,
     describe,
     describe_rows,
-    difference,
-    shows_state_of,
     summarise,
 )
 from kintsugi.pipeline.analysis.intervals import holm, mean_interval, paired_p_value
+from kintsugi.pipeline.analysis.measures import average, difference
+from kintsugi.pipeline.analysis.rows import FLAT_ROWS, shows_state_of
 from kintsugi.pipeline.execution.executors import Live, in_process
 from kintsugi.pipeline.execution.open import open_or_plan
 
@@ -199,9 +196,7 @@ def table_of(n, seed=0):
 
 def described(table, path, row_group):
     pq.write_table(table, path, row_group_size=row_group)
-    summary = Summary(planned=len(table), units=1)
-    describe_rows(path, summary)
-    return summary
+    return describe_rows(path)
 
 
 def test_statistics_are_numpys_and_no_order_or_split_changes_them(tmp_path):
@@ -218,11 +213,11 @@ def test_statistics_are_numpys_and_no_order_or_split_changes_them(tmp_path):
     assert len(found.edges) == len(found.counts) + 1 <= 41
     assert found.counts == np.histogram(finite, found.edges)[0].tolist()
     assert (summary.forwards, summary.vjps) == (5, 3)
-    assert sum(reason.count for reason in summary.reasons) == 1000 - len(good)
+    assert sum(reason.count for reason in summary.failures.reasons) == 1000 - len(good)
     again = described(table.take(np.random.default_rng(1).permutation(1000)), tmp_path / "again.parquet", 37)
     assert again.measures == summary.measures
     assert again.breakdowns == summary.breakdowns
-    assert again.reasons == summary.reasons
+    assert again.failures.reasons == summary.failures.reasons
 
 
 def test_worst_and_best_follow_the_metric(tmp_path):
@@ -297,10 +292,10 @@ def test_units_of_any_size_give_the_same_summary(make_job, tmp_path):
         summaries.append(summarise(run, rows))
         assert shows_state_of(run, rows)
         assert len(pq.read_table(rows)) == 12
-    first, second = summaries
+    (tally, first), (again, second) = summaries
     for name in ("psnr", "ssim", "residual"):
         assert first.measures[name] == second.measures[name]
-    assert (first.rows, first.failed) == (second.rows, second.failed)
+    assert (tally.rows, tally.failed) == (again.rows, again.failed) == (12, 0)
     seconds = ["seconds", "seconds_low", "seconds_high"]
     for by, table in first.breakdowns.items():
         assert table.drop_columns(seconds).equals(second.breakdowns[by].drop_columns(seconds))

@@ -21,7 +21,8 @@ from kintsugi.pipeline.analysis.compare import compare
 from kintsugi.pipeline.analysis.compare_inputs import Input, can_be_ranked, differing_fields, open_inputs
 from kintsugi.pipeline.analysis.compare_page import best_runs, runs_table, write_page
 from kintsugi.pipeline.analysis.query import ask, rows_of
-from kintsugi.pipeline.analysis.report import about_baselines, write_report
+from kintsugi.pipeline.analysis.report import write_report
+from kintsugi.pipeline.analysis.report.numbers import about_baselines
 from kintsugi.pipeline.data.units import Unit
 from kintsugi.pipeline.execution.commit import ROWS
 from kintsugi.pipeline.execution.degrade import add_noise

@@ -33,7 +33,7 @@ from kintsugi.pipeline.analysis.compare_runs import Cost
 from kintsugi.pipeline.analysis.figures import Quality, draw_costs, pareto
 from kintsugi.pipeline.analysis.intervals import holm, mean_interval, paired_p_value
 from kintsugi.pipeline.analysis.query import LOCKS, ask, rows_file
-from kintsugi.pipeline.analysis.report import groups_csv
+from kintsugi.pipeline.analysis.report.numbers import groups_csv
 from kintsugi.pipeline.analysis.tables import Table, no_formula
 from kintsugi.pipeline.execution.executors import Live, in_process
 from kintsugi.pipeline.execution.open import open_or_plan

@@ -26,9 +26,12 @@ from PIL import Image
 from kintsugi.jobs.execution import show_results
 from kintsugi.jobs.files import load_job
 from kintsugi.jobs.terminal import console
-from kintsugi.pipeline.analysis import report
-from kintsugi.pipeline.analysis.aggregate import Summary, describe
-from kintsugi.pipeline.analysis.report import gallery, histogram, mask_sources, number, spent, write_report
+from kintsugi.pipeline.analysis.aggregate import describe
+from kintsugi.pipeline.analysis.measures import number
+from kintsugi.pipeline.analysis.report import gallery, results, write, write_report
+from kintsugi.pipeline.analysis.report.numbers import histogram, orders
+from kintsugi.pipeline.analysis.report.results import mask_sources, spent
+from kintsugi.pipeline.analysis.rows import Tally
 from kintsugi.pipeline.execution.commit import read_rows
 from kintsugi.pipeline.execution.executors import Live, in_process
 from kintsugi.pipeline.execution.open import open_or_plan
@@ -189,7 +192,7 @@ def test_what_bounds_a_run_is_said(part, device, words):
     seconds = Counter({"degrade": 0.5, "total": 10.0}) + Counter({part: 9.0})
     if part in ("forward", "vjp"):  # which are parts of the sampler's time
         seconds["sample"] = 9.0
-    time = spent(Summary(planned=1, units=1, seconds=seconds, made_by={"device": {device}}))
+    time = spent(Tally(seconds=seconds, made_by={"device": {device}}))
     assert time["verdict"].startswith(words)
     assert time["device_share"] == pytest.approx(0.95 if part not in ("read", "write") else 0.05)
     assert time["parts"]["the rest"]["seconds"] == pytest.approx(0.5)
@@ -241,7 +244,7 @@ def test_results_without_an_interval_have_one_dash():
 
 
 def test_what_samples_are_sorted_by(make_job, monkeypatch):
-    words = dict(report.orders({"psnr": {}, "residual": {}, "spread": {}, "seconds": {}}))
+    words = dict(orders({"psnr": {}, "residual": {}, "spread": {}, "seconds": {}}))
     assert words["psnr:1"] == "PSNR, worst first"
     assert words["residual:1"] == "residual, best first"
     assert words["spread:1"] == "deviation of the samples, lowest first"
@@ -259,7 +262,7 @@ def test_what_samples_are_sorted_by(make_job, monkeypatch):
 
 
 def test_all_groups_are_in_a_table_and_the_largest_on_the_page(make_job, monkeypatch):
-    monkeypatch.setattr(report, "GROUPS", 5)
+    monkeypatch.setattr(results, "GROUPS", 5)
     run, metrics, html = report_of(make_job())
     rows = pyarrow.csv.read_csv(run.folder / "report" / "breakdowns.csv").to_pylist()
     assert Counter(row["by"] for row in rows) == {"shard": 3, "label": 12}
@@ -285,7 +288,7 @@ def test_a_report_that_cannot_be_made_leaves_the_one_before(make_job, monkeypatc
     run, _, _ = report_of(make_job())
     before = {file: file.stat().st_mtime_ns for file in (run.folder / "report").iterdir()}
     next((run.folder / "commits").iterdir()).unlink()
-    monkeypatch.setattr(report, "contact_sheet", None)  # what is made last
+    monkeypatch.setattr(write, "contact_sheet", None)  # what is made last
     with pytest.raises(TypeError):
         write_report(run)
     assert {file: file.stat().st_mtime_ns for file in (run.folder / "report").iterdir()} == before
@@ -302,7 +305,7 @@ def test_keys_and_errors_are_escaped(make_job, tmp_path):
 
 def test_metrics_of_the_set_have_their_warnings_beside_them(make_job, monkeypatch):
     result = SetResult(12.5, 11.0, None, 12, ("only 12 <samples>",), "the truth", {"fid_infinity": 9.25})
-    monkeypatch.setattr(report, "set_metrics", lambda run: {"fid": result})
+    monkeypatch.setattr(write, "set_metrics", lambda run: {"fid": result})
     run, metrics, html = report_of(make_job())
     assert metrics["sets"]["fid"]["value"] == 12.5
     row = next(line for line in html.split("<tr>") if "FID ↓, of the set" in line)
@@ -324,7 +327,7 @@ def test_metrics_of_the_set_have_their_warnings_beside_them(make_job, monkeypatc
 
 def test_a_number_that_is_absent_and_values_that_are_not_defined_are_shown_as_such(make_job, monkeypatch):
     absent = SetResult(None, None, None, 1, ("not computed: needs at least 2",), "the truth", {}, "ab12")
-    monkeypatch.setattr(report, "set_metrics", lambda run: {"fid": absent})
+    monkeypatch.setattr(write, "set_metrics", lambda run: {"fid": absent})
     monkeypatch.setitem(
         IMAGE, "ssim", replace(IMAGE["ssim"], load=lambda device: lambda *_: torch.tensor(math.nan))
     )

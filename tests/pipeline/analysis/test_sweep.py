@@ -18,8 +18,8 @@ from kintsugi.errors import JobError
 from kintsugi.jobs.cli import app
 from kintsugi.jobs.files import load_job
 from kintsugi.jobs.trials import combinations, parse_vary
-from kintsugi.pipeline.analysis.aggregate import committed
 from kintsugi.pipeline.analysis.figures import draw_trials
+from kintsugi.pipeline.analysis.rows import committed
 from kintsugi.pipeline.analysis.sweep import (
     Measured,
     Outcome,

@@ -18,7 +18,7 @@ from PIL import Image
 
 from kintsugi import priors, samplers
 from kintsugi.errors import JobError
-from kintsugi.pipeline.analysis.aggregate import committed
+from kintsugi.pipeline.analysis.rows import committed
 from kintsugi.pipeline.data import decode
 from kintsugi.pipeline.execution import stage as restore
 from kintsugi.pipeline.execution import worker

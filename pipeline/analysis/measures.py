@@ -1,0 +1,182 @@
+"""What a measure of an image is: its title, which values are better, which count, and how it is written.
+
+Reports, comparisons and sweeps all ask here. A measure is a metric of images, or what the rows hold beside
+them: the residual, the deviation of several samples, and the seconds.
+"""
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from kintsugi.pipeline.analysis.intervals import mean_interval, moments
+from kintsugi.pipeline.metrics import ALL, IMAGE, PERFECT, SETS, Better
+
+BINS = 40  # of a histogram, at most
+QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
+ARROWS: Mapping[Better, str] = {"higher": " ↑", "lower": " ↓", "one": " → 1", None: ""}
+TITLES = {
+    **{name: metric.title + ARROWS[metric.better] for name, metric in ALL.items()},
+    **{f"{name}_infinity": f"{metric.title}, n → ∞ ↓" for name, metric in SETS.items() if metric.moments},
+    "residual": "residual, RMS ↓",
+    "spread": "deviation of the samples, RMS",
+    "seconds": "sampler, s per image",
+}
+ABOUT = {
+    **{name: metric.about.replace("\n", " ") for name, metric in ALL.items()},
+    "residual": "Root mean square of H x̂ − y, on [-1, 1].",
+    "spread": "Root mean square over the pixels of the samples' standard deviation, on [-1, 1].",
+    "seconds": "The sampler's time for a batch divided by its samples; to the interval a batch is one value.",
+}
+ASCENDING: Mapping[Better, tuple[str, str]] = {
+    "higher": ("worst", "best"),
+    "lower": ("best", "worst"),
+    "one": ("lowest", "highest"),
+    None: ("lowest", "highest"),
+}
+
+
+@dataclass(frozen=True)
+class Mean:
+    """The mean of values, or of differences of pairs, that count.
+
+    Attributes:
+        value, low, high: it and its 95 % interval; None where there are too few.
+        n: how many count. infinite: values, or pairs with a value, that are infinite; see `limited`.
+    """
+
+    value: float | None
+    low: float | None
+    high: float | None
+    n: int
+    infinite: int
+
+
+def title(name: str) -> str:
+    """A measure as it heads a column, with the direction in which it is better."""
+    return TITLES[name] if name in TITLES else name + ARROWS[better(name)]
+
+
+def bare(name: str) -> str:
+    """The title of a measure without the arrow and the unit."""
+    return re.sub(r"( [↑↓]| → 1|, .*)+$", "", TITLES.get(name, name))
+
+
+def better(name: str) -> Better:
+    """Which values of a measure are: of residuals and seconds the lower; None where neither is."""
+    if name in IMAGE:
+        return IMAGE[name].better
+    return "lower" if name in ("residual", "seconds") else None
+
+
+def badness(name: str, values: np.ndarray) -> np.ndarray:
+    """Values so that lower is better; where neither is, as they are."""
+    match better(name):
+        case "higher":
+            return -values
+        case "one":
+            with np.errstate(divide="ignore", invalid="ignore"):
+                return np.abs(np.log(values))
+        case _:
+            return values
+
+
+def bounds(name: str) -> tuple[float, float]:
+    """Least and largest value that a measure can have."""
+    return IMAGE[name].range if name in IMAGE else (0.0, math.inf)
+
+
+def limited(name: str, values: np.ndarray) -> np.ndarray:
+    """The values as they count in means, differences and intervals: of a PSNR at most `PERFECT`.
+
+    Identical images have an infinite PSNR. Without them, the best images would lower the mean.
+    """
+    return np.minimum(values, PERFECT) if name == "psnr" else values
+
+
+def counted(name: str, values: np.ndarray) -> np.ndarray:
+    """The values of which there is a mean: those that are finite once they are `limited`."""
+    values = limited(name, values)
+    return values[np.isfinite(values)]
+
+
+def average(name: str, values: np.ndarray) -> tuple[float | None, float | None, float | None]:
+    """Mean of values that count and its 95 % interval, None where there are too few.
+
+    The samples of a batch have its time between them, all the same: to the interval a batch is one value.
+    """
+    if not len(values):
+        return None, None, None
+    mean = moments(values)[0]
+    if name == "seconds":
+        each, sizes = np.unique(values, return_counts=True)
+        values = mean + sizes / sizes.mean() * (each - mean)  # whose mean is that of the samples
+    low, high = mean_interval(values, bounds(name))
+    return finite(mean), finite(low), finite(high)
+
+
+def difference(name: str, before: np.ndarray, after: np.ndarray) -> Mean:
+    """`after` less `before`, (n,) each, of the pairs that count."""
+    pairs = pairs_of(name, before, after)
+    least, most = bounds(name)
+    value = finite(moments(pairs)[0]) if len(pairs) else None
+    low, high = map(finite, mean_interval(pairs, (least - most, most - least)))
+    infinite = (np.isinf(before) | np.isinf(after)) & ~(np.isnan(before) | np.isnan(after))
+    return Mean(value, low, high, len(pairs), int(infinite.sum()))
+
+
+def pairs_of(name: str, before: np.ndarray, after: np.ndarray) -> np.ndarray:
+    """The differences that count."""
+    with np.errstate(invalid="ignore"):
+        found = limited(name, after) - limited(name, before)
+    return found[np.isfinite(found)]
+
+
+def share_better(name: str, before: np.ndarray, after: np.ndarray) -> float | None:
+    """Share of the samples in which `after` is better, ties counted half; None where none has both."""
+    known = ~(np.isnan(before) | np.isnan(after))
+    worse, now = badness(name, before[known]), badness(name, after[known])
+    return float((now < worse).mean() + (now == worse).mean() / 2) if known.any() else None
+
+
+def histogram(ordered: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Counts and edges by Rice's rule; values that differ by rounding only share one bin."""
+    first, last = ordered[0], ordered[-1]
+    alike = last - first <= 1e-9 * max(abs(first), abs(last))
+    return np.histogram(ordered, 1 if alike else min(BINS, math.ceil(2 * len(ordered) ** (1 / 3))))
+
+
+def finite(value: float) -> float | None:
+    """JSON has no NaN: an interval of a single value is null."""
+    return value if math.isfinite(value) else None
+
+
+def number(value: float | None, digits: int | None = None) -> str:
+    """A number for reading, with three digits behind the point, or with three that count if it is small."""
+    if value is None:
+        return "–"
+    if digits is None and 0 < abs(value) < 0.1:
+        return f"{value:#.3g}"
+    return f"{value:.{3 if digits is None else digits}f}"
+
+
+def interval(low: float | None, high: float | None) -> str:
+    return "–" if low is None and high is None else f"{number(low)} … {number(high)}"
+
+
+def with_interval(value: float | None, low: float | None, high: float | None) -> str:
+    return number(value) + (f" ({interval(low, high)})" if low is not None or high is not None else "")
+
+
+def count(measure: Mapping[str, Any]) -> str:
+    """How many values a mean is of, how many are infinite, and how many more are undefined."""
+    infinite, undefined = (measure.get(what) for what in ("infinite", "undefined"))
+    found = f"{measure['n']} ({infinite} infinite)" if infinite else str(measure["n"])
+    return f"{found} + {undefined} undefined" if undefined else found
+
+
+def percent(share: float) -> str:
+    return f"{100 * share:.1f} %"

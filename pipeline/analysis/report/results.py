@@ -1,0 +1,167 @@
+"""What a report states, as JSON values: all of metrics.json."""
+
+import hashlib
+import shlex
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from kintsugi.pipeline.analysis.aggregate import Summary
+from kintsugi.pipeline.analysis.measures import percent
+from kintsugi.pipeline.analysis.rows import Tally
+from kintsugi.pipeline.execution.run import Run
+from kintsugi.pipeline.job import Job
+from kintsugi.pipeline.metrics.sets import SetResult
+
+PARTS = {
+    "read": "waiting for images",
+    "degrade": "degrading",
+    "forward": "network: forwards",
+    "vjp": "network: vector-Jacobian products",
+    "sampler": "sampler beside the network",
+    "score": "scoring",
+    "encode": "waiting for pictures to be encoded",
+    "write": "writing",
+}
+REST = "the rest"
+BESIDE = {"fetch": "reading", "decode": "decoding"}  # in threads that work while the network does
+BOUNDS = {
+    "the network": ("forward", "vjp"),
+    "the sampler": ("sampler",),
+    "degrading": ("degrade",),
+    "scoring": ("score",),
+    "reading": ("read",),
+    "writing": ("encode", "write"),
+}
+GROUPS = 50  # at most, of a breakdown; breakdowns.csv has all
+ON_DEVICE = ("degrade", "sample", "score")
+
+
+def results(run: Run, tally: Tally, summary: Summary, sets: Mapping[str, SetResult]) -> dict[str, Any]:
+    """Everything the report states, as JSON values."""
+    degradation = run.job.degradation
+    return {
+        "title": title(run.job),
+        "samples": {
+            "planned": run.summary.samples,
+            "done": tally.rows,
+            "ok": tally.rows - tally.failed,
+            "failed": tally.failed,
+        },
+        "units": {"planned": run.summary.units, "done": tally.units},
+        "metrics": {name: asdict(measure) for name, measure in summary.measures.items()},
+        "sets": {name: asdict(result) for name, result in sets.items()},
+        "breakdowns": {
+            by: {"groups": len(groups), "largest": largest(groups, list(summary.measures))}
+            for by, groups in summary.breakdowns.items()
+        },
+        "cost": {"forwards": summary.forwards, "vjps": summary.vjps},
+        "time": spent(tally),
+        "failures": asdict(summary.failures),
+        "shards": {
+            "read": len(run.summary.shards),
+            "damaged": run.summary.damaged,
+            "empty": run.summary.empty,
+            "left_out": {"files": run.summary.left_out, "first": run.summary.left_out_first},
+        },
+        "convention": (
+            f"{degradation.noise}; standard deviation {degradation.sigma_y:g} on [-1, 1] for the sampler"
+            if degradation.sigma_y
+            else "no noise"
+        ),
+        "masks": list(mask_sources(degradation.operator)),
+        "provenance": {
+            "prior": [run.prior.title],
+            **{name: sorted(values) for name, values in sorted(tally.made_by.items())},
+            **{
+                f"reference of {name}": [f"{result.reference}, SHA-256 {result.reference_sha256}"]
+                for name, result in sets.items()
+                if result.reference_sha256
+            },
+        },
+        "config_hash": run.config_hash,
+        "job": run.job.model_dump(mode="json"),
+        "command": f"kintsugi run {shlex.quote(str(run.folder / 'job.yaml'))} --set output=NEW-FOLDER",
+    }
+
+
+def largest(groups: pa.Table, measures: list[str]) -> list[dict[str, Any]]:
+    """The largest groups of a breakdown, with (mean, low, high) of the measures that they have."""
+    return [
+        {name: row[column] for name, column in (("name", "group"), ("n", "n"), ("failed", "failed"))}
+        | {
+            "measures": {
+                name: (row[name], row[f"{name}_low"], row[f"{name}_high"])
+                for name in measures
+                if row[name] is not None
+            }
+        }
+        for row in groups.slice(0, GROUPS).to_pylist()
+    ]
+
+
+def title(job: Job) -> str:
+    """What was done, in a line: "bicubic factor=4 · conjugate steps=5 · natural"."""
+
+    def line(spec: dict[str, Any]) -> str:
+        settings = [f"{k}={v}" for k, v in spec.items() if k != "name"]
+        return " ".join([str(spec["name"]), *settings])
+
+    parts = [line(job.degradation.operator), job.degradation.noise, line(job.sampler), line(job.prior)]
+    return " · ".join(parts)
+
+
+def spent(tally: Tally) -> dict[str, Any]:
+    """Where the workers' time went, and what bounds them."""
+    total = tally.seconds.get("total", 0.0)
+    if not total:
+        return {
+            "worker_seconds": 0.0,
+            "parts": {},
+            "beside": {},
+            "device_share": None,
+            "verdict": "No unit is done yet.",
+        }
+    seconds: dict[str, float] = defaultdict(float, tally.seconds)
+    seconds["sampler"] = seconds["sample"] - seconds["forward"] - seconds["vjp"]
+    parts = {label: seconds[part] for part, label in PARTS.items()}
+    parts[REST] = max(total - sum(parts.values()), 0.0)
+    shares = {what: sum(seconds[part] for part in of) / total for what, of in BOUNDS.items()}
+    first, *others = sorted(shares, key=lambda what: -shares[what])
+    on_device = sum(seconds[part] for part in ON_DEVICE) / total
+    if first in ("reading", "writing"):
+        kind = "I/O-bound"
+    else:
+        on_gpu = any("cuda" in device for device in tally.made_by.get("device", ()))
+        kind = "GPU-bound" if on_gpu else "CPU-bound"
+    rest = ", ".join(f"{what} {percent(shares[what])}" for what in others)
+    return {
+        "worker_seconds": total,
+        "parts": {label: {"seconds": s, "share": s / total} for label, s in parts.items()},
+        "beside": {label: seconds[part] for part, label in BESIDE.items()},
+        "device_share": on_device,
+        "verdict": f"{kind}: {first} took {percent(shares[first])} of the workers' time; {rest}. "
+        f"The device was busy for {percent(on_device)} of it.",
+    }
+
+
+def mask_sources(spec: Mapping[str, Any]) -> Iterator[str]:
+    """Where the masks of an operator come from: a file and its checksum, or a rule and its seed."""
+    for part in spec.get("operators", ()):
+        yield from mask_sources(part)
+    mask = spec.get("mask")
+    if mask is None:
+        return
+    if not mask.endswith((".png", ".npz")):
+        drawn = f", drawn with seed {spec.get('seed', 0)}" if mask in ("random", "freeform") else ""
+        yield f"{mask}{drawn} (operators/masks.py)"
+        return
+    try:
+        checksum = f"SHA-256 {hashlib.sha256(Path(mask).read_bytes()).hexdigest()}"
+    except OSError:
+        checksum = "which is not there any more"
+    yield f"{mask}, {spec['known']} is known, {checksum}"

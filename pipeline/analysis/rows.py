@@ -1,0 +1,127 @@
+"""The rows of a run without the pictures, as one flat table, and what the records of its units say."""
+
+import hashlib
+from collections import Counter
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from kintsugi.pipeline.execution.commit import PICTURES, ROWS, Commit, read_rows
+from kintsugi.pipeline.execution.run import Run
+from kintsugi.pipeline.metrics import BASELINE_COLUMNS
+from kintsugi.pipeline.storage.files import parquet
+from kintsugi.pipeline.storage.location import Location
+from kintsugi.pipeline.storage.records import MAX_TABLE, regular
+
+FLAT_ROWS = pa.schema([f for f in ROWS if f.name not in PICTURES] + [pa.field("seconds", pa.float64())])
+ROW_GROUP = 1 << 16  # rows
+REPEATED = ["shard", "label", "source", "status", "error", "seed", "forwards", "vjps", "batch_size"]
+STATE = b"kintsugi.commits"  # in the metadata of the flat table
+
+
+def measures_in(schema: pa.Schema) -> list[str]:
+    """The columns that measure something of a sample: those of real numbers but for the baselines'."""
+    return [f.name for f in schema if pa.types.is_floating(f.type) and f.name not in BASELINE_COLUMNS]
+
+
+MEASURES = tuple(measures_in(FLAT_ROWS))
+
+
+@dataclass
+class Tally:
+    """What the records of committed units say, together.
+
+    Attributes:
+        units: how many there are. rows, failed: their samples.
+        seconds: wall-clock time by part.
+        made_by: every distinct value of each provenance field.
+    """
+
+    units: int = 0
+    rows: int = 0
+    failed: int = 0
+    seconds: Counter[str] = field(default_factory=Counter)
+    made_by: dict[str, set[str]] = field(default_factory=dict)
+
+    def add(self, commit: Commit) -> None:
+        """Count one more unit."""
+        self.units += 1
+        self.rows += commit.rows
+        self.failed += commit.failed
+        self.seconds.update(commit.seconds)
+        provenance = {**commit.made_by, "prior_sha256": commit.prior_sha256 or "none"}
+        for name, value in provenance.items():
+            self.made_by.setdefault(name, set()).add(value)
+
+
+def committed(run: Run, columns: list[str]) -> Iterator[tuple[pa.Table, Commit]]:
+    """The rows of every committed unit, in order, with `seconds` from the commit record if asked for.
+
+    Raises:
+        JobError: a data file is not the one that was committed.
+    """
+    stored = [c for c in columns if c != "seconds"]
+    for _, commit in run.commits():
+        if commit is None:
+            continue
+        table = read_rows(run.folder, commit, stored)
+        if "seconds" in columns:
+            seconds = pa.array(commit.sample_seconds, pa.float64())
+            ok = pc.equal(table["status"], "ok")
+            table = table.append_column("seconds", pc.if_else(ok, seconds, None))
+        yield table, commit
+
+
+def write_rows(run: Run, file: Path) -> Tally:
+    """All rows in one table, in large groups, with the state of the run that they show.
+
+    Raises:
+        JobError: a data file is not the one that was committed.
+    """
+    tally, state = Tally(), hashlib.sha256()
+    waiting: list[pa.Table] = []
+    rows = 0
+    # Of numbers and keys hardly any is there twice: a dictionary of them takes time and no less space.
+    with pq.ParquetWriter(file, FLAT_ROWS, use_dictionary=REPEATED, write_page_checksum=True) as writer:
+
+        def flush() -> None:
+            if waiting:
+                writer.write_table(pa.concat_tables(waiting).select(FLAT_ROWS.names).cast(FLAT_ROWS))
+                waiting.clear()
+
+        for table, commit in committed(run, FLAT_ROWS.names):
+            tally.add(commit)
+            state.update(mark(commit))
+            waiting.append(table)
+            rows += len(table)
+            if rows >= ROW_GROUP:
+                flush()
+                rows = 0
+        flush()
+        writer.add_key_value_metadata({STATE: state.hexdigest()})
+    return tally
+
+
+def mark(commit: Commit) -> bytes:
+    """What a unit adds to the state of a run."""
+    return f"{commit.unit} {commit.data_sha256} {commit.seconds}\n".encode()
+
+
+def shows_state_of(run: Run, rows_file: Location, columns: Collection[str] = ()) -> bool:
+    """Whether a flat table is there, has these columns, and holds what is committed now."""
+    state = hashlib.sha256()
+    for _, commit in run.commits():
+        if commit is not None:
+            state.update(mark(commit))
+    try:
+        regular(rows_file, MAX_TABLE)
+        with parquet(rows_file) as file:
+            if not set(file.schema_arrow.names).issuperset(columns):
+                return False
+            return bool((file.metadata.metadata or {}).get(STATE) == state.hexdigest().encode())
+    except (FileNotFoundError, pa.ArrowException):
+        return False
