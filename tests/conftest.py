@@ -4,6 +4,7 @@ import logging
 import os
 import tempfile
 from collections.abc import Callable, Iterator
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,10 @@ from kit.shards import SIZE, encode, picture, write_tar
 
 from kintsugi.pipeline.job import Job
 from kintsugi.pipeline.storage.location import filesystem
+
+# A console of rich keeps the width that COLUMNS has when it is made, which is when this is first imported.
+os.environ.pop("COLUMNS", None)
+import_module("kintsugi.jobs.terminal")
 
 LONGEST = ("test_submit", "test_aggregate", "test_faults", "test_run")
 """Files that begin. The Ray of test_submit starts first: the job agent of a machine's first Ray gets the

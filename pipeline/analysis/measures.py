@@ -164,10 +164,12 @@ def number(value: float | None, digits: int | None = None) -> str:
 
 
 def interval(low: float | None, high: float | None) -> str:
+    """The ends of an interval, as a cell of a table; a dash where there is none."""
     return "–" if low is None and high is None else f"{number(low)} … {number(high)}"
 
 
 def with_interval(value: float | None, low: float | None, high: float | None) -> str:
+    """A number with its interval in brackets, where it has one."""
     return number(value) + (f" ({interval(low, high)})" if low is not None or high is not None else "")
 
 
@@ -179,4 +181,5 @@ def count(measure: Mapping[str, Any]) -> str:
 
 
 def percent(share: float) -> str:
+    """A share of 1 in per cent."""
     return f"{100 * share:.1f} %"
