@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 import scipy.fft
 import torch
+from kit.posterior import SAMPLERS, Posterior, bias, natural_texture, white_noise
 from kit.samplers import REQUIRED
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from benchmarks.posterior_bias import SAMPLERS, Posterior, bias, natural_texture, white_noise
 from kintsugi import operators, priors, samplers
 from kintsugi.operators.base import Nonlinear
 from kintsugi.priors.analytic import LowRankMixture, StandardNormal, natural_spectrum
