@@ -208,12 +208,15 @@ class Run:
 
         from PIL import Image
 
+        from kintsugi.pipeline.analysis.query import rows_of
         from kintsugi.pipeline.analysis.report.gallery import rows_at
+        from kintsugi.pipeline.storage.files import parquet
 
         if kind not in ("restored", "measurement", "truth"):
             raise JobError(f"picture: no kind {kind!r}; restored, measurement or truth")
         with job_errors():
-            keys = self.rows()["key"].to_pylist()
+            with rows_of(self.folder) as file, parquet(file) as table:
+                keys = table.read(["key"])["key"].to_pylist()
             if key not in keys:
                 raise JobError(f"picture: no sample {key!r} is done in {self.folder}")
             ((_, row),) = rows_at(self._run, [keys.index(key)], ["key", "error", kind])

@@ -93,13 +93,9 @@ class Registry(Mapping[str, T]):
         return found[0] if found else None
 
     def packages(self, spec: Mapping[str, Any], field: str) -> dict[str, str]:
-        """The packages, as pip takes them, of plug-ins that a good spec names, by field; of parts, too."""
+        """The package, as pip takes it, of the plug-in that a good spec names, by field; none: built in."""
         plugin = self.plugin(spec["name"])
-        found = {} if plugin is None else {field: package(plugin)}
-        if spec["name"] == "compose":
-            for number, part in enumerate(spec.get("operators", ())):
-                found |= self.packages(part, f"{field}.operators.{number}")
-        return found
+        return {} if plugin is None else {field: package(plugin)}
 
 
 def package(plugin: EntryPoint) -> str:

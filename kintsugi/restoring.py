@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,6 +15,7 @@ from kintsugi.errors import JobError
 from kintsugi.pipeline.data.decode import Measurements
 from kintsugi.pipeline.data.depth import DEVIATIONS, OVERSHOOT
 from kintsugi.pipeline.execution.degrade import levels
+from kintsugi.pipeline.execution.problems import Prepared
 from kintsugi.pipeline.execution.stage import Stage, draw_samples
 from kintsugi.pipeline.job import Job
 
@@ -104,42 +104,24 @@ def finite(values: np.ndarray) -> np.ndarray:
 
 
 def restored(stage: Stage, keys: list[str], measured: list[np.ndarray]) -> list[Tensor]:
-    """The restorations (3, H, W) on [-1, 1], those of measurements of one shape together.
+    """The restorations (3, H, W) on [-1, 1], in the batches in which a run would make them.
 
     Raises:
         JobError: a result is not finite.
         ValueError: measurements do not fit the operator, or lack a label.
     """
-    alike: dict[tuple[int, ...], list[int]] = defaultdict(list)
-    for place, values in enumerate(measured):
-        alike[values.shape].append(place)
-    found: dict[int, Tensor] = {}
-    for places in alike.values():
-        y = np.stack([measured[place] for place in places])
-        found |= zip(places, restored_alike(stage, [keys[place] for place in places], y), strict=True)
-    for place, image in sorted(found.items()):
-        if not image.isfinite().all():
-            raise JobError(f"images: the restoration of {keys[place]!r} contains NaN or infinity")
-    return [found[place] for place in range(len(keys))]
 
-
-def restored_alike(stage: Stage, keys: list[str], measured: np.ndarray) -> list[Tensor]:
-    """The restorations of measurements (B, C, h, w), in the batches in which a run would make them."""
-    problem = stage.problems.of_samples(measured.shape[1:])
-    # Of an image that is larger than a tile, the tiles are the batch.
-    whole = max(problem.operator.image_shape[1:]) <= stage.job.data.size
-    images: list[Tensor] = []
-
-    def next_batch() -> list[Tensor]:
-        part = slice(len(images), len(images) + (stage.batch_size if whole else 1))
-        problem.begin([None] * len(keys[part]), stage.batch_size)
-        y = torch.from_numpy(measured[part]).to(stage.device)
-        drawn, _ = draw_samples(stage.job, problem, keys[part], y)
+    def restore(problem: Prepared, places: Sequence[int], batch: np.ndarray) -> list[Tensor]:
+        problem.begin([None] * len(places), stage.batch_size)
+        y = torch.from_numpy(batch).to(stage.device)
+        drawn, _ = draw_samples(stage.job, problem, [keys[place] for place in places], y)
         return list(drawn.image)
 
-    while len(images) < len(keys):
-        images += stage.memory.persist(next_batch, whole)
-    return images
+    found = stage.in_batches(measured, restore)
+    for key, image in zip(keys, found, strict=True):
+        if not image.isfinite().all():
+            raise JobError(f"images: the restoration of {key!r} contains NaN or infinity")
+    return found
 
 
 def like(images: Any, restorations: list[Tensor]) -> Any:

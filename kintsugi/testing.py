@@ -7,6 +7,7 @@ Each function raises an AssertionError for a property that does not hold, and a 
 cannot be built. Kintsugi's own are tested by the same functions.
 """
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -18,7 +19,8 @@ from kintsugi import operators, priors, samplers
 from kintsugi.operators import Linear, Operator
 from kintsugi.priors import Prior
 from kintsugi.priors.analytic import LowRankMixture
-from kintsugi.priors.paths import VariancePreserving
+from kintsugi.priors.base import Parametrization
+from kintsugi.priors.paths import Path, VariancePreserving
 from kintsugi.samplers import KeyedNoise, Restoration, Sampler
 
 Spec = Mapping[str, Any]
@@ -35,7 +37,8 @@ SHAPE = (1, 8, 8)
 
 def draw(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
     """Standard normal numbers of a shape, the same for a seed in both precisions up to rounding."""
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(*shape, generator=generator, dtype=torch.float64).to(dtype)
 
 
 def check_operator(spec: Spec, image_shape: tuple[int, int, int] = (3, 8, 16)) -> None:
@@ -128,7 +131,7 @@ class Counting:
         self.recorded.append(torch.is_grad_enabled())
         u = self.prior(x, t)
         if u.requires_grad:
-            u.register_hook(self.count_vjp)  # type: ignore[no-untyped-call]
+            u.register_hook(self.count_vjp)  # type: ignore[no-untyped-call]  # torch does not annotate it
         return u
 
     def count_vjp(self, cotangent: Tensor) -> None:
@@ -136,12 +139,20 @@ class Counting:
         self.vjps += len(cotangent)
 
 
-def mixture() -> LowRankMixture:
-    """Three modes of images of `SHAPE`, each with two directions of variation: far from Gaussian."""
-    factors = torch.linalg.qr(draw(3, 64, 2, seed=1))[0].mT.reshape(3, 2, *SHAPE)
+def mixture(
+    path: Path | None = None,
+    parametrization: Parametrization = "eps",
+    shape: tuple[int, int, int] = SHAPE,
+) -> LowRankMixture:
+    """A prior of three modes, each with two directions of variation: smooth, and far from Gaussian.
+
+    Args:
+        path: a variance preserving one by default.
+    """
+    factors = torch.linalg.qr(draw(3, math.prod(shape), 2, seed=1))[0].mT.reshape(3, 2, *shape)
     weights = torch.tensor([0.5, 0.3, 0.2], dtype=torch.float64)
-    means = 0.6 * draw(3, *SHAPE)
-    return LowRankMixture(means, 2 * factors, 0.3, weights, VariancePreserving(), "eps")
+    means = 0.6 * draw(3, *shape)
+    return LowRankMixture(means, 2 * factors, 0.3, weights, path or VariancePreserving(), parametrization)
 
 
 def check_sampler(spec: Spec) -> None:

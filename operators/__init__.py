@@ -102,8 +102,8 @@ def build(
     return operator.to(device, dtype)
 
 
-def files_of(spec: Any, field: str) -> Iterator[tuple[str, dict[str, Any], str]]:
-    """(field, the spec it is in, its name there) for every file that a spec names, in `compose` too.
+def specs_in(spec: Any, field: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """(field, spec) of a spec and, of `compose`, of all its parts.
 
     Args:
         spec: perhaps none: it may come from a file that nobody has checked yet.
@@ -111,10 +111,16 @@ def files_of(spec: Any, field: str) -> Iterator[tuple[str, dict[str, Any], str]]
     """
     if not isinstance(spec, dict):
         return
-    for parameter, suffixes in FILES.items():
-        if str(spec.get(parameter)).lower().endswith(suffixes):
-            yield f"{field}.{parameter}", spec, parameter
+    yield field, spec
     parts = spec.get("operators")
-    if spec.get("name") == "compose" and isinstance(parts, list):
+    if spec.get("name") == "compose" and isinstance(parts, list | tuple):
         for number, part in enumerate(parts):
-            yield from files_of(part, f"{field}.operators.{number}")
+            yield from specs_in(part, f"{field}.operators.{number}")
+
+
+def files_of(spec: Any, field: str) -> Iterator[tuple[str, dict[str, Any], str]]:
+    """(field, the spec it is in, its name there) for every file that a spec names; as of `specs_in`."""
+    for where, one in specs_in(spec, field):
+        for parameter, suffixes in FILES.items():
+            if str(one.get(parameter)).lower().endswith(suffixes):
+                yield f"{where}.{parameter}", one, parameter

@@ -83,10 +83,7 @@ class Convolution(Linear):
 
 
 def multiply(transfer: Tensor, x: Tensor) -> Tensor:
-    """Images (B, C, H, W) whose spectrum is multiplied by `transfer`, of rfft2's shape (…, H, W//2
-
-    1).
-    """
+    """Images (B, C, H, W) whose spectrum is multiplied by `transfer`, of rfft2's shape (…, H, W//2 + 1)."""
     return torch.fft.irfft2(transfer * torch.fft.rfft2(x), s=x.shape[-2:])
 
 

@@ -63,10 +63,7 @@ class PhaseRetrieval(Nonlinear):
         self.border = border
 
     def transform(self, x: Tensor) -> Tensor:
-        """The orthonormal spectrum, complex, of x
-
-        1 (black is 0) with a border of zeros.
-        """
+        """The orthonormal spectrum, complex, of x + 1 (black is 0) with a border of zeros."""
         above, left = self.border
         return torch.fft.fft2(pad(x + 1, (left, left, above, above)), norm="ortho")
 

@@ -31,10 +31,7 @@ class StandardNormal(Analytic):
     """x₀ ~ N(0, I)."""
 
     def denoise(self, x: Tensor, a: Tensor, s: Tensor) -> Tensor:
-        """a x / (a²
-
-        s²), at every pixel.
-        """
+        """a x / (a² + s²), at every pixel."""
         return a / (a**2 + s**2) * x
 
 

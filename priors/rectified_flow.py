@@ -65,10 +65,7 @@ class UnitRangeFlow(RectifiedFlow):
         return torch.full_like(t, -2.0)
 
     def time_of(self, log_snr: Tensor) -> Tensor:
-        """The logistic function of log(a/s)
-
-        log 2.
-        """
+        """The logistic function of log(a/s) + log 2."""
         return torch.sigmoid(log_snr + math.log(2))
 
 

@@ -50,11 +50,10 @@ def sha256(field: str, path: str) -> str:
 
 def of_plugins(job: Job) -> Digests:
     """The packages of the plug-ins that a job names; imports none of them."""
-    return (
-        operators.REGISTRY.packages(job.degradation.operator, "degradation.operator")
-        | priors.REGISTRY.packages(job.prior, "prior")
-        | samplers.REGISTRY.packages(job.sampler, "sampler")
-    )
+    found = priors.REGISTRY.packages(job.prior, "prior") | samplers.REGISTRY.packages(job.sampler, "sampler")
+    for field, spec in operators.specs_in(job.degradation.operator, "degradation.operator"):
+        found |= operators.REGISTRY.packages(spec, field)
+    return found
 
 
 def of_weights(job: Job) -> Digests:

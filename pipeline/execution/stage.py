@@ -1,8 +1,9 @@
 """The stage: degrade a batch of images, restore it, score it. Knows nothing of shards and rows."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -29,6 +30,13 @@ from kintsugi.samplers.base import Restoration
 
 BATCH_ON_CPU = 16  # `auto` where memory does not tell: larger batches are no faster there
 PRECISIONS = {"float32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+T = TypeVar("T")
+Work = Callable[[Prepared, Sequence[int], np.ndarray], list[T]]
+"""Of a problem, the places of a batch among the samples, and these stacked, makes a result for each.
+
+It is called again with fewer when memory runs out.
+"""
 
 
 @dataclass(frozen=True)
@@ -181,32 +189,33 @@ class Stage:
         Raises:
             Exception: what the operator, prior or sampler raised.
         """
-        labels = labels or [None] * len(keys)
+        known = labels or [None] * len(keys)
+
+        def restore(problem: Prepared, places: Sequence[int], batch: np.ndarray) -> list[Restored]:
+            return self.run_batch(problem, [keys[p] for p in places], batch, [known[p] for p in places])
+
+        return self.in_batches(samples, restore)
+
+    def in_batches(self, samples: Sequence[np.ndarray], work: Work[T]) -> list[T]:
+        """What the work returns for each sample, in their order; raises as `run`."""
         alike: dict[tuple[tuple[int, ...], np.dtype], list[int]] = {}
         for place, sample in enumerate(samples):
             alike.setdefault((sample.shape, sample.dtype), []).append(place)
-        results: dict[int, Restored] = {}
+        results: dict[int, T] = {}
         for places in alike.values():
-            results |= zip(places, self.run_alike(places, keys, samples, labels), strict=True)
-        return [results[place] for place in range(len(keys))]
+            results |= zip(places, self.of_one_shape(places, samples, work), strict=True)
+        return [results[place] for place in range(len(samples))]
 
-    def run_alike(
-        self,
-        places: Sequence[int],
-        keys: Sequence[str],
-        samples: Sequence[np.ndarray],
-        labels: Sequence[int | None],
-    ) -> list[Restored]:
-        """Restore the samples at some places, which have one shape and type."""
+    def of_one_shape(self, places: Sequence[int], samples: Sequence[np.ndarray], work: Work[T]) -> list[T]:
+        """As `in_batches`, for the samples at some places, which have one shape and type."""
         problem = self.problems.of_samples(samples[places[0]].shape)
         # Of an image that is larger than a tile, the tiles are the batch.
         whole = max(problem.operator.image_shape[1:]) <= self.job.data.size
-        results: list[Restored] = []
+        results: list[T] = []
 
-        def next_batch() -> list[Restored]:
+        def next_batch() -> list[T]:
             part = places[len(results) :][: self.batch_size if whole else 1]
-            batch = np.stack([samples[place] for place in part])
-            return self.run_batch(problem, [keys[p] for p in part], batch, [labels[p] for p in part])
+            return work(problem, part, np.stack([samples[place] for place in part]))
 
         while len(results) < len(places):
             results += self.memory.persist(next_batch, whole)

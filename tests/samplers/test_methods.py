@@ -22,7 +22,7 @@ from kintsugi.priors.paths import DDPM, RectifiedFlow, VariancePreserving
 from kintsugi.samplers import KeyedNoise
 from kintsugi.samplers.lmmse import linear_mmse
 from kintsugi.samplers.problem import Problem
-from kintsugi.testing import check_sampler
+from kintsugi.testing import check_sampler, draw, mixture
 
 D = torch.float64
 VP, FLOW, LABELS = VariancePreserving(), RectifiedFlow(), DDPM()
@@ -34,10 +34,6 @@ FEW = {"daps": {"ode_steps": 2, "langevin_steps": 10}}
 """What a method needs to run in four steps."""
 
 
-def draw(*shape, seed=0, dtype=D):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=D).to(dtype)
-
-
 def build(name="conjugate", **parameters):
     """A sampler of four steps."""
     return samplers.build({"name": name, "steps": 4, **FEW.get(name, {}), **parameters})
@@ -45,13 +41,6 @@ def build(name="conjugate", **parameters):
 
 def degradation(name, shape=SHAPE, dtype=D, **parameters):
     return operators.build({"name": name, **REQUIRED.get(name, {}), **parameters}, shape, dtype=dtype)
-
-
-def mixture(path=VP, parametrization="eps"):
-    """Three modes, each with two directions of variation: smooth, and far from Gaussian."""
-    factors = torch.linalg.qr(draw(3, PIXELS, 2, seed=1))[0].mT.reshape(3, 2, *SHAPE)
-    weights = torch.tensor([0.5, 0.3, 0.2], dtype=D)
-    return LowRankMixture(0.6 * draw(3, *SHAPE), 2 * factors, 0.3, weights, path, parametrization)
 
 
 def restore(sampler, operator, y, noise=None, sigma_y=0.0, prior=None):

@@ -11,10 +11,10 @@ import torch
 from kit.samplers import REQUIRED
 
 from kintsugi import operators, samplers
-from kintsugi.priors.analytic import LowRankMixture, StandardNormal
+from kintsugi.priors.analytic import StandardNormal
 from kintsugi.priors.paths import DDPM, RectifiedFlow, VariancePreserving
 from kintsugi.samplers import KeyedNoise, SpecError
-from kintsugi.testing import Counting
+from kintsugi.testing import Counting, draw, mixture
 
 D = torch.float64
 VP, FLOW, LABELS = VariancePreserving(), RectifiedFlow(), DDPM()
@@ -23,24 +23,12 @@ CASES = sorted({key.rsplit("|", 1)[0] for key in GOLDEN if "|" in key})
 SHAPE = (1, 8, 8)
 
 
-def draw(*shape, seed=0, dtype=D):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=D).to(dtype)
-
-
 def build(name="conjugate", **parameters):
     return samplers.build({"name": name, **parameters})
 
 
 def bicubic(shape=SHAPE, dtype=D):
     return operators.build({"name": "bicubic", "factor": 2}, shape, dtype=dtype)
-
-
-def mixture(path=VP, parametrization="eps", shape=SHAPE):
-    """Three modes, each with two directions of variation: smooth, and far from Gaussian."""
-    n = int(np.prod(shape))
-    factors = torch.linalg.qr(draw(3, n, 2, seed=1))[0].mT.reshape(3, 2, *shape)
-    weights = torch.tensor([0.5, 0.3, 0.2], dtype=D)
-    return LowRankMixture(0.6 * draw(3, *shape), 2 * factors, 0.3, weights, path, parametrization)
 
 
 def restore(sampler, prior=None, operator=None, y=None, noise=None, sigma_y=0.0, **options):

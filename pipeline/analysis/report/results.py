@@ -10,6 +10,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from kintsugi import operators
 from kintsugi.pipeline.analysis.aggregate import Summary
 from kintsugi.pipeline.analysis.measures import percent
 from kintsugi.pipeline.analysis.rows import Tally
@@ -151,17 +152,15 @@ def spent(tally: Tally) -> dict[str, Any]:
 
 def mask_sources(spec: Mapping[str, Any]) -> Iterator[str]:
     """Where the masks of an operator come from: a file and its checksum, or a rule and its seed."""
-    for part in spec.get("operators", ()):
-        yield from mask_sources(part)
-    mask = spec.get("mask")
-    if mask is None:
-        return
-    if not mask.endswith((".png", ".npz")):
-        drawn = f", drawn with seed {spec.get('seed', 0)}" if mask in ("random", "freeform") else ""
-        yield f"{mask}{drawn} (operators/masks.py)"
-        return
-    try:
-        checksum = f"SHA-256 {hashlib.sha256(Path(mask).read_bytes()).hexdigest()}"
-    except OSError:
-        checksum = "which is not there any more"
-    yield f"{mask}, {spec['known']} is known, {checksum}"
+    for _, one in operators.specs_in(spec, "operator"):
+        if (mask := one.get("mask")) is None:
+            continue
+        if not mask.endswith((".png", ".npz")):
+            drawn = f", drawn with seed {one.get('seed', 0)}" if mask in ("random", "freeform") else ""
+            yield f"{mask}{drawn} (operators/masks.py)"
+            continue
+        try:
+            checksum = f"SHA-256 {hashlib.sha256(Path(mask).read_bytes()).hexdigest()}"
+        except OSError:
+            checksum = "which is not there any more"
+        yield f"{mask}, {one['known']} is known, {checksum}"
