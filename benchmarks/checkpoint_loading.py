@@ -16,7 +16,7 @@ from typing import Annotated
 import torch
 import typer
 
-from kintsugi.priors import adm
+from kintsugi.priors.formats import adm
 
 LAYOUT = adm.Layout(
     channels=256,
@@ -32,7 +32,7 @@ import hashlib, sys, time
 from pathlib import Path
 import torch
 from diffusers import UNet2DModel
-from priors import adm
+from kintsugi.priors.formats import adm
 def peak():  # not ru_maxrss, which a process inherits from the one that starts it
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))

@@ -12,9 +12,10 @@ from typing import Any
 import torch
 
 from kintsugi.errors import SpecError
-from kintsugi.priors import adm, diffusers_model, rectified_flow
 from kintsugi.priors.base import NetworkPrior, Prior
-from kintsugi.priors.checkpoint import Described, check_intact, checksum
+from kintsugi.priors.cache import checksum
+from kintsugi.priors.checkpoint import Described, check_intact
+from kintsugi.priors.formats import adm, diffusers_model, rectified_flow
 from kintsugi.priors.natural import describe as describe_natural
 from kintsugi.priors.natural import natural
 from kintsugi.priors.published import PUBLISHED

@@ -1,36 +1,31 @@
-"""Checkpoint files: opened safely, described by their shapes, and refused where they do not fit.
+"""Files of weights: opened safely, and refused where they do not fit the network.
 
 A network is built without memory for its weights (`empty`), from the names and shapes in the file; the
 file's tensors then become its parameters (`adopt`). Nothing is initialised and nothing copied, so
 loading takes the memory of the weights and no more.
 """
 
-import fcntl
-import hashlib
 import os
 import pickle
 import pickletools
 import re
-import socket
-import time
 import warnings
 import zipfile
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
-from io import BufferedReader, FileIO
+from collections.abc import Callable, Mapping, Sequence
+from io import BufferedReader
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple, Protocol, TypeVar
+from typing import Annotated, Any, Protocol, TypeVar
 
 import torch
 from pydantic import AfterValidator
 from torch import Tensor, nn
 
 from kintsugi.errors import SpecError
+from kintsugi.priors.cache import remembered
 
 # With ~ expanded, here so that all who are given the path agree on it; pathlib's raises for unknown users.
 CheckpointPath = Annotated[Path, AfterValidator(lambda path: Path(os.path.expanduser(path)))]
 State = dict[str, Tensor]
-Shape = tuple[int, ...]
 N = TypeVar("N", bound=nn.Module)
 
 OTHERS = {
@@ -42,106 +37,9 @@ OTHERS = {
 PERSISTENCE = "torch_utils.persistence"
 """The module in which EDM and StyleGAN pickle a network with its source code."""
 
-SETTLED = 2.0  # seconds after which another change has another time, on every file system
-
 
 class CheckpointError(SpecError):
     """A checkpoint that cannot be used; the message names the file and the key, shape or cause."""
-
-
-class Entry(NamedTuple):
-    """A parameter: its name in the file, its name in the network, and its shape in the file."""
-
-    file: str
-    network: str
-    shape: Shape
-
-
-def affine(file: str, network: str, *shape: int) -> Iterator[Entry]:
-    """The weight, of the given shape, and the bias of a convolution, linear map or normalisation."""
-    yield Entry(f"{file}.weight", f"{network}.weight", shape)
-    yield Entry(f"{file}.bias", f"{network}.bias", shape[:1])
-
-
-def modules(state: Mapping[str, Tensor]) -> set[str]:
-    """The names of the modules that have parameters, and of those around them."""
-    return {
-        ".".join(parts[:depth])
-        for parts in (key.split(".") for key in state)
-        for depth in range(1, len(parts))
-    }
-
-
-def in_file(entries: Iterable[Entry]) -> State:
-    """The state dict of a file with these parameters, without memory for them."""
-    return {entry.file: torch.empty(entry.shape, device="meta") for entry in entries}
-
-
-def cache_folder() -> Path:
-    """Where a machine keeps what it found out of checkpoints, and copies of remote ones.
-
-    $KINTSUGI_CACHE, else $XDG_CACHE_HOME/kintsugi, else ~/.cache/kintsugi.
-
-    Raises:
-        OSError: the user has no home.
-    """
-    caches = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    try:
-        return Path(os.environ.get("KINTSUGI_CACHE") or f"{caches}/kintsugi").expanduser().absolute()
-    except RuntimeError as error:
-        raise FileNotFoundError("no home folder: KINTSUGI_CACHE names another one for caches") from error
-
-
-@contextmanager
-def locked(path: Path) -> Iterator[FileIO]:
-    """A file, made where there is none, for one process at a time; a lock ends with its process.
-
-    Raises:
-        OSError: it cannot be written or locked.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("ab+", buffering=0) as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        file.seek(0)
-        yield file
-
-
-def remembered(path: Path, what: str, find: Callable[[BufferedReader], str]) -> str:
-    """The word that `find` makes of a file: by the first process of this machine that asks, then recorded.
-
-    Where the cache folder cannot be written, every process reads the file.
-    """
-    # A record trusts the file system that writing to a file changes its ctime, which no program can set, and
-    # all who may write to the cache folder. It does not see a disk decay.
-    with path.open("rb") as file, ExitStack() as stack:
-        key = hashlib.sha256(os.fsencode(f"{socket.gethostname()} {path.absolute()}")).hexdigest()
-        try:
-            record = stack.enter_context(locked(cache_folder() / "files" / f"{key}.{what}"))
-            recorded = record.read().decode(errors="replace")
-        except OSError:
-            return find(file)
-        now = os.fstat(file.fileno())
-        state = f"{now.st_size} {now.st_mtime_ns} {now.st_ctime_ns} {now.st_ino} {now.st_dev}"
-        settled = time.time() - now.st_ctime > SETTLED
-        if known := re.fullmatch(rf"{state} (\w+)\n", recorded):
-            return known[1]
-        found = find(file)
-        if settled:  # otherwise another change, now or later, could leave the state as it is
-            with suppress(OSError):  # a full disk; what it leaves of a line is no record
-                record.truncate(0)
-                record.write(f"{state} {found}\n".encode())
-        return found
-
-
-def sha256(path: Path) -> str:
-    """Checksum of a file, hexadecimal; `remembered`."""
-    return remembered(path, "sha256", lambda file: hashlib.file_digest(file, "sha256").hexdigest())
-
-
-def checksum(files: Sequence[Path]) -> str:
-    """SHA-256 of a file; of several files, of their checksums in order."""
-    sums = [sha256(file) for file in files]
-    return sums[0] if len(sums) == 1 else hashlib.sha256("".join(sums).encode()).hexdigest()
 
 
 def check_intact(path: Path) -> None:
@@ -181,28 +79,6 @@ class Described(Protocol):
     @property
     def files(self) -> Sequence[Path]:
         """All that decides what the prior computes."""
-
-
-class UNetLayout:
-    """What the layouts of U-Nets in one file have in common: a base for their dataclasses.
-
-    Attributes:
-        widths: channels of each level, the finest first; each level halves the resolution.
-        file: the checkpoint.
-    """
-
-    widths: tuple[int, ...]
-    file: Path
-
-    @property
-    def multiple(self) -> int:
-        """2 for each level below the finest."""
-        return 2 ** (len(self.widths) - 1)
-
-    @property
-    def files(self) -> tuple[Path]:
-        """The checkpoint alone."""
-        return (self.file,)
 
 
 def read(path: Path, device: str = "cpu") -> Any:

@@ -12,7 +12,7 @@ from kintsugi.errors import JobError
 from kintsugi.pipeline.job import Spec
 from kintsugi.pipeline.storage.files import walk
 from kintsugi.pipeline.storage.location import BLOCK, Remote, at, is_remote
-from kintsugi.priors.checkpoint import cache_folder, locked
+from kintsugi.priors.cache import cache_folder, locked
 
 REQUESTS = 8  # at once, each for a block
 

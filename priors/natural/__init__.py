@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from kintsugi.priors.base import Parametrization
-from kintsugi.priors.checkpoint import adopt, empty, read, sha256
+from kintsugi.priors.cache import sha256
+from kintsugi.priors.checkpoint import adopt, empty, read
 from kintsugi.priors.paths import Path, VariancePreserving
 
 FOLDER = FilePath(__file__).parent

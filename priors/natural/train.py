@@ -91,6 +91,64 @@ class Optimiser:
             part.load_state_dict(state)
 
 
+class Training:
+    """A network in training, the moving average of its weights, and how far it is.
+
+    Attributes:
+        step: steps done. seconds: that they took.
+        losses: of the steps since the last record.
+    """
+
+    def __init__(self, init: Path | None, lr: float, ema: float, device: str):
+        def average(mean: Tensor, new: Tensor, n: Tensor | int) -> Tensor:
+            # A short memory at first: a constant decay of 0.999 would remember the start.
+            return torch.lerp(mean, new, 1 - min(ema, (1 + float(n)) / (10 + float(n))))
+
+        self.network = NaturalUNet().to(device)
+        if init is not None:
+            self.network.load_state_dict(load_file(init))
+        self.averaged = torch.optim.swa_utils.AveragedModel(self.network, avg_fn=average)
+        self.optimiser = Optimiser(self.network, lr)
+        self.device, self.step, self.seconds = device, 0, 0.0
+        self.losses: list[Tensor] = []
+
+    def load(self, file: Path) -> None:
+        """Continue from a file that `save` wrote."""
+        state = torch.load(file, map_location=self.device, weights_only=True)
+        for part in ("network", "averaged", "optimiser"):
+            getattr(self, part).load_state_dict(state[part])
+        self.step, self.seconds = state["step"], state["seconds"]
+
+    def advance(self, x0: Tensor, rate: float, rng: np.random.Generator) -> None:
+        """One step on images x0 (B, 3, H, W) at a learning rate."""
+        # Quadratic in the uniform variable: two thirds of the steps go to t < 0.4, where samplers work.
+        t = torch.from_numpy(T_MIN + (1 - T_MIN) * rng.random(len(x0)) ** 2)
+        noise = torch.from_numpy(rng.standard_normal(x0.shape, np.float32)).to(self.device)
+        path = VariancePreserving()
+        a, s = (c.float().view(-1, 1, 1, 1).to(self.device) for c in (path.a(t), path.s(t)))
+        with torch.autocast(self.device, torch.bfloat16):
+            prediction = self.network(a * x0.to(self.device) + s * noise, t.float().to(self.device))
+        # ε is nearly x at high noise, and an error in it is s/a times as large in x̂₀. With the weight
+        # 1/a² the loss is that of v-prediction (Salimans and Ho 2022, 2202.00512).
+        weight = (1 / a**2).clamp(max=LARGEST_WEIGHT)
+        loss = (weight * (prediction.float() - noise).square()).mean()
+        loss.backward()
+        self.optimiser.step(rate)
+        self.averaged.update_parameters(self.network)
+        self.losses.append(loss.detach())
+        self.step += 1
+
+    def save(self, folder: Path) -> None:
+        """Write the state, and the averaged weights in half precision with their configuration."""
+        state = {part: getattr(self, part).state_dict() for part in ("network", "averaged", "optimiser")}
+        unfinished = folder / "state.tmp"
+        torch.save(state | {"step": self.step, "seconds": self.seconds}, unfinished)
+        unfinished.replace(folder / "state.pt")
+        weights = {k: v.half().contiguous() for k, v in self.averaged.module.state_dict().items()}
+        save_file(weights, folder / "natural.safetensors")
+        (folder / "config.json").write_text(json.dumps(self.network.config, indent=2) + "\n")
+
+
 def main(
     natural: Annotated[list[str], typer.Option(help="Shards of natural images (repeatable).")],
     faces: Annotated[list[str], typer.Option(help="Shards of faces (repeatable).")],
@@ -109,82 +167,35 @@ def main(
 ) -> None:
     """Train `NaturalUNet` by ε-prediction on the VP path and export half-precision weights."""
     out.mkdir(parents=True, exist_ok=True)
-    state_file, log_file = out / "state.pt", out / "log.jsonl"
     torch.set_num_threads(threads)
     torch.manual_seed(seed)
-    network = NaturalUNet().to(device)
-    if init is not None:
-        network.load_state_dict(load_file(init))
-
-    def average(mean: Tensor, new: Tensor, n: Tensor | int) -> Tensor:
-        # A short memory at first: a constant decay of 0.999 would remember the start.
-        return torch.lerp(mean, new, 1 - min(ema, (1 + float(n)) / (10 + float(n))))
-
-    averaged = torch.optim.swa_utils.AveragedModel(network, avg_fn=average)
-    optimiser = Optimiser(network, lr)
-    start, seconds = 0, 0.0
-    if state_file.exists():
-        state = torch.load(state_file, map_location=device, weights_only=True)
-        network.load_state_dict(state["network"])
-        averaged.load_state_dict(state["averaged"])
-        optimiser.load_state_dict(state["optimiser"])
-        start, seconds = state["step"], state["seconds"]
-        typer.echo(f"continuing at step {start}")
-    sets = {"natural": load_images(natural), "faces": load_images(faces)}
-    typer.echo(f"{len(sets['natural'])} natural images, {len(sets['faces'])} faces")
-
-    path = VariancePreserving()
-    losses: list[Tensor] = []
-    clock = time.perf_counter()
-    for step in range(start, steps):
+    training = Training(init, lr, ema, device)
+    if (out / "state.pt").exists():
+        training.load(out / "state.pt")
+        typer.echo(f"continuing at step {training.step}")
+    images, people = load_images(natural), load_images(faces)
+    typer.echo(f"{len(images)} natural images, {len(people)} faces")
+    clock = time.perf_counter() - training.seconds
+    while (step := training.step) < steps:
         # One generator per step: a resumed run sees the crops that an undisturbed run would see.
         rng = np.random.default_rng([seed, step])
         size = int(rng.choice(CROPS))
         count = batch * CROPS[0] ** 2 // size**2
-        n_faces = rng.binomial(count, face_share)
-        x0 = torch.cat(
-            [
-                crops(sets["natural"], count - n_faces, size, rng),
-                crops(sets["faces"], n_faces, size, rng),
-            ]
-        ).to(device)
-        # Quadratic in the uniform variable: two thirds of the steps go to t < 0.4, where samplers work.
-        t = torch.from_numpy(T_MIN + (1 - T_MIN) * rng.random(count) ** 2)
-        noise = torch.from_numpy(rng.standard_normal(x0.shape, np.float32)).to(device)
-        a, s = (c.float().view(-1, 1, 1, 1).to(device) for c in (path.a(t), path.s(t)))
+        of_people = rng.binomial(count, face_share)
+        x0 = torch.cat([crops(images, count - of_people, size, rng), crops(people, of_people, size, rng)])
         rate = lr * min((step + 1) / warmup, 0.5 * (1 + math.cos(math.pi * step / steps)))
-        with torch.autocast(device, torch.bfloat16):
-            prediction = network(a * x0 + s * noise, t.float().to(device))
-        # ε is nearly x at high noise, and an error in it is s/a times as large in x̂₀. With the weight
-        # 1/a² the loss is that of v-prediction (Salimans and Ho 2022, 2202.00512).
-        weight = (1 / a**2).clamp(max=LARGEST_WEIGHT)
-        loss = (weight * (prediction.float() - noise).square()).mean()
-        loss.backward()
-        optimiser.step(rate)
-        averaged.update_parameters(network)
-        losses.append(loss.detach())
-
-        if (step + 1) % 100 == 0 or step + 1 == steps:
-            spent = seconds + time.perf_counter() - clock
-            record = {"step": step + 1, "loss": round(torch.stack(losses).mean().item(), 5)}
-            record |= {"lr": round(rate, 7), "seconds": round(spent)}
-            losses.clear()
+        training.advance(x0, rate, rng)
+        training.seconds = time.perf_counter() - clock
+        if training.step % 100 == 0 or training.step == steps:
+            loss = torch.stack(training.losses).mean().item()
+            training.losses.clear()
+            record = {"step": training.step, "loss": round(loss, 5), "lr": round(rate, 7)}
+            record["seconds"] = round(training.seconds)
             typer.echo(record)
-            with log_file.open("a") as log:
+            with (out / "log.jsonl").open("a") as log:
                 log.write(json.dumps(record) + "\n")
-        if (step + 1) % save_every == 0 or step + 1 == steps:
-            state = {
-                "network": network.state_dict(),
-                "averaged": averaged.state_dict(),
-                "optimiser": optimiser.state_dict(),
-                "step": step + 1,
-                "seconds": seconds + time.perf_counter() - clock,
-            }
-            torch.save(state, state_file.with_suffix(".tmp"))
-            state_file.with_suffix(".tmp").replace(state_file)
-            weights = {k: v.half().contiguous() for k, v in averaged.module.state_dict().items()}
-            save_file(weights, out / "natural.safetensors")
-            (out / "config.json").write_text(json.dumps(network.config, indent=2) + "\n")
+        if training.step % save_every == 0 or training.step == steps:
+            training.save(out)
 
 
 if __name__ == "__main__":

@@ -50,7 +50,7 @@ from kintsugi.pipeline.execution import executors
 from kintsugi.pipeline.execution.run import Run
 from kintsugi.pipeline.execution.verify import Finding, verify
 from kintsugi.priors.analytic import StandardNormal
-from kintsugi.priors.checkpoint import checksum
+from kintsugi.priors.cache import checksum
 from kintsugi.priors.natural import Description
 
 NAMESPACE = ("unshare", "--map-root-user", "--mount")  # before a command that mounts

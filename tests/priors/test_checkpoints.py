@@ -18,9 +18,11 @@ from safetensors.torch import save_file
 
 from kintsugi import priors
 from kintsugi.errors import SpecError
-from kintsugi.priors import adm, checkpoint, rectified_flow
+from kintsugi.priors import cache, checkpoint
 from kintsugi.priors.base import data_prediction
 from kintsugi.priors.checkpoint import CheckpointError
+from kintsugi.priors.formats import adm, rectified_flow
+from kintsugi.priors.formats.layout import in_file
 from kintsugi.priors.paths import DDPM
 from kintsugi.registry import construct
 
@@ -143,12 +145,12 @@ def test_published_layouts_have_their_published_sizes():
         adm.Layout(*signature, classes, 6, 64) for signature in adm.HEAD_CHANNELS for classes in (None, 1000)
     ]
     for layout in layouts:
-        assert adm.infer(checkpoint.in_file(adm.entries(layout)), Path("x"), None) == layout
+        assert adm.infer(in_file(adm.entries(layout)), Path("x"), None) == layout
     sizes = [layout.parameters for layout in layouts]
     assert sizes[0] == 552_814_086
     assert [round(size / 1e6) for size in sizes[1:5]] == [554, 558, 559, 94]
     flow = rectified_flow.Layout((128, 128, 256, 256, 256, 256, 256), 2, (4,))
-    assert rectified_flow.infer(checkpoint.in_file(rectified_flow.entries(flow)), Path("x")) == flow
+    assert rectified_flow.infer(in_file(rectified_flow.entries(flow)), Path("x")) == flow
     assert round(flow.parameters / 1e6, 1) == 65.6
 
 
@@ -179,14 +181,14 @@ def test_priors_do_not_mix_the_batch(any_prior):
 
 def test_priors_name_their_weights(any_prior):
     _, path, prior = any_prior
-    assert prior.sha256 == checkpoint.sha256(path)
+    assert prior.sha256 == cache.sha256(path)
 
 
 def test_a_description_has_the_layout_of_the_prior(any_prior):
     name, path, prior = any_prior
     parameters = {"head_channels": 32} if name == "adm" else {}
     layout = construct("prior", DESCRIBE, {"name": name, "path": str(path), **parameters})
-    assert checkpoint.checksum(layout.files) == prior.sha256
+    assert cache.checksum(layout.files) == prior.sha256
     assert prior.parametrization == {"adm": "eps", "rectified_flow": "v"}[name]
 
 
@@ -660,4 +662,4 @@ def test_channels_per_head_must_be_known_and_fit(adm_file):
 def test_published_files_that_would_give_noise_are_refused(signature):
     layout = adm.Layout(*signature, 1000, 6, 64)
     with pytest.raises(CheckpointError, match="not supported: ImageNet"):
-        adm.infer(checkpoint.in_file(adm.entries(layout)), Path("x"), 64)
+        adm.infer(in_file(adm.entries(layout)), Path("x"), 64)

@@ -18,8 +18,9 @@ from safetensors.torch import load_file, save_file
 
 from kintsugi import operators, priors, samplers
 from kintsugi.priors.base import data_prediction
-from kintsugi.priors.checkpoint import CheckpointError, checksum
-from kintsugi.priors.diffusers_model import describe, diffusers_model
+from kintsugi.priors.cache import checksum
+from kintsugi.priors.checkpoint import CheckpointError
+from kintsugi.priors.formats.diffusers_model import describe, diffusers_model
 from kintsugi.priors.paths import DDPM, log_snr
 
 D = torch.float64

@@ -9,9 +9,9 @@ from skimage.transform import resize
 from kintsugi import operators, priors, samplers
 from kintsugi.priors.analytic import LowRankMixture, StandardNormal, StationaryGaussian, natural_spectrum
 from kintsugi.priors.base import data_prediction
+from kintsugi.priors.formats.rectified_flow import UnitRangeFlow
 from kintsugi.priors.paths import DDPM, RectifiedFlow, VarianceExploding, VariancePreserving, log_snr
 from kintsugi.priors.published import PUBLISHED, Published
-from kintsugi.priors.rectified_flow import UnitRangeFlow
 
 D = torch.float64
 SHAPE = (2, 3, 4)

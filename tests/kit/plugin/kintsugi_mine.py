@@ -6,7 +6,7 @@ from pydantic.dataclasses import dataclass
 from kintsugi.operators import Mask
 from kintsugi.priors import Format
 from kintsugi.priors.analytic import StandardNormal
-from kintsugi.priors.checkpoint import checksum
+from kintsugi.priors.cache import checksum
 from kintsugi.priors.natural import Description
 from kintsugi.samplers.descent import Stepwise, noise_in, renoise
 

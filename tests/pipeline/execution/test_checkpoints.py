@@ -20,8 +20,8 @@ from kintsugi.pipeline.execution.checkpoints import on_this_node
 from kintsugi.pipeline.storage.files import walk
 from kintsugi.pipeline.storage.location import BLOCK, at
 from kintsugi.pipeline.storage.publish import publish
-from kintsugi.priors import checkpoint
-from kintsugi.priors.checkpoint import CheckpointError, check_intact, sha256
+from kintsugi.priors.cache import remembered, sha256
+from kintsugi.priors.checkpoint import CheckpointError, check_intact
 
 LARGE = 50_000_000
 
@@ -103,8 +103,8 @@ def test_a_file_that_changes_while_it_is_read_is_not_remembered(originals, own_c
         os.utime(path)
         return "first"
 
-    assert checkpoint.remembered(path, "word", find) == "first"
-    assert checkpoint.remembered(path, "word", lambda file: "second") == "second"
+    assert remembered(path, "word", find) == "first"
+    assert remembered(path, "word", lambda file: "second") == "second"
 
 
 @pytest.mark.parametrize("folder", ["file/cache", "/proc/cache", "~nobody-of-this-name/cache"])

@@ -17,17 +17,12 @@ from pydantic import NonNegativeInt, PositiveInt
 from torch import Tensor, nn
 
 from kintsugi.errors import SpecError
-from kintsugi.priors import checkpoint, tables
+from kintsugi.priors import checkpoint
 from kintsugi.priors.base import Parametrization
-from kintsugi.priors.checkpoint import (
-    CheckpointError,
-    CheckpointPath,
-    Entry,
-    Shape,
-    State,
-    UNetLayout,
-    affine,
-)
+from kintsugi.priors.cache import sha256
+from kintsugi.priors.checkpoint import CheckpointError, CheckpointPath, State
+from kintsugi.priors.formats import tables
+from kintsugi.priors.formats.layout import Entry, Shape, UNetLayout, affine, in_file, module_names
 from kintsugi.priors.paths import DDPM, Path
 
 logger = logging.getLogger(__name__)
@@ -104,7 +99,7 @@ class AdmPrior:
         self.classes = layout.classes
         self.label = label
         self._labels: Tensor | None = None
-        self.sha256 = checkpoint.sha256(layout.file)
+        self.sha256 = sha256(layout.file)
 
     @property
     def labels(self) -> Tensor | None:
@@ -164,7 +159,7 @@ def adm(
     One's own must have linear betas, 1000 labels, ε-prediction and the legacy order of q, k and v, as those.
 
     Args:
-        path: the file as published, or as a training script wraps it; see `priors.tables`.
+        path: the file as published, or as a training script wraps it; see `priors.formats.tables`.
         head_channels: channels per attention head, for layouts other than the published ones.
         label: one class for all images, for class-conditional networks.
         weights: the table to use, for files with several, such as ema or state_dict.model.
@@ -234,7 +229,7 @@ def infer(state: Mapping[str, Tensor], path: FilePath, head_channels: int | None
             )
         return tuple(state[key].shape)
 
-    modules = checkpoint.modules(state)
+    modules = module_names(state)
     channels = shape("time_embed.0.weight", 2)[1]
     classes = shape("label_emb.weight", 2)[0] if "label_emb.weight" in state else None
     outputs = shape("out.2.weight", 4)[0]
@@ -255,7 +250,7 @@ def infer(state: Mapping[str, Tensor], path: FilePath, head_channels: int | None
     signature = (channels, widths, blocks, attention)
     head_channels = head_channels or HEAD_CHANNELS.get(signature, 0)
     layout = Layout(*signature, classes, outputs, head_channels, path)
-    if problem := checkpoint.difference(checkpoint.in_file(entries(layout)), state):
+    if problem := checkpoint.difference(in_file(entries(layout)), state):
         raise CheckpointError(f"path: {str(path)!r} is not the guided-diffusion UNet it resembles: {problem}")
     if classes is not None and signature in UNSUPPORTED:
         raise CheckpointError(f"path: {str(path)!r} is not supported: {UNSUPPORTED[signature]}")

@@ -14,9 +14,12 @@ from pathlib import Path as FilePath
 import torch
 from torch import Tensor, nn
 
-from kintsugi.priors import checkpoint, tables
+from kintsugi.priors import checkpoint
 from kintsugi.priors.base import Parametrization
-from kintsugi.priors.checkpoint import CheckpointError, CheckpointPath, Entry, State, UNetLayout, affine
+from kintsugi.priors.cache import sha256
+from kintsugi.priors.checkpoint import CheckpointError, CheckpointPath, State
+from kintsugi.priors.formats import tables
+from kintsugi.priors.formats.layout import Entry, UNetLayout, affine, in_file, module_names
 from kintsugi.priors.paths import Path, RectifiedFlow
 
 logger = logging.getLogger(__name__)
@@ -84,7 +87,7 @@ class RectifiedFlowPrior:
     def __init__(self, layout: Layout, network: nn.Module, centered: bool):
         self.path: Path = RectifiedFlow() if centered else UnitRangeFlow()
         self.network, self.centered = network, centered
-        self.sha256 = checkpoint.sha256(layout.file)
+        self.sha256 = sha256(layout.file)
 
     def velocity(self, x: Tensor, t: Tensor) -> Tensor:
         """The network's output, of x's shape (B, C, H, W), at times t (B,) in [0, 1]."""
@@ -111,7 +114,7 @@ def rectified_flow(
     with a warning, where the file has no average.
 
     Args:
-        path: the file as published, or as another training script wraps it; see `priors.tables`.
+        path: the file as published, or as another training script wraps it; see `priors.formats.tables`.
         centered: trained on images in [-1, 1], as CelebA-HQ and AFHQ; false for images in [0, 1], as LSUN
             bedroom and church. No file tells.
         weights: the table to use, for files with several, such as ema or model.module.
@@ -155,7 +158,7 @@ def infer(state: Mapping[str, Tensor], path: FilePath) -> Layout:
             raise CheckpointError(f"path: {str(path)!r} is no NCSN++ of rectified flow: no {key!r}")
         return len(state[key])
 
-    modules = checkpoint.modules(state)
+    modules = module_names(state)
 
     def has(module: int, name: str) -> bool:
         return f"all_modules.{module}.{name}" in modules
@@ -175,7 +178,7 @@ def infer(state: Mapping[str, Tensor], path: FilePath) -> Layout:
         attention=tuple(level for level, first in enumerate(firsts) if has(first + 1, "NIN_0")),
         file=path,
     )
-    if problem := checkpoint.difference(checkpoint.in_file(entries(layout)), state):
+    if problem := checkpoint.difference(in_file(entries(layout)), state):
         raise CheckpointError(f"path: {str(path)!r} is not the NCSN++ it resembles: {problem}")
     return layout
 

@@ -1,0 +1,1 @@
+"""Published formats of priors, one a file: a loader, and a description that reads no weights."""

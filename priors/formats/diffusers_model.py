@@ -1,0 +1,267 @@
+"""Unconditional pipelines saved by diffusers, a `UNet2DModel` and a scheduler, from a folder or the hub.
+
+The scheduler's configuration says how the network was trained: on which path, with which times, and what
+its output means; how diffusers would sample does not matter. Nothing of a repository is executed: its
+configurations are JSON, its weights tensors, and the classes are diffusers' own.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path as FilePath
+from typing import Annotated, Any
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from kintsugi.priors.cache import checksum
+from kintsugi.priors.checkpoint import CheckpointError, adopt, difference, empty
+from kintsugi.priors.formats.diffusers_files import (
+    CONFIGS,
+    component,
+    find_weights,
+    is_local,
+    locate,
+    misfit,
+    read_json,
+    state,
+    variant_of,
+    weight_files,
+)
+from kintsugi.priors.formats.diffusers_training import SCHEDULERS, Convention, score_ve
+
+CHANNELS = 3
+MOST_LAYERS, MOST_LABELS = 64, 100_000
+
+Variant = Annotated[str, Field(pattern=r"^[\w-]+$")]
+
+
+@dataclass(frozen=True)
+class Description:
+    """A saved pipeline, found to fit by its configurations and the names and shapes of its weights.
+
+    Attributes:
+        network: a UNet2DModel without memory for its weights.
+        scheduler: one of SCHEDULERS.
+    """
+
+    path: str
+    revision: str | None
+    variant: str | None
+    network: Any
+    scheduler: Any
+
+    @property
+    def multiple(self) -> int:
+        """What the sides of images must be divisible by."""
+        return 2 ** (len(self.network.config.block_out_channels) - 1)
+
+    @property
+    def parameters(self) -> int:
+        """How many the network has."""
+        return sum(parameter.numel() for parameter in self.network.parameters())
+
+    def convention(self, device: str | torch.device) -> Convention:
+        """How the network was trained, with tables on `device`."""
+        return SCHEDULERS[type(self.scheduler).__name__](self.scheduler, device)
+
+    @cached_property
+    def weights(self) -> list[FilePath]:
+        """The files of the weights; those of a hub model are downloaded where need be."""
+        return find_weights(self.path, self.revision, self.variant)
+
+    @property
+    def said(self) -> str:
+        """The variant of the weights, in words; nothing of plain ones."""
+        variant = variant_of(self.weights[0])
+        return f"weights of variant {variant!r}" if variant else ""
+
+    @cached_property
+    def files(self) -> tuple[FilePath, ...]:
+        """The weights, and the configurations: they decide what the output means."""
+        folder = locate(self.path, self.revision, CONFIGS)
+        parts = (("unet", "config.json"), ("scheduler", "scheduler_config.json"))
+        return (*self.weights, *(component(folder, part) / name for part, name in parts))
+
+
+class DiffusersPrior:
+    """A network of diffusers as a prior for images (B, 3, H, W), H and W divisible by `multiple`.
+
+    Attributes:
+        sha256: checksum of the weights and the configurations.
+    """
+
+    def __init__(self, description: Description, device: str | torch.device):
+        convention = description.convention(device)
+        self.path, self.parametrization = convention.path, convention.parametrization
+        self.output = convention.output
+        weights = description.weights
+        self.network: nn.Module = description.network
+        adopt(self.network, state(weights), weights[0])
+        self.network.to(device)
+        self.sha256 = checksum(description.files)
+
+    def __call__(self, x: Tensor, t: Tensor) -> Tensor:
+        return self.output(self.evaluate, x, t)
+
+    def evaluate(self, x: Tensor, time: Tensor) -> Tensor:
+        """The bare network, less the channels with which it may predict the variance."""
+        output: Tensor = self.network(x, time, return_dict=False)[0]
+        return output[:, :CHANNELS]
+
+
+def diffusers_model(
+    device: str | torch.device = "cpu",
+    *,
+    path: str,
+    revision: str | None = None,
+    variant: Variant | None = None,
+) -> DiffusersPrior:
+    """Any unconditional `UNet2DModel` pipeline for RGB images saved by diffusers.
+
+    Args:
+        path: a folder, or a hub id such as google/ddpm-ema-celebahq-256, downloaded once into the hub's
+            cache.
+        revision: branch, tag or commit of a hub model.
+        variant: of the weights, such as fp16; otherwise the plain ones, or the only variant.
+
+    Raises:
+        CheckpointError: it cannot be found, read or used; the message names the file and the field.
+    """
+    return DiffusersPrior(describe(path=path, revision=revision, variant=variant), device)
+
+
+def describe(*, path: str, revision: str | None = None, variant: Variant | None = None) -> Description:
+    """What a pipeline is, without reading or downloading weights; arguments as for `diffusers_model`.
+
+    Raises:
+        CheckpointError: it cannot be found or used; the message names the file and the field.
+    """
+    from diffusers import UNet2DModel
+
+    folder = locate(path, revision, CONFIGS)
+    config, scheduler = components(folder)
+    try:
+        network = empty(lambda: UNet2DModel.from_config(config))
+    except Exception as error:  # whatever the blocks make of settings that do not go together
+        raise CheckpointError(f"path: config.json does not make a UNet2DModel ({error})") from error
+    check_network(network, scheduler)
+    description = Description(path, revision, variant, network, scheduler)
+    try:
+        description.convention("cpu")
+    except CheckpointError:
+        raise
+    except Exception as error:  # whatever settings of other types lead to
+        raise CheckpointError(
+            f"path: scheduler_config.json does not say how the network was trained ({error})"
+        ) from error
+    # Of a hub model what lies in the cache, which may be nothing yet.
+    weights = description.weights if is_local(path) else weight_files(folder, variant)
+    if weights and (problem := difference(network.state_dict(), state(weights, "meta"))):
+        raise CheckpointError(f"path: {str(weights[0])!r} does not fit config.json: {problem}")
+    return description
+
+
+def components(folder: FilePath) -> tuple[dict[str, Any], Any]:
+    """The UNet's configuration, and the scheduler.
+
+    Raises:
+        CheckpointError: other components than these two, or classes that are not understood.
+    """
+    # Without an index the folder holds these two, and their configurations name the classes.
+    index = listed_components(folder)
+    unet = read_json(component(folder, "unet") / "config.json")
+    if "_class_name" not in unet and "model_type" in unet:
+        raise misfit("config.json", "model_type", unet["model_type"], "a model of transformers, no diffusion")
+    config = read_json(component(folder, "scheduler") / "scheduler_config.json")
+    check_sizes("config.json", unet, {"layers_per_block": MOST_LAYERS})
+    check_sizes("scheduler_config.json", config, {"num_train_timesteps": MOST_LABELS})
+    if config.get("predict_epsilon") is False:  # diffusers before 0.9
+        config.setdefault("prediction_type", "sample")
+    parts: dict[str, Any] = {
+        part: ["diffusers", found.get("_class_name")]
+        for part, found in (("unet", unet), ("scheduler", config))
+    } | index
+    understood = {"unet": ["UNet2DModel"], "scheduler": list(SCHEDULERS)}
+    for part, found in parts.items():
+        if found not in (["diffusers", name] for name in understood[part]):
+            fitting = ", ".join(understood[part])
+            raise misfit("model_index.json or the configuration", part, found, f"of diffusers, {fitting} fit")
+    name = parts["scheduler"][1]
+    try:
+        return unet, scheduler_class(name).from_config(config)
+    except Exception as error:  # whatever a scheduler makes of its settings
+        raise CheckpointError(f"path: scheduler_config.json does not make a {name} ({error})") from error
+
+
+def check_sizes(file: str, config: Mapping[str, Any], most: Mapping[str, int]) -> None:
+    """Refuse numbers with which a network or a table would be built for ever.
+
+    Raises:
+        CheckpointError: not a whole number from 1 to the most; the message names the field.
+    """
+    for name, limit in most.items():
+        value = config.get(name, 1)
+        if not isinstance(value, int) or not 1 <= value <= limit:
+            raise misfit(file, name, value, f"a whole number from 1 to {limit} is expected")
+
+
+def listed_components(folder: FilePath) -> dict[str, Any]:
+    """The components of a pipeline's index, {} where there is none.
+
+    Raises:
+        CheckpointError: others than a unet and a scheduler, such as the transformer or the vae of latents.
+    """
+    if not (folder / "model_index.json").is_file():
+        return {}
+    index = read_json(folder / "model_index.json")
+    parts = {key: value for key, value in index.items() if key[:1] != "_" and value != [None, None]}
+    if others := sorted(parts.keys() - {"unet", "scheduler"}):
+        first = next((part for part in others if part == "transformer"), others[0])
+        kind = f"it is {index.get('_class_name')!r} with {', '.join(others)}"
+        raise misfit(
+            "model_index.json", first, parts[first], f"{kind}; only a unet and a scheduler, on pixels, fit"
+        )
+    return parts
+
+
+def scheduler_class(name: str) -> Any:
+    """The class of diffusers with this name."""
+    if name == "ScoreSdeVpScheduler":
+        # Elsewhere diffusers offers it only where transformers is installed.
+        from diffusers.schedulers.deprecated.scheduling_sde_vp import ScoreSdeVpScheduler
+
+        return ScoreSdeVpScheduler
+    import diffusers.schedulers
+
+    return getattr(diffusers.schedulers, name)
+
+
+def check_network(network: Any, scheduler: Any) -> None:
+    """Refuse networks for other images, with other inputs, or with times that the scheduler does not give.
+
+    Raises:
+        CheckpointError: the message names the field of config.json.
+    """
+    config = network.config
+    learned_variance = str(scheduler.config.get("variance_type")).startswith("learned")
+    embeddings = ["positional"]
+    if SCHEDULERS[type(scheduler).__name__] is score_ve:
+        # It takes the logarithm of the time and divides by it: a noise level, never 0 or negative.
+        embeddings.append("fourier")
+    problems = {
+        "in_channels": config.in_channels != CHANNELS and "images must be RGB, 3 channels",
+        "out_channels": config.out_channels
+        not in ([CHANNELS, 2 * CHANNELS] if learned_variance else [CHANNELS])
+        and "3 channels are expected, or 6 with a learned variance_type",
+        "num_class_embeds": config.num_class_embeds is not None and "the network must be unconditional",
+        "class_embed_type": config.class_embed_type is not None and "the network must be unconditional",
+        "time_embedding_type": config.time_embedding_type not in embeddings
+        and f"{type(scheduler).__name__} needs {' or '.join(embeddings)}",
+        "down_block_types": next(network.buffers(), None) is not None
+        and "blocks with fixed filters do not load",
+    }
+    for field, problem in problems.items():
+        if problem:
+            raise misfit("config.json", field, config[field], problem)

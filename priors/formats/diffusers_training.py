@@ -1,0 +1,170 @@
+"""How networks of diffusers were trained, by the configurations of their schedulers.
+
+Diffusion networks are given as ε-prediction, whatever they predict: guidance is absorbed by the conjugate
+integrator through p, which is 0 for x̂₀-prediction, and v and EDM's outputs become ε without a division.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from kintsugi.priors.base import Parametrization
+from kintsugi.priors.checkpoint import CheckpointError
+from kintsugi.priors.formats.diffusers_files import misfit
+from kintsugi.priors.paths import DDPM, Path, RectifiedFlow, VarianceExploding, VariancePreserving
+
+T = TypeVar("T")
+
+Network = Callable[[Tensor, Tensor], Tensor]
+"""The bare network: images (B, 3, H, W) and the times (B,) it was trained with → (B, 3, H, W)."""
+
+
+@dataclass(frozen=True)
+class Convention:
+    """How a network was trained: its path, and the prior's u from the bare network at x, t."""
+
+    path: Path
+    parametrization: Parametrization
+    output: Callable[[Network, Tensor, Tensor], Tensor]
+
+
+def labelled(scheduler: Any, device: str | torch.device) -> Convention:
+    """Trained with DDPM's labels on any betas, to predict ε, x₀, or v = a ε − s x₀ (2202.00512).
+
+    The conversions are those of DDIMScheduler.step; the schedulers that divide the state by a multiply it
+    by a again before the network.
+    """
+    prediction = scheduler.config.get("prediction_type", "epsilon")
+    if scheduler.config.get("use_flow_sigmas") and prediction == "flow_prediction":
+        return flow(scheduler, device)
+    for setting, expected in (("use_flow_sigmas", False), ("timestep_type", "discrete")):
+        if (value := scheduler.config.get(setting, expected)) != expected:
+            raise misfit("scheduler_config.json", setting, value, f"with prediction_type {prediction!r}")
+    # With rescale_betas_zero_snr the last label is pure noise, where no ε gives x̂₀.
+    betas = scheduler.betas[:-1] if (scheduler.betas[-1:] == 1).any() else scheduler.betas
+    if len(betas) < 2:
+        raise CheckpointError("path: scheduler_config.json has fewer than two betas (num_train_timesteps)")
+    if not ((betas > 0) & (betas < 1)).all():
+        raise CheckpointError("path: scheduler_config.json has betas outside 0 to 1 (trained_betas)")
+    table = DDPM(betas=betas.to(device))
+
+    def levels(x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        return column(table.a(t.double()), x), column(table.s(t.double()), x)
+
+    def from_epsilon(network: Network, x: Tensor, t: Tensor) -> Tensor:
+        return network(x, t)
+
+    def from_v(network: Network, x: Tensor, t: Tensor) -> Tensor:
+        a, s = levels(x, t)
+        return a * network(x, t) + s * x
+
+    def from_sample(network: Network, x: Tensor, t: Tensor) -> Tensor:
+        a, s = levels(x, t)
+        return (x - a * network(x, t)) / s
+
+    outputs = {"epsilon": from_epsilon, "v_prediction": from_v, "sample": from_sample}
+    return Convention(DDPM(betas=betas), "eps", choose(outputs, prediction))
+
+
+def score_vp(scheduler: Any, device: str | torch.device) -> Convention:
+    """Continuous VP: the network predicts ε (ScoreSdeVpScheduler.step_pred) and sees 999 t.
+
+    The factor is not in the scheduler; it is that of score_sde for continuous training (2011.13456).
+    """
+    config = scheduler.config
+
+    def output(network: Network, x: Tensor, t: Tensor) -> Tensor:
+        return network(x, 999 * t)
+
+    return Convention(VariancePreserving(config.beta_min, config.beta_max), "eps", output)
+
+
+def score_ve(scheduler: Any, device: str | torch.device) -> Convention:
+    """VE: the network gives the score and sees σ, for images in [0, 1] (ScoreSdeVePipeline).
+
+    On [-1, 1] the noise is twice as strong; the conversion is that of KarrasVePipeline, 2206.00364,
+    equation 213. Below sigma_min the network is asked for the score at sigma_min.
+    """
+    config = scheduler.config
+
+    def output(network: Network, x: Tensor, t: Tensor) -> Tensor:
+        sigma = t / 2
+        return -column(sigma, x) * network((x + 1) / 2, sigma.clamp(min=config.sigma_min))
+
+    return Convention(VarianceExploding(2 * config.sigma_max), "eps", output)
+
+
+def edm(scheduler: Any, device: str | torch.device) -> Convention:
+    """EDM's preconditioning: x̂₀ = c_skip x + c_out F(c_in x, log σ / 4) (EDMEulerScheduler; 2206.00364)."""
+    config = scheduler.config
+    data = config.sigma_data
+    sign = choose({"epsilon": -1.0, "v_prediction": 1.0}, config.prediction_type)
+
+    def output(network: Network, x: Tensor, t: Tensor) -> Tensor:
+        norm = torch.sqrt(t**2 + data**2)
+        inside = network(column(1 / norm, x) * x, t.log() / 4)
+        return column(t / norm**2, x) * x + column(sign * data / norm, x) * inside
+
+    return Convention(VarianceExploding(config.sigma_max), "eps", output)
+
+
+def flow(scheduler: Any, device: str | torch.device) -> Convention:
+    """Flow matching: x = (1 − σ) x₀ + σ z, the network gives z − x₀ and sees σ times the number of steps.
+
+    FlowMatchEulerDiscreteScheduler; shifts of its timesteps move where it samples, not what they mean.
+    """
+    if scheduler.config.get("invert_sigmas"):
+        raise misfit("scheduler_config.json", "invert_sigmas", True, "only σ = 1 at noise is understood")
+    steps = scheduler.config.num_train_timesteps
+
+    def output(network: Network, x: Tensor, t: Tensor) -> Tensor:
+        return -network(x, steps * (1 - t))
+
+    return Convention(RectifiedFlow(), "v", output)
+
+
+SCHEDULERS: Mapping[str, Callable[[Any, str | torch.device], Convention]] = {
+    "DDIMParallelScheduler": labelled,
+    "DDIMScheduler": labelled,
+    "DDPMParallelScheduler": labelled,
+    "DDPMScheduler": labelled,
+    "DEISMultistepScheduler": labelled,
+    "DPMSolverMultistepScheduler": labelled,
+    "DPMSolverSinglestepScheduler": labelled,
+    "EDMDPMSolverMultistepScheduler": edm,
+    "EDMEulerScheduler": edm,
+    "EulerAncestralDiscreteScheduler": labelled,
+    "EulerDiscreteScheduler": labelled,
+    "FlowMatchEulerDiscreteScheduler": flow,
+    "FlowMatchHeunDiscreteScheduler": flow,
+    "HeunDiscreteScheduler": labelled,
+    "KDPM2AncestralDiscreteScheduler": labelled,
+    "KDPM2DiscreteScheduler": labelled,
+    "LMSDiscreteScheduler": labelled,
+    "PNDMScheduler": labelled,
+    "SASolverScheduler": labelled,
+    "ScoreSdeVeScheduler": score_ve,
+    "ScoreSdeVpScheduler": score_vp,
+    "UniPCMultistepScheduler": labelled,
+}
+"""What each scheduler's configuration says of the training."""
+
+
+def column(values: Tensor, x: Tensor) -> Tensor:
+    """(B,) per image → (B, 1, 1, 1), of the type of x."""
+    return values.to(x.dtype).view(-1, 1, 1, 1)
+
+
+def choose(outputs: Mapping[str, T], prediction: str) -> T:
+    """What stands for a kind of prediction.
+
+    Raises:
+        CheckpointError: none does; the message names those that are understood.
+    """
+    if prediction not in outputs:
+        fitting = ", ".join(outputs)
+        raise misfit("scheduler_config.json", "prediction_type", prediction, f"{fitting} are understood")
+    return outputs[prediction]
