@@ -17,11 +17,10 @@ from pydantic import NonNegativeInt, PositiveInt
 from torch import Tensor, nn
 
 from kintsugi.errors import SpecError
-from kintsugi.priors import checkpoint
+from kintsugi.priors import checkpoint, tables
 from kintsugi.priors.base import Parametrization
 from kintsugi.priors.cache import sha256
 from kintsugi.priors.checkpoint import CheckpointError, CheckpointPath, State
-from kintsugi.priors.formats import tables
 from kintsugi.priors.formats.layout import Entry, Shape, UNetLayout, affine, in_file, module_names
 from kintsugi.priors.paths import DDPM, Path
 
@@ -159,7 +158,7 @@ def adm(
     One's own must have linear betas, 1000 labels, ε-prediction and the legacy order of q, k and v, as those.
 
     Args:
-        path: the file as published, or as a training script wraps it; see `priors.formats.tables`.
+        path: the file as published, or as a training script wraps it; see `priors.tables`.
         head_channels: channels per attention head, for layouts other than the published ones.
         label: one class for all images, for class-conditional networks.
         weights: the table to use, for files with several, such as ema or state_dict.model.

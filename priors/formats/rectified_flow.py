@@ -14,11 +14,10 @@ from pathlib import Path as FilePath
 import torch
 from torch import Tensor, nn
 
-from kintsugi.priors import checkpoint
+from kintsugi.priors import checkpoint, tables
 from kintsugi.priors.base import Parametrization
 from kintsugi.priors.cache import sha256
 from kintsugi.priors.checkpoint import CheckpointError, CheckpointPath, State
-from kintsugi.priors.formats import tables
 from kintsugi.priors.formats.layout import Entry, UNetLayout, affine, in_file, module_names
 from kintsugi.priors.paths import Path, RectifiedFlow
 
@@ -114,7 +113,7 @@ def rectified_flow(
     with a warning, where the file has no average.
 
     Args:
-        path: the file as published, or as another training script wraps it; see `priors.formats.tables`.
+        path: the file as published, or as another training script wraps it; see `priors.tables`.
         centered: trained on images in [-1, 1], as CelebA-HQ and AFHQ; false for images in [0, 1], as LSUN
             bedroom and church. No file tells.
         weights: the table to use, for files with several, such as ema or model.module.
