@@ -55,6 +55,7 @@ class Table:
     rows: Sequence[Sequence[str]]
 
     def markdown(self) -> str:
+        """Of GitHub, with a line feed at its end."""
         lines = [self.columns, ["---", *["---:"] * (len(self.columns) - 1)]]
         head = [f"| {' | '.join(map(markdown_text, lines[0]))} |", f"| {' | '.join(lines[1])} |"]
         return "\n".join([*head, *(f"| {' | '.join(map(markdown_text, row))} |" for row in self.rows)]) + "\n"
@@ -107,6 +108,7 @@ def markdown_text(text: str) -> str:
 
 
 def latex_text(text: str) -> str:
+    """A text without markup of its own; minus signs and powers of ten as formulae."""
     text = NEGATIVE.sub("−", " ".join(text.split()))
     parts = POWER.split(text)  # text, digits, sign and exponent, text, …
     found = [latex_escaped(part) for part in parts[::4]]
@@ -117,4 +119,5 @@ def latex_text(text: str) -> str:
 
 
 def latex_escaped(text: str) -> str:
+    """Character by character what LaTeX prints as it; see `LATEX`."""
     return "".join(LATEX.get(character, character) for character in text)

@@ -32,6 +32,7 @@ class Inquiry:
 
     @property
     def finished(self) -> bool:
+        """Whether all that kill are known."""
         return not self.suspects
 
     def survived(self) -> None:

@@ -53,6 +53,7 @@ def lines() -> Iterator[bytes]:
 
 
 def main() -> None:
+    """Copy stdin to stderr without lines of Ray, until the farewell, the end or the parent's death."""
     ray = False
     for line in lines():
         text = line.removesuffix(FAREWELL)  # perhaps behind a line that nobody ended

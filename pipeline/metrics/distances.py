@@ -173,6 +173,7 @@ def jackknife(value: float, left_out: Sequence[float], sizes: Sequence[int]) -> 
 
 
 def blocks(features: np.ndarray) -> Iterator[tuple[slice, np.ndarray]]:
+    """Of (m, d) at most `BLOCK` rows at a time: where they stand, and their values in float64."""
     for first in range(0, len(features), BLOCK):
         part = slice(first, min(first + BLOCK, len(features)))
         yield part, features[part].astype(np.float64)
@@ -265,11 +266,13 @@ def equally_many(restored: FeatureSet, reference: FeatureSet) -> tuple[np.ndarra
 
 
 def precision(restored: FeatureSet, reference: FeatureSet) -> Estimate:
+    """The share of the restored features that lie among the true ones, 0 to 1 (1904.06991)."""
     x, y = equally_many(restored, reference)
     return Estimate(covered(x, y), len(x))
 
 
 def recall(restored: FeatureSet, reference: FeatureSet) -> Estimate:
+    """The share of the true features that lie among the restored ones, 0 to 1 (1904.06991)."""
     x, y = equally_many(restored, reference)
     return Estimate(covered(y, x), len(x))
 

@@ -16,18 +16,21 @@ Measure = Callable[..., Tensor]
 
 
 def psnr(restored: Tensor, truth: Tensor) -> Tensor:
+    """Peak signal-to-noise ratio, dB; infinite where the images are the same."""
     from torchmetrics.functional.image import peak_signal_noise_ratio
 
     return peak_signal_noise_ratio(restored, truth, data_range=1.0)
 
 
 def ssim(restored: Tensor, truth: Tensor) -> Tensor:
+    """Structural similarity, at most 1, in Gaussian windows of 11 pixels with σ 1.5."""
     from torchmetrics.functional.image import structural_similarity_index_measure
 
     return structural_similarity_index_measure(restored.float(), truth.float(), data_range=1.0)
 
 
 def ms_ssim(restored: Tensor, truth: Tensor) -> Tensor:
+    """SSIM at five scales, 0 to 1; a negative factor counts as 0."""
     from torchmetrics.functional.image import multiscale_structural_similarity_index_measure
 
     return multiscale_structural_similarity_index_measure(
@@ -36,6 +39,7 @@ def ms_ssim(restored: Tensor, truth: Tensor) -> Tensor:
 
 
 def vif(restored: Tensor, truth: Tensor) -> Tensor:
+    """Visual information fidelity in pixels: 1 of equal images, 0 of nothing in common."""
     from torchmetrics.functional.image import visual_information_fidelity
 
     # Its visual noise, of variance 2, is that of pixels up to 255.
@@ -43,12 +47,14 @@ def vif(restored: Tensor, truth: Tensor) -> Tensor:
 
 
 def total_variation(restored: Tensor) -> Tensor:
+    """Sum of the absolute differences of neighbours, per value."""
     from torchmetrics.functional.image import total_variation
 
     return total_variation(restored) / restored.numel()
 
 
 def spectrum_ratio(restored: Tensor, truth: Tensor) -> Tensor:
+    """Geometric mean over the rings of high frequency of power restored / true: below 1 is too smooth."""
     from kintsugi.pipeline.metrics.texture import ring_powers
 
     return (ring_powers(restored) / ring_powers(truth)).log().mean().exp()

@@ -52,6 +52,7 @@ class Moments:
             self.flush()
 
     def flush(self) -> None:
+        """Add to the sums what waits."""
         from scipy.linalg.blas import dsyrk
 
         if not self.waiting:
@@ -62,6 +63,7 @@ class Moments:
         self._products = dsyrk(1.0, wide.T, beta=1.0, c=self._products, overwrite_c=True)
 
     def merge(self, other: "Moments") -> None:
+        """Add another set's sums."""
         self.flush()
         other.flush()
         self.n += other.n

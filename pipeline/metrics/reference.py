@@ -110,6 +110,7 @@ def read(file: Location, names: Sequence[str]) -> dict[str, Any]:
 
 
 def sha256(file: Location) -> str:
+    """Of the bytes of a file of statistics, hexadecimal; raises JobError where it cannot be read."""
     try:
         return hashlib.sha256(file.read_bytes()).hexdigest()
     except OSError as error:

@@ -33,6 +33,7 @@ class Weights:
 
     @property
     def name(self) -> str:
+        """Of the file, the last part of `url`."""
         return self.url.rpartition("/")[2]
 
     @property
@@ -84,6 +85,7 @@ def trusted(file: Path) -> bool:
 
 @cache
 def sha256(file: Path, changed: int) -> str:
+    """Of a file, hexadecimal; remembered until `changed`, its time of change, is another."""
     with file.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 

@@ -136,6 +136,7 @@ def refuse_no_pictures(row: dict[str, Any], file: Location) -> None:
 
 
 def refuse_no_deviation(shape: tuple[int, ...], kind: np.dtype) -> None:
+    """Raises ValueError unless it is an (H, W, C) of floats, none of the three 0."""
     if len(shape) != 3 or kind.kind != "f" or 0 in shape:
         raise ValueError(f"an array of {kind} with shape {shape}, not the deviations of an image")
 
