@@ -126,7 +126,7 @@ class Rays:
             process
             for node in self.nodes
             for process, name in descendants(raylet(node))
-            if name.startswith("ray::GaussianWorker")
+            if name.startswith("ray::RayWorker")
         ]
 
     def job(self, output: Path) -> Path:
@@ -275,7 +275,7 @@ class Struck:
     def busy_node(self) -> Any:
         """Some node, if possible one with an actor."""
         nodes = self.rays.nodes
-        busy = [n for n in nodes if any("GaussianWorker" in name for _, name in descendants(raylet(n)))]
+        busy = [n for n in nodes if any("RayWorker" in name for _, name in descendants(raylet(n)))]
         return (busy or nodes)[int(self.rng.integers(len(busy or nodes)))]
 
     def freeze(self, processes: list[int]) -> None:

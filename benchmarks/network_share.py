@@ -15,8 +15,9 @@ import typer
 
 from kintsugi.device import default_device
 from kintsugi.pipeline.execution.directory import commit_file
+from kintsugi.pipeline.execution.ledger import Task
 from kintsugi.pipeline.execution.open import open_or_plan
-from kintsugi.pipeline.execution.worker import Task, Worker
+from kintsugi.pipeline.execution.worker import Worker
 from kintsugi.pipeline.job import Job
 
 

@@ -12,63 +12,30 @@ import io
 import tarfile
 import tempfile
 import time
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
 import typer
+from kit.plugins import know_stand_ins
 from PIL import Image
 
-from kintsugi import samplers
 from kintsugi.pipeline.analysis.aggregate import summarise
-from kintsugi.pipeline.execution import executors
-from kintsugi.pipeline.execution.executors import Live, Pool, RayWorker
+from kintsugi.pipeline.execution.actors import Pool, RayWorker
+from kintsugi.pipeline.execution.live import Live
 from kintsugi.pipeline.execution.open import open_or_plan
 from kintsugi.pipeline.job import Job
-from kintsugi.samplers.base import Restoration
 
 SIZE = 8
 PER_SHARD = 1000
 app = typer.Typer(help=__doc__, rich_markup_mode=None, add_completion=False)
 
 
-@dataclass(frozen=True)
-class Identity:
-    """H⁺y, after `pause` seconds for every image."""
+class OnCPU(RayWorker):
+    """A worker on this machine's device: pretend GPUs have no memory."""
 
-    pause: float
-
-    def prepare(self, prior: Any, operator: Any, sigma_y: float, like: Any) -> None:
-        pass
-
-    def __call__(self, prior: Any, operator: Any, y: Any, noise: Any, **options: Any) -> Restoration:
-        time.sleep(self.pause * len(y))
-        return Restoration(operator.pinv(y), 0, 0)
-
-
-def identity(*, pause: float = 0.0) -> Identity:
-    return Identity(pause)
-
-
-class IdentityWorker(RayWorker):
-    """A worker that knows the sampler of this file."""
-
-    def __init__(self, *arguments: Any):
-        samplers.BUILTIN["identity"] = identity
-        super().__init__(*arguments)
-
-
-class Watched(Pool):
-    """Notes when each actor was ready, and the memory of the driver."""
-
-    def __init__(self, *arguments: Any):
-        self.since: list[float] = []
-        super().__init__(*arguments)
-
-    def started(self, reference: Any) -> None:
-        super().started(reference)
-        self.since.append(time.perf_counter())
+    def __init__(self, job: dict[str, Any], folder: str, device: str):
+        super().__init__(job, folder, "cpu")
 
 
 def memory(field: str) -> float:
@@ -137,10 +104,7 @@ def run(
     """Run many tiny samples over pretend nodes."""
     import ray
 
-    samplers.BUILTIN["identity"] = identity
-    executors.RayWorker = IdentityWorker  # type: ignore[misc]
-    # The device is this machine's: pretend GPUs have no memory.
-    executors.actor_device = lambda size: "cpu"
+    know_stand_ins()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         make_shards(folder, samples, picture())
@@ -148,20 +112,21 @@ def run(
         this = open_or_plan(job)
         started_cluster = cluster(nodes, gpus)
         before, live = memory("VmRSS"), Live()
-        pool = Watched(job, this.folder, this.outstanding(), live, False)
+        pool = Pool(job, this.folder, this.outstanding(), live, worker=OnCPU)
         commits = list(pool.work())
-        ended = time.perf_counter()
+        ended = time.monotonic()
         pool.close()
         ray.shutdown()
         started_cluster.shutdown()
-        there = sum(ended - since for since in pool.since)
+        actors = pool.crew.present
+        there = sum(ended - actor.since for actor in actors)
         sampled = sum(commit.seconds["sample"] for commit in commits)
-        wall = ended - min(pool.since)
+        wall = ended - min(actor.since for actor in actors)
         mark = time.perf_counter()
         tally, _ = summarise(this, folder / "rows.parquet")
         aggregation = time.perf_counter() - mark
         assert tally.rows == samples, "every sample is one row"
-        print(f"{samples:,} samples in {len(commits)} units over {len(pool.since)} actors on {nodes} nodes")
+        print(f"{samples:,} samples in {len(commits)} units over {len(actors)} actors on {nodes} nodes")
         print("| what | value |\n|---|---|")
         print(f"| from the first actor's start to the last commit | {wall:.1f} s |")
         print(f"| in the sampler, all actors | {sampled:.1f} s |")

@@ -11,7 +11,7 @@ from rich import progress as bars
 from rich.console import Console
 
 from kintsugi.pipeline.execution.commit import Commit
-from kintsugi.pipeline.execution.executors import Live
+from kintsugi.pipeline.execution.live import Live
 from kintsugi.pipeline.execution.run import Progress
 
 PLAIN_SECONDS = 10  # between lines where there is no terminal

@@ -19,7 +19,7 @@ from kintsugi.jobs.terminal import EXIT_INTERRUPTED, console, errors, to_rich
 if TYPE_CHECKING:  # imported where they are used, so that --help is quick
     from kintsugi.pipeline.analysis.tables import Table
     from kintsugi.pipeline.data.units import PlanSummary, Unit
-    from kintsugi.pipeline.execution.executors import Live
+    from kintsugi.pipeline.execution.live import Live
     from kintsugi.pipeline.execution.run import Progress, Run
     from kintsugi.pipeline.job import Job
     from kintsugi.pipeline.storage.location import Location
@@ -86,12 +86,15 @@ def execute(
     """
     from kintsugi.jobs.display import Display
     from kintsugi.pipeline.execution import restored as export
-    from kintsugi.pipeline.execution.executors import Live, in_process, on_ray
+    from kintsugi.pipeline.execution.live import Live
+    from kintsugi.pipeline.execution.local import in_process
 
     live, at_once = Live(), False
     if address == "none":
         commits = in_process(this.job, this.folder, units, live, failed_only)
     else:
+        from kintsugi.pipeline.execution.actors import on_ray
+
         commits = on_ray(this.job, this.folder, units, live, address, failed_only)
     total = before.rows + sum(unit.samples for unit in units)
     display = Display(console, total, before, live)

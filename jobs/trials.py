@@ -2,7 +2,6 @@
 
 import copy
 import re
-from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -28,7 +27,6 @@ from kintsugi.pipeline.analysis.sweep_settings import (
 from kintsugi.pipeline.analysis.sweep_tables import trials_csv, trials_table, why_chosen
 from kintsugi.pipeline.data.photographs import SCIKIT_IMAGE
 from kintsugi.pipeline.data.shards import from_root
-from kintsugi.pipeline.execution.executors import connected
 from kintsugi.pipeline.execution.open import open_or_plan
 from kintsugi.pipeline.execution.run import Run
 from kintsugi.pipeline.job import Job, Subset
@@ -186,7 +184,11 @@ def run_trials(
     ladder = rungs(len(trials), summary.samples, halve, trials[0].job.compute.unit_size)
     steps = ", then ".join(f"{rung.trials} on {rung.images} images" for rung in ladder)
     console.print(f"{folder}: {len(trials)} trials, {steps}")
-    with nullcontext() if address == "none" else connected(address):  # one Ray for all trials
+    if address == "none":
+        return climb(ladder, do)
+    from kintsugi.pipeline.execution.cluster import connected
+
+    with connected(address):  # one Ray for all trials
         return climb(ladder, do)
 
 

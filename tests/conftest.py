@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from kit.browser import Browser
+from kit.plugins import SITE, python_path
 from kit.shards import SIZE, encode, picture, write_tar
 
 from kintsugi.pipeline.job import Job
@@ -129,15 +130,17 @@ def ray_cluster() -> Iterator[str]:
     os.environ.pop("RAY_AUTH_MODE", None)
     # Not in pytest's folder: paths of sockets have at most 107 characters.
     with tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as folder:
-        context = ray.init(
-            "local",
-            num_cpus=2,
-            include_dashboard=True,
-            dashboard_port=0,
-            log_to_driver=False,
-            _temp_dir=folder,
-            _system_config={"worker_niceness": 0},  # else actors starve beside other processes
-        )
+        with pytest.MonkeyPatch.context() as environment:
+            environment.setenv("PYTHONPATH", python_path(SITE))  # of the actors
+            context = ray.init(
+                "local",
+                num_cpus=2,
+                include_dashboard=True,
+                dashboard_port=0,
+                log_to_driver=False,
+                _temp_dir=folder,
+                _system_config={"worker_niceness": 0},  # else actors starve beside other processes
+            )
         # As `ray start` does: else a submitted job takes any Ray of this machine.
         Path(folder, "ray_current_cluster").write_text(context.address_info["gcs_address"])
         yield context.dashboard_url

@@ -20,7 +20,7 @@ import kintsugi
 from kintsugi import JobError
 from kintsugi.jobs.display import Display
 from kintsugi.pipeline.data.pictures import array_file
-from kintsugi.pipeline.execution.executors import Live
+from kintsugi.pipeline.execution.live import Live
 from kintsugi.pipeline.execution.run import Progress
 
 FAST = {"name": "conjugate", "steps": 1}

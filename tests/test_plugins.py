@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from kit.plugins import install_mine, write
+from kit.plugins import install_mine, python_path, write
 from typer.testing import CliRunner
 
 import kintsugi
@@ -205,12 +205,13 @@ def test_submit_says_what_the_cluster_needs(mine, shards, tmp_path):
 def test_on_ray_the_rows_are_the_same(plugged, mine, tmp_path):
     """In processes of their own: a local Ray has the environment of its driver."""
     file, found = tmp_path / "job.yaml", {}
-    path = os.pathsep.join([str(mine), os.environ.get("PYTHONPATH", "")])
     for address in ("none", "local"):
         output = tmp_path / address
         file.write_text(plugged.model_copy(update={"output": str(output)}).model_dump_json())
         call = [sys.executable, "-m", "kintsugi", "run", str(file), "--address", address]
-        done = subprocess.run(call, env=os.environ | {"PYTHONPATH": path}, capture_output=True, text=True)
+        done = subprocess.run(
+            call, env=os.environ | {"PYTHONPATH": python_path(mine)}, capture_output=True, text=True
+        )
         assert done.returncode == 0, done.stdout + done.stderr
         found[address] = {each.name: each.read_bytes() for each in (output / "data").iterdir()}
     assert found["none"] == found["local"]

@@ -49,8 +49,9 @@ from kintsugi.pipeline.data import decode, read
 from kintsugi.pipeline.data import make as sharding
 from kintsugi.pipeline.data.shards import why_unsafe
 from kintsugi.pipeline.data.tar import DamagedShard, Tar
-from kintsugi.pipeline.execution import executors
-from kintsugi.pipeline.execution.executors import Live, in_process
+from kintsugi.pipeline.execution import ledger
+from kintsugi.pipeline.execution.live import Live
+from kintsugi.pipeline.execution.local import in_process
 from kintsugi.pipeline.execution.open import open_or_plan
 from kintsugi.pipeline.storage.location import Remote
 from kintsugi.pipeline.storage.records import sealed, unsealed
@@ -446,7 +447,7 @@ def test_an_error_of_storage_that_holds_a_secret_does_not_pass_it_on(folder, sec
 
     arguments = shard(SHARD, folder)
     monkeypatch.setattr(read, "in_tar", broken)
-    monkeypatch.setattr(executors, "pause", lambda attempt: 0.0)
+    monkeypatch.setattr(ledger, "pause", lambda attempt: 0.0)
     code, output = told(arguments)
     assert (code, secret in output) == (1, False)
     assert "error: storage: GET s3://…@bucket/x.tar https://bucket.s3/x.tar?… failed" in output

@@ -3,8 +3,6 @@
 from collections import Counter
 from dataclasses import dataclass, field
 
-from kintsugi.pipeline.execution.worker import Task
-
 DEATHS = 2  # of workers with a sample alone, before it is to blame: the first may have been an accident
 
 Range = tuple[int, int]
@@ -17,18 +15,18 @@ class Inquiry:
     An accident costs a few restorations more, and no sample its result.
 
     Attributes:
-        task: what is to be done of the unit when its poison is known.
+        samples: how many there are.
         suspects: ranges to be tried, the next one last.
         poison: places of the samples that kill.
     """
 
-    task: Task
+    samples: int
     suspects: list[Range] = field(default_factory=list)
     poison: list[int] = field(default_factory=list)
     deaths: Counter[Range] = field(default_factory=Counter)
 
     def __post_init__(self) -> None:
-        self.suspects = halves((0, self.task.unit.samples))
+        self.suspects = halves((0, self.samples))
 
     @property
     def finished(self) -> bool:

@@ -5,7 +5,6 @@ import socket
 import time
 from collections.abc import Container, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Protocol
 
@@ -21,6 +20,7 @@ from kintsugi.pipeline.data.units import Unit, read_members
 from kintsugi.pipeline.execution.commit import Commit, commit, read_commit
 from kintsugi.pipeline.execution.directory import PLAN
 from kintsugi.pipeline.execution.identity import of_plugins, of_weights, recorded, refuse_changed
+from kintsugi.pipeline.execution.ledger import Task
 from kintsugi.pipeline.execution.memory import remembered_batch_size
 from kintsugi.pipeline.execution.rows import Done, Result, done, failed_row, kept_of
 from kintsugi.pipeline.execution.run import recorded_prior, refuse_damaged
@@ -36,22 +36,6 @@ LIBRARIES = ("kintsugi", "torch", "numpy", "torchmetrics", "diffusers", "webdata
 
 class WorkerKilled(Exception):
     """A sample that ends the process which restores it."""
-
-
-@dataclass(frozen=True)
-class Task:
-    """What is to be done of a unit.
-
-    Attributes:
-        attempt: 1, 2, …
-        poison: samples that are known to kill their worker; they become failed rows.
-        failed_only: keep the committed rows and do only the failed samples again.
-    """
-
-    unit: Unit
-    attempt: int = 1
-    poison: frozenset[str] = frozenset()
-    failed_only: bool = False
 
 
 class UnitStage(Protocol):

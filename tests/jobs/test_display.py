@@ -8,7 +8,8 @@ from rich.console import Console
 
 from kintsugi.jobs.display import Display, duration
 from kintsugi.jobs.execution import stoppable
-from kintsugi.pipeline.execution.executors import Live, in_process
+from kintsugi.pipeline.execution.live import Live
+from kintsugi.pipeline.execution.local import in_process
 from kintsugi.pipeline.execution.open import open_or_plan
 from kintsugi.pipeline.execution.run import Progress
 

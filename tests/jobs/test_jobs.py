@@ -23,7 +23,7 @@ from kintsugi.jobs.cli import app
 from kintsugi.jobs.fields import Described, fields
 from kintsugi.jobs.files import files_of, load_job, ready_jobs
 from kintsugi.jobs.values import parse_setting
-from kintsugi.pipeline.execution.executors import refuse_long_folder
+from kintsugi.pipeline.execution.cluster import refuse_long_folder
 from kintsugi.pipeline.job import Job, config_hash, flatten
 
 ROOT = Path(__file__).parents[2]

@@ -34,7 +34,7 @@ LAUNCHER_FILES = ("cluster.yaml", "deploy/on-premise.yaml")
 OWN_RAY = """
 import json, os, sys
 import psutil, ray
-from kintsugi.pipeline.execution.executors import connected
+from kintsugi.pipeline.execution.cluster import connected
 
 with connected("local"):
     processes = [psutil.Process(), *psutil.Process().children(recursive=True)]

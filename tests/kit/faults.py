@@ -6,7 +6,7 @@
 `storm` puts the in-process executor through faults at random points and writes FOLDER/outcomes.json, for
 tests and benchmarks. It forks a child for every command after it has imported everything once: starting
 Python a hundred times takes minutes, and a process with Ray cannot be forked.
-`kintsugi` is the command itself, which knows the prior of this file beside its own.
+`kintsugi` is the command itself, which has the stand-ins of kit/site as plug-ins.
 
 Nothing is simulated that can be had. Signals are sent. An audit hook sees every operation on files of a run
 before it happens, and there kills or stops its process, or raises the error that takes the operation's
@@ -40,18 +40,14 @@ import numpy as np
 import pyarrow.parquet as pq
 import torch
 import yaml
+from kit.plugins import know_stand_ins
 from kit.shards import SIZE, encode, picture, write_tar
-from ray import cloudpickle
 
-from kintsugi import priors
 from kintsugi.jobs import cli
 from kintsugi.pipeline.data.units import read_members
-from kintsugi.pipeline.execution import executors
+from kintsugi.pipeline.execution import actors, ledger
 from kintsugi.pipeline.execution.run import Run
 from kintsugi.pipeline.execution.verify import Finding, verify
-from kintsugi.priors.analytic import StandardNormal
-from kintsugi.priors.cache import checksum
-from kintsugi.priors.natural import Description
 
 NAMESPACE = ("unshare", "--map-root-user", "--mount")  # before a command that mounts
 PROGRAM = (sys.executable, str(Path(__file__).parents[1] / "faults.py"))
@@ -61,50 +57,6 @@ NUMBER = struct.Struct("d")
 
 
 # ---- what is run, and what must come out
-
-
-class Gaussian(StandardNormal):
-    """x₀ ~ N(0, I), known after a pause that stands for a network.
-
-    An actor with it is there in half the time: importing what networks are made of takes seconds.
-    """
-
-    sha256 = checksum(())
-
-    def __init__(self, pause: float):
-        super().__init__()
-        self.pause, self.network = pause, torch.nn.Identity()
-
-    def __call__(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
-        time.sleep(self.pause)
-        return super().__call__(x, t)
-
-
-def gaussian(device: str | torch.device = "cpu", *, pause: float = 0.0) -> Gaussian:
-    return Gaussian(pause)
-
-
-def describe_gaussian(*, pause: float = 0.0) -> Description:
-    return Description(multiple=1, parameters=0, files=())
-
-
-GAUSSIAN = priors.Format(gaussian, describe_gaussian)
-
-
-def know_gaussian() -> None:
-    """Let this process load the prior `gaussian`."""
-    priors.BUILTIN["gaussian"] = GAUSSIAN
-
-
-class GaussianWorker(executors.RayWorker):
-    """An actor that knows the prior `gaussian`."""
-
-    def __init__(self, *arguments: Any):
-        know_gaussian()
-        super().__init__(*arguments)
-
-
-cloudpickle.register_pickle_by_value(sys.modules[__name__])  # actors cannot import this file
 
 
 def write_shards(folder: Path, shards: int, images: int) -> str:
@@ -605,7 +557,7 @@ class Forked:
     def __init__(self, base: Path):
         self.base, self.calm, self.log = base, base / "calm", base / "log"
         self.shards = write_shards(base / "shards", shards=2, images=6)
-        executors.pause = lambda attempt: 0.01  # type: ignore[assignment]  # seconds, before storage is tried again
+        ledger.pause = lambda attempt: 0.01  # type: ignore[assignment]  # seconds, before storage is tried again
         with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere):
             cli.app(self.job(self.calm), standalone_mode=False)  # which imports what a run needs
         trap, started = Trap(base), time.monotonic()
@@ -770,14 +722,13 @@ def main() -> None:
     kintsugi = commands.add_parser("kintsugi", add_help=False, prefix_chars="\0")
     kintsugi.set_defaults(do=command)
     kintsugi.add_argument("arguments", nargs="*")
-    know_gaussian()
+    know_stand_ins()
     options = parser.parse_args()
     options.do(options)
 
 
 def command(options: argparse.Namespace) -> None:
-    executors.RayWorker = GaussianWorker  # type: ignore[misc]
-    executors.FROZEN_SECONDS = float(os.environ.get("KINTSUGI_FROZEN_SECONDS", executors.FROZEN_SECONDS))
+    actors.FROZEN_SECONDS = float(os.environ.get("KINTSUGI_FROZEN_SECONDS", actors.FROZEN_SECONDS))
     sys.argv[1:] = options.arguments
     cli.main()
 

@@ -10,7 +10,8 @@ from typer.testing import CliRunner
 from kintsugi.jobs.cli import app
 from kintsugi.pipeline.analysis.rows import committed
 from kintsugi.pipeline.execution.commit import ROWS
-from kintsugi.pipeline.execution.executors import Live, in_process
+from kintsugi.pipeline.execution.live import Live
+from kintsugi.pipeline.execution.local import in_process
 from kintsugi.pipeline.execution.open import open_or_plan
 from kintsugi.pipeline.execution.run import Run
 from kintsugi.pipeline.job import Job

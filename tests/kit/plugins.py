@@ -1,12 +1,27 @@
 """Packages with plug-ins, made importable as an installation would, without pip."""
 
+import os
 import shutil
+import sys
 import tomllib
 from pathlib import Path
 
 import pytest
 
 MINE = Path(__file__).parent / "plugin"
+SITE = Path(__file__).parent / "site"  # where the stand-ins of tests and benchmarks are installed
+
+
+def python_path(*folders: Path) -> str:
+    """PYTHONPATH with folders before what it has."""
+    return os.pathsep.join([*map(str, folders), *filter(None, [os.environ.get("PYTHONPATH")])])
+
+
+def know_stand_ins() -> None:
+    """Have the stand-ins in this process, and those that it starts."""
+    if str(SITE) not in sys.path:
+        sys.path.insert(0, str(SITE))
+        os.environ["PYTHONPATH"] = python_path(SITE)
 
 
 def write(folder: Path, name: str, version: str, groups: dict[str, dict[str, str]]) -> Path:

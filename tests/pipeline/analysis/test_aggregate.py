@@ -18,7 +18,8 @@ from kintsugi.pipeline.analysis.aggregate import (
 from kintsugi.pipeline.analysis.intervals import holm, mean_interval, paired_p_value
 from kintsugi.pipeline.analysis.measures import average, difference
 from kintsugi.pipeline.analysis.rows import FLAT_ROWS, shows_state_of
-from kintsugi.pipeline.execution.executors import Live, in_process
+from kintsugi.pipeline.execution.live import Live
+from kintsugi.pipeline.execution.local import in_process
 from kintsugi.pipeline.execution.open import open_or_plan
 
 

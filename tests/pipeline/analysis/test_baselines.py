@@ -26,7 +26,8 @@ from kintsugi.pipeline.analysis.report.numbers import about_baselines
 from kintsugi.pipeline.data.units import Unit
 from kintsugi.pipeline.execution.commit import ROWS
 from kintsugi.pipeline.execution.degrade import add_noise
-from kintsugi.pipeline.execution.executors import Live, in_process
+from kintsugi.pipeline.execution.live import Live
+from kintsugi.pipeline.execution.local import in_process
 from kintsugi.pipeline.execution.open import open_or_plan
 from kintsugi.pipeline.execution.stage import Stage
 from kintsugi.pipeline.execution.verify import verify

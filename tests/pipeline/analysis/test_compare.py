@@ -35,7 +35,8 @@ from kintsugi.pipeline.analysis.intervals import holm, mean_interval, paired_p_v
 from kintsugi.pipeline.analysis.query import LOCKS, ask, rows_file
 from kintsugi.pipeline.analysis.report.numbers import groups_csv
 from kintsugi.pipeline.analysis.tables import Table, no_formula
-from kintsugi.pipeline.execution.executors import Live, in_process
+from kintsugi.pipeline.execution.live import Live
+from kintsugi.pipeline.execution.local import in_process
 from kintsugi.pipeline.execution.open import open_or_plan
 from kintsugi.pipeline.storage.location import at
 

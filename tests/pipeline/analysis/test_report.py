@@ -33,10 +33,12 @@ from kintsugi.pipeline.analysis.report.numbers import histogram, orders
 from kintsugi.pipeline.analysis.report.results import mask_sources, spent
 from kintsugi.pipeline.analysis.rows import Tally
 from kintsugi.pipeline.execution.commit import read_rows
-from kintsugi.pipeline.execution.executors import Live, in_process
+from kintsugi.pipeline.execution.ledger import Task
+from kintsugi.pipeline.execution.live import Live
+from kintsugi.pipeline.execution.local import in_process
 from kintsugi.pipeline.execution.open import open_or_plan
 from kintsugi.pipeline.execution.prometheus import Counts
-from kintsugi.pipeline.execution.worker import Task, Worker
+from kintsugi.pipeline.execution.worker import Worker
 from kintsugi.pipeline.metrics import IMAGE
 from kintsugi.pipeline.metrics.sets import SetResult
 

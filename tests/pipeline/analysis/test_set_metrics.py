@@ -20,7 +20,8 @@ from kintsugi.pipeline.analysis.scored import pair
 from kintsugi.pipeline.analysis.set_metrics import set_metrics
 from kintsugi.pipeline.execution.commit import read_features
 from kintsugi.pipeline.execution.directory import commit_file, features_file
-from kintsugi.pipeline.execution.executors import Live, in_process
+from kintsugi.pipeline.execution.live import Live
+from kintsugi.pipeline.execution.local import in_process
 from kintsugi.pipeline.execution.open import open_or_plan, plan
 from kintsugi.pipeline.execution.reference import reference_of
 from kintsugi.pipeline.execution.verify import Finding, repair, verify

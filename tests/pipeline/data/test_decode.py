@@ -19,7 +19,8 @@ from kintsugi.pipeline.data.make.sources import Source
 from kintsugi.pipeline.data.make.writing import store
 from kintsugi.pipeline.data.pictures import array_file, png16
 from kintsugi.pipeline.execution.commit import ROWS, read_rows
-from kintsugi.pipeline.execution.executors import Live, in_process
+from kintsugi.pipeline.execution.live import Live
+from kintsugi.pipeline.execution.local import in_process
 from kintsugi.pipeline.execution.open import open_or_plan
 from kintsugi.pipeline.job import Data, Job, config_hash
 

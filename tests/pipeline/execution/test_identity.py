@@ -18,7 +18,8 @@ from kintsugi.operators.masks import SUFFIXES
 from kintsugi.pipeline.execution import claim, identity
 from kintsugi.pipeline.execution.claim import claimed
 from kintsugi.pipeline.execution.directory import FILES, KEPT
-from kintsugi.pipeline.execution.executors import Live, in_process
+from kintsugi.pipeline.execution.live import Live
+from kintsugi.pipeline.execution.local import in_process
 from kintsugi.pipeline.execution.open import open_or_plan
 from kintsugi.pipeline.execution.verify import verify
 from kintsugi.pipeline.execution.worker import Worker

@@ -22,10 +22,13 @@ from kintsugi.pipeline.analysis.rows import committed
 from kintsugi.pipeline.data import decode
 from kintsugi.pipeline.execution import stage as restore
 from kintsugi.pipeline.execution import worker
+from kintsugi.pipeline.execution.actors import RayWorker, on_ray
+from kintsugi.pipeline.execution.cluster import actor_size, capacity
 from kintsugi.pipeline.execution.commit import ROWS, read_commit, read_rows
 from kintsugi.pipeline.execution.degrade import add_noise
 from kintsugi.pipeline.execution.directory import commit_file, data_file
-from kintsugi.pipeline.execution.executors import Live, actor_size, capacity, in_process, on_ray
+from kintsugi.pipeline.execution.live import Live
+from kintsugi.pipeline.execution.local import in_process
 from kintsugi.pipeline.execution.memory import largest_batch
 from kintsugi.pipeline.execution.open import open_or_plan
 from kintsugi.pipeline.execution.run import Run
@@ -378,18 +381,15 @@ def test_one_and_two_ray_actors_and_no_ray_give_the_same_rows(make_job, tmp_path
     assert digests(runs[0]) == digests(runs[1]) == digests(runs[2])
 
 
-def test_a_unit_that_kills_its_workers_is_given_up_and_the_rest_done(make_job, ray_cluster, monkeypatch):
-    from kintsugi.pipeline.execution import executors
-
-    class Deadly(executors.RayWorker):
+def test_a_unit_that_kills_its_workers_is_given_up_and_the_rest_done(make_job, ray_cluster):
+    class Deadly(RayWorker):
         def process(self, task):
             if task.unit.unit == "00001-0000000":
                 os._exit(1)  # no exception, no goodbye
             return super().process(task)
 
-    monkeypatch.setattr(executors, "RayWorker", Deadly)
     job = make_job(compute={"batch_size": 2, "unit_size": 3, "cpus_per_actor": 1, "attempts": 1, "actors": 1})
-    found = rows(execute(job, on_ray, None))
+    found = rows(execute(job, on_ray, None, False, Deadly))
     assert [row["key"] for row in found] == [f"image_{i:03d}" for i in range(12)]
     assert [row["key"] for row in found if row["status"] == "failed"] == [
         "image_004",
@@ -399,16 +399,13 @@ def test_a_unit_that_kills_its_workers_is_given_up_and_the_rest_done(make_job, r
     assert found[4]["error"] == "the worker's process died"
 
 
-def test_workers_that_cannot_start_end_the_job(make_job, ray_cluster, monkeypatch):
-    from kintsugi.pipeline.execution import executors
-
-    class Broken(executors.RayWorker):
-        def __init__(self, job, run, device):
+def test_workers_that_cannot_start_end_the_job(make_job, ray_cluster):
+    class Broken(RayWorker):
+        def __init__(self, job, folder, device):
             raise JobError("no weights at /nowhere")
 
-    monkeypatch.setattr(executors, "RayWorker", Broken)
     with pytest.raises(JobError, match=r"cannot start.*no weights at /nowhere"):
-        execute(make_job(), on_ray, None)
+        execute(make_job(), on_ray, None, False, Broken)
 
 
 def test_storage_that_fails_is_not_a_failed_row(make_job, tmp_path):

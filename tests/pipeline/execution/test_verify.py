@@ -19,7 +19,8 @@ from kintsugi.errors import JobError
 from kintsugi.pipeline.execution import directory
 from kintsugi.pipeline.execution.commit import read_commit, read_commits
 from kintsugi.pipeline.execution.directory import commit_file, data_file
-from kintsugi.pipeline.execution.executors import Live, in_process
+from kintsugi.pipeline.execution.live import Live
+from kintsugi.pipeline.execution.local import in_process
 from kintsugi.pipeline.execution.open import open_or_plan
 from kintsugi.pipeline.execution.restored import write_restored
 from kintsugi.pipeline.execution.run import Run

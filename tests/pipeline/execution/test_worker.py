@@ -10,9 +10,10 @@ from kintsugi.pipeline.data.read import read_unit
 from kintsugi.pipeline.data.units import read_members
 from kintsugi.pipeline.execution import worker as module
 from kintsugi.pipeline.execution.commit import ROWS, read_rows
+from kintsugi.pipeline.execution.ledger import Task
 from kintsugi.pipeline.execution.open import open_or_plan
 from kintsugi.pipeline.execution.stage import Restored
-from kintsugi.pipeline.execution.worker import Observer, Task, Worker
+from kintsugi.pipeline.execution.worker import Observer, Worker
 
 
 class Copies:

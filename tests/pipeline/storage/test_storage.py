@@ -20,7 +20,7 @@ from kit.shards import SIZE, encode, picture, write_tar
 import kintsugi as product
 from kintsugi.errors import JobError
 from kintsugi.pipeline.data.shards import index
-from kintsugi.pipeline.execution import executors
+from kintsugi.pipeline.execution import ledger
 from kintsugi.pipeline.execution.open import open_or_plan
 from kintsugi.pipeline.execution.run import Run
 from kintsugi.pipeline.execution.verify import verify
@@ -382,7 +382,7 @@ def test_a_job_through_a_bad_network_gives_the_same_bytes(bucket_job, monkeypatc
     commands = 0
     with monkeypatch.context() as patch:
         patch.setenv("AWS_ENDPOINT_URL", proxy.url)
-        patch.setattr(executors, "pause", lambda attempt: 0.01)
+        patch.setattr(ledger, "pause", lambda attempt: 0.01)
         filesystem.cache_clear()
         done = 0
         while done < 6 and commands < 20:

@@ -1,0 +1,356 @@
+"""Running units on Ray actors, each of which takes the next unit when it is free."""
+
+import math
+import os
+import time
+from collections.abc import Callable, Generator, Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import ray
+
+from kintsugi.errors import JobError
+from kintsugi.pipeline.data.units import Unit, read_members
+from kintsugi.pipeline.execution.cluster import (
+    actor_device,
+    actor_size,
+    capacity,
+    connected,
+    nodes,
+    reason,
+    refuse_dead_ray,
+)
+from kintsugi.pipeline.execution.commit import Commit
+from kintsugi.pipeline.execution.directory import PLAN
+from kintsugi.pipeline.execution.ledger import Ledger, Task, Work
+from kintsugi.pipeline.execution.live import Live
+from kintsugi.pipeline.execution.prometheus import Counts
+from kintsugi.pipeline.execution.worker import Worker, give_up
+from kintsugi.pipeline.job import Job, config_hash
+from kintsugi.pipeline.storage.location import Location, at, pause
+
+POLL_SECONDS = 0.5
+START_ATTEMPTS = 3
+SCALE_SECONDS = 2.0  # between looks at the nodes of the cluster
+FROZEN_SECONDS = 120.0  # without an answer, after which a worker is replaced
+LEAVE_SECONDS = 5.0  # for actors to be gone at the end
+
+
+class RayWorker:
+    """The actor: a `Worker` whose state can be read while it works."""
+
+    def __init__(self, job: dict[str, Any], folder: str, device: str):
+        known = Job.model_validate(job)
+        self.worker = Worker(known, at(folder), device, [Counts(config_hash(known))])
+
+    def process(self, task: Task) -> Commit:
+        """As `Worker.process`."""
+        return self.worker.process(task)
+
+    def probe(self, unit: Unit, first: int, last: int) -> None:
+        """As `Worker.probe`."""
+        self.worker.probe(unit, first, last)
+
+    def state(self) -> tuple[int, float]:
+        """Samples in hand, and seconds spent in the sampler."""
+        return self.worker.in_hand, self.worker.busy
+
+    def leave(self) -> None:
+        """End this process, whatever it is doing."""
+        os._exit(0)
+
+
+def on_ray(
+    job: Job,
+    folder: Location,
+    units: Iterable[Unit],
+    live: Live,
+    address: str | None,
+    failed_only: bool = False,
+    worker: type[RayWorker] = RayWorker,
+) -> Generator[Commit, None, None]:
+    """Run the units on Ray actors.
+
+    Args:
+        address: of a cluster; None or "local": a Ray that ends with the job. worker: the actors' class.
+
+    Raises:
+        JobError: no cluster at the address, the actors cannot start, or the storage fails.
+    """
+    with connected(address):
+        pool = Pool(job, folder, units, live, failed_only, worker)
+        try:
+            yield from pool.work()
+        finally:
+            pool.close()
+
+
+@dataclass(eq=False)
+class Actor:
+    """An actor, and what was last heard of it.
+
+    Attributes:
+        since: when it was ready. free: when it may begin something, by time.monotonic; None: it is at work.
+        in_hand: samples finished in its unit. busy: seconds in samplers. asked: when for these, if it has not
+            answered.
+    """
+
+    handle: Any
+    since: float = field(default_factory=time.monotonic)
+    free: float | None = 0.0
+    in_hand: int = 0
+    busy: float = 0.0
+    asked: float | None = None
+
+
+class Crew:
+    """The actors: as many as the cluster holds and the work needs, those replaced that die or freeze.
+
+    Args:
+        create: starts an actor and returns its handle.
+
+    Attributes:
+        starting: handles by the reference to their first state. present: the others, that have started.
+        asked: by the reference to their state.
+        hire_again: by time.monotonic, after starts that failed. most: actors there have been at once.
+        retired: seconds that those who are gone spent in samplers.
+    """
+
+    def __init__(self, create: Callable[[], Any], live: Live):
+        self.create, self.live = create, live
+        self.starting: dict[Any, Any] = {}
+        self.present: list[Actor] = []
+        self.asked: dict[Any, Actor] = {}
+        self.last_asked = self.last_scaled = self.hire_again = -math.inf
+        self.failed_starts = self.most = 0
+        self.retired = 0.0
+
+    def scale(self, wanted: Callable[[], int]) -> None:
+        """Have as many actors as are wanted, which is asked from time to time."""
+        now = time.monotonic()
+        if now - self.last_scaled < SCALE_SECONDS:
+            return
+        self.last_scaled = now
+        missing = wanted() - len(self.starting) - len(self.present)
+        for _ in range(missing if now >= self.hire_again else 0):
+            handle = self.create()
+            self.starting[handle.state.remote()] = handle
+        self.most = max(self.most, len(self.starting) + len(self.present))
+
+    def started(self, reference: Any) -> None:
+        """An actor has come to something: it is there, or cannot start.
+
+        Raises:
+            JobError: again and again none can.
+        """
+        handle = self.starting.pop(reference)
+        try:
+            ray.get(reference)
+        except ray.exceptions.RayError as error:
+            ray.kill(handle)
+            self.failed_starts += 1
+            if self.failed_starts >= START_ATTEMPTS and not self.present:
+                raise JobError(f"the workers cannot start: {reason(error)}") from error
+            self.hire_again = time.monotonic() + pause(self.failed_starts)  # the others go on meanwhile
+            self.live.notes.append(f"a worker could not start: {reason(error)}")
+            return
+        self.failed_starts = 0
+        self.present.append(Actor(handle))
+        if self.live.started is None:
+            self.live.started = time.perf_counter()
+
+    def dismiss(self, actor: Actor) -> None:
+        """Be rid of an actor; another takes its place if there is room for it."""
+        if actor in self.present:
+            self.present.remove(actor)
+            self.retired += actor.busy
+        self.asked = {reference: other for reference, other in self.asked.items() if other is not actor}
+        ray.kill(actor.handle)
+        self.last_scaled = -math.inf
+
+    def free(self) -> list[Actor]:
+        """Those that may begin something now."""
+        now = time.monotonic()
+        return [actor for actor in self.present if actor.free is not None and actor.free <= now]
+
+    def ask(self) -> None:
+        """Twice a second, have one question for its state under way to every actor."""
+        now = time.monotonic()
+        if now - self.last_asked < POLL_SECONDS:
+            return
+        self.last_asked = now
+        for actor in self.present:
+            if actor.asked is None:
+                actor.asked = now
+                self.asked[actor.handle.state.remote()] = actor
+        self.live.workers = len(self.present)
+
+    def answered(self, reference: Any) -> None:
+        """An actor has told its state, or is dead."""
+        actor = self.asked.pop(reference)
+        actor.asked = None
+        try:
+            actor.in_hand, actor.busy = ray.get(reference)
+        except ray.exceptions.RayError:
+            if actor.free is not None:  # else it is learned from the reference to its work
+                self.dismiss(actor)
+        self.live.in_hand = sum(actor.in_hand for actor in self.present)
+        self.live.busy = self.retired + sum(actor.busy for actor in self.present)
+
+    def frozen(self) -> list[Actor]:
+        """Those that have not answered for long."""
+        now = time.monotonic()
+        return [a for a in self.present if a.asked is not None and now - a.asked > FROZEN_SECONDS]
+
+
+class Pool:
+    """The driver's side: gives the actors what the ledger says, and tells it what came of it.
+
+    An actor that dies, or whose unit raises (a broken GPU fails everything after it), is replaced.
+
+    Args:
+        worker: the actors' class.
+    """
+
+    def __init__(
+        self,
+        job: Job,
+        folder: Location,
+        units: Iterable[Unit],
+        live: Live,
+        failed_only: bool = False,
+        worker: type[RayWorker] = RayWorker,
+    ):
+        self.job, self.folder, self.live = job, folder, live
+        tasks = (Task(unit, failed_only=failed_only) for unit in units)
+        self.ledger = Ledger(
+            # The largest first, so that no long unit is begun last.
+            sorted(tasks, key=lambda task: -task.unit.samples),
+            job.compute.attempts,
+            lambda unit: read_members(folder / PLAN, unit).keys,
+            live.notes,
+        )
+        self.size = actor_size(job, nodes(), live)
+        actor_class = ray.remote(worker).options(
+            num_cpus=self.size.cpus,
+            num_gpus=self.size.gpus,
+            max_restarts=0,  # a dead actor is replaced here, where its unit is known
+            max_task_retries=0,
+            max_concurrency=2,  # process or probe, and state or leave beside it
+        )
+        arguments = job.model_dump(), str(folder), actor_device(self.size)
+        self.crew = Crew(lambda: actor_class.remote(*arguments), live)
+        self.working: dict[Any, tuple[Actor, Work]] = {}  # by the reference to what comes of it
+
+    def work(self) -> Iterator[Commit]:
+        """The commits, as they come.
+
+        Raises:
+            JobError: as `on_ray`.
+        """
+        while self.ledger.left():
+            refuse_dead_ray()
+            if not self.live.stopping:
+                self.crew.scale(self.wanted)
+                self.assign()
+            elif not self.working:
+                return
+            for reference in self.ready():
+                if reference in self.crew.asked:
+                    self.crew.answered(reference)
+                    self.show_left()
+                elif reference in self.crew.starting:
+                    self.crew.started(reference)
+                elif (commit := self.settle(reference)) is not None:
+                    self.live.in_hand = max(0, self.live.in_hand - commit.rows)  # until the next state
+                    yield commit
+            for actor in self.crew.frozen():
+                yield from self.replace(actor)
+            self.crew.ask()
+
+    def ready(self) -> list[Any]:
+        """References that have come to something, waited for a moment."""
+        references = [*self.crew.starting, *self.working, *self.crew.asked]
+        if not references:
+            time.sleep(POLL_SECONDS)
+            return []
+        ready: list[Any] = ray.wait(references, timeout=POLL_SECONDS)[0]
+        return ready
+
+    def close(self) -> None:
+        """End the actors, and wait for those at work, so that nothing is written after what is cleared next.
+
+        These end themselves, as Ray calls an actor that it kills dead before its process is.
+        """
+        leaving = [actor.handle.leave.remote() for actor, _ in self.working.values()]
+        if leaving:
+            ray.wait(leaving, num_returns=len(leaving), timeout=LEAVE_SECONDS)
+        for handle in (*self.crew.starting.values(), *(actor.handle for actor in self.crew.present)):
+            ray.kill(handle)
+
+    def wanted(self) -> int:
+        """How many actors the cluster holds and the work needs."""
+        actors = self.job.compute.actors
+        room = capacity(self.size, nodes()) if actors == "auto" else actors
+        return min(room, self.ledger.left())
+
+    def assign(self) -> None:
+        """Give every actor that is free something to do, as long as there is something."""
+        for actor in self.crew.free():
+            if (work := self.ledger.next(time.monotonic())) is None:
+                return
+            if work.inquiry is None:
+                reference = actor.handle.process.remote(work.task)
+            else:
+                reference = actor.handle.probe.remote(work.task.unit, *work.inquiry.suspects[-1])
+            self.working[reference] = actor, work
+            actor.free = None
+
+    def settle(self, reference: Any) -> Commit | None:
+        """What came of a unit, or of a range under inquiry."""
+        actor, work = self.working.pop(reference)
+        try:
+            commit: Commit = ray.get(reference)
+        except ray.exceptions.RayError as error:
+            cause = getattr(error, "cause", None)
+            if isinstance(cause, JobError):
+                raise cause from error
+            if isinstance(cause, OSError):  # another actor may see the storage meanwhile
+                actor.free = time.monotonic() + self.ledger.storage_failed(work, cause)
+                return None
+            self.crew.dismiss(actor)
+            return self.after_death(work, reason(error))
+        actor.free = 0.0
+        if work.inquiry is not None:
+            self.ledger.survived(work)
+            return None
+        self.live.notes += commit.notes
+        return commit if self.ledger.committed(work, commit.rows, time.monotonic()) else None
+
+    def after_death(self, work: Work, why: str) -> Commit | None:
+        """Tell the ledger; returns the commit of a unit that is given up."""
+        hopeless = self.ledger.died(work, why, self.crew.most)
+        if hopeless is None:
+            return None
+        commit = give_up(self.job, self.folder, hopeless, why)
+        return commit if self.ledger.close(hopeless.unit) else None
+
+    def replace(self, actor: Actor) -> Iterator[Commit]:
+        """Replace an actor that does not answer. If it wakes up, it writes what the other one wrote.
+
+        It counts as dead: a sample may be what froze it.
+        """
+        why = f"a worker has not answered for {FROZEN_SECONDS:.0f} s and is replaced"
+        self.crew.dismiss(actor)
+        held = [reference for reference, (other, _) in self.working.items() if other is actor]
+        for reference in held:
+            if (commit := self.after_death(self.working.pop(reference)[1], why)) is not None:
+                yield commit
+        if not held:
+            self.live.notes.append(why)
+
+    def show_left(self) -> None:
+        """Tell the display what is left of the units in hand."""
+        self.live.left = tuple(
+            max(0, work.task.unit.samples - actor.in_hand) for actor, work in self.working.values()
+        )
