@@ -28,8 +28,8 @@ from kintsugi.pipeline.data.read import read_unit
 from kintsugi.pipeline.data.shards import expand
 from kintsugi.pipeline.data.units import read_members, read_units
 from kintsugi.pipeline.execution.stage import PRECISIONS
-from kintsugi.pipeline.job import Data
 from kintsugi.pipeline.metrics.scoring import Scorer
+from kintsugi.pipeline.parts import Data
 from kintsugi.priors import speed
 from kintsugi.priors.base import data_prediction
 from kintsugi.samplers import KeyedNoise

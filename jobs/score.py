@@ -12,7 +12,7 @@ from kintsugi.jobs.files import located, problem
 from kintsugi.jobs.values import parse_setting
 
 if TYPE_CHECKING:
-    from kintsugi.pipeline.job import Published
+    from kintsugi.pipeline.parts import Published
 
 NAMED = 20  # of the images without a partner
 
@@ -93,7 +93,7 @@ def score(
 
 def reference_from(given: str) -> Published | str:
     """What a job's `reference` may be, from one argument: a mapping is in braces."""
-    from kintsugi.pipeline.job import Published
+    from kintsugi.pipeline.parts import Published
 
     value: str | dict[str, Any] = parse_setting(given, "--reference", [str, Published])
     try:

@@ -29,8 +29,9 @@ from kintsugi.pipeline.data.photographs import SCIKIT_IMAGE
 from kintsugi.pipeline.data.shards import from_root
 from kintsugi.pipeline.execution.open import open_or_plan
 from kintsugi.pipeline.execution.run import Run
-from kintsugi.pipeline.job import Job, Subset
+from kintsugi.pipeline.job import Job
 from kintsugi.pipeline.metrics import IMAGE
+from kintsugi.pipeline.parts import Subset
 from kintsugi.pipeline.storage.location import Location
 from kintsugi.pipeline.storage.publish import clear_temporaries, publish
 

@@ -2,30 +2,26 @@
 
 import hashlib
 import json
-import math
 from contextlib import suppress
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    NonNegativeFloat,
-    PositiveFloat,
-    PositiveInt,
-    field_validator,
-    model_validator,
-)
+from pydantic import Field, field_validator, model_validator
 
 from kintsugi import operators, priors, samplers
 from kintsugi.errors import ShapeError, SpecError
 from kintsugi.pipeline import metrics
+from kintsugi.pipeline.parts import (
+    Compute,
+    Data,
+    Degradation,
+    Model,
+    Published,
+    PublishedNumbers,
+    Restoration,
+    Spec,
+    refuse_no_location,
+)
 from kintsugi.pipeline.storage.location import Location, Written, at
-from kintsugi.priors.tiled import OVERLAP
-
-T = TypeVar("T")
-Spec = dict[str, Any]
-Range = Literal["[-1,1]", "[0,1]", "[0,255]", "[0,1023]", "[0,4095]", "[0,16383]", "[0,65535]"]
 
 OPERATIONAL = (
     "output",
@@ -40,198 +36,6 @@ OPERATIONAL = (
 
 LATER = {"reference": "truth", "data.range": "[-1,1]"}
 """Fields that older runs do not have, with the value that means the same: their hashes must not change."""
-
-
-MAX_SIZE = 4096  # pixels: decompositions take the cube of it
-
-
-class Model(BaseModel):
-    """What a job and its parts have in common: no other fields, no infinities, no values in error texts."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, hide_input_in_errors=True)
-
-
-def refuse_no_location(value: T) -> T:
-    """The value of a field; raises ValueError for text, or a text among several, that is no path or URL."""
-    for name in value if isinstance(value, list) else [value]:
-        if name == "":
-            raise ValueError("an empty name")
-        if isinstance(name, str):
-            at(name)
-    return value
-
-
-class Subset(Model):
-    """A part of the images, by their keys alone: the same in whatever shards and order they are."""
-
-    part: Literal["tune", "evaluate"] = Field(
-        default="evaluate", description="tune: those for choosing settings. evaluate: all others."
-    )
-    fraction: float = Field(
-        default=0.1, gt=0, lt=1, description="Of all keys, how many are for choosing settings, about."
-    )
-
-
-class Data(Model):
-    """The images or measurements: WebDataset shards, uncompressed tars, or folders of files."""
-
-    shards: str | list[str] = Field(
-        description="Paths and s3:// or gs:// URLs, with braces {0000..0049} and globs; a folder stands for "
-        "the files in it; or builtin:scikit-image."
-    )
-    kind: Literal["images", "measurements"] = Field(
-        default="images",
-        description="images are degraded, restored and compared. measurements are degraded already: "
-        "images, or .npy of float (C, h, w), on [-1, 1] or `range`; they are restored as they are, "
-        "in any size.",
-    )
-    size: PositiveInt = Field(
-        default=256,
-        le=MAX_SIZE,
-        description="Side of the square images, pixels; of measurements, the side of the tiles that the "
-        "network sees of larger images.",
-    )
-    fit: Literal["exact", "resize_crop"] = Field(
-        default="exact",
-        description="exact: an image of another size is a failed row. resize_crop: shorter side to "
-        "`size` (bicubic, antialiased), then the central square.",
-    )
-    range: Range | None = Field(
-        default=None,
-        description="What black and white are where a file does not say it: in .npy, in TIFF of floating "
-        "point numbers, and the integers of this range also in images of 16 bits. Left out: [-1,1] of .npy, "
-        "[0,65535] of 16 bits; what looks like another range is a failed row.",
-    )
-    damaged: Literal["refuse", "salvage"] = Field(
-        default="refuse",
-        description="A truncated or unreadable shard: refuse the job, or do what is readable in it.",
-    )
-    checksums: Literal["check", "ignore"] = Field(
-        default="check",
-        description="Whether shards are read once at planning to compare them with the SHA256SUMS beside "
-        "them, where there is one.",
-    )
-    subset: Subset | None = Field(
-        default=None, description="Only a part of the samples; all of them where it is left out."
-    )
-    limit: PositiveInt | None = Field(
-        default=None, lt=2**63, description="Only the first N samples, of the subset where there is one."
-    )
-
-    _shards = field_validator("shards")(refuse_no_location)
-
-
-class Restoration(Model):
-    """What is written of each restored measurement."""
-
-    format: Literal["png", "png16", "jpeg", "webp"] = Field(
-        default="png", description="png16 has 16 bits a channel; jpeg and webp have quality 95."
-    )
-    samples_per_image: PositiveInt = Field(
-        default=1,
-        description="K > 1: the restoration is the mean of K samples; the samples and their standard "
-        "deviation per pixel are written beside it.",
-    )
-    overlap: PositiveInt = Field(default=OVERLAP, description="Of neighbouring tiles at least, pixels.")
-
-
-class Degradation(Model):
-    """What was done to the images: an operator, and noise."""
-
-    operator: Spec = Field(description="{name: ..., parameters}; see `kintsugi list operators`.")
-    sigma: NonNegativeFloat = Field(default=0.0, description="Standard deviation of the Gaussian noise.")
-    sigma_range: Literal["[0,1]", "[-1,1]"] = Field(
-        default="[0,1]", description="The range of pixel values that sigma refers to."
-    )
-    poisson: PositiveFloat | None = Field(
-        default=None,
-        description="Photons that a white pixel receives: Poisson noise, before the Gaussian is added.",
-    )
-
-    @property
-    def gaussian(self) -> float:
-        """The standard deviation of the Gaussian noise on the [-1, 1] scale, on which all is computed."""
-        return 2 * self.sigma if self.sigma_range == "[0,1]" else self.sigma
-
-    @property
-    def sigma_y(self) -> float:
-        """What the sampler is told of the noise, on the [-1, 1] scale.
-
-        Poisson noise counts with its standard deviation at mid-grey: √(½ / photons) on [0, 1].
-        """
-        shot = 0.0 if self.poisson is None else 2 * (0.5 / self.poisson) ** 0.5
-        return math.hypot(self.gaussian, shot)
-
-    @property
-    def noise(self) -> str:
-        """The noise in words, with its scale."""
-        parts = [] if self.poisson is None else [f"Poisson, {self.poisson:g} photons at white"]
-        if self.sigma:
-            parts.append(f"σ={self.sigma:g} on {self.sigma_range}")
-        return " and ".join(parts) or "noiseless"
-
-
-class Compute(Model):
-    """On what the job runs, and in which portions."""
-
-    actors: PositiveInt | Literal["auto"] = Field(default="auto", description="auto: all that fit.")
-    gpus_per_actor: NonNegativeFloat = Field(
-        default=1, description="Ignored, with a message, where the cluster has no GPU."
-    )
-    cpus_per_actor: PositiveInt = Field(default=2, le=1024, description="Also the number of compute threads.")
-    batch_size: PositiveInt | Literal["auto"] = Field(
-        default=16,
-        description="auto: the largest that fits into the GPU's memory, found once and kept in the run "
-        "directory; 16 on a CPU.",
-    )
-    unit_size: PositiveInt = Field(
-        default=256, lt=2**31, description="Samples per unit of work, committed as one."
-    )
-    precision: Literal["float32", "bf16", "fp16"] = Field(
-        default="float32",
-        description="Of the network; the sampler's state is float32 always. fp16 loses the small gradients "
-        "of samplers with vector-Jacobian products.",
-    )
-    compile: Literal["default", "reduce-overhead", "max-autotune"] | None = Field(
-        default=None,
-        description="torch.compile's mode for the network; reduce-overhead uses CUDA graphs. Falls back "
-        "with a message.",
-    )
-    attempts: PositiveInt = Field(default=3, description="Before a unit that fails as a whole is given up.")
-
-    @field_validator("gpus_per_actor")
-    @classmethod
-    def whole_or_shared(cls, value: float) -> float:
-        """Raise a ValueError for one and a half GPUs."""
-        if value > 1 and not value.is_integer():
-            raise ValueError(f"more than one GPU must be a whole number, got {value:g}")
-        return value
-
-
-class PublishedNumbers(Model):
-    """A row of a table of the literature, for the report to print beside what was measured."""
-
-    method: str = Field(description="As its source calls it.")
-    nfe: PositiveInt = Field(description="Network evaluations per image, without vector-Jacobian products.")
-    values: dict[str, float | None] = Field(description="By metric, as in `metrics`; null: not known to us.")
-    source: str = Field(description="Where they are printed.")
-    caveat: str = Field(default="", description="Why they may not be comparable.")
-
-    @field_validator("values")
-    @classmethod
-    def known(cls, values: dict[str, float | None]) -> dict[str, float | None]:
-        """Raise a ValueError for a name that is no metric's."""
-        if unknown := values.keys() - metrics.ALL.keys():
-            raise ValueError(f"{sorted(unknown)[0]!r} is no metric; see `kintsugi list metrics`")
-        return values
-
-
-class Published(Model):
-    """clean-fid's published statistics of a data set."""
-
-    name: str = Field(pattern=r"^[\w-]+$", description="Such as ffhq; see clean-fid's list.")
-    split: str = Field(pattern=r"^[\w-]+$", description="Such as trainval70k.")
-    resolution: PositiveInt | Literal["na"] = Field(description="Pixels, or na.")
 
 
 def default_metrics(fields: dict[str, Any]) -> list[str]:

@@ -19,11 +19,11 @@ from kintsugi.pipeline.data.decode import Decoded
 from kintsugi.pipeline.data.names import key_of
 from kintsugi.pipeline.execution.directory import METRICS, TABLE
 from kintsugi.pipeline.execution.reference import reference_of, refuse_missing
-from kintsugi.pipeline.job import Published
 from kintsugi.pipeline.metrics import ALL, IMAGE, SETS, TRUTH, check
 from kintsugi.pipeline.metrics.features import Extractor, arrays, table_of
 from kintsugi.pipeline.metrics.scoring import Scorer
 from kintsugi.pipeline.metrics.sets import evaluate
+from kintsugi.pipeline.parts import Published
 from kintsugi.pipeline.storage import records
 from kintsugi.pipeline.storage.files import parquet
 from kintsugi.pipeline.storage.location import Location

@@ -14,7 +14,7 @@ from kintsugi.operators.arrays import read_array
 from kintsugi.pipeline.data.colour import in_srgb
 from kintsugi.pipeline.data.depth import deep, of_eight_bits, on_range, rounded
 from kintsugi.pipeline.data.names import IMAGE_SUFFIXES
-from kintsugi.pipeline.job import Range
+from kintsugi.pipeline.parts import Range
 from kintsugi.pipeline.storage.location import pause
 
 # fmt: off

@@ -35,7 +35,7 @@ from kintsugi.pipeline.data.units import (
     rows_of,
     unit_name,
 )
-from kintsugi.pipeline.job import Data, Restoration, Subset
+from kintsugi.pipeline.parts import Data, Restoration, Subset
 from kintsugi.pipeline.storage.files import file_sizes
 from kintsugi.pipeline.storage.location import Location, at, is_remote
 from kintsugi.pipeline.storage.publish import publish

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from kintsugi.ahead import map_ahead
 from kintsugi.errors import JobError
-from kintsugi.pipeline.job import Spec
+from kintsugi.pipeline.parts import Spec
 from kintsugi.pipeline.storage.files import walk
 from kintsugi.pipeline.storage.location import BLOCK, Remote, at, is_remote
 from kintsugi.priors.cache import cache_folder, locked

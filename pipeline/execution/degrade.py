@@ -6,7 +6,7 @@ from torch import Tensor
 
 from kintsugi.operators import Operator
 from kintsugi.pipeline.data.depth import rounded
-from kintsugi.pipeline.job import Degradation
+from kintsugi.pipeline.parts import Degradation
 from kintsugi.samplers import KeyedNoise
 from kintsugi.samplers.lmmse import linear_mmse
 

@@ -24,7 +24,7 @@ from kintsugi.pipeline.execution.commit import READERS, Commit, read_rows
 from kintsugi.pipeline.execution.directory import PLAN, RESTORED
 from kintsugi.pipeline.execution.open import refuse_shard_names
 from kintsugi.pipeline.execution.run import Run
-from kintsugi.pipeline.job import Restoration
+from kintsugi.pipeline.parts import Restoration
 from kintsugi.pipeline.storage.files import lexists
 from kintsugi.pipeline.storage.location import Location
 from kintsugi.pipeline.storage.publish import publish

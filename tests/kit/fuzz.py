@@ -47,7 +47,7 @@ from kintsugi.pipeline.data.plan import make_plan
 from kintsugi.pipeline.data.read import read_unit
 from kintsugi.pipeline.data.tar import DamagedShard
 from kintsugi.pipeline.data.units import read_members, read_units
-from kintsugi.pipeline.job import Data
+from kintsugi.pipeline.parts import Data
 from kintsugi.priors.formats import adm, diffusers_model, rectified_flow
 
 SECONDS = 10  # of processor time for one input at most: other processes may be in the way

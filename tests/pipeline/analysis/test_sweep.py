@@ -35,7 +35,8 @@ from kintsugi.pipeline.data.plan import belongs, make_plan
 from kintsugi.pipeline.data.units import read_members, read_units
 from kintsugi.pipeline.execution.run import Run
 from kintsugi.pipeline.execution.worker import Worker
-from kintsugi.pipeline.job import Data, Subset, config_hash
+from kintsugi.pipeline.job import config_hash
+from kintsugi.pipeline.parts import Data, Subset
 
 SIDE, COUNT = 16, 48
 KEYS = [f"{i:03d}" for i in range(COUNT)]

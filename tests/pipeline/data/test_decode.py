@@ -22,7 +22,8 @@ from kintsugi.pipeline.execution.commit import ROWS, read_rows
 from kintsugi.pipeline.execution.live import Live
 from kintsugi.pipeline.execution.local import in_process
 from kintsugi.pipeline.execution.open import open_or_plan
-from kintsugi.pipeline.job import Data, Job, config_hash
+from kintsugi.pipeline.job import Job, config_hash
+from kintsugi.pipeline.parts import Data
 
 TRUTH = picture(5)
 DEEP = TRUTH.astype(np.uint16) * 257 + np.random.default_rng(1).integers(-90, 90, TRUTH.shape).astype(

@@ -27,7 +27,7 @@ from kintsugi.pipeline.data.read import read_unit
 from kintsugi.pipeline.data.shards import checksum, index
 from kintsugi.pipeline.data.tar import DamagedShard, Tar
 from kintsugi.pipeline.data.units import PlanSummary, changed_shards, read_members, read_summary, read_units
-from kintsugi.pipeline.job import Data
+from kintsugi.pipeline.parts import Data
 
 IMAGES = [(f"image_{i}.png", encode(picture(i))) for i in range(8)]
 NFD = unicodedata.normalize("NFD", "é")

@@ -12,7 +12,7 @@ from kintsugi.pipeline.data.plan import make_plan
 from kintsugi.pipeline.data.shards import checksum, expand, from_root, index, stated_checksums
 from kintsugi.pipeline.data.tar import DamagedShard
 from kintsugi.pipeline.data.units import read_members, read_units
-from kintsugi.pipeline.job import Data
+from kintsugi.pipeline.parts import Data
 
 
 def plan(paths: list[Path], target: Path, unit_size: int = 3, **data):

@@ -18,7 +18,7 @@ from kintsugi.pipeline.data.decode import Decoded, Images, decode
 from kintsugi.pipeline.data.plan import make_plan
 from kintsugi.pipeline.data.read import read_unit
 from kintsugi.pipeline.data.units import read_members, read_units
-from kintsugi.pipeline.job import Data
+from kintsugi.pipeline.parts import Data
 
 EXACT = Images(SIZE, "exact")
 

@@ -33,7 +33,8 @@ from kintsugi.pipeline.execution.memory import largest_batch
 from kintsugi.pipeline.execution.open import open_or_plan
 from kintsugi.pipeline.execution.run import Run
 from kintsugi.pipeline.execution.stage import Stage
-from kintsugi.pipeline.job import Degradation, config_hash
+from kintsugi.pipeline.job import config_hash
+from kintsugi.pipeline.parts import Degradation
 from kintsugi.priors.natural import NaturalPrior
 from kintsugi.samplers import KeyedNoise
 
