@@ -16,7 +16,7 @@ from importlib import import_module
 from pathlib import Path
 
 import torch
-from kit.hostile import CASES, SECRET, cell, finished, outcome, seen
+from kit.hostile import CASES, SECRET, cell, finished, forked, seen
 
 HEAD = """# Malicious and broken input
 
@@ -34,27 +34,29 @@ def main() -> None:
     wanted = sys.argv[1] if len(sys.argv) > 1 else ""
     bad: list[str] = []
     print(HEAD)
-    with tempfile.TemporaryDirectory() as name:
-        root = Path(name).resolve()
+    with tempfile.TemporaryDirectory() as place:
+        root = Path(place).resolve()
         os.environ["COLUMNS"] = "1000"  # messages are not wrapped
         os.environ |= {"KINTSUGI_CACHE": str(root / "cache"), "KINTSUGI_BAD_INPUT": str(root)}
         for module in (finished().parent / "modules").read_text().split():
             with suppress(Exception):  # some are made, not imported
                 import_module(module)  # once here, not in every case
-        group, number, longest, most = "", 0, 0.0, 0.0
-        for number, this in enumerate((c for c in CASES if wanted in f"{c.group}: {c.name}"), 1):
-            if this.group != group:
-                group = this.group
+        number, longest, most = 0, 0.0, 0.0
+        for group, makes in CASES.items():
+            chosen = {name: make for name, make in makes.items() if wanted in f"{group}: {name}"}
+            if chosen:
                 print(f"\n## {group}\n\n| input | exit | what the user sees |\n|---|---|---|")
-            folder = root / f"{number:03d}" / "work"
-            folder.mkdir(parents=True)
-            found = outcome(this, folder)
-            print(f"| {cell(this.name)} | {found.code} | {cell(seen(found, folder))} |", flush=True)
-            longest, most = max(longest, found.seconds), max(most, found.mebibytes)
-            if found.crashed or SECRET in found.output:
-                bad.append(this.name)
-                print(f"{this.name}: {found.made}\n{found.output}", file=sys.stderr)
-            shutil.rmtree(folder.parent, ignore_errors=True)
+            for name, make in chosen.items():
+                number += 1
+                folder = root / f"{number:03d}" / "work"
+                folder.mkdir(parents=True)
+                found = forked(make(folder), folder)
+                print(f"| {cell(name)} | {found.code} | {cell(seen(found, folder))} |", flush=True)
+                longest, most = max(longest, found.seconds), max(most, found.mebibytes)
+                if found.crashed or SECRET in found.output:
+                    bad.append(name)
+                    print(f"{name}: {found.made}\n{found.output}", file=sys.stderr)
+                shutil.rmtree(folder.parent, ignore_errors=True)
     print(
         f"\n{number} cases; {len(bad)} ended with a traceback, did not end, or wrote outside of their folder."
     )

@@ -13,13 +13,13 @@ import resource
 import shutil
 import signal
 import struct
-import sys
+import tarfile
 import tempfile
 import time
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
-from contextlib import chdir, redirect_stderr, redirect_stdout
+from contextlib import chdir
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -30,22 +30,23 @@ import pyarrow.parquet as pq
 import safetensors.torch
 import torch
 import yaml
-from kit.hostile import adm_state, npy, tar_of, torch_file
-from kit.shards import SIZE, encode, picture
+from kit.hostile import adm_state, torch_file
+from kit.jobs import told
+from kit.shards import SIZE, encode, npy, picture, tar_of, zip_of
 from PIL import Image, ImageCms
 
 from kintsugi.errors import JobError, SpecError
-from kintsugi.jobs.cli import main
 from kintsugi.operators import masks
 from kintsugi.pipeline.data.collection import as_it_is
 from kintsugi.pipeline.data.decode import Images, Measurements, decode
+from kintsugi.pipeline.data.make import make_shards
 from kintsugi.pipeline.data.make.choosing import Options
 from kintsugi.pipeline.data.make.sources import Source
 from kintsugi.pipeline.data.make.writing import store
 from kintsugi.pipeline.data.pictures import png16
 from kintsugi.pipeline.data.plan import make_plan
 from kintsugi.pipeline.data.read import read_unit
-from kintsugi.pipeline.data.tar import DamagedShard
+from kintsugi.pipeline.data.tar import DamagedShard, Tar
 from kintsugi.pipeline.data.units import read_members, read_units
 from kintsugi.pipeline.parts import Data
 from kintsugi.priors.formats import adm, diffusers_model, rectified_flow
@@ -181,12 +182,6 @@ def in_values(rng: np.random.Generator, value: Any) -> Any:
 # Images
 
 
-def saved(image: Image.Image, kind: str, **options: Any) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, format=kind, **options)
-    return buffer.getvalue()
-
-
 def images() -> list[bytes]:
     """One of every format and kind."""
     image, other = Image.fromarray(picture(0)), Image.fromarray(picture(1))
@@ -197,17 +192,17 @@ def images() -> list[bytes]:
     exif = Image.Exif()
     exif[0x0112] = 6
     return [
-        *(saved(image, kind) for kind in ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "PPM", "GIF", "AVIF")),
-        *(saved(image, kind, **more) for kind in ("PNG", "WEBP", "TIFF", "GIF", "AVIF", "MPO")),
-        *(saved(image, kind, icc_profile=profile) for kind in ("PNG", "JPEG", "TIFF")),
-        saved(image, "TIFF", compression="tiff_lzw"),
-        saved(image, "TIFF", compression="jpeg"),
-        saved(image, "JPEG", exif=exif, progressive=True),
-        saved(image.convert("CMYK"), "JPEG"),
-        saved(image.quantize(16), "PNG"),
-        saved(image.convert("RGBA"), "PNG", exif=exif),
-        *(saved(grey, kind) for kind in ("PNG", "TIFF", "PPM")),
-        saved(image.convert("F"), "TIFF"),
+        *(encode(image, kind) for kind in ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "PPM", "GIF", "AVIF")),
+        *(encode(image, kind, **more) for kind in ("PNG", "WEBP", "TIFF", "GIF", "AVIF", "MPO")),
+        *(encode(image, kind, icc_profile=profile) for kind in ("PNG", "JPEG", "TIFF")),
+        encode(image, "TIFF", compression="tiff_lzw"),
+        encode(image, "TIFF", compression="jpeg"),
+        encode(image, "JPEG", exif=exif, progressive=True),
+        encode(image.convert("CMYK"), "JPEG"),
+        encode(image.quantize(16), "PNG"),
+        encode(image.convert("RGBA"), "PNG", exif=exif),
+        *(encode(grey, kind) for kind in ("PNG", "TIFF", "PPM")),
+        encode(image.convert("F"), "TIFF"),
         png16(deep),
         b"P6 32 32 65535\n" + deep.tobytes(),
     ]
@@ -286,6 +281,29 @@ def shards() -> list[bytes]:
     return [tar_of(*files), tar_of(*[(f"{'long' * 40}/{name}", file) for name, file in files])]
 
 
+def check_headers(content: bytes) -> bool:
+    """A tar alone, of which there are thousands in a second."""
+    list(Tar(io.BytesIO(content), len(content)).samples())
+    return True
+
+
+def headers() -> list[bytes]:
+    """Tars of which the headers are most."""
+    return [
+        tar_of(("a.png", b""), (f"{name}.png", b"1"), format=tarfile.PAX_FORMAT) for name in ("b", "é" * 120)
+    ]
+
+
+def check_zip(content: bytes) -> bool:
+    """A source of shards, whose members are in them or left out."""
+    with tempfile.TemporaryDirectory() as folder:
+        source = Path(folder) / "set.zip"
+        source.write_bytes(content)
+        made = make_shards(source, Path(folder) / "out", Options())
+        assert made.images <= 2
+    return not made.left_out
+
+
 # Checkpoints
 
 
@@ -359,21 +377,6 @@ def diffusers_folder() -> Path:
 # Job files and runs
 
 
-def command(*arguments: str | Path) -> tuple[int, str]:
-    """The exit code and the output of a command in this process; what would be a traceback is raised."""
-    output = io.StringIO()
-    before, sys.argv = sys.argv, ["kintsugi", *map(str, arguments)]
-    try:
-        with redirect_stdout(output), redirect_stderr(output):
-            main()
-    except SystemExit as ended:
-        return int(ended.code or 0), output.getvalue()
-    finally:
-        sys.argv = before
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    return 0, output.getvalue()
-
-
 def job_values(**fields: Any) -> dict[str, Any]:
     """The fields of a job on `shards()[0]` that takes a tenth of a second."""
     return {
@@ -392,7 +395,7 @@ def check_job(content: bytes) -> bool:
     (folder / "s.tar").write_bytes(shards()[0])
     (folder / "job.yaml").write_bytes(content)
     with chdir(folder):
-        code, output = command("plan", "job.yaml", "--no-timing")
+        code, output = told("plan", "job.yaml", "--no-timing")
     assert code == 0 or "error:" in output, output
     if code:
         raise JobError(output)
@@ -417,7 +420,7 @@ def finished() -> Path:
     (folder / "s.tar").write_bytes(shards()[0])
     (folder / "job.yaml").write_text(json.dumps(job_values()))
     with chdir(folder):
-        code, output = command("run", "job.yaml", "--address", "none")
+        code, output = told("run", "job.yaml", "--address", "none")
     assert code == 0, output
     shutil.copytree(folder / "run", folder / "whole")
     return folder
@@ -433,9 +436,9 @@ def run_check(file: str) -> Callable[[bytes], bool]:
         (folder / "run" / file).write_bytes(content)
         with chdir(folder):
             for words in (("status", "run"), ("verify", "run"), ("verify", "run", "--repair")):
-                code, output = command(*words)
+                code, output = told(*words)
                 assert code in (0, 1), output
-            code, output = command("run", "job.yaml", "--address", "none")
+            code, output = told("run", "job.yaml", "--address", "none")
             assert code in (0, 1, 2), output
             if code == 1:
                 assert "error:" in output, output
@@ -461,7 +464,7 @@ def check_whole_run(content: bytes) -> bool:
     data = {"shards": "s.tar", "size": 8, "damaged": "salvage"}
     (folder / "job.yaml").write_text(json.dumps(job_values(data=data)))
     with chdir(folder):
-        code, output = command("run", "job.yaml", "--address", "none")
+        code, output = told("run", "job.yaml", "--address", "none")
         assert code in (0, 1, 2), output
         plan = Path("run/plan.parquet")
         if not plan.exists():
@@ -496,11 +499,13 @@ def safe() -> list[bytes]:
 TARGETS: dict[str, Callable[[], Target]] = {
     "images": lambda: Target(images(), check_image),
     "npy": lambda: Target(arrays(), check_array),
-    "masks.png": lambda: Target(
-        [saved(Image.fromarray(HOLE * 255), "PNG")], mask_check(".png"), (ValueError,)
-    ),
+    "masks.png": lambda: Target([encode(HOLE * 255)], mask_check(".png"), (ValueError,)),
     "masks.npy": lambda: Target([npy(HOLE), npy(HOLE / 1.0)], mask_check(".npy"), (ValueError,)),
     "masks.npz": lambda: Target([npz(True), npz(False)], mask_check(".npz"), (ValueError,)),
+    "headers of tars": lambda: Target(headers(), check_headers, (DamagedShard,)),
+    "zips": lambda: Target(
+        [zip_of({f"{n}.png": encode(picture(n, 8)) for n in range(2)})], check_zip, (JobError,)
+    ),
     "tars": lambda: Target(shards(), check_shard, (JobError, DamagedShard)),
     "checkpoints": lambda: Target(checkpoints(), checkpoint_check("adm", ".pt"), (SpecError,)),
     "checkpoints of flows": lambda: Target(

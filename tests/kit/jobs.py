@@ -1,13 +1,17 @@
 """Jobs by the command line, and by the executors."""
 
 import hashlib
+import io
+import signal
+import sys
 from collections.abc import Callable
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
 
 from typer.testing import CliRunner
 
-from kintsugi.jobs.cli import app
+from kintsugi.jobs.cli import app, main
 from kintsugi.pipeline.analysis.rows import committed
 from kintsugi.pipeline.execution.commit import ROWS
 from kintsugi.pipeline.execution.live import Live
@@ -24,6 +28,21 @@ def kintsugi(*arguments: str | Path, raises: type[Exception] | None = None):
     if raises is None and result.exception and not isinstance(result.exception, SystemExit):
         raise result.exception
     return result
+
+
+def told(*arguments: str | Path) -> tuple[int, str]:
+    """The exit code of the whole program, in this process, and all that it prints."""
+    printed = io.StringIO()
+    before, sys.argv = sys.argv, ["kintsugi", *map(str, arguments)]
+    try:
+        with redirect_stdout(printed), redirect_stderr(printed):
+            main()
+    except SystemExit as end:
+        return int(end.code or 0), printed.getvalue()
+    finally:
+        sys.argv = before
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    return 0, printed.getvalue()
 
 
 def execute(job: Job, executor: Callable[..., Any] = in_process, *extra: Any) -> Run:

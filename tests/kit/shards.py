@@ -1,7 +1,12 @@
-"""Pictures and shards of them, and measurements."""
+"""Pictures and files of them, whole and strange, and measurements."""
 
 import io
+import struct
 import tarfile
+import zipfile
+import zlib
+from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -17,28 +22,72 @@ from kintsugi.pipeline.data.pictures import array_file
 SIZE = 32
 
 
+@cache
+def photograph() -> np.ndarray:
+    """(128, 128, 3) on [0, 1]."""
+    return resize(data.astronaut(), (128, 128), anti_aliasing=True)
+
+
 def picture(number: int, size: int = SIZE) -> np.ndarray:
     """A crop of a photograph, (size, size, 3) uint8, different for each number."""
-    photograph = resize(data.astronaut(), (128, 128), anti_aliasing=True)
-    rng = np.random.default_rng(number)
-    top, left = rng.integers(0, 128 - size + 1, 2)
-    return (photograph[top : top + size, left : left + size] * 255).round().astype(np.uint8)
+    top, left = np.random.default_rng(number).integers(0, 128 - size + 1, 2)
+    return (photograph()[top : top + size, left : left + size] * 255).round().astype(np.uint8)
 
 
-def encode(array: np.ndarray, kind: str = "PNG", **options: Any) -> bytes:
+def encode(image: np.ndarray | Image.Image, kind: str = "PNG", **options: Any) -> bytes:
     buffer = io.BytesIO()
-    Image.fromarray(array).save(buffer, format=kind, **options)
+    (image if isinstance(image, Image.Image) else Image.fromarray(image)).save(buffer, kind, **options)
     return buffer.getvalue()
 
 
-def write_tar(path: Path, members: list[tuple[str, bytes]]) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tarfile.open(path, "w") as tar:
+def npy(array: np.ndarray, **options: Any) -> bytes:
+    buffer = io.BytesIO()
+    np.save(buffer, array, **options)
+    return buffer.getvalue()
+
+
+def chunk(kind: bytes, content: bytes) -> bytes:
+    """A part of a PNG."""
+    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+
+def png(width: int, height: int, *chunks: tuple[bytes, bytes], bits: int = 8, colour: int = 2) -> bytes:
+    """A PNG of a few bytes that claims a size, with these chunks, or with pixels of none."""
+    head = b"IHDR", struct.pack(">IIBBBBB", width, height, bits, colour, 0, 0, 0)
+    pixels = () if any(kind == b"IDAT" for kind, _ in chunks) else ((b"IDAT", zlib.compress(b"")),)
+    parts = (head, *chunks, *pixels, (b"IEND", b""))
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunk(*part) for part in parts)
+
+
+def special(name: str, kind: bytes, link: str = "") -> tuple[tarfile.TarInfo, bytes]:
+    """A link, a pipe or a device as a member of a tar."""
+    info = tarfile.TarInfo(name)
+    info.type, info.linkname = kind, link
+    return info, b""
+
+
+def tar_of(*members: tuple[str | tarfile.TarInfo, bytes], **options: Any) -> bytes:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w", **options) as tar:
         for name, content in members:
-            info = tarfile.TarInfo(name)
+            info = tarfile.TarInfo(name) if isinstance(name, str) else name
             info.size = len(content)
             tar.addfile(info, io.BytesIO(content))
+    return buffer.getvalue()
+
+
+def write_tar(path: Path, members: Sequence[tuple[str | tarfile.TarInfo, bytes]]) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(tar_of(*members))
     return path
+
+
+def zip_of(members: Mapping[str, bytes], method: int = zipfile.ZIP_DEFLATED) -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", method) as archive:
+        for name, content in members.items():
+            archive.writestr(name, content)
+    return buffer.getvalue()
 
 
 def measured(image: np.ndarray, operator: dict) -> np.ndarray:
