@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -52,8 +52,8 @@ def contents(topic: str) -> tuple[tuple[str, ...], Iterable[tuple[str, ...]]]:
     """The columns and rows of the table of a topic; the first column holds names."""
     from kintsugi import operators, priors, samplers
     from kintsugi.jobs.fields import fields
-    from kintsugi.pipeline.metrics import IMAGE, SETS
-    from kintsugi.registry import package, parameters
+    from kintsugi.pipeline import metrics
+    from kintsugi.registry import parameters
 
     if topic == "fields":
         of_fields = ((field.name, field.type, field.default, field.about) for field in fields())
@@ -62,12 +62,13 @@ def contents(topic: str) -> tuple[tuple[str, ...], Iterable[tuple[str, ...]]]:
         return ("job", "what it does"), ((name, describe(path)) for name, path in ready_jobs().items())
     if topic == "metrics":
         better = {"one": "near 1", None: ""}
-        of_metrics = (
+        of_metrics = [
             (name, of, better.get(metric.better, metric.better or ""), metric.about.replace("\n", "\n\n", 1))
-            for of, metrics in (("image", IMAGE), ("set", SETS))
-            for name, metric in metrics.items()
-        )
-        return ("name", "of", "better", "what it is"), of_metrics
+            for of, kind in (("image", metrics.IMAGE), ("set", metrics.SETS))
+            for name, metric in kind.items()
+        ]
+        of_others = [(name, "", "", what) for name, what in plugins(metrics.REGISTRY)]
+        return ("name", "of", "better", "what it is"), of_metrics + of_others
     registries: dict[str, Registry[Any]] = {
         "operators": operators.REGISTRY,
         "samplers": samplers.REGISTRY,
@@ -79,10 +80,17 @@ def contents(topic: str) -> tuple[tuple[str, ...], Iterable[tuple[str, ...]]]:
         settings = [p.name if p.required else f"{p.name}={p.default}" for p in parameters(factory)]
         what, _, _ = (inspect.getdoc(factory) or "").partition("\n\nRaises:")
         rows.append((name, "\n".join(settings), reflow(what)))
-    for plugin in registry.plugins():  # not imported: a list runs no code of others
-        refused = "; not used, since the name is built in" if plugin.name in registry.builtin else ""
-        rows.append((plugin.name, "", f"plug-in of {package(plugin)}{refused}"))
+    rows += [(name, "", what) for name, what in plugins(registry)]
     return ("name", "parameters", "what it is"), rows
+
+
+def plugins(registry: Registry[Any]) -> Iterator[tuple[str, str]]:
+    """Name and package of each plug-in, which is not imported: a list runs no code of others."""
+    from kintsugi.registry import package
+
+    for plugin in registry.plugins():
+        refused = "; not used, since the name is built in" if plugin.name in registry.builtin else ""
+        yield plugin.name, f"plug-in of {package(plugin)}{refused}"
 
 
 def reflow(text: str) -> str:

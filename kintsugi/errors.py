@@ -34,8 +34,9 @@ MAX_ERROR = 1000  # characters: names in shards can be of any length
 
 
 def error_text(error: Exception) -> str:
-    """An exception for the `error` column, without addresses in memory: rows must not differ."""
-    text = re.sub(r" at 0x[0-9a-f]+", "", str(error)).encode("utf-8", "backslashreplace").decode()
+    """An exception and its notes, for the `error` column: no addresses in memory, as rows must not differ."""
+    said = " ".join([str(error), *(f"({note})" for note in getattr(error, "__notes__", ()))])
+    text = re.sub(r" at 0x[0-9a-f]+", "", said).encode("utf-8", "backslashreplace").decode()
     return f"{type(error).__name__}: {text[:MAX_ERROR]}"
 
 

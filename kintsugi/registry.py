@@ -1,6 +1,6 @@
 """Turn a spec, `{"name": ..., parameters...}`, into an object by way of a registry of factories.
 
-Operators, samplers and priors share this: a registry is a dict from a name to a factory,
+Operators, samplers, priors and metrics share this: a registry is a dict from a name to a factory,
 the factory's signature is the list of parameters, and its type annotations are their checks.
 What other packages offer is found by entry points, and imported when a spec names it.
 """
@@ -49,11 +49,15 @@ class Registry(Mapping[str, T]):
 
     Args:
         kind: "sampler" has the entry points of the group "kintsugi.samplers".
-        of: the type of which an entry must be.
+        of: the type of which an entry must be, or several. field: of a job, that names an entry.
+
+    Attributes:
+        loaded: the plug-ins that were asked for, as Python keeps their modules.
     """
 
-    def __init__(self, kind: str, builtin: dict[str, T], of: Any = Callable):
-        self.kind, self.builtin, self.of = kind, builtin, of
+    def __init__(self, kind: str, builtin: dict[str, T], of: Any = Callable, field: str | None = None):
+        self.kind, self.builtin, self.of, self.field = kind, builtin, of, field or f"{kind}.name"
+        self.loaded: dict[str, T] = {}
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.builtin)
@@ -64,15 +68,26 @@ class Registry(Mapping[str, T]):
     def __getitem__(self, name: str) -> T:
         if name in self.builtin:
             return self.builtin[name]
+        if name not in self.loaded:
+            self.loaded[name] = self.load(name)
+        return self.loaded[name]
+
+    def load(self, name: str) -> T:
+        """Import the plug-in of this name.
+
+        Raises:
+            KeyError: there is none. SpecError: it cannot be used, or several packages have one.
+        """
         if (plugin := self.plugin(name)) is None:
             raise KeyError(name)
-        title = f"{self.kind}.name: the plug-in {name!r} of {package(plugin)}"
+        title = f"{self.field}: the plug-in {name!r} of {package(plugin)}"
         try:
             entry: T = plugin.load()
         except (Exception, SystemExit) as error:  # the code of others
             raise SpecError(f"{title} cannot be imported: {type(error).__name__}: {error}") from error
         if not isinstance(entry, self.of):
-            wanted = getattr(self.of, "__name__", self.of)
+            kinds = self.of if isinstance(self.of, tuple) else (self.of,)
+            wanted = " or ".join(getattr(kind, "__name__", str(kind)) for kind in kinds)
             raise SpecError(f"{title} is no {wanted}: {plugin.value}")
         return entry
 
@@ -89,7 +104,7 @@ class Registry(Mapping[str, T]):
         found = [] if name in self.builtin else [one for one in self.plugins() if one.name == name]
         if len(found) > 1:
             packages = ", ".join(map(package, found))
-            raise SpecError(f"{self.kind}.name: {name!r} is in {packages}; uninstall all but one")
+            raise SpecError(f"{self.field}: {name!r} is in {packages}; uninstall all but one")
         return found[0] if found else None
 
     def packages(self, spec: Mapping[str, Any], field: str) -> dict[str, str]:

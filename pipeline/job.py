@@ -9,7 +9,7 @@ from pydantic import Field, field_validator, model_validator
 
 from kintsugi import operators, priors, samplers
 from kintsugi.errors import ShapeError, SpecError
-from kintsugi.pipeline import metrics
+from kintsugi.pipeline.metrics.registry import check as check_metrics
 from kintsugi.pipeline.parts import (
     Compute,
     Data,
@@ -99,7 +99,7 @@ class Job(Model):
         priors.check(self.prior)
         if isinstance(path := self.prior.get("path"), str):
             at(path)
-        metrics.check(self.metrics, self.data.size, not self.from_measurements, self.reference)
+        check_metrics(self.metrics, self.data.size, not self.from_measurements, self.reference)
         if self.from_measurements and self.data.fit != "exact":
             raise ValueError("data.fit: measurements are restored in the size they have; leave it out")
         if self.from_measurements and self.images != "restored":

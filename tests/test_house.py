@@ -24,9 +24,7 @@ TOO_LARGE = {
     "samplers/conjugate.py:Conjugate",
 }
 """Not yet divided, or, as the fields of a record and a sampler's parameters, not yet grouped."""
-UNSAID = {
-    "pipeline/metrics/__init__.py",
-}
+UNSAID: set[str] = set()
 """Files in which something public has no docstring yet; a file goes when its last has one."""
 
 
@@ -112,4 +110,6 @@ def test_the_map_names_every_module_and_nothing_else():
             folder = heading[1]
         elif entry := re.match(r"- `(\S+\.py)` ", line):
             named.append(folder + entry[1])
-    assert sorted(named) == sorted(FILES)
+    # Of the metrics of images the map names the folder: a new one is one file and nothing else.
+    ours = [file for file in FILES if not re.match(r"pipeline/metrics/images/(?!__init__)", file)]
+    assert sorted(named) == sorted(ours)

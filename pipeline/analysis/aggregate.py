@@ -29,9 +29,10 @@ from kintsugi.pipeline.analysis.measures import (
     limited,
     share_better,
 )
-from kintsugi.pipeline.analysis.rows import MEASURES, Tally, write_rows
+from kintsugi.pipeline.analysis.rows import Tally, measures_in, write_rows
 from kintsugi.pipeline.execution.run import Run
-from kintsugi.pipeline.metrics import BASELINES, IMAGE, baseline_column
+from kintsugi.pipeline.metrics import IMAGE
+from kintsugi.pipeline.metrics.registry import BASELINES, baseline_column
 
 EXTREMES = 8  # samples at either end, at most
 
@@ -133,7 +134,7 @@ def describe_rows(rows: Path) -> Summary:
         places = pc.sort_indices(keys).to_numpy()  # so that sums do not depend on the order of the rows
         breakdowns = {by: Breakdown(column(by), ok, places) for by in ("shard", "label")}
         measures = {}
-        for name in MEASURES:
+        for name in measures_in(file.schema_arrow):
             stored = column(name)
             beside = (
                 {each: column(baseline_column(name, each)) for each in BASELINES} if name in IMAGE else {}

@@ -15,13 +15,13 @@ from kintsugi import operators
 from kintsugi.errors import JobError, redacted
 from kintsugi.pipeline.analysis.query import rows_file
 from kintsugi.pipeline.analysis.report.stored import read_metrics
-from kintsugi.pipeline.analysis.rows import measures_in
+from kintsugi.pipeline.analysis.rows import baselines_in, measures_in
 from kintsugi.pipeline.execution.commit import refuse_nonsense
 from kintsugi.pipeline.execution.directory import JOB, METRICS
 from kintsugi.pipeline.execution.identity import recorded
 from kintsugi.pipeline.execution.run import Run
 from kintsugi.pipeline.job import Job, alike, deciding, flatten
-from kintsugi.pipeline.metrics import BASELINE_COLUMNS, BASELINES, baseline_column
+from kintsugi.pipeline.metrics.registry import BASELINES, baseline_column
 from kintsugi.pipeline.storage.files import parquet
 from kintsugi.pipeline.storage.location import Location, at
 
@@ -111,8 +111,8 @@ def load(one: Input) -> pa.Table:
     try:
         with parquet(one.rows) as file:
             schema = file.schema_arrow
-            beside = [name for name in (*BASELINE_COLUMNS, "forwards", "vjps") if name in schema.names]
-            table = file.read(["key", "status", "error", *measures_in(schema), *beside])
+            cost = [name for name in ("forwards", "vjps") if name in schema.names]
+            table = file.read(["key", "status", "error", *measures_in(schema), *baselines_in(schema), *cost])
             table["key"], table["status"], table["error"]
     except (pa.ArrowException, KeyError, ValueError) as error:
         raise JobError(f"{one.rows} is not a table of rows: {error}") from error

@@ -7,26 +7,26 @@ them: the residual, the deviation of several samples, and the seconds.
 import math
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from kintsugi.errors import SpecError
 from kintsugi.pipeline.analysis.intervals import mean_interval, moments
-from kintsugi.pipeline.metrics import ALL, IMAGE, PERFECT, SETS, Better
+from kintsugi.pipeline.metrics.metric import Better, ImageMetric, SetMetric
+from kintsugi.pipeline.metrics.registry import REGISTRY
 
 BINS = 40  # of a histogram, at most
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 ARROWS: Mapping[Better, str] = {"higher": " ↑", "lower": " ↓", "one": " → 1", None: ""}
 TITLES = {
-    **{name: metric.title + ARROWS[metric.better] for name, metric in ALL.items()},
-    **{f"{name}_infinity": f"{metric.title}, n → ∞ ↓" for name, metric in SETS.items() if metric.moments},
     "residual": "residual, RMS ↓",
     "spread": "deviation of the samples, RMS",
     "seconds": "sampler, s per image",
 }
 ABOUT = {
-    **{name: metric.about.replace("\n", " ") for name, metric in ALL.items()},
     "residual": "Root mean square of H x̂ − y, on [-1, 1].",
     "spread": "Root mean square over the pixels of the samples' standard deviation, on [-1, 1].",
     "seconds": "The sampler's time for a batch divided by its samples; to the interval a batch is one value.",
@@ -55,20 +55,44 @@ class Mean:
     infinite: int
 
 
+def metric_of(name: str) -> ImageMetric | SetMetric | None:
+    """The metric of this name; of what is none, or is not installed here, None."""
+    with suppress(SpecError):
+        return None if name in TITLES else REGISTRY.get(name)
+    return None
+
+
+def of_image(name: str) -> ImageMetric | None:
+    """The metric of images of this name, as `metric_of`."""
+    metric = metric_of(name)
+    return metric if isinstance(metric, ImageMetric) else None
+
+
 def title(name: str) -> str:
     """A measure as it heads a column, with the direction in which it is better."""
-    return TITLES[name] if name in TITLES else name + ARROWS[better(name)]
+    if name in TITLES:
+        return TITLES[name]
+    if metric := metric_of(name):
+        return metric.title + ARROWS[metric.better]
+    of = metric_of(name.removesuffix("_infinity"))
+    return f"{of.title}, n → ∞ ↓" if isinstance(of, SetMetric) else name
+
+
+def about(name: str) -> str:
+    """What a measure is; nothing where that is not known."""
+    metric = metric_of(name)
+    return metric.about.replace("\n", " ") if metric else ABOUT.get(name, "")
 
 
 def bare(name: str) -> str:
     """The title of a measure without the arrow and the unit."""
-    return re.sub(r"( [↑↓]| → 1|, .*)+$", "", TITLES.get(name, name))
+    return re.sub(r"( [↑↓]| → 1|, .*)+$", "", title(name))
 
 
 def better(name: str) -> Better:
     """Which values of a measure are: of residuals and seconds the lower; None where neither is."""
-    if name in IMAGE:
-        return IMAGE[name].better
+    if metric := of_image(name):
+        return metric.better
     return "lower" if name in ("residual", "seconds") else None
 
 
@@ -86,15 +110,15 @@ def badness(name: str, values: np.ndarray) -> np.ndarray:
 
 def bounds(name: str) -> tuple[float, float]:
     """Least and largest value that a measure can have."""
-    return IMAGE[name].range if name in IMAGE else (0.0, math.inf)
+    return metric.range if (metric := of_image(name)) else (0.0, math.inf)
 
 
 def limited(name: str, values: np.ndarray) -> np.ndarray:
-    """The values as they count in means, differences and intervals: of a PSNR at most `PERFECT`.
+    """The values as they count in means, differences and intervals: at most `most`, of a PSNR 100 dB.
 
     Identical images have an infinite PSNR. Without them, the best images would lower the mean.
     """
-    return np.minimum(values, PERFECT) if name == "psnr" else values
+    return np.minimum(values, metric.most) if (metric := of_image(name)) else values
 
 
 def counted(name: str, values: np.ndarray) -> np.ndarray:

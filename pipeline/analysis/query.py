@@ -1,7 +1,7 @@
 """The flat table of a run or of scored images, and SQL over it."""
 
 import tempfile
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -9,7 +9,7 @@ from typing import Any
 import pyarrow as pa
 
 from kintsugi.errors import JobError
-from kintsugi.pipeline.analysis.rows import FLAT_ROWS, shows_state_of, write_rows
+from kintsugi.pipeline.analysis.rows import flat_schema, shows_state_of, write_rows
 from kintsugi.pipeline.execution.directory import JOB, REPORT, TABLE
 from kintsugi.pipeline.execution.run import Run
 from kintsugi.pipeline.storage.files import dataset
@@ -57,7 +57,7 @@ def rows_of(folder: Location) -> Iterator[Location]:
     Raises:
         JobError: `folder` is neither a run directory nor what `kintsugi score` made.
     """
-    found = kept_rows(folder, FLAT_ROWS.names)
+    found = kept_rows(folder, whole=True)
     if found is not None:
         yield found
         return
@@ -68,8 +68,11 @@ def rows_of(folder: Location) -> Iterator[Location]:
         yield rows
 
 
-def kept_rows(folder: Location, columns: Collection[str] = ()) -> Location | None:
-    """The table that is there already, if it shows what is committed now and, of a run, has these columns.
+def kept_rows(folder: Location, whole: bool = False) -> Location | None:
+    """The table that is there already, if it shows what is committed now.
+
+    Args:
+        whole: of a run, only with all columns that there are today.
 
     Raises:
         JobError: it is a link or no regular file; or `folder` is no run.
@@ -79,7 +82,7 @@ def kept_rows(folder: Location, columns: Collection[str] = ()) -> Location | Non
             regular(folder / TABLE, MAX_TABLE)
             return folder / TABLE
     run, rows = Run.open(folder), folder / REPORT / TABLE
-    return rows if shows_state_of(run, rows, columns) else None
+    return rows if shows_state_of(run, rows, flat_schema(run.job.metrics).names if whole else ()) else None
 
 
 @contextmanager

@@ -2,7 +2,7 @@
 
 import hashlib
 from collections import Counter
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -10,25 +10,32 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from kintsugi.pipeline.execution.commit import PICTURES, ROWS, Commit, read_rows
+from kintsugi.pipeline.execution.commit import PICTURES, Commit, read_rows, rows_schema
 from kintsugi.pipeline.execution.run import Run
-from kintsugi.pipeline.metrics import BASELINE_COLUMNS
+from kintsugi.pipeline.metrics.registry import is_baseline
 from kintsugi.pipeline.storage.files import parquet
 from kintsugi.pipeline.storage.location import Location
 from kintsugi.pipeline.storage.records import MAX_TABLE, regular
 
-FLAT_ROWS = pa.schema([f for f in ROWS if f.name not in PICTURES] + [pa.field("seconds", pa.float64())])
 ROW_GROUP = 1 << 16  # rows
 REPEATED = ["shard", "label", "source", "status", "error", "seed", "forwards", "vjps", "batch_size"]
 STATE = b"kintsugi.commits"  # in the metadata of the flat table
 
 
+def flat_schema(metrics: Sequence[str] = ()) -> pa.Schema:
+    """The columns of the flat table of a job that names these metrics."""
+    kept = [field for field in rows_schema(metrics) if field.name not in PICTURES]
+    return pa.schema([*kept, pa.field("seconds", pa.float64())])
+
+
 def measures_in(schema: pa.Schema) -> list[str]:
     """The columns that measure something of a sample: those of real numbers but for the baselines'."""
-    return [f.name for f in schema if pa.types.is_floating(f.type) and f.name not in BASELINE_COLUMNS]
+    return [f.name for f in schema if pa.types.is_floating(f.type) and not is_baseline(f.name)]
 
 
-MEASURES = tuple(measures_in(FLAT_ROWS))
+def baselines_in(schema: pa.Schema) -> list[str]:
+    """The columns of what the measurements have without a network."""
+    return [f.name for f in schema if pa.types.is_floating(f.type) and is_baseline(f.name)]
 
 
 @dataclass
@@ -84,16 +91,16 @@ def write_rows(run: Run, file: Path) -> Tally:
     """
     tally, state = Tally(), hashlib.sha256()
     waiting: list[pa.Table] = []
-    rows = 0
+    rows, schema = 0, flat_schema(run.job.metrics)
     # Of numbers and keys hardly any is there twice: a dictionary of them takes time and no less space.
-    with pq.ParquetWriter(file, FLAT_ROWS, use_dictionary=REPEATED, write_page_checksum=True) as writer:
+    with pq.ParquetWriter(file, schema, use_dictionary=REPEATED, write_page_checksum=True) as writer:
 
         def flush() -> None:
             if waiting:
-                writer.write_table(pa.concat_tables(waiting).select(FLAT_ROWS.names).cast(FLAT_ROWS))
+                writer.write_table(pa.concat_tables(waiting).select(schema.names).cast(schema))
                 waiting.clear()
 
-        for table, commit in committed(run, FLAT_ROWS.names):
+        for table, commit in committed(run, schema.names):
             tally.add(commit)
             state.update(mark(commit))
             waiting.append(table)

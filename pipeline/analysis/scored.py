@@ -19,8 +19,9 @@ from kintsugi.pipeline.data.decode import Decoded
 from kintsugi.pipeline.data.names import key_of
 from kintsugi.pipeline.execution.directory import METRICS, TABLE
 from kintsugi.pipeline.execution.reference import reference_of, refuse_missing
-from kintsugi.pipeline.metrics import ALL, IMAGE, SETS, TRUTH, check
+from kintsugi.pipeline.metrics import IMAGE, REGISTRY, SETS
 from kintsugi.pipeline.metrics.features import Extractor, arrays, table_of
+from kintsugi.pipeline.metrics.registry import TRUTH, check
 from kintsugi.pipeline.metrics.scoring import Scorer
 from kintsugi.pipeline.metrics.sets import evaluate
 from kintsugi.pipeline.parts import Published
@@ -120,14 +121,14 @@ def compare_sets(
         JobError: an unknown metric, or one whose weights or reference are missing.
     """
     try:
-        check(names, max(metric.smallest for metric in ALL.values()), True, reference)
+        check(names, max(metric.smallest for metric in REGISTRY.values()), True, reference)
     except ValueError as error:
         raise JobError(str(error)) from error
     refuse_missing(names, reference)
     scorer = Scorer(names, device)
     of_sets = [name for name in names if name in SETS]
     extractor = Extractor({SETS[name].space for name in of_sets}, device)
-    smallest = max(ALL[name].smallest for name in names)
+    smallest = max(REGISTRY[name].smallest for name in names)
     of_images = [name for name in names if name in IMAGE]
     schema = pa.schema(
         [(name, pa.string()) for name in ("key", "source", "status", "error")]
@@ -209,7 +210,7 @@ def compare_sets(
         "without_truth": pairs.without_truth,
         "without_restored": pairs.without_restored,
         "provenance": {
-            f"weights of {name}": weights.describe() for name in names if (weights := ALL[name].weights)
+            f"weights of {name}": weights.describe() for name in names if (weights := REGISTRY[name].weights)
         },
     }
     with publish(out / METRICS) as temporary:

@@ -21,7 +21,8 @@ from kintsugi.pipeline.analysis.rows import committed
 from kintsugi.pipeline.analysis.sweep_settings import Rung, Settings, name_of
 from kintsugi.pipeline.execution.run import Run
 from kintsugi.pipeline.job import Job
-from kintsugi.pipeline.metrics import BASELINES, IMAGE, baseline_column
+from kintsugi.pipeline.metrics import IMAGE
+from kintsugi.pipeline.metrics.registry import BASELINES, baseline_column
 
 
 @dataclass(frozen=True)

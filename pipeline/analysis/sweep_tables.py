@@ -2,7 +2,7 @@
 
 from kintsugi.pipeline.analysis.sweep import Outcome, Result, difference, mean_of
 from kintsugi.pipeline.analysis.tables import Table, csv_text
-from kintsugi.pipeline.metrics import baseline_column
+from kintsugi.pipeline.metrics.registry import baseline_column
 from kintsugi.pipeline.storage.location import Location
 
 

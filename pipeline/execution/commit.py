@@ -9,7 +9,7 @@ that wakes up and writes again writes the same bytes.
 
 import hashlib
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import Annotated, Any
 
@@ -29,7 +29,8 @@ from kintsugi.pipeline.execution.directory import (
     data_file,
     features_file,
 )
-from kintsugi.pipeline.metrics import BASELINE_COLUMNS, IMAGE
+from kintsugi.pipeline.metrics.registry import BASELINES, baseline_column, columns
+from kintsugi.pipeline.metrics.scoring import LARGEST
 from kintsugi.pipeline.storage import records
 from kintsugi.pipeline.storage.files import file_sizes, storage_failed, whole
 from kintsugi.pipeline.storage.location import Location, is_remote
@@ -38,10 +39,9 @@ from kintsugi.pipeline.storage.records import MAX_RECORD, MAX_TABLE, UNIT, Count
 
 ROW_GROUP = 1 << 28  # bytes at most of the samples in it: Parquet cannot read back lists of 2 GiB
 MAX_TEXT = 1 << 20  # characters of a cell
-LARGEST = 1e90  # of a measure: sums of the third powers of many are finite, too
 READERS = 16  # records of a remote run that are read at once
 
-ROWS = pa.schema(
+BEFORE = pa.schema(
     [
         ("key", pa.string()),
         ("shard", pa.string()),
@@ -54,8 +54,10 @@ ROWS = pa.schema(
         ("forwards", pa.int32()),
         ("vjps", pa.int32()),
         ("batch_size", pa.int32()),
-        *((name, pa.float64()) for name in IMAGE),
-        *((name, pa.float64()) for name in BASELINE_COLUMNS),  # without a network, where there is a truth
+    ]
+)
+AFTER = pa.schema(
+    [
         ("residual", pa.float64()),  # RMS of H x̂ − y on the [-1, 1] scale
         ("spread", pa.float64()),  # RMS over the pixels of the samples' standard deviation, on [-1, 1]
         ("file", pa.string()),  # the sample's file, where the shard is a folder
@@ -66,8 +68,24 @@ ROWS = pa.schema(
         ("samples", pa.list_(pa.binary())),  # in restoration.format
     ]
 )
+"""The columns of rows before and after those of metrics."""
 PICTURES = ("restored", "measurement", "truth", "deviation", "samples")
 NEEDED = ("key", "shard", "status")  # columns in which there is no null
+
+
+def rows_schema(metrics: Sequence[str] = ()) -> pa.Schema:
+    """The columns of the rows of a job that names these metrics.
+
+    Each metric of images has one, and behind all of them one for either baseline, what the measurement has
+    without a network where there is a truth.
+    """
+    names = columns(metrics)
+    names += [baseline_column(name, baseline) for name in names for baseline in BASELINES]
+    return pa.schema([*BEFORE, *(pa.field(name, pa.float64()) for name in names), *AFTER])
+
+
+ROWS = rows_schema()
+"""The columns that the rows of every run have."""
 
 
 @dataclass(frozen=True, kw_only=True, config=ConfigDict(strict=True, extra="forbid"))
@@ -116,6 +134,7 @@ def commit(
     seconds: Mapping[str, float],
     earlier: Mapping[str, float] | None = None,
     features: pa.Table | None = None,
+    schema: pa.Schema = ROWS,
     **record: Any,
 ) -> Commit:
     """Write a unit's features and rows, then its record.
@@ -125,6 +144,7 @@ def commit(
         seconds: by part, to which the writing and the total are added.
         earlier: of the record that this one replaces, some of whose rows are kept.
         features: of the restored samples, `key` and a list of numbers per feature space.
+        schema: of the rows.
         record: the other fields.
     """
     mark = time.perf_counter()
@@ -133,7 +153,7 @@ def commit(
         record |= {"features_bytes": length, "features_sha256": sha256}
     largest = max((sum(map(len, row["samples"] or ())) for row in rows), default=0)
     group = max(1, ROW_GROUP // largest) if largest else None
-    length, sha256 = write_table(data_file(folder, unit), pa.Table.from_pylist(rows, ROWS), group)
+    length, sha256 = write_table(data_file(folder, unit), pa.Table.from_pylist(rows, schema), group)
     now = time.perf_counter()
     spent = {**seconds, "write": now - mark, "total": now - started}
     done = Commit(
@@ -215,7 +235,7 @@ def valid(record: bytes, unit: str, config_hash: str, data_bytes: int) -> Commit
 
 
 def read_rows(folder: Location, record: Commit, columns: list[str] | None = None) -> pa.Table:
-    """The rows of a committed unit, all or some columns of `ROWS`; metrics newer than the run are null.
+    """The rows of a committed unit, all or some columns of `rows_schema`; those newer than the run are null.
 
     Raises:
         JobError: the data file is not the one that was committed, or does not hold rows.
@@ -226,7 +246,7 @@ def read_rows(folder: Location, record: Commit, columns: list[str] | None = None
         raise JobError(
             f"{file} has {len(table)} rows, and its commit record says {record.rows}; {advice(folder)}"
         )
-    refuse_nonsense(table, file)
+    refuse_nonsense(table, file, columns or ())
     if "status" in table.column_names:
         failed = pc.sum(pc.equal(table["status"], "failed")).as_py() or 0
         if failed != record.failed:
@@ -238,7 +258,7 @@ def read_rows(folder: Location, record: Commit, columns: list[str] | None = None
     there = set(table.column_names)
     for name in columns:
         if name not in there:
-            table = table.append_column(name, pa.nulls(len(table), ROWS.field(name).type))
+            table = table.append_column(name, pa.nulls(len(table), type_of(name)))
     return table.select(columns)
 
 
@@ -289,11 +309,20 @@ def advice(folder: Location) -> str:
     return f"`kintsugi verify {folder} --repair` drops it, then run again"
 
 
-def refuse_nonsense(table: pa.Table, file: Location) -> None:
-    """Raise a JobError if what was read of a file is not of the types and ranges that rows have."""
+def type_of(column: str) -> pa.DataType:
+    """Of a column of rows; one that not every run has is of a metric."""
+    return ROWS.field(column).type if column in ROWS.names else pa.float64()
+
+
+def refuse_nonsense(table: pa.Table, file: Location, asked: Collection[str] = ()) -> None:
+    """Raise a JobError if what was read of a file is not of the types and ranges that rows have.
+
+    Args:
+        asked: the columns that must be of rows, whatever their names.
+    """
     for field in table.schema:
         column = table[field.name]
-        wanted = ROWS.field(field.name).type if field.name in ROWS.names else field.type
+        wanted = type_of(field.name) if field.name in (*ROWS.names, *asked) else field.type
         whole = pa.types.is_integer(field.type) and pa.types.is_integer(wanted)
         if not (field.type == wanted or whole or pa.types.is_null(field.type)):
             raise JobError(f"{file}: {field.name} is a column of {field.type}, not {wanted}")

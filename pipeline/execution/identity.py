@@ -18,7 +18,7 @@ from kintsugi.pipeline.data.collection import Collection
 from kintsugi.pipeline.execution.directory import FILES
 from kintsugi.pipeline.execution.reference import reference_of
 from kintsugi.pipeline.job import Job
-from kintsugi.pipeline.metrics import ALL, SETS
+from kintsugi.pipeline.metrics import REGISTRY, SETS
 from kintsugi.pipeline.metrics.weights import MissingWeights
 from kintsugi.pipeline.storage.location import Location
 from kintsugi.pipeline.storage.publish import publish
@@ -49,10 +49,12 @@ def sha256(field: str, path: str) -> str:
 
 
 def of_plugins(job: Job) -> Digests:
-    """The packages of the plug-ins that a job names; imports none of them."""
+    """The packages of the plug-ins that a job names, by field, of metrics by metrics.NAME; imports none."""
     found = priors.REGISTRY.packages(job.prior, "prior") | samplers.REGISTRY.packages(job.sampler, "sampler")
     for field, spec in operators.specs_in(job.degradation.operator, "degradation.operator"):
         found |= operators.REGISTRY.packages(spec, field)
+    for name in job.metrics:
+        found |= REGISTRY.packages({"name": name}, f"metrics.{name}")
     return found
 
 
@@ -60,9 +62,10 @@ def of_weights(job: Job) -> Digests:
     """Of the weights of metrics, as far as they are on this machine: that of a driver may have none."""
     found = {}
     for name in job.metrics:
-        if (weights := ALL[name].weights) is not None:
+        if (weights := REGISTRY[name].weights) is not None:
+            field = f"metrics.{name}" if name in REGISTRY.builtin else f"metrics.{name}.weights"
             with suppress(MissingWeights):
-                found[f"metrics.{name}"] = weights.digest()
+                found[field] = weights.digest()
     return found
 
 

@@ -11,11 +11,13 @@ from kintsugi.device import default_device
 from kintsugi.errors import JobError
 from kintsugi.pipeline.data.collection import Collection
 from kintsugi.pipeline.execution.directory import reference_file
-from kintsugi.pipeline.metrics import SETS, SPACE_WEIGHTS, refuse_missing_weights
+from kintsugi.pipeline.metrics import SETS
 from kintsugi.pipeline.metrics.distances import PAIRS_MOST
 from kintsugi.pipeline.metrics.features import SIZES, Extractor
+from kintsugi.pipeline.metrics.metric import SPACE_WEIGHTS
 from kintsugi.pipeline.metrics.moments import Moments
 from kintsugi.pipeline.metrics.reference import Reference, read
+from kintsugi.pipeline.metrics.registry import refuse_missing_weights
 from kintsugi.pipeline.metrics.sets import share
 from kintsugi.pipeline.metrics.weights import MissingWeights
 from kintsugi.pipeline.parts import Published

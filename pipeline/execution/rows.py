@@ -8,7 +8,7 @@ import numpy as np
 from kintsugi.pipeline.data.decode import Decoded
 from kintsugi.pipeline.data.pictures import array_file, encode
 from kintsugi.pipeline.data.units import Unit
-from kintsugi.pipeline.execution.commit import ROWS, Commit, read_features, read_rows
+from kintsugi.pipeline.execution.commit import Commit, read_features, read_rows, rows_schema
 from kintsugi.pipeline.execution.degrade import eight_bits
 from kintsugi.pipeline.execution.stage import Restored
 from kintsugi.pipeline.job import Job
@@ -30,9 +30,9 @@ class Done(NamedTuple):
 
 
 def done(job: Job, unit: Unit, sample: Decoded, result: Result) -> Done:
-    """A sample with its row, as `commit.ROWS` has it."""
+    """A sample with its row, as `commit.rows_schema` has it."""
     error = result if isinstance(result, str) else result.error
-    row = failed_row(unit, sample, job.seed, error or "")
+    row = failed_row(job, unit, sample, error or "")
     if isinstance(result, str) or sample.image is None:
         return Done(row, 0.0, {})
     row |= {"forwards": result.forwards, "vjps": result.vjps, "batch_size": result.batch_size}
@@ -62,9 +62,9 @@ def pictures(job: Job, result: Restored, sample: np.ndarray, shown: bool) -> dic
     }
 
 
-def failed_row(unit: Unit, sample: Decoded, seed: int, error: str) -> dict[str, Any]:
+def failed_row(job: Job, unit: Unit, sample: Decoded, error: str) -> dict[str, Any]:
     """The row of a sample that could not be restored."""
-    return dict.fromkeys(ROWS.names) | {
+    return dict.fromkeys(rows_schema(job.metrics).names) | {
         "key": sample.key,
         "shard": unit.shard,
         "index": sample.index,
@@ -72,12 +72,12 @@ def failed_row(unit: Unit, sample: Decoded, seed: int, error: str) -> dict[str, 
         "source": sample.source,
         "status": "failed",
         "error": error,
-        "seed": seed,
+        "seed": job.seed,
         "file": sample.file,
     }
 
 
-def kept_of(folder: Location, committed: Commit | None) -> dict[str, Done]:
+def kept_of(job: Job, folder: Location, committed: Commit | None) -> dict[str, Done]:
     """By key, the samples of a committed unit that did not fail; none where nothing is committed.
 
     Raises:
@@ -85,7 +85,7 @@ def kept_of(folder: Location, committed: Commit | None) -> dict[str, Done]:
     """
     if committed is None:
         return {}
-    rows = read_rows(folder, committed, ROWS.names).to_pylist()
+    rows = read_rows(folder, committed, rows_schema(job.metrics).names).to_pylist()
     features: dict[str, dict[str, np.ndarray]] = {}
     if (stored := read_features(folder, committed)) is not None:
         columns, keys = arrays(stored), stored["key"].to_pylist()

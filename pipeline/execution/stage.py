@@ -20,8 +20,9 @@ from kintsugi.pipeline.execution.memory import Memory, largest_batch
 from kintsugi.pipeline.execution.problems import Prepared, Problems
 from kintsugi.pipeline.execution.timing import timed
 from kintsugi.pipeline.job import Job
-from kintsugi.pipeline.metrics import SETS, TRUTH, baseline_column
+from kintsugi.pipeline.metrics import SETS
 from kintsugi.pipeline.metrics.features import Extractor
+from kintsugi.pipeline.metrics.registry import TRUTH, baseline_column
 from kintsugi.pipeline.metrics.scoring import Scorer, residual
 from kintsugi.pipeline.metrics.weights import MissingWeights
 from kintsugi.priors import speed
@@ -174,7 +175,8 @@ class Stage:
             problem.sampler(
                 problem.metered, problem.operator, y, noise, sigma_y=sigma_y, callback=end_of_rehearsal
             )
-        self.score(problem.operator, y, truth, truth)
+        with suppress(ValueError, ArithmeticError):  # of a metric to which a flat image is none
+            self.score(problem.operator, y, truth, truth)
 
     def run(
         self,

@@ -11,7 +11,14 @@ import pyarrow.compute as pc
 from kintsugi.errors import JobError
 from kintsugi.pipeline.data.plan import make_plan
 from kintsugi.pipeline.data.units import Unit, changed_shards, read_members, read_units
-from kintsugi.pipeline.execution.commit import ROWS, Commit, read_commits, read_features, read_rows, valid
+from kintsugi.pipeline.execution.commit import (
+    Commit,
+    read_commits,
+    read_features,
+    read_rows,
+    rows_schema,
+    valid,
+)
 from kintsugi.pipeline.execution.directory import (
     COMMITS,
     FILES,
@@ -29,7 +36,8 @@ from kintsugi.pipeline.execution.open import examine_prior, prior_text, shard_pa
 from kintsugi.pipeline.execution.restored import faults
 from kintsugi.pipeline.execution.run import Run, recorded_job, recorded_prior
 from kintsugi.pipeline.job import Job, config_hash
-from kintsugi.pipeline.metrics import BASELINE_COLUMNS, IMAGE, SETS
+from kintsugi.pipeline.metrics import SETS
+from kintsugi.pipeline.metrics.registry import columns, is_baseline
 from kintsugi.pipeline.storage import records
 from kintsugi.pipeline.storage.files import file_sizes, lexists
 from kintsugi.pipeline.storage.location import Location
@@ -121,8 +129,8 @@ def fault_of_features(run: Run, commit: Commit, rows: pa.Table) -> str | None:
 def fault_of_rows(run: Run, unit: Unit, commit: Commit, table: pa.Table) -> str | None:
     """What is wrong with the rows of a committed unit."""
     # Metrics that the job does not name may be newer than the rows, or gone from the registry.
-    newer = IMAGE.keys() - set(run.job.metrics) | set(BASELINE_COLUMNS)
-    needed = set(ROWS.names) - newer
+    names = {name for name in rows_schema(run.job.metrics).names if not is_baseline(name)}
+    needed = names - (set(columns(run.job.metrics)) - set(run.job.metrics))
     if missing := needed - set(table.column_names):
         return f"the rows lack columns: {', '.join(sorted(missing))}"
     if table["key"].to_pylist() != read_members(run.folder / PLAN, unit).keys:

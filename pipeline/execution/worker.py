@@ -17,7 +17,7 @@ from kintsugi.pipeline.data.decode import Convert, Decoded
 from kintsugi.pipeline.data.read import read_unit
 from kintsugi.pipeline.data.shards import stays_inside
 from kintsugi.pipeline.data.units import Unit, read_members
-from kintsugi.pipeline.execution.commit import Commit, commit, read_commit
+from kintsugi.pipeline.execution.commit import Commit, commit, read_commit, rows_schema
 from kintsugi.pipeline.execution.directory import PLAN
 from kintsugi.pipeline.execution.identity import of_plugins, of_weights, recorded, refuse_changed
 from kintsugi.pipeline.execution.ledger import Task
@@ -26,7 +26,7 @@ from kintsugi.pipeline.execution.rows import Done, Result, done, failed_row, kep
 from kintsugi.pipeline.execution.run import recorded_prior, refuse_damaged
 from kintsugi.pipeline.execution.stage import Restored, Stage
 from kintsugi.pipeline.job import Job, config_hash
-from kintsugi.pipeline.metrics import ALL
+from kintsugi.pipeline.metrics import REGISTRY
 from kintsugi.pipeline.metrics.features import table_of
 from kintsugi.pipeline.storage.location import Location
 
@@ -157,7 +157,7 @@ class Worker:
     def do(self, task: Task, committed: Commit | None, started: float) -> Commit:
         """Do a unit, of a committed one only what failed, and commit it; raises as `process`."""
         unit, before = task.unit, dict(self.stage.seconds)
-        kept = kept_of(self.folder, committed)
+        kept = kept_of(self.job, self.folder, committed)
         reading = dict.fromkeys(("read", "fetch", "decode"), 0.0)
         written: list[Future[list[Done]]] = []
         with ThreadPoolExecutor(1) as writer:  # pictures are encoded while the next batch is restored
@@ -187,6 +187,7 @@ class Worker:
             earlier=committed.seconds if committed else None,
             features=table_of({sample.row["key"]: sample.features for sample in done if sample.features}),
             sample_seconds=[sample.seconds for sample in done],
+            schema=rows_schema(self.job.metrics),
             made_by=both(committed.made_by if committed else {}, self.made_by),
             notes=notes,
         )
@@ -277,7 +278,7 @@ def waited_for(batches: Iterator[list[Decoded]], seconds: dict[str, float]) -> I
 
 def weights_of(job: Job) -> dict[str, str]:
     """Which files of weights the job's metrics use."""
-    needed = ((name, ALL[name].weights) for name in job.metrics)
+    needed = ((name, REGISTRY[name].weights) for name in job.metrics)
     return {f"weights of {name}": weights.describe() for name, weights in needed if weights is not None}
 
 
@@ -298,7 +299,7 @@ def give_up(job: Job, folder: Location, task: Task, error: str) -> Commit:
     if (before := read_commit(folder, unit.unit, config_hash(job))) is not None:
         return before
     keys = read_members(folder / PLAN, unit).keys
-    rows = [failed_row(unit, Decoded(k, unit.start + i), job.seed, error) for i, k in enumerate(keys)]
+    rows = [failed_row(job, unit, Decoded(k, unit.start + i), error) for i, k in enumerate(keys)]
     return commit(
         folder,
         unit.unit,
@@ -309,6 +310,7 @@ def give_up(job: Job, folder: Location, task: Task, error: str) -> Commit:
         attempt=task.attempt,
         seconds={},
         sample_seconds=[0.0] * len(rows),
+        schema=rows_schema(job.metrics),
         made_by=provenance(torch.device("cpu")),
     )
 

@@ -11,9 +11,9 @@ from zipfile import BadZipFile
 import numpy as np
 
 from kintsugi.errors import JobError
-from kintsugi.pipeline.metrics import SPACE_WEIGHTS, SetMetric
 from kintsugi.pipeline.metrics.distances import PAIRS_MOST, FeatureSet
 from kintsugi.pipeline.metrics.features import SIZES
+from kintsugi.pipeline.metrics.metric import SPACE_WEIGHTS, SetMetric
 from kintsugi.pipeline.metrics.moments import Gaussian
 from kintsugi.pipeline.metrics.weights import MissingWeights
 from kintsugi.pipeline.storage.location import Location

@@ -10,10 +10,11 @@ import numpy as np
 from pydantic import ConfigDict
 
 from kintsugi.errors import JobError
-from kintsugi.pipeline.metrics import SETS, TRUTH, SetMetric
 from kintsugi.pipeline.metrics.distances import GROUPS, PAIRS_MOST, Estimate, FeatureSet
+from kintsugi.pipeline.metrics.metric import SetMetric
 from kintsugi.pipeline.metrics.moments import Moments
 from kintsugi.pipeline.metrics.reference import Reference
+from kintsugi.pipeline.metrics.registry import SETS, TRUTH
 
 FEW = 2048  # samples, of which Inception's covariance has no full rank
 

@@ -318,7 +318,7 @@ def settable(field: Described) -> bool:
 @pytest.mark.parametrize("kind", ["fields", "samplers", "operators", "priors", "metrics", "jobs"])
 def test_list(kind):
     from kintsugi import operators, priors, samplers
-    from kintsugi.pipeline.metrics import IMAGE, SETS
+    from kintsugi.pipeline.metrics import REGISTRY
     from kintsugi.registry import parameters
 
     expected = {
@@ -326,7 +326,7 @@ def test_list(kind):
         "samplers": samplers.REGISTRY,
         "operators": operators.REGISTRY,
         "priors": priors.REGISTRY,
-        "metrics": IMAGE | SETS,
+        "metrics": REGISTRY,
         "jobs": ready_jobs(),
     }[kind]
     output = kintsugi("list", kind).output

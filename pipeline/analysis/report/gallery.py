@@ -16,10 +16,10 @@ from kintsugi.errors import JobError, error_text
 from kintsugi.operators import SpecError
 from kintsugi.operators.arrays import read_array
 from kintsugi.pipeline.analysis.aggregate import Distribution
-from kintsugi.pipeline.analysis.rows import MEASURES
+from kintsugi.pipeline.analysis.rows import measures_in
 from kintsugi.pipeline.data.decode import MAX_PIXELS, open_image
 from kintsugi.pipeline.data.pictures import encode
-from kintsugi.pipeline.execution.commit import PICTURES, ROWS, read_rows
+from kintsugi.pipeline.execution.commit import PICTURES, read_rows, rows_schema
 from kintsugi.pipeline.execution.degrade import add_noise, levels
 from kintsugi.pipeline.execution.directory import data_file
 from kintsugi.pipeline.execution.rows import GALLERY
@@ -39,7 +39,6 @@ MAX_VALUES = 3 * MAX_PIXELS  # of a deviation
 SHEET_ROWS, GAP = 4, 4  # of pictures.png
 SHEET_SIDE = 1024  # pixels of a picture in it, at most
 KINDS = {"truth": "truth", "measurement": "measurement", "restored": "restoration"}
-COLUMNS = [name for name in ROWS.names if name in KINDS or name not in PICTURES]
 SEVERAL = ["samples", "deviation"]  # columns that are read where there are several samples
 
 
@@ -84,11 +83,11 @@ def choose(run: Run, rows_file: Location, title: str, ranked: Distribution | Non
             found = pc.is_in(file.read(columns=["key"])["key"], value_set=pa.array(why, pa.string()))
         places |= set(np.flatnonzero(found.to_numpy()).tolist())
     several = SEVERAL if run.job.restoration.samples_per_image > 1 else []
-    cards = []
-    for place, row in rows_at(run, places, [*COLUMNS, *several]):
+    cards, measured = [], measures_in(rows_schema(run.job.metrics))
+    for place, row in rows_at(run, places, [*shown_columns(run), *several]):
         pictures = {kind: row[name] for name, kind in KINDS.items() if row[name] is not None}
         if row["status"] == "ok" and pictures:
-            known = ((name, row.get(name)) for name in MEASURES)
+            known = ((name, row.get(name)) for name in measured)
             measures = {name: value for name, value in known if value is not None and value == value}
             card = Card(row["key"], place, measures, why.get(row["key"], []), pictures)
             if row.get("deviation") is not None:
@@ -98,10 +97,16 @@ def choose(run: Run, rows_file: Location, title: str, ranked: Distribution | Non
     return with_pseudo_inverses(run.job, cards)
 
 
+def shown_columns(run: Run) -> list[str]:
+    """The columns of a run's rows, of their pictures those that are shown."""
+    return [name for name in rows_schema(run.job.metrics).names if name in KINDS or name not in PICTURES]
+
+
 def rows_at(
-    run: Run, places: Iterable[int], columns: Sequence[str] = COLUMNS
+    run: Run, places: Iterable[int], columns: Sequence[str] | None = None
 ) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Committed rows by their places among all of them, in order."""
+    """Committed rows by their places among all of them, in order; by default with `shown_columns`."""
+    columns = columns or shown_columns(run)
     wanted = np.array(sorted(places), int)
     first = 0
     for _, commit in run.commits():

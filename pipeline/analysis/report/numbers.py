@@ -7,10 +7,10 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.csv
 
-from kintsugi.pipeline.analysis.measures import ASCENDING, TITLES, bare, better, number, with_interval
+from kintsugi.pipeline.analysis.measures import ASCENDING, bare, better, number, title, with_interval
 from kintsugi.pipeline.analysis.tables import Table, no_formula
 from kintsugi.pipeline.job import Job
-from kintsugi.pipeline.metrics import BASELINES, baseline_column
+from kintsugi.pipeline.metrics.registry import BASELINES, baseline_column
 
 STATED = ("value", "low", "high", "deviation")
 
@@ -27,7 +27,7 @@ def numbers(metrics: Mapping[str, Any]) -> dict[str, Any]:
 def table(metrics: Mapping[str, Any]) -> Table:
     """The headline table."""
     rows = [
-        [TITLES[name], *(number(v.get(part)) for part in STATED), str(v["n"])]
+        [title(name), *(number(v.get(part)) for part in STATED), str(v["n"])]
         for name, v in numbers(metrics).items()
     ]
     return Table(["measure", *STATED, "n"], rows)

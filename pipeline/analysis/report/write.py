@@ -15,7 +15,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescap
 from markupsafe import Markup
 
 from kintsugi.pipeline.analysis.aggregate import summarise
-from kintsugi.pipeline.analysis.measures import ABOUT, TITLES, bare, count, interval, number, with_interval
+from kintsugi.pipeline.analysis.measures import about, bare, count, interval, number, title, with_interval
 from kintsugi.pipeline.analysis.report.gallery import choose, contact_sheet, draw_deviations, failures, fitted
 from kintsugi.pipeline.analysis.report.numbers import (
     about_baselines,
@@ -34,7 +34,7 @@ from kintsugi.pipeline.analysis.tables import markdown_text
 from kintsugi.pipeline.data.pictures import mime
 from kintsugi.pipeline.execution.directory import METRICS, REPORT, TABLE
 from kintsugi.pipeline.execution.run import Run
-from kintsugi.pipeline.metrics import BASELINES
+from kintsugi.pipeline.metrics.registry import BASELINES
 from kintsugi.pipeline.storage import records
 from kintsugi.pipeline.storage.files import parquet
 from kintsugi.pipeline.storage.location import Location
@@ -126,8 +126,8 @@ def environments() -> Mapping[str, Environment]:
         "data_uri": data_uri,
         "bare": bare,
         "shapes": histogram,
-        "titles": TITLES,
-        "about": ABOUT,
+        "title": title,
+        "about": about,
         "baselines": BASELINES,
         "trade": TRADE,
         "style": Markup((files(PACKAGE) / "report.css").read_text()),

@@ -17,7 +17,7 @@ from kintsugi.pipeline.analysis.aggregate import (
 )
 from kintsugi.pipeline.analysis.intervals import holm, mean_interval, paired_p_value
 from kintsugi.pipeline.analysis.measures import average, difference
-from kintsugi.pipeline.analysis.rows import FLAT_ROWS, shows_state_of
+from kintsugi.pipeline.analysis.rows import flat_schema, shows_state_of
 from kintsugi.pipeline.execution.live import Live
 from kintsugi.pipeline.execution.local import in_process
 from kintsugi.pipeline.execution.open import open_or_plan
@@ -191,8 +191,8 @@ def table_of(n, seed=0):
         "lpips": pa.array(random.lognormal(-1, 0.4, n), mask=~ok),
         "spectrum_ratio": pa.array(random.lognormal(0, 0.4, n), mask=~ok),
     }
-    columns = [values.get(field.name, pa.nulls(n, field.type)) for field in FLAT_ROWS]
-    return pa.table(columns, FLAT_ROWS.names).cast(FLAT_ROWS)
+    columns = [values.get(field.name, pa.nulls(n, field.type)) for field in flat_schema()]
+    return pa.table(columns, flat_schema().names).cast(flat_schema())
 
 
 def described(table, path, row_group):

@@ -39,7 +39,7 @@ from kintsugi.pipeline.execution.local import in_process
 from kintsugi.pipeline.execution.open import open_or_plan
 from kintsugi.pipeline.execution.prometheus import Counts
 from kintsugi.pipeline.execution.worker import Worker
-from kintsugi.pipeline.metrics import IMAGE
+from kintsugi.pipeline.metrics import REGISTRY
 from kintsugi.pipeline.metrics.sets import SetResult
 
 PICTURE = re.compile(r'data-kind="([^"]+)"><img alt="[^"]*" src="data:image/webp;base64,([^"]+)"')
@@ -330,9 +330,8 @@ def test_metrics_of_the_set_have_their_warnings_beside_them(make_job, monkeypatc
 def test_a_number_that_is_absent_and_values_that_are_not_defined_are_shown_as_such(make_job, monkeypatch):
     absent = SetResult(None, None, None, 1, ("not computed: needs at least 2",), "the truth", {}, "ab12")
     monkeypatch.setattr(write, "set_metrics", lambda run: {"fid": absent})
-    monkeypatch.setitem(
-        IMAGE, "ssim", replace(IMAGE["ssim"], load=lambda device: lambda *_: torch.tensor(math.nan))
-    )
+    nan = replace(REGISTRY["ssim"], load=lambda device: lambda *_: torch.tensor(math.nan))
+    monkeypatch.setitem(REGISTRY.builtin, "ssim", nan)
     run, metrics, html = report_of(make_job(metrics=["psnr", "ssim", "total_variation"]))
     assert (metrics["metrics"]["ssim"]["mean"], metrics["metrics"]["ssim"]["undefined"]) == (None, 12)
     assert (

@@ -10,7 +10,8 @@ from kit.shards import picture
 from scipy.ndimage import gaussian_filter
 
 from kintsugi.pipeline.execution.commit import ROWS
-from kintsugi.pipeline.metrics import ALL, IMAGE, check, refuse_missing_weights, weights
+from kintsugi.pipeline.metrics import IMAGE, REGISTRY, weights
+from kintsugi.pipeline.metrics.registry import check, refuse_missing_weights
 from kintsugi.pipeline.metrics.scoring import Scorer
 
 
@@ -196,9 +197,9 @@ def test_lpips_has_the_weights_that_are_in_the_file(scorers, monkeypatch, tmp_pa
     assert Scorer(["lpips"])(restored, truth)["lpips"] != before
 
 
-@pytest.mark.parametrize("name", [name for name, metric in ALL.items() if metric.weights])
+@pytest.mark.parametrize("name", [name for name, metric in REGISTRY.items() if metric.weights])
 def test_missing_weights_are_named_with_place_and_source(name, offline, monkeypatch, tmp_path):
-    needed = ALL[name].weights
+    needed = REGISTRY[name].weights
     place = tmp_path / "hub" / "checkpoints" / needed.name
     monkeypatch.setattr(weights.Weights, "places", property(lambda _: [place]))  # not /tmp, which may have it
     with pytest.raises(weights.MissingWeights) as error:

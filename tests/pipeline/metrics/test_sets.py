@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from kintsugi.pipeline.metrics import distances, sets
+from kintsugi.pipeline.metrics import REGISTRY, distances, sets
 from kintsugi.pipeline.metrics.distances import Estimate, FeatureSet
 from kintsugi.pipeline.metrics.moments import Gaussian, Moments, frechet, on_grid
 from kintsugi.pipeline.metrics.reference import Reference
@@ -332,9 +332,9 @@ def test_rounded_sums_of_the_truth_and_images_without_features_are_warned_of():
 
 def test_a_number_that_fails_is_absent_and_the_others_are_there(monkeypatch):
     values = {"clean": features(20, 8, 0), "clean_truth": features(20, 8, 1)}
-    monkeypatch.setitem(sets.SETS, "kid", replace(sets.SETS["kid"], compare=lambda a, b: 1 / 0))
+    monkeypatch.setitem(REGISTRY.builtin, "kid", replace(REGISTRY["kid"], compare=lambda a, b: 1 / 0))
     monkeypatch.setitem(
-        sets.SETS, "recall", replace(sets.SETS["recall"], compare=lambda a, b: Estimate(np.inf, 20))
+        REGISTRY.builtin, "recall", replace(REGISTRY["recall"], compare=lambda a, b: Estimate(np.inf, 20))
     )
     blocks = in_blocks(values, [f"{i}" for i in range(20)], [20])
     found = evaluate(["fid", "kid", "recall"], 20, blocks, Reference("t", paired=True), 8, [])

@@ -1,0 +1,37 @@
+"""LPIPS of AlexNet, and what loads that of any network."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from kintsugi.pipeline.metrics.metric import ImageMetric, Measure
+from kintsugi.pipeline.metrics.weights import ALEXNET, Weights
+
+
+def lpips(network: str, weights: Weights) -> Callable[[torch.device], Measure]:
+    """What loads LPIPS with torchmetrics' network of that name; its trunk's weights are a file."""
+
+    def load(device: torch.device) -> Measure:
+        from torchmetrics.image.lpip import LearnedPerceptualImagePatchSimilarity
+
+        weights.find()  # else torchvision would fetch them
+        net = LearnedPerceptualImagePatchSimilarity(net_type=network, normalize=True).net.to(device)
+
+        def measure(restored: Tensor, truth: Tensor) -> Tensor:
+            return net(restored.float(), truth.float(), normalize=True).squeeze()
+
+        return measure
+
+    return load
+
+
+METRIC = ImageMetric(
+    "LPIPS (AlexNet)",
+    "lower",
+    "Distance of deep features, 0 for equal images: AlexNet, version 0.1.\n"
+    "Inputs on [-1, 1], no resizing (Zhang et al., CVPR 2018, 1801.03924).",
+    lpips("alex", ALEXNET),
+    smallest=32,
+    weights=ALEXNET,
+)

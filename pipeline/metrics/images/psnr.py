@@ -1,0 +1,27 @@
+"""Peak signal-to-noise ratio."""
+
+from torch import Tensor
+
+from kintsugi.pipeline.metrics.metric import ImageMetric, plain
+
+PERFECT = 100.0
+"""dB, as which an infinite PSNR, or a larger one, enters every mean and difference."""
+
+
+def psnr(restored: Tensor, truth: Tensor) -> Tensor:
+    """10 log₁₀(1/MSE), dB, in the precision of the images."""
+    from torchmetrics.functional.image import peak_signal_noise_ratio
+
+    return peak_signal_noise_ratio(restored, truth, data_range=1.0)
+
+
+METRIC = ImageMetric(
+    "PSNR, dB",
+    "higher",
+    "Peak signal-to-noise ratio, 10 log₁₀(1/MSE), in dB; infinite for identical images.\n"
+    "float64, on [0, 1]. Restorations of a run are clipped and not rounded; pictures that `score` reads "
+    f"have 8 bits. In means and differences more than {PERFECT:g} dB count as {PERFECT:g}.",
+    plain(psnr),
+    range=(0.0, PERFECT),
+    most=PERFECT,
+)

@@ -1,0 +1,23 @@
+"""Power of fine detail, beside the truth's."""
+
+from torch import Tensor
+
+from kintsugi.pipeline.metrics.metric import ImageMetric, plain
+
+
+def spectrum_ratio(restored: Tensor, truth: Tensor) -> Tensor:
+    """Geometric mean over the rings of the spectrum."""
+    from kintsugi.pipeline.metrics.texture import ring_powers
+
+    return (ring_powers(restored) / ring_powers(truth)).log().mean().exp()
+
+
+METRIC = ImageMetric(
+    "fine spectrum",
+    "one",
+    "Power of fine detail relative to the truth's: 1 is ideal, less is blurred, more is noisy.\n"
+    "Geometric mean, over the rings between a half and the whole of Nyquist's frequency, of the ratio of "
+    "the radial power spectra; Hann window, mean of the channels.",
+    plain(spectrum_ratio),
+    smallest=8,
+)

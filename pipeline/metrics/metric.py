@@ -1,0 +1,88 @@
+"""What a metric is: of every restored image, or of the set of all."""
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Literal
+
+import torch
+from pydantic import PositiveInt
+from pydantic.dataclasses import dataclass
+from torch import Tensor
+
+from kintsugi.pipeline.metrics.distances import Compare
+from kintsugi.pipeline.metrics.weights import INCEPTION, PT_INCEPTION, Weights
+
+Better = Literal["higher", "lower", "one"] | None
+Space = Literal["clean", "legacy_tensorflow", "legacy_pytorch", "patches"]
+Measure = Callable[..., Tensor]
+"""(restored, truth), or (restored) where no truth is needed, to a number.
+
+Each is an image (1, C, H, W), float64 in [0, 1], that it must leave as it is.
+"""
+
+SPACE_WEIGHTS: Mapping[str, Weights | None] = {
+    "clean": INCEPTION,
+    "legacy_tensorflow": INCEPTION,
+    "legacy_pytorch": PT_INCEPTION,
+    "patches": None,
+}
+"""What the features of an image are made with: clean-fid's modes, and patches without a network."""
+
+
+@dataclass(frozen=True)
+class ImageMetric:
+    """A number for each restored image.
+
+    Attributes:
+        title: as it heads a column. better: which values are; None: neither.
+        about: definition, range, network and source; the first line says it in short.
+        load: makes the function for a device. needs_truth: whether that takes the truth, too.
+        range: least and largest value, within which intervals stay.
+        most: larger values, infinite ones too, count as this in every mean, difference and interval.
+        smallest: side of the smallest image, pixels.
+        weights: a file that it needs.
+    """
+
+    title: str
+    better: Better
+    about: str
+    load: Callable[[torch.device], Measure]
+    needs_truth: bool = True
+    range: tuple[float, float] = (0.0, math.inf)
+    most: float = math.inf
+    smallest: PositiveInt = 1
+    weights: Weights | None = None
+
+
+@dataclass(frozen=True)
+class SetMetric:
+    """A number for a set of restored images, compared with a reference set.
+
+    Attributes:
+        title, better, about: as of an `ImageMetric`.
+        space: what it sees of each image.
+        compare: makes the number of two sets.
+        moments: whether mean and covariance of the reference suffice, or its features are needed.
+    """
+
+    title: str
+    better: Better
+    about: str
+    space: Space
+    compare: Compare
+    moments: bool = False
+
+    @property
+    def weights(self) -> Weights | None:
+        """The file that its features need."""
+        return SPACE_WEIGHTS[self.space]
+
+    @property
+    def smallest(self) -> int:
+        """Side of the smallest image, pixels."""
+        return 8 if self.space == "patches" else 1
+
+
+def plain(measure: Measure) -> Callable[[torch.device], Measure]:
+    """What loads a function that is the same on all devices."""
+    return lambda device: measure

@@ -1,0 +1,182 @@
+"""The registry of metrics: what is built in, and plug-ins; of images (`IMAGE`) and of sets (`SETS`)."""
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TypeVar
+
+from kintsugi.pipeline.metrics import distances, images
+from kintsugi.pipeline.metrics.distances import Compare
+from kintsugi.pipeline.metrics.metric import ImageMetric, SetMetric, Space
+from kintsugi.pipeline.metrics.weights import MissingWeights
+from kintsugi.registry import Registry, choices
+
+M = TypeVar("M", ImageMetric, SetMetric)
+
+FID = (
+    "Fréchet distance of Inception features, 0 for equal sets{mode}.\n"
+    "Of Gaussians with the sets' moments (Heusel et al., NeurIPS 2017, 1706.08500), of 8-bit restorations; "
+    "{network}. From 8,192 samples also extrapolated to infinitely many (Chong and Forsyth, CVPR 2020), "
+    "where that is at least half of it."
+)
+KID = (
+    "Kernel distance of Inception features, about 0 for equal sets{mode}.\n"
+    "Unbiased MMD² of all samples, kernel (xᵀy/2048 + 1)³ (Bińkowski et al., ICLR 2018, 1801.01401); "
+    "{network}."
+)
+MANIFOLD = (
+    "Balls to the third neighbour (Kynkäänniemi et al., NeurIPS 2019, 1904.06991), of the features of FID "
+    "instead of the paper's VGG16."
+)
+MODES: Mapping[Space, tuple[str, str]] = {
+    "clean": ("", "clean-fid's resizing and TorchScript network (Parmar et al., CVPR 2022)"),
+    "legacy_pytorch": (
+        ", as pytorch-fid computes it",
+        "resized by torch's bilinear filter, with aliases",
+    ),
+    "legacy_tensorflow": (", as TensorFlow's code computes it", "resized inside the TorchScript network"),
+}
+
+
+def inception(title: str, about: str, compare: Compare, moments: bool) -> dict[str, SetMetric]:
+    """A metric in each of clean-fid's modes; `clean` has the short name."""
+    found = {}
+    for space, (mode, network) in MODES.items():
+        name, suffix = (title, "") if space == "clean" else (f"{title} ({space})", f"_{space}")
+        text = about.format(mode=mode, network=network)
+        found[title.lower() + suffix] = SetMetric(name, "lower", text, space, compare, moments)
+    return found
+
+
+BUILTIN: dict[str, ImageMetric | SetMetric] = {
+    **images.BUILTIN,
+    **inception("FID", FID, distances.fid, moments=True),
+    **inception("KID", KID, distances.kid, moments=False),
+    "precision": SetMetric(
+        "precision",
+        "higher",
+        "Share of the restorations that lie in the reference's manifold, 0 to 1.\n" + MANIFOLD,
+        "clean",
+        distances.precision,
+    ),
+    "recall": SetMetric(
+        "recall",
+        "higher",
+        "Share of the reference that lies in the restorations' manifold, 0 to 1.\n" + MANIFOLD,
+        "clean",
+        distances.recall,
+    ),
+    "swd": SetMetric(
+        "sliced Wasserstein",
+        "lower",
+        "Distance of fine textures from the truth's, 0 for equal sets; needs no weights.\n"
+        "Sliced Wasserstein-1 distance of 7×7 patches of the finest Laplacian level, 32 an image, in units "
+        "of the truth's standard deviation (Karras et al., ICLR 2018, 1710.10196).",
+        "patches",
+        distances.swd,
+    ),
+}
+
+
+REGISTRY = Registry("metric", BUILTIN, (ImageMetric, SetMetric), field="metrics")
+
+
+class OfKind(Mapping[str, M]):
+    """The metrics of one kind, also plug-ins by their names; iteration gives what is built in."""
+
+    def __init__(self, kind: type[M]):
+        self.kind: type[M] = kind
+
+    def __getitem__(self, name: str) -> M:
+        metric = REGISTRY[name]
+        if not isinstance(metric, self.kind):
+            raise KeyError(name)
+        return metric
+
+    def __iter__(self) -> Iterator[str]:
+        return (name for name, metric in BUILTIN.items() if isinstance(metric, self.kind))
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
+
+
+IMAGE, SETS = OfKind(ImageMetric), OfKind(SetMetric)
+
+BASELINES: Mapping[str, str] = {"pinv": "H⁺y", "lmmse": "linear MMSE"}
+"""What a measurement gives without a network, beside which a restoration is scored."""
+
+TRUTH = "_truth"
+"""Ends the name of a column with the features of true images."""
+
+NAME = re.compile(r"[a-z][a-z0-9_]*")
+TAKEN = (
+    *("key", "shard", "index", "label", "source", "file", "status", "error", "seed", "seconds"),
+    *("forwards", "vjps", "batch_size", "residual", "spread"),
+    *("restored", "measurement", "truth", "deviation", "samples"),
+    *("group", "n", "failed", "place"),
+)
+"""What no metric can be named: other columns of the rows, and of tables and pages that are made of them."""
+ENDINGS = (*(f"_{baseline}" for baseline in BASELINES), "_low", "_high", "_infinity")
+
+
+def columns(names: Sequence[str]) -> list[str]:
+    """The metrics of images that have a column in the rows of a job that names these metrics."""
+    return list(dict.fromkeys([*images.IN_EVERY_RUN, *(name for name in names if name in IMAGE)]))
+
+
+def baseline_column(metric: str, baseline: str) -> str:
+    """Where the rows hold the value that a baseline has."""
+    return f"{metric}_{baseline}"
+
+
+def is_baseline(column: str) -> bool:
+    """Whether that is such a column."""
+    return column.endswith(tuple(f"_{baseline}" for baseline in BASELINES))
+
+
+def check(names: Sequence[str], size: int, has_truth: bool, reference: object) -> None:
+    """Refuse metrics that cannot be computed, before anything runs.
+
+    Args:
+        size: side of the images, pixels. has_truth: whether there is one for each.
+        reference: what sets are compared with.
+
+    Raises:
+        ValueError: an unknown metric, a plug-in that cannot be used, one that needs larger images, or one
+            without what it compares with.
+    """
+    for name in names:
+        if (metric := REGISTRY.get(name)) is None:
+            raise ValueError(f"metrics: no metric {name!r}; choose from {choices(REGISTRY)}")
+        if not NAME.fullmatch(name) or name in TAKEN or name.endswith(ENDINGS):
+            raise ValueError(
+                f"metrics: no metric can be named {name!r}: a name is of a-z, 0-9 and _, is that of no other "
+                f"column ({', '.join(TAKEN)}), and does not end with {', '.join(ENDINGS)}"
+            )
+        if size < metric.smallest:
+            raise ValueError(
+                f"metrics: {name} needs images of at least {metric.smallest} pixels, data.size is {size}"
+            )
+        if isinstance(metric, ImageMetric):
+            if metric.needs_truth and not has_truth:
+                raise ValueError(
+                    f"metrics: {name} compares with the truth, which measurements do not have; leave it out"
+                )
+        elif reference == "truth" and not has_truth:
+            raise ValueError(
+                f"metrics: {name} compares with the truth, which measurements do not have; set reference"
+            )
+        elif metric.space == "patches" and reference != "truth":
+            raise ValueError(f"metrics: {name} compares with the truth of the run; set reference=truth")
+
+
+def refuse_missing_weights(names: Sequence[str]) -> None:
+    """Raises:
+    MissingWeights: a metric's file is not on this machine.
+    """
+    for name in names:
+        weights = REGISTRY[name].weights
+        if weights is not None:
+            try:
+                weights.find()
+            except MissingWeights as error:
+                raise MissingWeights(f"metrics: {name}: {error}") from error
