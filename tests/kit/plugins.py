@@ -8,6 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from kintsugi import operators, priors, samplers
+from kintsugi.pipeline import metrics
+
+REGISTRIES = (operators.REGISTRY, samplers.REGISTRY, priors.REGISTRY, metrics.REGISTRY)
 MINE = Path(__file__).parent / "plugin"
 SITE = Path(__file__).parent / "site"  # where the stand-ins of tests and benchmarks are installed
 
@@ -40,4 +44,6 @@ def install_mine(patch: pytest.MonkeyPatch, folder: Path, version: str | None = 
     write(folder, project["name"], version or project["version"], project["entry-points"])
     shutil.copy(MINE / "kintsugi_mine.py", folder)
     patch.syspath_prepend(folder)
+    for registry in REGISTRIES:
+        patch.setattr(registry, "loaded", {})
     return folder
