@@ -18,13 +18,13 @@ from pydantic import FiniteFloat, PositiveInt
 from kintsugi.errors import SpecError
 from kintsugi.registry import Registry, construct
 from kintsugi.samplers.base import Restoration, Sampler, Strength
-from kintsugi.samplers.conjugate import Conjugate, PathName
+from kintsugi.samplers.conjugate import Conjugate
 from kintsugi.samplers.daps import DAPS
 from kintsugi.samplers.ddnm import DDNM
 from kintsugi.samplers.ddrm import DDRM
 from kintsugi.samplers.diffpir import DiffPIR
 from kintsugi.samplers.dps import DPS, MCG
-from kintsugi.samplers.grids import Grid
+from kintsugi.samplers.grids import Grid, PathName
 from kintsugi.samplers.noise import KeyedNoise
 from kintsugi.samplers.pigdm import DiscretePiGDM
 from kintsugi.samplers.problem import Init

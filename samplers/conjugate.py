@@ -7,27 +7,21 @@ One integrator for diffusion and flow, noiseless and noisy operators, and its ow
 from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from typing import Annotated, Literal
+from typing import Annotated
 
 import pydantic.dataclasses
 import torch
-from pydantic import Field, FiniteFloat, PositiveInt
+from pydantic import Field, FiniteFloat
 from torch import Tensor
 
 from kintsugi.operators import Operator
 from kintsugi.priors.base import Prior
-from kintsugi.priors.paths import Path, RectifiedFlow, VariancePreserving, log_snr
 from kintsugi.samplers.base import Callback, KeptForOneJob, Restoration, Strength
 from kintsugi.samplers.coefficients import Absorb, Coefficients, Drift, Step, Weights
-from kintsugi.samplers.grids import Grid, time_grid
+from kintsugi.samplers.grids import Span
 from kintsugi.samplers.guidance import Schedule
 from kintsugi.samplers.noise import Noise
 from kintsugi.samplers.problem import Init, Problem, check_project
-
-PathName = Literal["prior", "vp", "flow"]
-PATHS: dict[PathName, Path | None] = {"prior": None, "vp": VariancePreserving(), "flow": RectifiedFlow()}
-# The released configurations start VP at 0.4 and end at 0.001; other paths use the same noise levels.
-DEFAULT_SPAN = log_snr(VariancePreserving(), torch.tensor([0.4, 0.001], dtype=torch.float64))
 
 
 @dataclass(frozen=True)
@@ -60,7 +54,7 @@ class Split:
 
 
 @pydantic.dataclasses.dataclass(kw_only=True, frozen=True)
-class Conjugate(KeptForOneJob[Prepared]):
+class Conjugate(Span, KeptForOneJob[Prepared]):
     """C-ΠGDM on diffusion paths, C-ΠGFM on flows (Pandey et al., NeurIPS 2024, 2405.17673).
 
     start and end are native times of the path (VP: 0.4 and 0.001 unless given; other paths: the times
@@ -72,17 +66,12 @@ class Conjugate(KeptForOneJob[Prepared]):
     network's derivative out of the guidance, which is then that of an ε-network whatever it predicts.
     """
 
-    steps: PositiveInt = 5
     w: Strength = 15.0
     lam: FiniteFloat = 0.0
-    start: FiniteFloat | None = None
-    end: FiniteFloat | None = None
     absorb: Absorb = "conditional"
     schedule: Schedule = "conjugate"
     order: Annotated[int, Field(ge=1, le=3)] = 1
-    grid: Grid = "uniform"
     jacobian: bool = True
-    path: PathName = "prior"
     init: Init = "pinv"
     project: bool = False
     churn: Strength = 0.0
@@ -107,20 +96,11 @@ class Conjugate(KeptForOneJob[Prepared]):
 
     def coefficients(self, prior: Prior, singular_values: Tensor, sigma_y: float) -> Coefficients:
         """The coefficients for distinct singular values (D,), float64, on the CPU."""
-        path = PATHS[self.path] or prior.path
-        default_start, default_end = path.time_of(DEFAULT_SPAN).tolist()
-        start = default_start if self.start is None else self.start
-        end = default_end if self.end is None else self.end
-        low, high = sorted((path.noise_time, path.data_time))
-        for name, time in (("start", start), ("end", end)):
-            if not low <= time <= high:
-                raise ValueError(f"{name}: {time} is outside the path's times, {low} to {high}")
-        if (end - start) * (path.data_time - path.noise_time) <= 0:
-            raise ValueError(f"start, end: {start} to {end} does not lead from noise to data")
+        path, times = self.times(prior)
         parametrization = "eps" if self.in_noise else prior.parametrization
         diverges = parametrization == "x0" or (self.schedule == "constant" and self.absorb == "conditional")
-        if diverges and path.s(torch.tensor(end, dtype=torch.float64)) == 0:
-            raise ValueError(f"end: the coefficients diverge at clean data ({end}); stop before it")
+        if diverges and path.s(end := times[-1]) == 0:
+            raise ValueError(f"end: the coefficients diverge at clean data ({end.item()}); stop before it")
         return Coefficients(
             drift=Drift(path, prior.path, parametrization),
             schedule=self.schedule,
@@ -129,7 +109,7 @@ class Conjugate(KeptForOneJob[Prepared]):
             absorb=self.absorb,
             order=self.order,
             sigma_y=sigma_y,
-            times=time_grid(path, self.grid, start, end, self.steps),
+            times=times,
             singular_values=singular_values,
             churn=self.churn,
         )

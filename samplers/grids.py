@@ -2,13 +2,49 @@
 
 from typing import Literal
 
+import pydantic.dataclasses
 import torch
+from pydantic import FiniteFloat, PositiveInt
 from torch import Tensor
 
-from kintsugi.priors.paths import Path, log_snr
+from kintsugi.priors.base import Prior
+from kintsugi.priors.paths import Path, RectifiedFlow, VariancePreserving, log_snr
 
 Grid = Literal["uniform", "logsnr", "karras"]
 KARRAS_RHO = 7.0
+PathName = Literal["prior", "vp", "flow"]
+PATHS: dict[PathName, Path | None] = {"prior": None, "vp": VariancePreserving(), "flow": RectifiedFlow()}
+# The released configurations start VP at 0.4 and end at 0.001; other paths use the same noise levels.
+DEFAULT_SPAN = log_snr(VariancePreserving(), torch.tensor([0.4, 0.001], dtype=torch.float64))
+
+
+@pydantic.dataclasses.dataclass(kw_only=True, frozen=True)
+class Span:
+    """The times that a sampler steps through, from noise to data; the fields are those of `conjugate`."""
+
+    steps: PositiveInt = 5
+    start: FiniteFloat | None = None
+    end: FiniteFloat | None = None
+    grid: Grid = "uniform"
+    path: PathName = "prior"
+
+    def times(self, prior: Prior) -> tuple[Path, Tensor]:
+        """The path for a prior, and its times (steps + 1,).
+
+        Raises:
+            ValueError: the times are not the path's, or do not lead from noise to data.
+        """
+        path = PATHS[self.path] or prior.path
+        default_start, default_end = path.time_of(DEFAULT_SPAN).tolist()
+        start = default_start if self.start is None else self.start
+        end = default_end if self.end is None else self.end
+        low, high = sorted((path.noise_time, path.data_time))
+        for name, time in (("start", start), ("end", end)):
+            if not low <= time <= high:
+                raise ValueError(f"{name}: {time} is outside the path's times, {low} to {high}")
+        if (end - start) * (path.data_time - path.noise_time) <= 0:
+            raise ValueError(f"start, end: {start} to {end} does not lead from noise to data")
+        return path, time_grid(path, self.grid, start, end, self.steps)
 
 
 def time_grid(path: Path, grid: Grid, start: float, end: float, steps: int) -> Tensor:

@@ -330,7 +330,7 @@ def test_ddim_at_the_same_noise_levels_is_the_same_on_every_path(folder, measure
     prior = load(folder)
     levels = torch.tensor([-1.0, 3.0], dtype=D)
     images = []
-    for name, path in samplers.conjugate.PATHS.items():
+    for name, path in samplers.grids.PATHS.items():
         path = path or prior.path
         first, last = path.time_of(levels).tolist()
         images.append(run(prior, *measured, start=first, end=last, steps=4, grid="logsnr", path=name))
