@@ -68,11 +68,7 @@ def use_token() -> None:
 
 
 def load_for_cluster(name: str, overrides: list[str]) -> Job:
-    """A job whose files the cluster can find, too.
-
-    Raises:
-        JobError: it cannot be read, or names a file by a relative path.
-    """
+    """A job that the cluster can do, too; raises a JobError if it is none, or names a relative path."""
     values, source = read_values(name, overrides)
     files = [(field, spec[parameter]) for field, spec, parameter in files_of(values)]  # as they are written
     job = check(values, source)
@@ -110,11 +106,7 @@ def gather(job: Job | None, folder: Path) -> None:
 
 
 def pack(job: Job, target: str) -> None:
-    """Write what `submit_job` would send as one zip, for a RayJob's working_dir.
-
-    Raises:
-        JobError: `target` is a URL that cannot be written to.
-    """
+    """Write what `submit_job` would send as one zip, for a RayJob; raises a JobError for a bad URL."""
     file = located("--pack", target)
     with tempfile.TemporaryDirectory() as folder:
         gather(job, Path(folder) / "kintsugi")
@@ -191,11 +183,7 @@ def follow(client: Any, submission: str, place: str, console: Console) -> int:
 
 
 def stop(client: Any, submission: str) -> None:
-    """Have a job finish the units in hand and end.
-
-    Raises:
-        JobError: no such job.
-    """
+    """Have a job finish the units in hand and end; raises a JobError if there is no such job."""
     try:
         client.stop_job(submission)
     except RuntimeError as error:

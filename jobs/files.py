@@ -72,11 +72,7 @@ def read_values(name: str, overrides: list[str]) -> tuple[dict[str, Any], str]:
 
 
 def located(what: str, text: str | os.PathLike[str]) -> Location:
-    """The location that an argument names.
-
-    Raises:
-        JobError: as `storage.at`; the message begins with `what` the argument is.
-    """
+    """The location that the argument `what` names; raises a JobError that begins with it."""
     try:
         return at(text)
     except ValueError as error:
@@ -144,11 +140,7 @@ def job_of(
     limit: int | None,
     source: str = "job",
 ) -> Job:
-    """The job that is meant, checked, with fields set.
-
-    Raises:
-        JobError: it is none; the message names the field.
-    """
+    """The job that is meant, checked, with fields set; raises a JobError that names the bad field."""
     from kintsugi.pipeline.job import Job
 
     if isinstance(job, Job):

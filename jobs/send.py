@@ -23,11 +23,7 @@ def send(run: str) -> None:
 
 
 def receive(log: str) -> dict[str, bytes]:
-    """The files in a log, by name.
-
-    Raises:
-        ValueError: a file did not arrive as it was sent.
-    """
+    """The files in a log, by name; raises a ValueError if one did not arrive as it was sent."""
     files = {}
     for line in log.splitlines():
         if line.startswith(MARK):

@@ -66,11 +66,7 @@ class Base:
 
 
 def read_base(name: str, sets: list[str], out: str | None) -> Base:
-    """The job in a file, or the ready job of that name.
-
-    Raises:
-        JobError: as of `files.load_job`; or it restores measurements.
-    """
+    """The job that is varied, as `files.load_job`; raises a JobError if it restores measurements."""
     values, source = read_values(name, sets)
     job = check(copy.deepcopy(values), source)
     if job.from_measurements:
@@ -161,11 +157,7 @@ def run_trials(
     address: str | None,
     folder: Location,
 ) -> tuple[list[Result], list[int]]:
-    """Take the trials from rung to rung, as `climb` says.
-
-    Raises:
-        typer.Exit: interrupted.
-    """
+    """Take the trials from rung to rung, as `climb` says; raises a typer.Exit if interrupted."""
 
     @cache
     def run(number: int) -> Run:

@@ -96,11 +96,7 @@ class Registry(Mapping[str, T]):
         return sorted(entry_points(group=f"kintsugi.{self.kind}s"), key=lambda plugin: plugin.name)
 
     def plugin(self, name: str) -> EntryPoint | None:
-        """The plug-in of this name, not imported; None for a built-in name, or one that is not known.
-
-        Raises:
-            SpecError: several packages have one.
-        """
+        """The plug-in of this name, not imported, if any; raises a SpecError if there are several."""
         found = [] if name in self.builtin else [one for one in self.plugins() if one.name == name]
         if len(found) > 1:
             packages = ", ".join(map(package, found))

@@ -93,11 +93,7 @@ def on_range(values: np.ndarray, low: float, high: float, deviation: float) -> n
 
 
 def finite(values: np.ndarray) -> np.ndarray:
-    """The values as float32.
-
-    Raises:
-        JobError: some are NaN or infinite.
-    """
+    """The values as float32; raises a JobError if some are NaN or infinite."""
     if not np.isfinite(values).all():
         raise JobError("images: they hold NaN or infinity")
     return values.astype(np.float32)

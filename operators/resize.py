@@ -52,11 +52,7 @@ def resize(
 
 
 def check_divides(factor: int, image_shape: tuple[int, int, int]) -> None:
-    """Refuse a factor that does not divide both sides of the image.
-
-    Raises:
-        ShapeError: it does not; the message names the side.
-    """
+    """Raise a ShapeError that names the side if a factor does not divide both sides of the image."""
     for side in image_shape[1:]:
         if side % factor:
             raise ShapeError(f"factor: {factor} does not divide the image side {side}")

@@ -59,20 +59,12 @@ class Examined:
 
 
 def check(spec: Mapping[str, Any]) -> None:
-    """Find what is wrong with a spec without opening any file.
-
-    Raises:
-        SpecError: an unknown name or parameter.
-    """
+    """Raise a SpecError for an unknown name or parameter; opens no file."""
     look_up("prior", REGISTRY, spec, "load")
 
 
 def describe(spec: Mapping[str, Any]) -> Described:
-    """What a spec's prior is, from its files, without loading any weights.
-
-    Raises:
-        SpecError: as for `load`.
-    """
+    """What a spec's prior is, from its files, without loading any weights; raises as `load`."""
     with named():
         found: Described = construct("prior", REGISTRY, spec, part="describe")
     return found

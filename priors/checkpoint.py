@@ -183,11 +183,7 @@ def beginning(path: Path) -> bytes:
 
 
 def tensors(content: Any, path: Path) -> State:
-    """The content of a file that has to be a state dict.
-
-    Raises:
-        CheckpointError: it holds something else.
-    """
+    """The content of a file as a state dict; raises a CheckpointError if it holds something else."""
     if not isinstance(content, Mapping) or not content:
         raise CheckpointError(f"path: {str(path)!r} holds no state dict but {type(content).__name__!r}")
     size = path.stat().st_size

@@ -80,11 +80,7 @@ class Problem:
 
 
 def check_project(project: bool, sigma_y: float) -> None:
-    """Refuse to impose a noisy measurement on a result.
-
-    Raises:
-        ValueError: `project` with measurement noise.
-    """
+    """Raise a ValueError for `project` with measurement noise."""
     if project and sigma_y > 0:
         raise ValueError(
             f"project: imposing a measurement with noise (σ = {sigma_y:g} on [-1, 1]) would put "

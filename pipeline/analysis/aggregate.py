@@ -110,11 +110,7 @@ class Summary:
 
 
 def summarise(run: Run, rows_file: Path) -> tuple[Tally, Summary]:
-    """Aggregate a run, and write its rows without the pictures as one flat table.
-
-    Raises:
-        JobError: a data file is not the one that was committed.
-    """
+    """Aggregate a run, and write its rows without the pictures as one flat table; raises as `write_rows`."""
     tally = write_rows(run, rows_file)
     return tally, describe_rows(rows_file)
 

@@ -66,11 +66,7 @@ class Tally:
 
 
 def committed(run: Run, columns: list[str]) -> Iterator[tuple[pa.Table, Commit]]:
-    """The rows of every committed unit, in order, with `seconds` from the commit record if asked for.
-
-    Raises:
-        JobError: a data file is not the one that was committed.
-    """
+    """The rows of every committed unit, in order, `seconds` from its record; raises as `read_rows`."""
     stored = [c for c in columns if c != "seconds"]
     for _, commit in run.commits():
         if commit is None:
@@ -84,11 +80,7 @@ def committed(run: Run, columns: list[str]) -> Iterator[tuple[pa.Table, Commit]]
 
 
 def write_rows(run: Run, file: Path) -> Tally:
-    """All rows in one table, in large groups, with the state of the run that they show.
-
-    Raises:
-        JobError: a data file is not the one that was committed.
-    """
+    """Write all rows in one table, with the state of the run that they show; raises as `read_rows`."""
     tally, state = Tally(), hashlib.sha256()
     waiting: list[pa.Table] = []
     rows, schema = 0, flat_schema(run.job.metrics)

@@ -36,11 +36,7 @@ def in_srgb(image: Image.Image) -> Image.Image:
 
 
 def transform_of(image: Image.Image) -> ImageCms.ImageCmsTransform | None:
-    """What takes an image's colours to sRGB; None where they are sRGB's.
-
-    Raises:
-        UnreadableImage: as `in_srgb`.
-    """
+    """What takes an image's colours to sRGB, None where they are sRGB's; raises as `in_srgb`."""
     profile = image.info.get("icc_profile")
     if not profile:
         return None

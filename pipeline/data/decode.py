@@ -131,11 +131,7 @@ class Measurements:
             return self.from_image(image)
 
     def from_image(self, image: Image.Image) -> np.ndarray:
-        """An image of any mode, upright, over white.
-
-        Raises:
-            UnreadableImage: as `deep` and `to_rgb`.
-        """
+        """An image of any mode, upright, over white; raises as `deep` and `to_rgb`."""
         levels = deep(image, self.range)
         if levels is None:
             converted = to_rgb(image)
@@ -231,11 +227,7 @@ def several(image: Image.Image) -> bool:
 
 
 def image_of(content: dict[str, Any], note: Callable[[str], None]) -> Image.Image:
-    """The image among a sample's members, as `open_image`.
-
-    Raises:
-        UnreadableImage: there is none.
-    """
+    """The image among a sample's members; raises as `open_image`, or if there is none."""
     suffix = next((s for s in IMAGE_SUFFIXES if s in content), None)
     if suffix is None:
         raise UnreadableImage(f"no image among its members ({', '.join(sorted(content)) or 'none'})")
@@ -270,11 +262,7 @@ def as_rgb(levels: np.ndarray) -> Image.Image:
 
 
 def resize_crop(image: Image.Image, size: int) -> Image.Image:
-    """Shorter side to `size` with PIL's antialiased bicubic, then the central square.
-
-    Raises:
-        UnreadableImage: as `resize`.
-    """
+    """Shorter side to `size` (bicubic, antialiased), then the central square; raises as `resize`."""
     return crop_centre(resize(image, size), size)
 
 

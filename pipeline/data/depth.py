@@ -216,11 +216,7 @@ def refuse_dark(values: np.ndarray, name: str) -> None:
 
 
 def bounded(values: np.ndarray, low: float, top: float) -> np.ndarray:
-    """The values.
-
-    Raises:
-        UnreadableImage: some are outside.
-    """
+    """The values; raises an UnreadableImage if some are outside."""
     if values.size and (values.min() < low or values.max() > top):
         raise UnreadableImage(
             f"values from {values.min():g} to {values.max():g}, outside of [{low:g},{top:g}]; "

@@ -136,22 +136,14 @@ def compare_checksums(
 
 
 def checksum(shard: Location) -> str:
-    """SHA-256 of a shard.
-
-    Raises:
-        JobError: it cannot be read.
-    """
+    """SHA-256 of a shard; raises as `reading`."""
     with reading(shard):
         return shards.checksum(shard)
 
 
 @contextmanager
 def reading(shard: Location) -> Iterator[None]:
-    """Errors of storage, as what the user can mend.
-
-    Raises:
-        JobError: there is no such file, or it cannot be read.
-    """
+    """Turns errors of storage into JobErrors, which the user can mend."""
     try:
         yield
     except FileNotFoundError as error:
@@ -233,11 +225,7 @@ def readable(path: Location, data: Data, summary: PlanSummary) -> Iterator[Place
 
 
 def checked_key(shard: Location, key: str) -> str:
-    """The key.
-
-    Raises:
-        JobError: it is not UTF-8.
-    """
+    """The key; raises a JobError if it is not UTF-8."""
     try:
         key.encode()
     except UnicodeEncodeError:

@@ -92,11 +92,7 @@ def without_braces(pattern: str) -> list[str]:
 
 
 def from_root(patterns: str | list[str]) -> str | list[str]:
-    """Patterns of the same shards, whatever the current folder is.
-
-    Raises:
-        JobError: as `without_braces`.
-    """
+    """Patterns of the same shards, whatever the current folder is; raises as `without_braces`."""
     rooted: list[str] = []
     for pattern in [patterns] if isinstance(patterns, str) else patterns:
         if "://" in pattern:

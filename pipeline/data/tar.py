@@ -329,11 +329,7 @@ class Bounded:
         self.seek, self.tell = file.seek, file.tell
 
     def read(self, count: int) -> bytes:
-        """As a file's.
-
-        Raises:
-            ValueError: more than is left.
-        """
+        """As a file's; raises a ValueError for more than is left."""
         self.left -= count
         if self.left < 0:
             raise ValueError(f"headers of more than {MAX_HEADER:,} bytes")

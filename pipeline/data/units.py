@@ -164,21 +164,13 @@ def advice(folder: Location) -> str:
 
 
 def read_summary(plan: Location) -> PlanSummary:
-    """What a plan says that it holds.
-
-    Raises:
-        FileNotFoundError, JobError: as `opened`.
-    """
+    """What a plan says that it holds; raises as `opened`."""
     with opened(plan) as file:
         return summary_of(file)
 
 
 def summary_of(file: pq.ParquetFile) -> PlanSummary:
-    """What a plan says that it holds.
-
-    Raises:
-        ValueError, KeyError, TypeError: it says nothing of the kind.
-    """
+    """As `read_summary`; raises a ValueError, KeyError or TypeError if it says nothing of the kind."""
     found = SUMMARY_TYPE.validate_json(file.metadata.metadata[SUMMARY.encode()], strict=True)
     if not 0 < found.units == file.metadata.num_rows <= found.samples:
         raise ValueError("its summary has another number of units")
@@ -263,11 +255,7 @@ def first_name(file: pq.ParquetFile, group: int) -> str:
 
 
 def members_of(unit: Unit, row: dict[str, Any], names: int) -> Members:
-    """What a row of the plan holds of its samples.
-
-    Raises:
-        ValueError: it does not fit the unit.
-    """
+    """What a row of the plan holds of its samples; raises a ValueError if it does not fit the unit."""
     keys, files, links = row["keys"], row["files"], row.get("links") or []
     if keys is None or None in keys or len(keys) != unit.samples or len(set(keys)) != unit.samples:
         raise ValueError(f"unit {unit.unit}: its keys are not {unit.samples} different ones")

@@ -30,11 +30,7 @@ CHECKSUMS = TypeAdapter(Digests, config=ConfigDict(strict=True))
 
 
 def of_operator(job: Job) -> Digests:
-    """Of the files that the degradation is made of.
-
-    Raises:
-        JobError: one cannot be read.
-    """
+    """Of the files that the degradation is made of; raises as `sha256`."""
     found = operators.files_of(job.degradation.operator, "degradation.operator")
     return {field: sha256(field, spec[parameter]) for field, spec, parameter in found}
 

@@ -41,11 +41,7 @@ class Run:
 
     @staticmethod
     def open(folder: Location) -> "Run":
-        """The run in a directory.
-
-        Raises:
-            JobError: it is not a run, or not what was written.
-        """
+        """The run in a directory; raises a JobError if it is none, or not what was written."""
         try:
             refuse_links(folder)
             records.regular(folder / JOB)
@@ -102,11 +98,7 @@ def refuse_damaged(folder: Location) -> None:
 
 
 def recorded_job(folder: Location) -> Job:
-    """The job of a run.
-
-    Raises:
-        JobError: the file is no job; the message names the field.
-    """
+    """The job of a run; raises a JobError that names the field if the file is none."""
     file = folder / JOB
     try:
         return Job.model_validate(plain_yaml(records.read(file).decode()))

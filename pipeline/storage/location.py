@@ -88,11 +88,7 @@ class Remote:
         return False
 
     def stat(self) -> Stat:
-        """Size and kind of an object.
-
-        Raises:
-            FileNotFoundError: there is none.
-        """
+        """Size and kind of an object; raises a FileNotFoundError if there is none."""
         info = self.info
         if not info.is_file:
             raise FileNotFoundError(str(self))
@@ -122,11 +118,7 @@ class Remote:
         return cast(BinaryIO, io.BufferedReader(cast(io.RawIOBase, Ranges(self)), BLOCK))
 
     def unlink(self, missing_ok: bool = False) -> None:
-        """Delete the object.
-
-        Raises:
-            FileNotFoundError: there is none, unless that is `missing_ok`.
-        """
+        """Delete the object; raises a FileNotFoundError if there is none, unless `missing_ok`."""
         try:
             self.filesystem.delete_file(self.path)
         except FileNotFoundError:
@@ -173,11 +165,7 @@ def at(text: str | os.PathLike[str]) -> Location:
 
 
 def in_utf8(path: str) -> str:
-    """The path, which rows and reports can name.
-
-    Raises:
-        ValueError: it holds bytes that are no UTF-8.
-    """
+    """The path, which rows and reports can name; raises a ValueError if it is not UTF-8."""
     try:
         path.encode()
     except UnicodeEncodeError:

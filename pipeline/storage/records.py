@@ -69,11 +69,7 @@ def is_regular(file: Location, most: int = sys.maxsize) -> bool:
 
 
 def read(file: Location, most: int = MAX_RECORD) -> bytes:
-    """The content of a file of a run.
-
-    Raises:
-        FileNotFoundError, JobError: as `regular`.
-    """
+    """The content of a file of a run; raises as `regular`."""
     regular(file, most)
     return file.read_bytes()
 
@@ -89,11 +85,7 @@ def sealed(values: Mapping[str, Any]) -> bytes:
 
 
 def unsealed(content: bytes) -> bytes:
-    """The JSON without its digest; as it is where it has none.
-
-    Raises:
-        ValueError: the digest is another one.
-    """
+    """The JSON without its digest, which it may lack; raises a ValueError if it has another one."""
     found = SEAL.fullmatch(content, content.rfind(b",\n"))
     if found is None:
         return content

@@ -181,11 +181,7 @@ def describe(
     label: NonNegativeInt | None = None,
     weights: str | None = None,
 ) -> Layout:
-    """The layout of a checkpoint, from the names and shapes in it alone; arguments as for `adm`.
-
-    Raises:
-        CheckpointError, SpecError: as for `adm`, except that values are not looked at.
-    """
+    """The layout of a checkpoint, by its names and shapes alone; arguments and errors as for `adm`."""
     layout, _ = opened(path, head_channels, weights, "meta")
     check_label(layout, label)
     build(layout)  # refuses widths that its normalisation cannot divide
@@ -206,11 +202,7 @@ def opened(
 
 
 def check_label(layout: Layout, label: int | None) -> None:
-    """Refuse a label that the network does not know.
-
-    Raises:
-        SpecError: it knows no classes, or fewer.
-    """
+    """Raise a SpecError for a label where the network knows no classes, or fewer."""
     if label is not None:
         if layout.classes is None:
             raise SpecError("label: the network knows no classes; leave the field out")

@@ -131,11 +131,7 @@ def current_name(key: str) -> str:
 
 
 def read_json(file: Path) -> dict[str, Any]:
-    """The object in a JSON file.
-
-    Raises:
-        CheckpointError: no such file, or damaged.
-    """
+    """The object in a JSON file; raises a CheckpointError if there is none."""
     try:
         content = json.loads(file.read_text())
     except FileNotFoundError as error:

@@ -196,11 +196,7 @@ def components(folder: FilePath) -> tuple[dict[str, Any], Any]:
 
 
 def check_sizes(file: str, config: Mapping[str, Any], most: Mapping[str, int]) -> None:
-    """Refuse numbers with which a network or a table would be built for ever.
-
-    Raises:
-        CheckpointError: not a whole number from 1 to the most; the message names the field.
-    """
+    """Raise a CheckpointError for numbers with which a network or table would be built for ever."""
     for name, limit in most.items():
         value = config.get(name, 1)
         if not isinstance(value, int) or not 1 <= value <= limit:

@@ -159,11 +159,7 @@ def column(values: Tensor, x: Tensor) -> Tensor:
 
 
 def choose(outputs: Mapping[str, T], prediction: str) -> T:
-    """What stands for a kind of prediction.
-
-    Raises:
-        CheckpointError: none does; the message names those that are understood.
-    """
+    """What stands for a kind of prediction; raises a CheckpointError that lists them if nothing does."""
     if prediction not in outputs:
         fitting = ", ".join(outputs)
         raise misfit("scheduler_config.json", "prediction_type", prediction, f"{fitting} are understood")

@@ -128,11 +128,7 @@ def rectified_flow(
 
 
 def describe(*, path: CheckpointPath, centered: bool = True, weights: str | None = None) -> Layout:
-    """The layout of a checkpoint, from the names and shapes in it alone; arguments as for `rectified_flow`.
-
-    Raises:
-        CheckpointError: as for `rectified_flow`, except that values are not looked at.
-    """
+    """The layout of a checkpoint, by its names and shapes alone; else as `rectified_flow`."""
     return opened(path, weights, "meta")[0]
 
 

@@ -44,11 +44,7 @@ def store(source: Source, name: str, options: Options) -> Stored:
 
 
 def fit(image: Image.Image, size: int, filter: str, crop: str) -> Image.Image:
-    """Resized, and cropped as `Options` says.
-
-    Raises:
-        UnreadableImage: so long and thin that there would be more than MAX_PIXELS.
-    """
+    """Resized, and cropped as `Options` says; raises as `resize`."""
     if crop == "adm":
         while min(image.size) >= 2 * size:
             image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
