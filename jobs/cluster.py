@@ -72,8 +72,9 @@ def load_for_cluster(name: str, overrides: list[str]) -> Job:
     values, source = read_values(name, overrides)
     files = [(field, spec[parameter]) for field, spec, parameter in files_of(values)]  # as they are written
     job = check(values, source)
-    shards = [job.data.shards] if isinstance(job.data.shards, str) else job.data.shards
-    paths = [("output", job.output), *(("data.shards", shard) for shard in shards), *files]
+    both = (("data.shards", job.data.shards), ("data.truth", job.data.truth or []))
+    shards = [(field, one) for field, of in both for one in ([of] if isinstance(of, str) else of)]
+    paths = [("output", job.output), *shards, *files]
     for field, text in paths:
         if not (Path(text).is_absolute() or "://" in text or text.startswith("builtin:")):
             raise JobError(f"{field}: {text!r} must be absolute: the cluster has another working directory")

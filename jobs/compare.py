@@ -16,7 +16,7 @@ def compare(
         list[str],
         typer.Argument(
             metavar="RUN RUN...",
-            help="Run directories, or folders that `kintsugi score` made, paths or URLs; the first is the "
+            help="Run directories, also those that `kintsugi score` made, paths or URLs; the first is the "
             "baseline.",
         ),
     ],

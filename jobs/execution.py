@@ -14,7 +14,7 @@ from rich import table as rich_table
 
 from kintsugi.errors import JobError
 from kintsugi.jobs.files import located
-from kintsugi.jobs.terminal import EXIT_INTERRUPTED, console, errors, to_rich
+from kintsugi.jobs.terminal import EXIT_INTERRUPTED, EXIT_SOME_FAILED, console, errors, to_rich
 
 if TYPE_CHECKING:  # imported where they are used, so that --help is quick
     from kintsugi.pipeline.analysis.tables import Table
@@ -26,6 +26,7 @@ if TYPE_CHECKING:  # imported where they are used, so that --help is quick
 
 REASONS = 10  # of failures at most that are shown
 NAMED = 10  # files that are left out
+UNPAIRED = 20  # images without a partner
 
 
 def open_run(run: str) -> Run:
@@ -73,6 +74,26 @@ def do_job(job: Job, address: str | None, retry_failed: bool = False) -> Run:
     clear_temporaries(this.folder)
     write_restored(this)
     return this
+
+
+def complete(job: Job, address: str | None, retry_failed: bool = False) -> None:
+    """Do a job to its end, and write and say its report; arguments as of `do_job`.
+
+    Raises:
+        typer.Exit: some samples failed, or restored and true images have no partner; or interrupted.
+        JobError: it cannot be done.
+    """
+    from kintsugi.pipeline.analysis.report import write_report
+
+    this = do_job(job, address, retry_failed)
+    samples = finish(write_report(this))["samples"]
+    missing = samples["planned"] - samples["done"]
+    if missing and retry_failed:
+        errors.print(f"{missing} samples are still to be done: the same command without --retry-failed")
+    elif missing:
+        raise JobError(f"{missing} samples have no valid commit record; run the same command again")
+    if samples["failed"] or this.summary.without_truth or this.summary.without_restored:
+        raise typer.Exit(EXIT_SOME_FAILED)
 
 
 def execute(
@@ -161,12 +182,13 @@ def finish(report: Location) -> dict[str, Any]:
     show_results(metrics)
     samples = metrics["samples"]
     show_reasons(metrics["failures"]["reasons"], samples["done"])
-    console.print(f"{samples['ok']} restored, {samples['failed']} failed · {report}")
+    done = "compared" if metrics["job"]["data"]["kind"] == "restored" else "restored"
+    console.print(f"{samples['ok']} {done}, {samples['failed']} failed · {report}")
     return metrics
 
 
 def show_results(metrics: Mapping[str, Any]) -> None:
-    """The measures in metrics.json, of a run or of scored images, and what is doubtful about them."""
+    """The measures in metrics.json, and what is doubtful about them."""
     from kintsugi.pipeline.analysis.report.numbers import about_baselines, against
 
     found = results_table(metrics)
@@ -223,6 +245,12 @@ def show_shard_warnings(summary: PlanSummary) -> None:
         errors.print(f"holds no samples: {path}", style="yellow")
     for note in summary.notes:
         errors.print(note, style="yellow")
+    both = ((summary.without_truth, "no truth for"), (summary.without_restored, "not restored"))
+    for keys, what in both:
+        for key in keys[:UNPAIRED]:
+            errors.print(f"{what}: {key}", style="yellow")
+        if len(keys) > UNPAIRED:
+            errors.print(f"{what}: and {len(keys) - UNPAIRED} more", style="yellow")
     first = [(f"{shard}: {name}", why) for shard, name, why in summary.left_out_first]
     show_left_out(summary.left_out, first, "files in the shards are no samples")
 

@@ -32,6 +32,9 @@ SetOption = Annotated[
         "taken as it is; repeatable.",
     ),
 ]
+RetryOption = Annotated[
+    bool, typer.Option("--retry-failed", help="Do the samples that failed again, and only these.")
+]
 LimitOption = Annotated[int | None, typer.Option(min=1, help="Only the first N samples.")]
 AddressOption = Annotated[
     str | None,

@@ -52,10 +52,11 @@ def plan(
     table.add_row("shards", str(len(summary.shards)))
     table.add_row("samples", str(summary.samples))
     table.add_row("units", f"{summary.units} of at most {compute.unit_size} samples")
-    table.add_row("prior", f"{prior.title}\nSHA-256 {prior.sha256}")
-    table.add_row("batch", f"{compute.batch_size} images, {compute.precision}")
+    if not loaded.is_score:
+        table.add_row("prior", f"{prior.title}\nSHA-256 {prior.sha256}")
+        table.add_row("batch", f"{compute.batch_size} images, {compute.precision}")
     table.add_row("output", f"{loaded.output}\n{there}")
-    if timing:
+    if timing and not loaded.is_score:
         device = default_device()
         with console.status("timing one batch"):
             seconds = seconds_per_image(loaded, device)

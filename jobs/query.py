@@ -11,7 +11,7 @@ MOST = 200  # rows that are shown
 
 
 def query(
-    run: Annotated[str, typer.Argument(help="A run directory, or a folder that `kintsugi score` made.")],
+    run: Annotated[str, typer.Argument(help="A run directory; also what an earlier `score` made.")],
     sql: Annotated[str, typer.Argument(help="One SELECT of DuckDB's SQL over the table `rows`.")],
     csv: Annotated[bool, typer.Option("--csv", help="Print all of the result as CSV.")] = False,
 ) -> None:

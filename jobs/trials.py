@@ -69,6 +69,8 @@ def read_base(name: str, sets: list[str], out: str | None) -> Base:
     """The job that is varied, as `files.load_job`; raises a JobError if it restores measurements."""
     values, source = read_values(name, sets)
     job = check(copy.deepcopy(values), source)
+    if job.is_score:
+        raise JobError("data.kind: a sweep restores images, and these are restored already")
     if job.from_measurements:
         raise JobError("data.kind: a sweep compares with the truth, which measurements do not have")
     return Base(values, source, job, located("--out", out or f"{job.output}-sweep"))

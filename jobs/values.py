@@ -116,11 +116,14 @@ def parse_setting(text: str, source: str, kinds: Kinds) -> Any:
     """What a text on the command line stands for.
 
     Where text is expected it is the text, but for quotes around all of it, and for a list in brackets, or
-    a group with a `name` in braces, where the field takes one, too. Else it is YAML.
+    a group with a `name` in braces, where the field takes one, too; and null, where it may have none. Else
+    it is YAML.
 
     Raises:
         JobError: as `parse_yaml`.
     """
+    if text == "null" and type(None) in kinds:
+        return None
     if text in words(kinds) or not kinds:  # of fields that there are none of, checking tells
         return text
     if str not in kinds:

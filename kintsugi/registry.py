@@ -104,8 +104,8 @@ class Registry(Mapping[str, T]):
         return found[0] if found else None
 
     def packages(self, spec: Mapping[str, Any], field: str) -> dict[str, str]:
-        """The package, as pip takes it, of the plug-in that a good spec names, by field; none: built in."""
-        plugin = self.plugin(spec["name"])
+        """The package, as pip takes it, of the plug-in that a good spec, or an empty one, names; by field."""
+        plugin = self.plugin(spec.get("name", ""))
         return {} if plugin is None else {field: package(plugin)}
 
 

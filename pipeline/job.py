@@ -11,6 +11,7 @@ from kintsugi import operators, priors, samplers
 from kintsugi.errors import ShapeError, SpecError
 from kintsugi.pipeline.metrics.registry import check as check_metrics
 from kintsugi.pipeline.parts import (
+    MAX_SIZE,
     Compute,
     Data,
     Degradation,
@@ -19,6 +20,7 @@ from kintsugi.pipeline.parts import (
     PublishedNumbers,
     Restoration,
     Spec,
+    absent,
     refuse_no_location,
 )
 from kintsugi.pipeline.storage.location import Location, Written, at
@@ -34,6 +36,9 @@ OPERATIONAL = (
 )
 """Fields that may change between a run and its continuation; of the prior, the checksum must not."""
 
+UNKNOWN: dict[str, Any] = {"degradation": {"operator": {}}, "prior": {}, "sampler": {}}
+"""What a job of restored images has no fields for: it is not known what made them."""
+
 LATER = {"reference": "truth", "data.range": "[-1,1]"}
 """Fields that older runs do not have, with the value that means the same: their hashes must not change."""
 
@@ -41,20 +46,26 @@ LATER = {"reference": "truth", "data.range": "[-1,1]"}
 def default_metrics(fields: dict[str, Any]) -> list[str]:
     """What a job measures that names nothing; of measurements, which have no truth, nothing."""
     data = fields.get("data")
-    return [] if isinstance(data, Data) and data.kind == "measurements" else ["psnr", "ssim", "ms_ssim"]
+    smaller = {"measurements": [], "restored": ["psnr", "ssim"]}
+    return smaller.get(data.kind if isinstance(data, Data) else "", ["psnr", "ssim", "ms_ssim"])
 
 
 class Job(Model):
     """One run. The same job gives the same rows, whatever the number of actors or interruptions."""
 
     data: Data
-    degradation: Degradation
-    prior: Spec = Field(default={"name": "natural"}, description="See `kintsugi list priors`.")
-    sampler: Spec = Field(default={"name": "conjugate"}, description="See `kintsugi list samplers`.")
+    degradation: Degradation = Field(exclude_if=absent)
+    prior: Spec = Field(
+        default={"name": "natural"}, exclude_if=absent, description="See `kintsugi list priors`."
+    )
+    sampler: Spec = Field(
+        default={"name": "conjugate"}, exclude_if=absent, description="See `kintsugi list samplers`."
+    )
     metrics: list[str] = Field(
         default_factory=default_metrics,
         validate_default=True,
-        description="See `kintsugi list metrics`; psnr, ssim and ms_ssim, and of measurements none.",
+        description="See `kintsugi list metrics`; psnr, ssim and ms_ssim; of restored images, which may be "
+        "small, without the last, and of measurements none.",
     )
     reference: Published | str = Field(
         default="truth",
@@ -78,9 +89,40 @@ class Job(Model):
 
     _locations = field_validator("reference")(refuse_no_location)
 
+    @model_validator(mode="before")
+    @classmethod
+    def without_what_is_unknown(cls, values: Any) -> Any:
+        """The fields, of restored images with `UNKNOWN`; raises a ValueError if it is given."""
+        data = values.get("data") if isinstance(values, dict) else None
+        kind = data.get("kind") if isinstance(data, dict) else getattr(data, "kind", None)
+        if kind != "restored":
+            return values
+        if given := [name for name in UNKNOWN if name in values]:
+            raise ValueError(f"{given[0]}: restored images are compared as they are; leave it out")
+        return values | UNKNOWN
+
     @model_validator(mode="after")
     def check_parts(self) -> "Job":
         """Build what is cheap to build, so that a bad spec is found before anything runs."""
+        return self.check_score() if self.is_score else self.check_restoring()
+
+    def check_score(self) -> "Job":
+        """Raise a ValueError for what comparing restored images has no use for, or lacks."""
+        check_metrics(self.metrics, MAX_SIZE, True, self.reference)  # each image is asked for its own size
+        if self.data.truth is None:
+            raise ValueError("data.truth: missing; name the true images, with which restored are compared")
+        if self.data.fit != "exact" or self.data.range is not None:
+            field = "range" if self.data.fit == "exact" else "fit"
+            raise ValueError(f"data.{field}: restored images are compared as they are; leave it out")
+        if self.restoration != Restoration():
+            raise ValueError("restoration: is for data.kind=measurements; leave it out")
+        return self
+
+    def check_restoring(self) -> "Job":
+        """Raise a ValueError for a degradation, prior or sampler that cannot be, or what does not fit it."""
+        for field in ("truth", "pattern", "truth_pattern"):
+            if getattr(self.data, field) is not None:
+                raise ValueError(f"data.{field}: is for data.kind=restored; leave it out")
         try:
             operator = operators.build(self.degradation.operator, self.image_shape)
         except SpecError as error:
@@ -119,6 +161,11 @@ class Job(Model):
     def from_measurements(self) -> bool:
         """Whether the data are measurements."""
         return self.data.kind == "measurements"
+
+    @property
+    def is_score(self) -> bool:
+        """Whether the data are restored already, and are only compared with the truth."""
+        return self.data.kind == "restored"
 
     @property
     def image_shape(self) -> tuple[int, int, int]:

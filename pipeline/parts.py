@@ -30,6 +30,11 @@ class Model(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, hide_input_in_errors=True)
 
 
+def absent(value: object) -> bool:
+    """Whether a job file leaves a field out, so that files of all other jobs stay as they were."""
+    return not (value.operator if isinstance(value, Degradation) else value)
+
+
 def refuse_no_location(value: T) -> T:
     """The value of a field; raises ValueError for text, or a text among several, that is no path or URL."""
     for name in value if isinstance(value, list) else [value]:
@@ -58,11 +63,27 @@ class Data(Model):
         description="Paths and s3:// or gs:// URLs, with braces {0000..0049} and globs; a folder stands for "
         "the files in it; or builtin:scikit-image."
     )
-    kind: Literal["images", "measurements"] = Field(
+    kind: Literal["images", "measurements", "restored"] = Field(
         default="images",
         description="images are degraded, restored and compared. measurements are degraded already: "
         "images, or .npy of float (C, h, w), on [-1, 1] or `range`; they are restored as they are, "
-        "in any size.",
+        "in any size. restored are images that any method made: they are compared with `truth`, in any "
+        "size, and the job has no degradation, prior and sampler.",
+    )
+    truth: str | list[str] | None = Field(
+        default=None,
+        exclude_if=absent,
+        description="Of restored images, the true ones, named as `shards`; they are paired by their keys.",
+    )
+    pattern: str | None = Field(
+        default=None,
+        exclude_if=absent,
+        description="What names of restored images are like, such as '{key}_out.png'; the default: '{key}'.",
+    )
+    truth_pattern: str | None = Field(
+        default=None,
+        exclude_if=absent,
+        description="What names of the true images are like, such as '{key}_SRF_4_HR.png'.",
     )
     size: PositiveInt = Field(
         default=256,
@@ -97,7 +118,7 @@ class Data(Model):
         default=None, lt=2**63, description="Only the first N samples, of the subset where there is one."
     )
 
-    _shards = field_validator("shards")(refuse_no_location)
+    _locations = field_validator("shards", "truth")(refuse_no_location)
 
 
 class Restoration(Model):

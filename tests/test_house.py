@@ -18,10 +18,7 @@ FILES = {
 FUNCTION = (ast.FunctionDef, ast.AsyncFunctionDef)
 Definition = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
 
-TOO_LARGE = {
-    "jobs/score.py:score",
-    "pipeline/analysis/scored.py:compare_sets",
-}
+TOO_LARGE = {}
 """Not yet divided."""
 
 

@@ -37,12 +37,17 @@ OTHER_ROUNDING = (
 
 @dataclass(frozen=True)
 class Input:
-    """Rows that take part: of a run, or of images that `kintsugi score` scored (`run` is None)."""
+    """What takes part: a run; or, `run` being None, a folder that `score` of an earlier version made."""
 
     label: str
     rows: Location
     run: Run | None
     report: dict[str, Any]
+
+    @property
+    def restoring(self) -> Run | None:
+        """The run, if it has restored the images itself; what made others is not known."""
+        return None if self.run is None or self.run.job.is_score else self.run
 
 
 @dataclass(frozen=True)
@@ -86,6 +91,8 @@ def open_inputs(names: Sequence[str]) -> list[Input]:
         rows = rows_file(folder)
         run = Run.open(folder) if (folder / JOB).exists() else None
         inputs.append(Input(label, rows, run, read_metrics(rows.parent / METRICS)))
+        if inputs[-1].restoring is None:
+            inputs[-1].report.pop("time", None)  # which scoring took, and not what made the images
     return inputs
 
 
@@ -200,28 +207,29 @@ def warnings(inputs: Sequence[Input]) -> list[str]:
     """Reasons why differences may not be due to the method."""
     first, *others = inputs
     found = []
-    if first.run is None:
+    if first.restoring is None:
         found.append(
-            f"{first.label} is no run: whether the others restored the same measurements is not known; "
-            "name a run first"
+            f"{first.label} scores images that were given: whether the others restored the same measurements "
+            "is not known; name a run that restored them first"
         )
     if not can_be_ranked(inputs):
         found.append(OTHER_DEGRADATIONS)
-    kinds = {one.run is None for one in inputs}
+    kinds = {one.restoring is None for one in inputs}
     if len(kinds) == 2 and all("psnr" in one.report.get("metrics", {}) for one in inputs):
         found.append(OTHER_ROUNDING)
-    for other in others if first.run is not None else ():
+    for other in others if first.restoring is not None else ():
         found += other_measurements(first, other)
     return found
 
 
 def other_measurements(first: Input, other: Input) -> list[str]:
     """Why a run may have restored other measurements than the first one."""
-    if first.run is None or other.run is None:
-        return [f"{other.label} is no run: whether it restored the same measurements is not known"]
+    if first.restoring is None or other.restoring is None:
+        what = "whether they were restored from the same measurements is not known"
+        return [f"{other.label} scores images that were given: {what}"]
     return [
         f"{other.label}: {field} is {given!r}, of {first.label} {expected!r}"
-        for field, expected, given in differing_fields(first.run, other.run)
+        for field, expected, given in differing_fields(first.restoring, other.restoring)
     ]
 
 
@@ -232,9 +240,10 @@ def can_be_ranked(inputs: Sequence[Input]) -> bool:
 
 def same_degradation(one: Input, other: Input) -> bool:
     """Whether the measurements came about in the same way, as far as is known of images of others."""
-    if one.run is None or other.run is None:
+    if one.restoring is None or other.restoring is None:
         return True
-    return not any(field.startswith("degradation.") for field, _, _ in differing_fields(one.run, other.run))
+    fields = differing_fields(one.restoring, other.restoring)
+    return not any(field.startswith("degradation.") for field, _, _ in fields)
 
 
 def differing_fields(one: Run, other: Run) -> list[tuple[str, Any, Any]]:

@@ -132,7 +132,7 @@ def badness_of(name: str, value: float) -> float:
 def make_cards(comparison: Comparison, inputs: Sequence[Input]) -> list[Card]:
     """The images that are shown, with the pictures that are kept; those of the i-th run under "run{i}".
 
-    Truth and measurement are those of the first run that kept them.
+    Truth and measurement are those of the first run that kept them, both where one did.
     """
     cards = {
         one.key: Card(
@@ -156,8 +156,9 @@ def make_cards(comparison: Comparison, inputs: Sequence[Input]) -> list[Card]:
             card = cards[row["key"]]
             if row["restored"] is not None:
                 restored[card.key][f"run{i}"] = row["restored"]
-            if not card.pictures and row["measurement"] is not None:
-                card.pictures = {KINDS[n]: row[n] for n in ("truth", "measurement") if row[n] is not None}
+            kept = {KINDS[n]: row[n] for n in ("truth", "measurement") if row[n] is not None}
+            if len(kept) > len(card.pictures):
+                card.pictures = kept
                 bases.append(card)
         with_pseudo_inverses(one.run.job, bases)
     for card in cards.values():

@@ -1,4 +1,4 @@
-"""The flat table of a run or of scored images, and SQL over it."""
+"""The flat table of a run, or of what an earlier `score` made, and SQL over it."""
 
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -34,7 +34,7 @@ def rows_file(folder: Location) -> Location:
     """Where all rows are, without pictures; the report of a run is made anew if it is missing or stale.
 
     Args:
-        folder: a run directory, or what `kintsugi score` made.
+        folder: a run directory, or what `kintsugi score` of an earlier version made.
 
     Raises:
         JobError: it is neither.
@@ -55,7 +55,7 @@ def rows_of(folder: Location) -> Iterator[Location]:
     Nothing is written to the run, which may be somebody else's; no metric of the set is computed.
 
     Raises:
-        JobError: `folder` is neither a run directory nor what `kintsugi score` made.
+        JobError: `folder` is neither a run directory nor what an earlier `score` made.
     """
     found = kept_rows(folder, whole=True)
     if found is not None:

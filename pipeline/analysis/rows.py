@@ -73,7 +73,9 @@ def committed(run: Run, columns: list[str]) -> Iterator[tuple[pa.Table, Commit]]
             continue
         table = read_rows(run.folder, commit, stored)
         if "seconds" in columns:
-            seconds = pa.array(commit.sample_seconds, pa.float64())
+            # Of restored images it is not known what they took.
+            known = [None] * commit.rows if run.job.is_score else commit.sample_seconds
+            seconds = pa.array(known, pa.float64())
             ok = pc.equal(table["status"], "ok")
             table = table.append_column("seconds", pc.if_else(ok, seconds, None))
         yield table, commit

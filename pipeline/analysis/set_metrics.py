@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 
@@ -56,10 +57,11 @@ def set_metrics(run: Run) -> dict[str, SetResult]:
     if known is not None:
         return known
     n = sum(commit.rows - commit.failed for commit in committed)
-    jpeg = 0
+    jpeg, sides = 0, set()
     for commit in committed:
-        sources = read_rows(run.folder, commit, ["source"])["source"].to_pylist()
-        jpeg += sum(source is not None and source.startswith("JPEG") for source in sources)
+        rows = read_rows(run.folder, commit, ["source", "status"]).to_pylist()
+        jpeg += sum(row["source"] is not None and row["source"].startswith("JPEG") for row in rows)
+        sides |= {side for row in rows if row["status"] == "ok" for side in sides_in(row["source"] or "")}
 
     def blocks(columns: Sequence[str]) -> Iterator[tuple[list[str], Mapping[str, np.ndarray]]]:
         for commit in committed:
@@ -69,14 +71,24 @@ def set_metrics(run: Run) -> dict[str, SetResult]:
 
     warnings = []
     if jpeg:
-        warnings.append(f"{jpeg} of the inputs were compressed as JPEG, which leaves its marks in features")
+        which = "restored images are" if run.job.is_score else "inputs were compressed as"
+        warnings.append(f"{jpeg} of the {which} JPEG, which leaves its marks in features")
     if run.job.data.fit != "exact" and not reference.paired:
         warnings.append("the images were resized here (data.fit), those of the reference perhaps otherwise")
-    found = evaluate(names, n, blocks, reference, run.job.data.size, warnings)
+    size = run.job.data.size
+    if run.job.is_score:  # which are of any size
+        size = sides.pop() if len(sides) == 1 else 0
+    found = evaluate(names, n, blocks, reference, size, warnings)
     if state is not None and all(result.value is not None for result in found.values()):
         with publish(file) as temporary:
             temporary.write_bytes(records.sealed(asdict(Kept(state, found))))
     return found
+
+
+def sides_in(source: str) -> list[int]:
+    """Width and height in what a row says of its file, such as "PNG RGB 256x256"."""
+    found = re.search(r"(\d+)x(\d+)", source)
+    return [] if found is None else [int(found[1]), int(found[2])]
 
 
 def state_of(run: Run, names: Sequence[str], committed: Sequence[Commit], reference: Reference) -> str | None:

@@ -10,11 +10,9 @@ import numpy as np
 from kintsugi.ahead import map_ahead
 from kintsugi.errors import JobError, UnreadableImage
 from kintsugi.pipeline.data.decode import Content, Decoded, decode, image_of, to_rgb
-from kintsugi.pipeline.data.plan import checked_key
-from kintsugi.pipeline.data.read import DECODERS, in_folder, in_tar
-from kintsugi.pipeline.data.shards import Place, checksum, expand, index
+from kintsugi.pipeline.data.read import DECODERS, content_at
+from kintsugi.pipeline.data.shards import Place, called, checked_key, checksum, expand, index
 from kintsugi.pipeline.data.tar import DamagedShard
-from kintsugi.pipeline.data.units import Members, Unit
 from kintsugi.pipeline.storage.location import Location, is_remote
 
 READERS = 16  # files read at once where all are read
@@ -35,16 +33,15 @@ class Collection:
     def __init__(self, field: str, patterns: str | list[str]):
         self.name = str(patterns)
         self.places: dict[str, tuple[Location, Place]] = {}
-        try:
-            for shard in expand(patterns):
-                for sample in index(shard):
-                    if sample.key in self.places:
-                        raise JobError(f"{field}: the key {sample.key!r} occurs twice")
-                    self.places[checked_key(shard, sample.key)] = (shard, sample)
-        except DamagedShard as error:
-            raise JobError(f"{field}: {shard}: {error}") from error
-        except JobError as error:
-            raise JobError(str(error).replace("data.shards: ", f"{field}: ", 1)) from error
+        with called(field):
+            try:
+                for shard in expand(patterns):
+                    for sample in index(shard):
+                        if sample.key in self.places:
+                            raise JobError(f"{field}: the key {sample.key!r} occurs twice")
+                        self.places[checked_key(shard, sample.key)] = (shard, sample)
+            except DamagedShard as error:
+                raise JobError(f"{field}: {shard}: {error}") from error
         if not self.places:
             raise JobError(f"{field}: there are no images in {patterns}")
 
@@ -86,10 +83,7 @@ class Collection:
 
     def content(self, key: str) -> Content:
         """The files of one image by suffix, or why there are none."""
-        shard, sample = self.places[key]
-        unit = Unit("", str(shard), 0, 0, 0, 1, sample.offset, sample.end)
-        members = Members([key], None, sample.links)
-        return next(in_tar(unit, members) if sample.file is None else in_folder(unit, [sample.file]))
+        return content_at(*self.places[key])
 
     def read(self, key: str) -> Decoded:
         """One image, (H, W, 3) uint8, or why there is none."""

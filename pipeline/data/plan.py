@@ -1,7 +1,6 @@
 """The plan: the job's samples divided into units of work, written once and followed ever after."""
 
 import hashlib
-import json
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -19,19 +18,22 @@ from kintsugi.ahead import map_ahead
 from kintsugi.errors import JobError
 from kintsugi.pipeline.data import shards
 from kintsugi.pipeline.data.names import NAMES
+from kintsugi.pipeline.data.pairs import Pairing
 from kintsugi.pipeline.data.pictures import SUFFIX
 from kintsugi.pipeline.data.shards import SHA256SUMS, Place
 from kintsugi.pipeline.data.tar import DamagedShard
 from kintsugi.pipeline.data.units import (
     GROUP,
     IN_FLIGHT,
-    LINK,
     NAMED,
+    PAIRED,
     RULE,
     SCHEMA,
     SUMMARY,
     PlanSummary,
     Unit,
+    link_rows,
+    pair_row,
     rows_of,
     unit_name,
 )
@@ -70,11 +72,13 @@ def make_plan(
     """
     summary, hashes = PlanSummary([str(path) for path in paths], 0, 0, {}, []), array("Q")
     last: dict[str, Unit] = {}  # of each shard
+    pairing = Pairing(data, partial(belongs, subset=data.subset)) if data.kind == "restored" else None
+    schema = SCHEMA if pairing is None else PAIRED
     with publish(target) as temporary:
-        with pq.ParquetWriter(temporary, SCHEMA, compression="zstd", write_page_checksum=True) as writer:
-            found = divide(paths, unit_size, data, summary)
+        with pq.ParquetWriter(temporary, schema, compression="zstd", write_page_checksum=True) as writer:
+            found = divide(paths, unit_size, data, summary, pairing)
             while group := list(islice(found, GROUP)):
-                writer.write_table(pa.Table.from_pylist([row for _, row in group], SCHEMA))
+                writer.write_table(pa.Table.from_pylist([row for _, row in group], schema))
                 for unit, row in group:
                     hashes.extend(map(key_hash, row["keys"]))
                     summary.units, summary.samples = summary.units + 1, summary.samples + unit.samples
@@ -83,7 +87,9 @@ def make_plan(
             if data.checksums == "check":
                 compare_checksums(paths, last, summary, on_unit)
             summary.empty = [shard for shard in summary.empty if shard not in summary.damaged]
-            writer.add_key_value_metadata({SUMMARY: json.dumps(asdict(summary)), RULE: str(NAMES)})
+            if pairing is not None:
+                pairing.name_left_out(summary)
+            writer.add_key_value_metadata({SUMMARY: summary.text(), RULE: str(NAMES)})
         refuse_unusable(summary, data)
         refuse_duplicates(temporary, np.frombuffer(hashes, np.uint64))
         if restoration is not None:
@@ -153,11 +159,16 @@ def reading(shard: Location) -> Iterator[None]:
 
 
 def divide(
-    paths: Sequence[Location], unit_size: int, data: Data, summary: PlanSummary
+    paths: Sequence[Location],
+    unit_size: int,
+    data: Data,
+    summary: PlanSummary,
+    pairing: Pairing | None = None,
 ) -> Iterator[tuple[Unit, dict[str, Any]]]:
     """Units and their rows in order; what is wrong with shards goes into `summary`."""
     first, limit = 0, data.limit
-    for number, (shard, (size, found)) in enumerate(zip(paths, indexed(paths, data, summary), strict=True)):
+    places = indexed(paths, data, summary, pairing)
+    for number, (shard, (size, found)) in enumerate(zip(paths, places, strict=True)):
         start = 0
         samples = islice(found, None if limit is None else limit - first)
         while batch := list(islice(samples, unit_size)):
@@ -171,34 +182,37 @@ def divide(
                 offset=batch[0].offset,
                 end=max(sample.end for sample in batch),  # of a.1.png, a.2.png, a.1.cls not that of the last
             )
-            keys = [checked_key(shard, sample.key) for sample in batch]
+            keys = [shards.checked_key(shard, sample.key) for sample in batch]
             files = [sample.file for sample in batch] if batch[0].file is not None else None
-            links = [dict(zip(LINK, link, strict=True)) for sample in batch for link in sample.links]
-            yield unit, {**asdict(unit), "keys": keys, "files": files, "links": links or None}
+            links = link_rows([link for sample in batch for link in sample.links])
+            pairs = [pair_row(sample.pair) for sample in batch if sample.pair is not None]
+            yield unit, {**asdict(unit), "keys": keys, "files": files, "links": links, "pairs": pairs}
             start, first = start + len(batch), first + len(batch)
         if first == limit:
             return
 
 
-def indexed(paths: Sequence[Location], data: Data, summary: PlanSummary) -> Iterator[Indexed]:
+def indexed(
+    paths: Sequence[Location], data: Data, summary: PlanSummary, pairing: Pairing | None
+) -> Iterator[Indexed]:
     """Size and samples of each shard, in order. Of remote ones several are read at once, up to the limit."""
 
     def read(path: Location) -> tuple[Indexed, PlanSummary] | None:
         if not is_remote(path):  # which is read when it is its turn, and not as a whole
             return None
         its = PlanSummary([], 0, 0, {}, [])  # which count when it is the shard's turn, if that comes
-        size, samples = open_shard(path, data, its)
+        size, samples = open_shard(path, data, its, pairing)
         return (size, list(islice(samples, data.limit))), its
 
     for path, found in zip(paths, map_ahead(read, paths, IN_FLIGHT, IN_FLIGHT), strict=True):
         if found is None:
-            yield open_shard(path, data, summary)
+            yield open_shard(path, data, summary, pairing)
         else:
             summary.add(found[1])
             yield found[0]
 
 
-def open_shard(path: Location, data: Data, summary: PlanSummary) -> Indexed:
+def open_shard(path: Location, data: Data, summary: PlanSummary, pairing: Pairing | None = None) -> Indexed:
     """A shard whose samples are read as they are asked for; what is wrong goes into `summary`.
 
     Raises:
@@ -207,8 +221,10 @@ def open_shard(path: Location, data: Data, summary: PlanSummary) -> Indexed:
     with reading(path):
         size, samples = shards.fingerprint(path), readable(path, data, summary)
         begin = list(islice(samples, 1))
-        subset = data.subset
-        chosen = (one for one in chain(begin, samples) if subset is None or belongs(one.key, subset))
+        every: Iterable[Place] = chain(begin, samples)
+        if pairing is not None:
+            every = pairing.of(every, summary)
+        chosen = (one for one in every if belongs(one.key, data.subset))
         if not begin and str(path) not in summary.damaged:
             summary.empty.append(str(path))
         return size, chosen
@@ -224,27 +240,20 @@ def readable(path: Location, data: Data, summary: PlanSummary) -> Iterator[Place
         summary.damaged[str(path)] = str(damage)
 
 
-def checked_key(shard: Location, key: str) -> str:
-    """The key; raises a JobError if it is not UTF-8."""
-    try:
-        key.encode()
-    except UnicodeEncodeError:
-        raise JobError(f"data.shards: {shard}: the member name {key!r} is not UTF-8") from None
-    return key
-
-
 def key_hash(key: str, salt: bytes = b"") -> int:
     """64 bits of BLAKE2b; plans and tuning rely on that they stay."""
     digest = hashlib.blake2b(key.encode("utf-8", "surrogateescape"), digest_size=8, salt=salt).digest()
     return int.from_bytes(digest, "little")
 
 
-def belongs(key: str, subset: Subset) -> bool:
+def belongs(key: str, subset: Subset | None) -> bool:
     """Whether a sample is in a part of the data: for tuning are the keys whose hash is below a threshold.
 
     So the two parts are disjoint and make up the whole, and each is the same however the samples are spread
     over shards. The keys for tuning of a smaller fraction are among those of a larger one.
     """
+    if subset is None:
+        return True
     tuning = key_hash(key, TUNING) < subset.fraction * 2**64
     return tuning == (subset.part == "tune")
 

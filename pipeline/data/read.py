@@ -10,15 +10,16 @@ from kintsugi.ahead import map_ahead
 from kintsugi.errors import UnreadableImage
 from kintsugi.pipeline.data.decode import Content, Convert, Decoded, decode
 from kintsugi.pipeline.data.names import suffix_of
-from kintsugi.pipeline.data.shards import fingerprint, why_unsafe
+from kintsugi.pipeline.data.shards import Place, fingerprint, why_unsafe
 from kintsugi.pipeline.data.tar import DamagedShard, Member, Tar
 from kintsugi.pipeline.data.units import Members, Unit
-from kintsugi.pipeline.storage.location import at, is_remote
+from kintsugi.pipeline.storage.location import Location, at, is_remote
 
 MAX_BYTES = 1 << 30  # of one sample's members together
 BATCHES_AHEAD = 3
 BYTES_AHEAD = 1 << 30  # of decoded images, if that is less
 DECODERS = 2
+RESTORED, TRUTH = "restored", "truth"  # what a sample has instead of members where it is a pair
 
 
 def read_unit(
@@ -45,6 +46,9 @@ def read_unit(
         return replace(sample, fetching=fetching, decoding=time.perf_counter() - mark)
 
     contents = in_folder(unit, members.files) if members.files else in_tar(unit, members)
+    if members.pairs is not None:
+        true = (content_at(at(pair.shard), pair.truth) for pair in members.pairs)
+        contents = ({RESTORED: one, TRUTH: other} for one, other in zip(contents, true, strict=True))
     files: Sequence[str | None] = members.files or [None] * len(members.keys)
     places = range(unit.start, unit.start + len(members.keys))
     work = zip(members.keys, places, files, timed(contents), strict=True)
@@ -91,7 +95,8 @@ def in_folder(unit: Unit, files: Sequence[str]) -> Iterator[Content]:
 def in_tar(unit: Unit, members: Members) -> Iterator[Content]:
     """The members of each planned key, in order."""
     damage: DamagedShard | None = None
-    expected, planned = iter(members.keys), set(members.keys)
+    keys = members.keys if members.pairs is None else [pair.name for pair in members.pairs]
+    expected, planned = iter(keys), set(keys)
     shard = at(unit.shard)
     links = {name: (data, length) for name, data, length in members.links}
     with shard.open("rb") as file:
@@ -112,6 +117,13 @@ def in_tar(unit: Unit, members: Members) -> Iterator[Content]:
             damage = error
     for _ in expected:
         yield missing(damage)
+
+
+def content_at(shard: Location, place: Place) -> Content:
+    """The files of one sample by suffix, or why there are none."""
+    unit = Unit("", str(shard), 0, 0, 0, 1, place.offset, place.end)
+    members = Members([place.key], None, place.links)
+    return next(in_tar(unit, members) if place.file is None else in_folder(unit, [place.file]))
 
 
 def content_of(tar: Tar, group: list[Member]) -> Content:

@@ -9,7 +9,7 @@ import hashlib
 import os
 import re
 from collections.abc import Callable, Collection, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from io import BufferedIOBase
 from itertools import islice
@@ -33,6 +33,7 @@ class Place:
     """The members of one key, adjacent in the tar: bytes offset … end; in a folder, its place and file.
 
     links: of members that are links: the name, and where what it leads to begins and how long it is.
+    pair: of a restored image whose key is part of its name; else None.
     """
 
     key: str
@@ -40,6 +41,25 @@ class Place:
     end: int
     file: str | None = None
     links: tuple[tuple[str, int, int], ...] = ()
+    pair: "Pair | None" = None
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A restored image, by the key that its own name has, and where its truth is."""
+
+    name: str
+    shard: str
+    truth: Place
+
+
+@contextmanager
+def called(field: str) -> Iterator[None]:
+    """Errors of shards begin with the field that names them, where that is another one than data.shards."""
+    try:
+        yield
+    except JobError as error:
+        raise JobError(str(error).replace("data.shards: ", f"{field}: ", 1)) from error
 
 
 def expand(patterns: str | list[str]) -> list[Location]:
@@ -196,6 +216,15 @@ def index(
             yield Place(first.key, first.offset, min(last.end, tar.size), links=links)
         if tar.padding > MAX_PADDING:
             warn(f"{tar.padding:,} bytes of zeros at its end: is it a download that has not ended?")
+
+
+def checked_key(shard: Location, key: str) -> str:
+    """The key; raises a JobError if it is not UTF-8."""
+    try:
+        key.encode()
+    except UnicodeEncodeError:
+        raise JobError(f"data.shards: {shard}: the member name {key!r} is not UTF-8") from None
+    return key
 
 
 def scattered(shard: Location, keys: Collection[str]) -> list[list[str]]:

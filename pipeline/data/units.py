@@ -1,9 +1,10 @@
 """Units of work, as they are read from a plan."""
 
+import json
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 import pyarrow as pa
@@ -15,6 +16,7 @@ from kintsugi.ahead import map_ahead
 from kintsugi.errors import JobError
 from kintsugi.pipeline.data import shards
 from kintsugi.pipeline.data.names import NAMES
+from kintsugi.pipeline.data.shards import Pair, Place
 from kintsugi.pipeline.storage import records
 from kintsugi.pipeline.storage.files import parquet, storage_failed
 from kintsugi.pipeline.storage.location import Location, at
@@ -41,6 +43,9 @@ SCHEMA = pa.schema(
         ("links", pa.list_(pa.struct(dict(zip(LINK, (pa.string(), pa.int64(), pa.int64()), strict=True))))),
     ]
 )
+TRUTH = {"name": pa.string(), "shard": pa.string(), "key": pa.string()}
+TRUTH |= {"offset": pa.int64(), "end": pa.int64(), "file": pa.string(), "links": SCHEMA.field("links").type}
+PAIRED = SCHEMA.append(pa.field("pairs", pa.list_(pa.struct(TRUTH))))  # of restored images
 BEFORE_LINKS = pa.schema([column for column in SCHEMA if column.name != "links"])  # of earlier versions
 
 
@@ -75,6 +80,7 @@ class PlanSummary:
     Attributes:
         left_out: how many files in the shards are no samples. left_out_first: shard, name and reason of some.
         notes: what else the user should know.
+        without_truth, without_restored: keys of restored and true images that have no partner.
     """
 
     shards: list[str]
@@ -85,6 +91,8 @@ class PlanSummary:
     left_out: int = 0
     left_out_first: list[list[str]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    without_truth: list[str] = field(default_factory=list)
+    without_restored: list[str] = field(default_factory=list)
 
     def warn(self, shard: Location, what: str) -> None:
         """Note what may be damage."""
@@ -104,6 +112,12 @@ class PlanSummary:
         self.left_out += other.left_out
         self.left_out_first = (self.left_out_first + other.left_out_first)[:NAMED]
         self.notes = (self.notes + other.notes)[:NAMED]
+        self.without_truth += other.without_truth
+
+    def text(self) -> str:
+        """As the plan holds it; without what only plans of restored images have, where that is empty."""
+        found = asdict(self)
+        return json.dumps({k: v for k, v in found.items() if v or not k.startswith("without_")})
 
 
 SUMMARY_TYPE = TypeAdapter(PlanSummary)
@@ -115,12 +129,14 @@ class Members:
 
     Attributes:
         files: where the shard is a folder. links: `Place.links` of all samples. names: the rule for keys.
+        pairs: of restored images.
     """
 
     keys: list[str]
     files: list[str] | None
     links: Sequence[tuple[str, int, int]] = ()
     names: int = NAMES
+    pairs: list[Pair] | None = None
 
 
 def unit_name(number: int, start: int) -> str:
@@ -139,7 +155,7 @@ def opened(plan: Location) -> Iterator[pq.ParquetFile]:
     length = records.regular(plan, MAX_TABLE)
     try:
         with parquet(plan) as file:
-            if not any(map(file.schema_arrow.equals, (SCHEMA, BEFORE_LINKS))):
+            if not any(map(file.schema_arrow.equals, (SCHEMA, BEFORE_LINKS, PAIRED))):
                 raise ValueError("its columns are not those of a plan")
             if file.metadata.num_rows > length:  # a few bytes may claim any number
                 raise ValueError("it claims more units than it has bytes")
@@ -228,7 +244,7 @@ def read_members(plan: Location, unit: Unit) -> Members:
         groups = range(file.num_row_groups)
         first = bisect_right(groups, place(unit.unit), key=lambda group: place(first_name(file, group)))
         table = file.read_row_group(
-            max(first - 1, 0), ["unit", "keys", "files", "links"]
+            max(first - 1, 0), ["unit", "keys", "files", "links", "pairs"]
         )  # but those it lacks
         found = table.filter(pc.equal(table["unit"], unit.unit)).to_pylist()
         if found:
@@ -261,9 +277,36 @@ def members_of(unit: Unit, row: dict[str, Any], names: int) -> Members:
         raise ValueError(f"unit {unit.unit}: its keys are not {unit.samples} different ones")
     if files is not None and (None in files or len(files) != unit.samples):
         raise ValueError(f"unit {unit.unit}: its files are not {unit.samples}")
+    pairs = row.get("pairs")
+    if pairs is not None and (None in pairs or len(pairs) != unit.samples):
+        raise ValueError(f"unit {unit.unit}: its pairs are not {unit.samples}")
+    found = None if pairs is None else [pair_of(unit, pair) for pair in pairs]
+    return Members(keys, files, links_of(unit, links), names, found)
+
+
+def links_of(unit: Unit, links: Sequence[dict[str, Any]]) -> tuple[tuple[str, int, int], ...]:
+    """Links as places have them; raises ValueError for one that leads nowhere."""
     if any(link is None or None in link.values() or min(link["data"], link["size"]) < 0 for link in links):
         raise ValueError(f"unit {unit.unit}: a link leads nowhere")
-    return Members(keys, files, [tuple(link[name] for name in LINK) for link in links], names)
+    return tuple((link["name"], link["data"], link["size"]) for link in links)
+
+
+def link_rows(links: Sequence[tuple[str, int, int]]) -> list[dict[str, Any]] | None:
+    """Links as a row of the plan has them; None where there are none."""
+    return [dict(zip(LINK, link, strict=True)) for link in links] or None
+
+
+def pair_of(unit: Unit, row: dict[str, Any]) -> Pair:
+    """A pair of a row of the plan; raises ValueError if it is none."""
+    if None in (row[name] for name in ("name", "shard", "key", "offset", "end")):
+        raise ValueError(f"unit {unit.unit}: a pair lacks something")
+    links = links_of(unit, row["links"] or [])
+    return Pair(row["name"], row["shard"], Place(row["key"], row["offset"], row["end"], row["file"], links))
+
+
+def pair_row(pair: Pair) -> dict[str, Any]:
+    """A pair as a row of the plan has it."""
+    return {"name": pair.name, "shard": pair.shard, **vars(pair.truth), "links": link_rows(pair.truth.links)}
 
 
 def changed_shards(plan: Location) -> list[str]:

@@ -84,9 +84,18 @@ def of_reference(job: Job) -> Digests:
     return {"reference": files[0] if len(files) == 1 else hashlib.sha256("".join(files).encode()).hexdigest()}
 
 
+def of_truth(job: Job) -> Digests:
+    """Of which true images there are that restored ones are compared with, not of what is in them.
+
+    Raises:
+        JobError: they cannot be found.
+    """
+    return {} if job.data.truth is None else {"data.truth": Collection("data.truth", job.data.truth).digest()}
+
+
 def of_job(job: Job) -> Digests:
     """Of all files on which the results of a job depend; raises as those above."""
-    return of_operator(job) | of_weights(job) | of_reference(job) | of_plugins(job)
+    return of_operator(job) | of_weights(job) | of_reference(job) | of_plugins(job) | of_truth(job)
 
 
 def text_of(files: Digests) -> str:

@@ -5,6 +5,7 @@ import json
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict
+from typing import Any
 
 import yaml
 
@@ -13,7 +14,7 @@ from kintsugi.errors import JobError
 from kintsugi.operators import SpecError
 from kintsugi.pipeline.data import photographs as builtin
 from kintsugi.pipeline.data.plan import make_plan
-from kintsugi.pipeline.data.shards import expand, from_root
+from kintsugi.pipeline.data.shards import called, expand, from_root
 from kintsugi.pipeline.data.units import PlanSummary, Unit, changed_shards
 from kintsugi.pipeline.execution.checkpoints import on_this_node
 from kintsugi.pipeline.execution.claim import claimed, clear
@@ -115,8 +116,10 @@ def refuse_another(run: Run, job: Job, prior: Examined) -> None:
 
 def with_absolute_shards(job: Job) -> Job:
     """The job with shards that are the same from any folder, so that job.yaml works from there."""
-    shards = job.data.shards
-    return job if shards == builtin.SCIKIT_IMAGE else with_shards(job, from_root(shards))
+    shards, truth = job.data.shards, job.data.truth
+    with called("data.truth"):
+        truth = None if truth is None else from_root(truth)
+    return with_data(job, shards=shards if shards == builtin.SCIKIT_IMAGE else from_root(shards), truth=truth)
 
 
 def as_written(before: Job, now: Job) -> Job:
@@ -127,20 +130,22 @@ def as_written(before: Job, now: Job) -> Job:
         "prior": as_before(before.prior, now.prior),
         "sampler": as_before(before.sampler, now.sampler),
     }
-    return with_shards(now, before.data.shards).model_copy(update=specs)
+    return with_data(now, shards=before.data.shards, truth=before.data.truth).model_copy(update=specs)
 
 
-def with_shards(job: Job, shards: str | list[str]) -> Job:
-    """The job with other patterns of shards."""
-    return job.model_copy(update={"data": job.data.model_copy(update={"shards": shards})})
+def with_data(job: Job, **fields: Any) -> Job:
+    """The job with other fields of its data."""
+    return job.model_copy(update={"data": job.data.model_copy(update=fields)})
 
 
 def examine_prior(job: Job) -> Examined:
-    """What the job's prior is, found before any work starts.
+    """What the job's prior is, found before any work starts; that of restored images is none.
 
     Raises:
         JobError: it cannot be used; the message names the field and what is wrong.
     """
+    if job.is_score:
+        return Examined(sha256="", title="none")
     try:
         return priors.examine(on_this_node(job.prior), job.image_shape)
     except (SpecError, OSError) as error:
@@ -169,10 +174,12 @@ def plan(job: Job, folder: Location, on_unit: Callable[[Unit], None]) -> PlanSum
     refuse_missing(job.metrics, job.reference)
     paths = shard_paths(job, folder)
     output = job.folder
-    for path in paths:
+    with called("data.truth"):
+        true = [] if job.data.truth is None else expand(job.data.truth)
+    for path, field in [*((one, "data.shards") for one in paths), *((one, "data.truth") for one in true)]:
         if lies_in(output, path):
             raise JobError(
-                f"output: {output} lies in {path}, one of data.shards: its pictures would count as samples; "
+                f"output: {output} lies in {path}, one of {field}: its pictures would count as samples; "
                 "choose another output"
             )
         if job.from_measurements and lies_in(path, output / RESTORED):

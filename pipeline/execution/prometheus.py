@@ -40,7 +40,7 @@ class Counts(Observer):
         """Count samples, evaluations and the stage's seconds."""
         count(self.spent, "part", seconds)
         restored = [result for result in results if isinstance(result, Restored)]
-        ok = sum(result.error is None for result in restored)
+        ok = sum(not isinstance(result, str) and result.error is None for result in results)
         count(self.samples, "status", {"ok": ok, "failed": len(results) - ok})
         forwards, vjps = sum(r.forwards for r in restored), sum(r.vjps for r in restored)
         count(self.evaluations, "kind", {"forward": forwards, "vjp": vjps})

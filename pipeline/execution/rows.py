@@ -10,15 +10,15 @@ from kintsugi.pipeline.data.pictures import array_file, encode
 from kintsugi.pipeline.data.units import Unit
 from kintsugi.pipeline.execution.commit import Commit, read_features, read_rows, rows_schema
 from kintsugi.pipeline.execution.degrade import eight_bits
-from kintsugi.pipeline.execution.stage import Restored
+from kintsugi.pipeline.execution.stage import Restored, Scored
 from kintsugi.pipeline.job import Job
 from kintsugi.pipeline.metrics.features import arrays
 from kintsugi.pipeline.storage.location import Location
 
 GALLERY = 16  # the first samples of a job keep all their pictures, for the report
 
-Result = Restored | str
-"""What came of a sample: it is restored, or why not."""
+Result = Scored | str
+"""What came of a sample: its scores, with what was restored here, or why it failed."""
 
 
 class Done(NamedTuple):
@@ -35,20 +35,32 @@ def done(job: Job, unit: Unit, sample: Decoded, result: Result) -> Done:
     row = failed_row(job, unit, sample, error or "")
     if isinstance(result, str) or sample.image is None:
         return Done(row, 0.0, {})
-    row |= {"forwards": result.forwards, "vjps": result.vjps, "batch_size": result.batch_size}
+    if isinstance(result, Restored):
+        row |= {"forwards": result.forwards, "vjps": result.vjps, "batch_size": result.batch_size}
+        row["residual"] = result.residual if result.error is None else None
     if result.error is None:
         shown = unit.first + sample.index - unit.start < GALLERY
-        row |= result.metrics | {"status": "ok", "error": None, "residual": result.residual}
+        row |= result.metrics | {"status": "ok", "error": None}
         row |= pictures(job, result, sample.image, shown)
     return Done(row, result.seconds, result.features)
 
 
-def pictures(job: Job, result: Restored, sample: np.ndarray, shown: bool) -> dict[str, Any]:
-    """The pictures of a row that are kept, as files; `shown`: in the report."""
+def pictures(job: Job, result: Scored, sample: np.ndarray, shown: bool) -> dict[str, Any]:
+    """The pictures of a row that are kept, as files; `shown`: in the report.
+
+    Args:
+        sample: an image, a measurement, or a pair of a restored image and its truth.
+    """
     everything = shown or job.images == "all"
+    restored = shown or job.images != "none"
+    if not isinstance(result, Restored):
+        return {
+            "restored": encode(sample[0]) if restored else None,
+            "truth": encode(sample[1]) if everything else None,
+        }
     if not job.from_measurements:
         return {
-            "restored": None if job.images == "none" and not shown else encode(result.restored),
+            "restored": encode(result.restored) if restored else None,
             "measurement": encode(result.measurement) if everything else None,
             "truth": encode(eight_bits(sample)) if everything else None,
         }

@@ -54,30 +54,38 @@ class Several:
     spread: float
 
 
-@dataclass(frozen=True)
-class Restored:
+@dataclass(frozen=True, kw_only=True)
+class Scored:
+    """What came of one sample, restored here or given.
+
+    Attributes:
+        metrics: of the restored picture, by name.
+        features: of it, and of the truth under "SPACE_truth", where set metrics ask for them.
+        seconds: of the sampler. error: why it failed all the same.
+    """
+
+    metrics: dict[str, float]
+    features: dict[str, np.ndarray] = field(default_factory=dict)
+    seconds: float = 0.0
+    error: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Restored(Scored):
     """One restored sample.
 
     Pictures are (H, W, 3) of uint8, or of uint16 if the job wants 16 bits; `measurement` is uint8 with the
     measurement's size and channels, or is its pseudo-inverse where it is no image. `seconds` is the
     sampler's time for the batch divided by its size.
-
-    Attributes:
-        features: of the restored picture, and of the truth under "SPACE_truth", where set metrics ask for
-            them.
     """
 
-    metrics: dict[str, float]
     residual: float
-    seconds: float
     forwards: int
     vjps: int
     batch_size: int
     restored: np.ndarray
     measurement: np.ndarray
-    error: str | None
     several: Several | None = None
-    features: dict[str, np.ndarray] = field(default_factory=dict)
 
 
 class Stage:
@@ -98,11 +106,7 @@ class Stage:
 
     def __init__(self, job: Job, device: str | torch.device, files: Mapping[str, str] | None = None):
         self.job, self.device = job, torch.device(device)
-        try:
-            self.scorer = Scorer(job.metrics, self.device)
-            self.extractor = Extractor({SETS[name].space for name in job.metrics if name in SETS}, device)
-        except MissingWeights as error:
-            raise JobError(f"metrics: {error}") from error
+        self.scorer, self.extractor = measuring(job, self.device)
         try:
             here = on_this_node(job.prior)
             self.prior = priors.load(here, device=device)
@@ -312,6 +316,15 @@ def draw_samples(
     spreads = running.deviation.square().mean((1, 2, 3)).sqrt().tolist()
     deviation = running.deviation.half().cpu().numpy()
     return mean, [Several([x[i] for x in drawn], deviation[i], spreads[i]) for i in range(len(keys))]
+
+
+def measuring(job: Job, device: torch.device) -> tuple[Scorer, Extractor]:
+    """What measures images, and what sees them for metrics of sets; raises a JobError without weights."""
+    try:
+        spaces = {SETS[name].space for name in job.metrics if name in SETS}
+        return Scorer(job.metrics, device), Extractor(spaces, device)
+    except MissingWeights as error:
+        raise JobError(f"metrics: {error}") from error
 
 
 def features_of(extractor: Extractor, key: str, pictures: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

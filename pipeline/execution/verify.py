@@ -31,7 +31,7 @@ from kintsugi.pipeline.execution.directory import (
     data_file,
     refuse_links,
 )
-from kintsugi.pipeline.execution.identity import of_job, recorded, text_of
+from kintsugi.pipeline.execution.identity import differing, of_job, of_truth, recorded, text_of
 from kintsugi.pipeline.execution.open import examine_prior, prior_text, shard_paths
 from kintsugi.pipeline.execution.restored import faults
 from kintsugi.pipeline.execution.run import Run, recorded_job, recorded_prior
@@ -86,11 +86,20 @@ def verify(run: Run) -> Iterator[Finding | Unit]:
         for name in file_sizes(run.folder / folder):
             if not name.endswith(suffix) or name.removesuffix(suffix) not in names:
                 yield Finding(None, f"{folder}/{name} belongs to no unit of the plan", repairable=False)
-    for shard in changed_shards(run.folder / PLAN):
+    for shard in [*changed_shards(run.folder / PLAN), *changed_truth(run)]:
         yield Finding(None, f"{shard} is gone, or has changed since the plan was made", repairable=False)
     if run.job.from_measurements:
         for shard, what in faults(run, doubtful, complete=good == run.summary.units):
             yield Finding(None, f"{what}; a rerun writes it again", shard=shard)
+
+
+def changed_truth(run: Run) -> list[str]:
+    """What names the true images of a run, if they are others than when the plan was made."""
+    try:
+        same = not set(differing(recorded(run.folder), of_truth(run.job)))
+    except JobError:
+        same = False
+    return [] if same else [f"data.truth, {run.job.data.truth},"]
 
 
 def fault(run: Run, unit: Unit) -> str | None:

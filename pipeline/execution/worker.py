@@ -24,7 +24,8 @@ from kintsugi.pipeline.execution.ledger import Task
 from kintsugi.pipeline.execution.memory import remembered_batch_size
 from kintsugi.pipeline.execution.rows import Done, Result, done, failed_row, kept_of
 from kintsugi.pipeline.execution.run import recorded_prior, refuse_damaged
-from kintsugi.pipeline.execution.stage import Restored, Stage
+from kintsugi.pipeline.execution.scoring_stage import ScoringStage
+from kintsugi.pipeline.execution.stage import Scored, Stage
 from kintsugi.pipeline.job import Job, config_hash
 from kintsugi.pipeline.metrics import REGISTRY
 from kintsugi.pipeline.metrics.features import table_of
@@ -58,7 +59,7 @@ class UnitStage(Protocol):
 
     def run(
         self, keys: Sequence[str], samples: Sequence[np.ndarray], labels: Sequence[int | None]
-    ) -> list[Restored]:
+    ) -> Sequence[Scored]:
         """A result for each sample.
 
         Raises:
@@ -75,6 +76,9 @@ def stage_of(job: Job, folder: Location, device: str) -> UnitStage:
         JobError: a file is not the one with which the run was begun, or as `Stage`.
     """
     files = recorded(folder)
+    if job.is_score:
+        refuse_changed(files, of_weights(job) | of_plugins(job))
+        return ScoringStage(job, device)
     stage = Stage(job, device, files)
     refuse_changed(files, of_weights(job) | of_plugins(job))
     if stage.prior_sha256 != (begun_with := recorded_prior(folder).sha256):
@@ -132,8 +136,9 @@ class Worker:
 
     @property
     def busy(self) -> float:
-        """Seconds spent in the sampler."""
-        return self.stage.seconds.get("sample", 0.0)
+        """Seconds spent in the sampler, or, where nothing is restored, with scoring."""
+        seconds = self.stage.seconds
+        return seconds.get("sample", seconds.get("score", 0.0))
 
     def process(self, task: Task) -> Commit:
         """Read, degrade, sample, score and write one unit, and commit it.
@@ -240,7 +245,7 @@ class Worker:
                     found[sample.key] = error_text(error)
         return [found[sample.key] for sample in batch]
 
-    def run_stage(self, samples: list[Decoded]) -> dict[str, Restored]:
+    def run_stage(self, samples: list[Decoded]) -> dict[str, Scored]:
         """The stage's results by key; raises as `UnitStage.run`."""
         images = [sample.image for sample in samples if sample.image is not None]
         keys, labels = [sample.key for sample in samples], [sample.label for sample in samples]

@@ -381,7 +381,7 @@ def test_cluster_yaml_fits_rays_schema():
         (("compare", "a", "b", "--out", "\udcff"), "--out: the path"),
         (("score", "\udcff", "images"), "RESTORED: "),
         (("score", "images", "images", "--out", "\udcff"), "--out: the path"),
-        (("score", "images", "images"), "RESTORED: .*member name"),
+        (("score", "images", "images"), "TRUTH: .*member name"),
         (("sweep", "job.yaml", "--vary", "sampler.w=1,2", "--out", "\udcff"), "--out: the path"),
         (("stats", "\udcff", "x.npz"), "SOURCE: "),
     ],

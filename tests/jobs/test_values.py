@@ -5,12 +5,12 @@ import yaml
 
 from kintsugi.errors import JobError
 from kintsugi.jobs.files import load_job
-from kintsugi.jobs.score import reference_from
 from kintsugi.jobs.trials import parse_vary
-from kintsugi.jobs.values import parse_yaml, split
+from kintsugi.jobs.values import parse_setting, parse_yaml, split
 from kintsugi.pipeline.execution.open import open_or_plan
 from kintsugi.pipeline.execution.run import Run
 from kintsugi.pipeline.job import Job, config_hash
+from kintsugi.pipeline.parts import Published
 
 TEXTS = [
     "runs/exp #2",
@@ -57,7 +57,7 @@ def test_a_value_for_a_text_field_is_its_text(text, tmp_path):
     assert (job.output, job.data.shards) == (text, text)
     assert parse_vary(f"prior.path='{text}'")[1] == [text] or "'" in text
     if not text.startswith(("~", "{")):
-        assert reference_from(text) == text
+        assert parse_setting(text, "--reference", [str, Published]) == text
         assert load_job("quickstart", [f"reference={text}"]).reference.endswith(text)
     written = tmp_path / "job.yaml"
     written.write_text(yaml.safe_dump(job.model_dump(mode="json")))

@@ -44,7 +44,6 @@ ON_DEVICE = ("degrade", "sample", "score")
 
 def results(run: Run, tally: Tally, summary: Summary, sets: Mapping[str, SetResult]) -> dict[str, Any]:
     """Everything the report states, as JSON values."""
-    degradation = run.job.degradation
     return {
         "title": title(run.job),
         "samples": {
@@ -69,12 +68,8 @@ def results(run: Run, tally: Tally, summary: Summary, sets: Mapping[str, SetResu
             "empty": run.summary.empty,
             "left_out": {"files": run.summary.left_out, "first": run.summary.left_out_first},
         },
-        "convention": (
-            f"{degradation.noise}; standard deviation {degradation.sigma_y:g} on [-1, 1] for the sampler"
-            if degradation.sigma_y
-            else "no noise"
-        ),
-        "masks": list(mask_sources(degradation.operator)),
+        "convention": convention(run.job),
+        "masks": list(mask_sources(run.job.degradation.operator)),
         "provenance": {
             "prior": [run.prior.title],
             **{name: sorted(values) for name, values in sorted(tally.made_by.items())},
@@ -84,10 +79,28 @@ def results(run: Run, tally: Tally, summary: Summary, sets: Mapping[str, SetResu
                 if result.reference_sha256
             },
         },
+        **without(run),
         "config_hash": run.config_hash,
         "job": run.job.model_dump(mode="json"),
         "command": f"kintsugi run {shlex.quote(str(run.folder / 'job.yaml'))} --set output=NEW-FOLDER",
     }
+
+
+def without(run: Run) -> dict[str, list[str]]:
+    """Of restored images, which have no truth, and which true ones were not restored."""
+    summary = run.summary
+    both = {"without_truth": summary.without_truth, "without_restored": summary.without_restored}
+    return both if run.job.is_score else {}
+
+
+def convention(job: Job) -> str:
+    """Of the noise, and on which scale it is counted."""
+    if job.is_score:
+        return "not known: restored images were given"
+    degradation = job.degradation
+    if not degradation.sigma_y:
+        return "no noise"
+    return f"{degradation.noise}; standard deviation {degradation.sigma_y:g} on [-1, 1] for the sampler"
 
 
 def largest(groups: pa.Table, measures: list[str]) -> list[dict[str, Any]]:
@@ -106,7 +119,11 @@ def largest(groups: pa.Table, measures: list[str]) -> list[dict[str, Any]]:
 
 
 def title(job: Job) -> str:
-    """What was done, in a line: "bicubic factor=4 · conjugate steps=5 · natural"."""
+    """What was done, in a line: "bicubic factor=4 · conjugate steps=5 · natural", "theirs against truth"."""
+
+    if job.is_score:
+        both = (job.data.shards, job.data.truth)
+        return " against ".join(", ".join(one) if isinstance(one, list) else str(one) for one in both)
 
     def line(spec: dict[str, Any]) -> str:
         settings = [f"{k}={v}" for k, v in spec.items() if k != "name"]

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 import shutil
 
 import numpy as np
@@ -9,17 +10,14 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from kit.shards import SIZE, encode, picture, write_tar
-from PIL import Image
 from torch import nn
 from typer.testing import CliRunner
 
 from kintsugi.errors import JobError
 from kintsugi.jobs.cli import app
-from kintsugi.jobs.score import reference_from
-from kintsugi.pipeline.analysis.scored import pair
 from kintsugi.pipeline.analysis.set_metrics import set_metrics
 from kintsugi.pipeline.execution.commit import read_features
-from kintsugi.pipeline.execution.directory import commit_file, features_file
+from kintsugi.pipeline.execution.directory import REPORT, commit_file, features_file
 from kintsugi.pipeline.execution.live import Live
 from kintsugi.pipeline.execution.local import in_process
 from kintsugi.pipeline.execution.open import open_or_plan, plan
@@ -293,18 +291,18 @@ def test_score_measures_images_of_another_method(networks, folder, tmp_path):
     assert outcome.return_value == 2
     assert "no truth for: sub/extra" in outcome.output
     assert "not restored: 5" in outcome.output
-    rows = pq.read_table(out / "rows.parquet").to_pylist()
+    rows = pq.read_table(out / REPORT / "rows.parquet").to_pylist()
     assert [row["key"] for row in rows] == ["0", "1", "2", "3", "4"]
     a, b = (
         torch.from_numpy(x).permute(2, 0, 1)[None] / 127.5 - 1
         for x in ((picture(3, 64) // 2 + 30).astype(np.uint8), picture(3, 64))
     )
     assert rows[3]["psnr"] == Scorer(["psnr"])(a, b)["psnr"][0]
-    metrics = json.loads((out / "metrics.json").read_text())
+    metrics = json.loads((out / REPORT / "metrics.json").read_text())
     assert metrics["samples"] == {"planned": 5, "done": 5, "ok": 5, "failed": 0}
     assert metrics["metrics"]["psnr"]["mean"] == pytest.approx(np.mean([row["psnr"] for row in rows]))
     assert metrics["sets"]["fid"]["n"] == 5
-    stored = arrays(pq.read_table(out / "features.parquet"))
+    stored = arrays(pq.read_table(features_file(out, "00000-0000000")))
     seen = [
         np.stack([Extractor(["clean"])(str(i), images(i))["clean"] for i in range(5)])
         for images in (lambda i: (picture(i, 64) // 2 + 30).astype(np.uint8), lambda i: picture(i, 64))
@@ -316,68 +314,19 @@ def test_score_measures_images_of_another_method(networks, folder, tmp_path):
     assert metrics["without_truth"] == ["sub/extra"]
 
 
-def test_score_fails_images_of_another_size_and_says_so(folder, tmp_path):
-    for i in range(3):
-        (tmp_path / f"{i}.png").write_bytes(encode(picture(i, 32 if i == 1 else 64)))
-    kintsugi("score", tmp_path, folder, "--metrics", "psnr", "--out", tmp_path / "out")
-    rows = pq.read_table(tmp_path / "out" / "rows.parquet").to_pylist()
-    assert [row["status"] for row in rows] == ["ok", "failed", "ok"]
-    assert "it has 32x32 pixels, its truth 64x64" in rows[1]["error"]
-
-
-@pytest.mark.parametrize(
-    ("restored", "truth", "patterns", "keys"),
-    [
-        (["0001_out.png", "0002_out.png"], ["0001.png", "0002.jpg"], ["{key}_out.png"], ["0001", "0002"]),
-        (["x4/0001_out.jpg"], ["0001.png"], ["x4/{key}_out"], ["0001"]),
-        (["a.out.png"], ["a.png"], ["{key}.out.png"], ["a"]),
-        (["00001_run0000.png"], ["00001.png"], ["{key}_run0000.png", "{key}"], ["00001"]),
-        (["img_001.png"], ["img_001_SRF_4_HR.png"], ["{key}", "{key}_SRF_4_HR.png"], ["img_001"]),
-        (["a.png", "a_out.png"], ["a.png"], ["{key}_out.png"], ["a"]),
-    ],
-)
-def test_score_pairs_names_by_patterns(tmp_path, restored, truth, patterns, keys):
-    for folder, names in (("r", restored), ("t", truth)):
-        for name in names:
-            file = tmp_path / folder / name
-            file.parent.mkdir(parents=True, exist_ok=True)
-            Image.new("RGB", (32, 32), (9 * len(name), 0, 0)).save(file)
-    options = [
-        part
-        for both in zip(("--restored-pattern", "--truth-pattern"), patterns, strict=False)
-        for part in both
-    ]
-    out = tmp_path / "s"
-    outcome = kintsugi("score", tmp_path / "r", tmp_path / "t", "--metrics", "psnr", "--out", out, *options)
-    assert outcome.exit_code == 0, outcome.output
-    assert pq.read_table(out / "rows.parquet")["key"].to_pylist() == keys
-    left = len(restored) - len(keys)
-    assert ("not like {key}_out.png, not compared: 1, the first a" in outcome.output) == bool(left)
-
-
-@pytest.mark.parametrize(
-    ("pattern", "message"),
-    [
-        ("out_*.png", "must have .key. in it, once"),
-        ("{key}{key}", "once"),
-        ("{key}_no.png", "no name is like"),
-    ],
-)
-def test_a_pattern_that_fits_nothing_is_refused(folder, tmp_path, pattern, message):
-    with pytest.raises(JobError, match=f"--restored-pattern: .*{message}"):
-        pair(str(folder), str(folder), pattern)
-
-
 def test_score_with_another_reference_does_not_use_the_statistics_of_the_first(networks, tmp_path):
     for place, numbers in (("restored", (0, 1)), ("first", (2, 3)), ("second", (4, 5, 6))):
         (tmp_path / place).mkdir()
         for i in numbers:
             (tmp_path / place / f"{i}.png").write_bytes(encode(picture(i, 64)))
-    images, out = tmp_path / "restored", tmp_path / "out"
+    images, out = tmp_path / "restored", tmp_path / "second run"
     found = []
     for name in ("first", "second"):
-        kintsugi("score", images, images, "--metrics", "fid", "--reference", tmp_path / name, "--out", out)
-        found.append(json.loads((out / "metrics.json").read_text())["sets"]["fid"])
+        given = ("--reference", tmp_path / name, "--out", tmp_path / f"{name} run")
+        kintsugi("score", images, images, "--metrics", "fid", *given)
+        found.append(json.loads((given[-1] / REPORT / "metrics.json").read_text())["sets"]["fid"])
+    refused = kintsugi("score", images, images, "--metrics", "fid", *given[:-1], tmp_path / "first run")
+    assert "holds a run of another job" in str(refused.exception)
     extract = Extractor(["clean"])
     seen, second = (
         np.stack([extract(f"{i}", picture(i, 64))["clean"] for i in numbers]).astype(float)
@@ -447,16 +396,15 @@ def test_the_reference_must_not_hold_secrets(make_job):
 def test_score_takes_clean_fids_published_statistics(networks, folder, tmp_path, monkeypatch):
     from kintsugi.pipeline.execution import reference
 
-    assert reference_from("some/folder") == "some/folder"
-    with pytest.raises(JobError, match="--reference"):
-        reference_from("{name: ffhq}")
+    bad = kintsugi("score", folder, folder, "--metrics", "fid", "--reference", "{name: ffhq}")
+    assert re.match(r"--reference\.split: Field required", str(bad.exception))
     given = "{name: ffhq, split: trainval70k, resolution: 64}"
     outcome = kintsugi("score", folder, folder, "--metrics", "fid", "--reference", given, "--out", tmp_path)
     assert "ffhq_clean_trainval70k_64.npz, which are missing" in str(outcome.exception)
     monkeypatch.setattr(reference, "published", lambda *_: tmp_path / "published.npz")
     np.savez(tmp_path / "published.npz", mu=np.zeros(2048), sigma=np.eye(2048))
     kintsugi("score", folder, folder, "--metrics", "fid", "--reference", given, "--out", tmp_path)
-    found = json.loads((tmp_path / "metrics.json").read_text())["sets"]["fid"]
+    found = json.loads((tmp_path / REPORT / "metrics.json").read_text())["sets"]["fid"]
     assert found["reference"] == "clean-fid's statistics of ffhq, trainval70k, 64"
     assert found["value"] > 0
 
@@ -466,21 +414,20 @@ def test_score_goes_on_after_an_image_whose_truth_has_no_features(folder, tmp_pa
 
     def faulty(self, key, image):
         calls.append(key)
-        if calls.count("1") == 2:  # its truth
-            calls.append("1")
+        if key == "1" and calls.count("1") % 2 == 0:  # its truth, which is seen once more
             raise RuntimeError("no features")
         return original(self, key, image)
 
     with monkeypatch.context() as context:
         context.setattr(Extractor, "__call__", faulty)
-        context.setattr("kintsugi.pipeline.analysis.scored.BLOCK", 2)
         kintsugi("score", folder, folder, "--metrics", "psnr,swd", "--out", tmp_path)
-    rows = pq.read_table(tmp_path / "rows.parquet").to_pylist()
+    rows = pq.read_table(tmp_path / REPORT / "rows.parquet").to_pylist()
     assert [row["status"] for row in rows] == ["ok", "failed", "ok", "ok", "ok", "ok"]
     assert rows[1]["psnr"] is None
     assert rows[1]["error"] == "RuntimeError: no features"
-    assert pq.read_table(tmp_path / "features.parquet")["key"].to_pylist() == ["0", "2", "3", "4", "5"]
-    found = json.loads((tmp_path / "metrics.json").read_text())
+    stored = pq.read_table(features_file(tmp_path, "00000-0000000"))
+    assert stored["key"].to_pylist() == ["0", "2", "3", "4", "5"]
+    found = json.loads((tmp_path / REPORT / "metrics.json").read_text())
     assert found["sets"]["swd"]["n"] == 5
     assert found["metrics"]["psnr"]["infinite"] == 5
 
@@ -488,16 +435,18 @@ def test_score_goes_on_after_an_image_whose_truth_has_no_features(folder, tmp_pa
         raise torch.AcceleratorError("the device is gone")
 
     monkeypatch.setattr(Extractor, "__call__", broken)
-    outcome = kintsugi("score", folder, folder, "--metrics", "psnr,swd", "--out", tmp_path)
+    outcome = kintsugi("score", folder, folder, "--metrics", "psnr,swd", "--out", tmp_path / "broken")
     assert isinstance(outcome.exception, torch.AcceleratorError)
 
 
 def test_score_counts_values_that_are_not_defined(tmp_path):
-    for name, brightness in (("a", 0), ("b", 0)):
-        (tmp_path / f"{name}.png").write_bytes(encode(np.full((64, 64, 3), brightness, np.uint8)))
-    (tmp_path / "c.png").write_bytes(encode(picture(1, 64)))
-    outcome = kintsugi("score", tmp_path, tmp_path, "--metrics", "vif", "--out", tmp_path / "out")
-    found = json.loads((tmp_path / "out" / "metrics.json").read_text())["metrics"]["vif"]
+    images, out = tmp_path / "images", tmp_path / "out"
+    images.mkdir()
+    for name in ("a", "b"):
+        (images / f"{name}.png").write_bytes(encode(np.zeros((64, 64, 3), np.uint8)))
+    (images / "c.png").write_bytes(encode(picture(1, 64)))
+    outcome = kintsugi("score", images, images, "--metrics", "vif", "--out", out)
+    found = json.loads((out / REPORT / "metrics.json").read_text())["metrics"]["vif"]
     assert (found["n"], found["undefined"]) == (1, 2)
     assert found["mean"] == pytest.approx(1, abs=1e-5)
     assert "1 + 2 undefined" in outcome.output

@@ -32,7 +32,8 @@ class Copies:
                 raise self.fails[key]
         self.seconds["score"] += len(keys)
         blank = np.zeros((1, 1, 3), np.uint8)
-        return [Restored({"psnr": 50.0}, 0.0, 0.5, 0, 0, len(keys), s, blank, None) for s in samples]
+        made = {"residual": 0.0, "seconds": 0.5, "forwards": 0, "vjps": 0, "batch_size": len(keys)}
+        return [Restored(metrics={"psnr": 50.0}, **made, restored=s, measurement=blank) for s in samples]
 
 
 class Notebook(Observer):

@@ -1,0 +1,49 @@
+"""The stage of restored images, whatever method made them: each is compared with its truth."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from kintsugi.pipeline.data.decode import Convert
+from kintsugi.pipeline.data.pairs import Both
+from kintsugi.pipeline.execution.stage import Scored, features_of, measuring
+from kintsugi.pipeline.execution.timing import timed
+from kintsugi.pipeline.job import Job
+from kintsugi.pipeline.metrics import REGISTRY
+from kintsugi.pipeline.metrics.registry import TRUTH
+
+
+class ScoringStage:
+    """Scores images of any size, one at a time; there are neither prior nor batches.
+
+    Attributes: as of `worker.UnitStage`.
+
+    Raises:
+        JobError: weights of a metric are missing.
+    """
+
+    batch_size = 1
+    prior_sha256: str | None = None
+
+    def __init__(self, job: Job, device: str | torch.device):
+        self.device = torch.device(device)
+        self.scorer, self.extractor = measuring(job, self.device)
+        self.convert: Convert = Both(max((REGISTRY[name].smallest for name in job.metrics), default=1))
+        self.with_truth = job.reference == "truth"
+        self.seconds = {"score": 0.0}
+        self.notes: list[str] = []
+
+    def run(
+        self, keys: Sequence[str], samples: Sequence[np.ndarray], labels: Sequence[int | None]
+    ) -> list[Scored]:
+        """The metrics of pairs (2, H, W, 3) uint8, restored and true; raises what a metric raised."""
+        with timed(self.seconds, "score", self.device):
+            return [self.score(key, sample) for key, sample in zip(keys, samples, strict=True)]
+
+    def score(self, key: str, sample: np.ndarray) -> Scored:
+        """Of one pair."""
+        images = torch.from_numpy(sample).permute(0, 3, 1, 2).to(self.device) / 127.5 - 1
+        metrics = {name: values[0] for name, values in self.scorer(images[:1], images[1:]).items()}
+        seen = {"": sample[0], TRUTH: sample[1]} if self.with_truth else {"": sample[0]}
+        return Scored(metrics=metrics, features=features_of(self.extractor, key, seen))
