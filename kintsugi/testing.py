@@ -1,4 +1,4 @@
-"""Properties that every operator, sampler and prior has, to be asserted in a test of one's own.
+"""Properties that every operator, sampler, prior and metric has, to be asserted in a test of one's own.
 
     def test_mine():
         kintsugi.testing.check_sampler({"name": "mine"})
@@ -8,15 +8,23 @@ cannot be built. Kintsugi's own are tested by the same functions.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.testing import assert_close
 
 from kintsugi import operators, priors, samplers
 from kintsugi.operators import Linear, Operator
+from kintsugi.pipeline.analysis.measures import badness, limited
+from kintsugi.pipeline.metrics.features import SIZES
+from kintsugi.pipeline.metrics.metric import ImageMetric, SetMetric
+from kintsugi.pipeline.metrics.reference import Reference
+from kintsugi.pipeline.metrics.registry import REGISTRY, TRUTH, check
+from kintsugi.pipeline.metrics.scoring import Scorer
+from kintsugi.pipeline.metrics.sets import evaluate
 from kintsugi.priors import Prior
 from kintsugi.priors.analytic import LowRankMixture
 from kintsugi.priors.base import Parametrization
@@ -231,3 +239,85 @@ def check_prior(spec: Spec, image_shape: tuple[int, int, int] | None = None) -> 
     leaf = x.clone().requires_grad_()
     (gradient,) = torch.autograd.grad(prior(leaf, t).sum(), leaf)
     assert torch.isfinite(gradient).all()
+
+
+NOISES = (0.0, 0.03, 0.1, 0.3)
+"""Standard deviations on [-1, 1] of the noise with which a metric is tried."""
+
+
+def textures(count: int, height: int, width: int) -> Tensor:
+    """Images (count, 3, height, width) on [-1, 1], float32, with the spectrum of photographs: power 1/f²."""
+    f = torch.hypot(torch.fft.fftfreq(height)[:, None], torch.fft.rfftfreq(width)).clamp_min(1 / height)
+    x = torch.fft.irfft2(torch.fft.rfft2(draw(count, 3, height, width)) / f, s=(height, width))
+    return (x / x.abs().amax((1, 2, 3), keepdim=True)).float()
+
+
+def check_metric(name: str) -> None:
+    """What every metric is, of images or of sets: a finite number, the same again, the best of equal images.
+
+    Of images: it leaves them as they are, takes any size from `smallest` on, gives what lies in `range`,
+    and gets worse as noise grows. Of sets: it does not depend on the order of the images, and gets worse with
+    features that are farther away.
+    """
+    metric = REGISTRY.get(name)
+    check([name], metric.smallest if metric else 1, has_truth=True, reference="truth")
+    if isinstance(metric, SetMetric):
+        check_set_metric(name, metric)
+    elif metric:
+        check_image_metric(name, metric)
+
+
+def check_image_metric(name: str, metric: ImageMetric) -> None:
+    """What holds for a metric of images; of one that needs a truth, how it values noise, too."""
+    smallest, side = metric.smallest, max(32, metric.smallest)
+    truth = textures(4, side, side + 9)
+    noisy = [truth + sigma * draw(*truth.shape, seed=1, dtype=torch.float32) for sigma in NOISES]
+    scorer, images = Scorer([name]), [((x[:1].double() + 1) / 2).clamp(0, 1) for x in (noisy[-1], truth)]
+
+    def values(x: Tensor, y: Tensor = truth) -> np.ndarray:
+        return np.array(scorer(x, y)[name])
+
+    before = [image.clone() for image in images]
+    scorer.measures[name](*images[: 1 + metric.needs_truth])
+    assert all(map(torch.equal, images, before)), "it changes the images that it is given"
+    found = np.stack([values(x) for x in noisy])  # (noise, image)
+    assert np.isfinite(found[1:]).all()
+    least, most = metric.range
+    assert (found >= least - 1e-5).all(), f"less than range says: {found.min()}"
+    assert (limited(name, found) <= most + 1e-5).all(), f"more than range and most say: {found.max()}"
+    for i, x in enumerate(noisy):
+        assert np.array_equal(values(x), found[i]), "another value for the same images"
+        assert np.array_equal(values(x.flip(0), truth.flip(0))[::-1], found[i]), "it leans on the order"
+    small = textures(1, smallest, smallest)
+    assert np.isfinite(values(0.9 * small, small)).all(), "smallest is too small"
+    if metric.needs_truth and metric.better is not None:
+        worse = badness(name, found).mean(1)
+        assert (worse[1:] > worse[:-1]).all(), f"better is {metric.better}, and with more noise it is {found}"
+        assert metric.better != "one" or np.allclose(found[0], 1), "equal images are not 1"
+    if torch.cuda.is_available():
+        assert_close(Scorer([name], "cuda")(noisy[2], truth)[name], found[2].tolist(), rtol=1e-3, atol=1e-4)
+
+
+def check_set_metric(name: str, metric: SetMetric) -> None:
+    """What holds for a metric of sets, of 64 images with random features."""
+    keys, space = [f"{i}" for i in range(64)], metric.space
+    truth, noise = (draw(64, SIZES[space], seed=seed, dtype=torch.float32).numpy() for seed in (0, 1))
+
+    def value(noise: np.ndarray, order: Sequence[int] = range(64), step: int = 64) -> float:
+        features = {space: truth + noise, space + TRUTH: truth}
+
+        def blocks(columns: Sequence[str]) -> Iterator[tuple[list[str], Mapping[str, np.ndarray]]]:
+            for first in range(0, 64, step):
+                some = list(order[first : first + step])
+                yield [keys[i] for i in some], {column: features[column][some] for column in columns}
+
+        found = evaluate([name], 64, blocks, Reference("the truth", paired=True), 64, [])[name]
+        assert found.value is not None, found.warnings[-1]
+        return found.value
+
+    found = np.array([value(strength * (noise + 1)) for strength in (0.0, 0.1, 1.0, 10.0)])
+    scattered = value(noise + 1, range(63, -1, -1), 10)
+    assert math.isclose(scattered, found[2], rel_tol=1e-6), "it leans on the order, or on units"
+    sign = {"higher": -1, "lower": 1}.get(metric.better or "", 0)
+    assert (np.diff(sign * found) >= 0).all(), f"better is {metric.better}, and farther away it is {found}"
+    assert not sign or found[0] != found[-1], "equal sets are no better than others"

@@ -4,6 +4,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TypeVar
 
+from kintsugi.errors import SpecError
 from kintsugi.pipeline.metrics import distances, images
 from kintsugi.pipeline.metrics.distances import Compare
 from kintsugi.pipeline.metrics.metric import ImageMetric, SetMetric, Space
@@ -141,32 +142,32 @@ def check(names: Sequence[str], size: int, has_truth: bool, reference: object) -
         reference: what sets are compared with.
 
     Raises:
-        ValueError: an unknown metric, a plug-in that cannot be used, one that needs larger images, or one
+        SpecError: an unknown metric, a plug-in that cannot be used, one that needs larger images, or one
             without what it compares with.
     """
     for name in names:
         if (metric := REGISTRY.get(name)) is None:
-            raise ValueError(f"metrics: no metric {name!r}; choose from {choices(REGISTRY)}")
+            raise SpecError(f"metrics: no metric {name!r}; choose from {choices(REGISTRY)}")
         if not NAME.fullmatch(name) or name in TAKEN or name.endswith(ENDINGS):
-            raise ValueError(
+            raise SpecError(
                 f"metrics: no metric can be named {name!r}: a name is of a-z, 0-9 and _, is that of no other "
                 f"column ({', '.join(TAKEN)}), and does not end with {', '.join(ENDINGS)}"
             )
         if size < metric.smallest:
-            raise ValueError(
+            raise SpecError(
                 f"metrics: {name} needs images of at least {metric.smallest} pixels, data.size is {size}"
             )
         if isinstance(metric, ImageMetric):
             if metric.needs_truth and not has_truth:
-                raise ValueError(
+                raise SpecError(
                     f"metrics: {name} compares with the truth, which measurements do not have; leave it out"
                 )
         elif reference == "truth" and not has_truth:
-            raise ValueError(
+            raise SpecError(
                 f"metrics: {name} compares with the truth, which measurements do not have; set reference"
             )
         elif metric.space == "patches" and reference != "truth":
-            raise ValueError(f"metrics: {name} compares with the truth of the run; set reference=truth")
+            raise SpecError(f"metrics: {name} compares with the truth of the run; set reference=truth")
 
 
 def refuse_missing_weights(names: Sequence[str]) -> None:

@@ -1,9 +1,10 @@
-"""An operator, a sampler and a prior of another package: all of it is this file and its entry points."""
+"""An operator, a sampler, a prior and a metric of another package: this file and its entry points."""
 
 import torch
 from pydantic.dataclasses import dataclass
 
 from kintsugi.operators import Mask
+from kintsugi.pipeline.metrics import ImageMetric, plain
 from kintsugi.priors import Format
 from kintsugi.priors.analytic import StandardNormal
 from kintsugi.priors.cache import checksum
@@ -38,3 +39,11 @@ def flat(device="cpu") -> StandardNormal:
 
 
 FLAT = Format(flat, lambda: Description(multiple=1, parameters=0, files=()))
+
+
+def mae(restored, truth):
+    """Of images (1, C, H, W) in [0, 1]."""
+    return (restored - truth).abs().mean()
+
+
+MAE = ImageMetric("MAE", "lower", "Mean absolute error, on [0, 1].", plain(mae), range=(0.0, 1.0))
