@@ -116,7 +116,7 @@ def apply(values: dict[str, Any], override: str) -> None:
     where = f"--set {shorten(redacted(repr(override)))}"
     if not equals or not path:
         raise JobError(f"{where}: expected key.path=value, for instance sampler.w=8")
-    assign(values, path, parse_setting(text, where, kinds_at(path.split("."), [Job])), where)
+    assign(values, path, parse_setting(text, where, kinds_at(path.split("."), [Job], values)), where)
 
 
 def assign(values: dict[str, Any], path: str, value: Any, where: str) -> None:

@@ -10,6 +10,7 @@ import inspect
 import re
 import types
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import yaml
@@ -18,7 +19,10 @@ from pydantic import BaseModel
 from kintsugi.errors import JobError
 
 Kinds = list[Any]
-"""The types of which a value may be one; a registry stands for a spec. Nothing is known if there are none."""
+"""The types of which a value may be one; a registry stands for a spec. Nothing is known if there are none.
+
+`object` is the type of a parameter that nothing built in has: such a value is what YAML says.
+"""
 
 CORE = "tag:yaml.org,2002:"
 SCALARS: dict[str, tuple[str, str, Callable[[str], Any]]] = {
@@ -127,7 +131,12 @@ def parse_setting(text: str, source: str, kinds: Kinds) -> Any:
     if text in words(kinds) or not kinds:  # of fields that there are none of, checking tells
         return text
     if str not in kinds:
-        return parse_yaml(text, source, kinds)
+        try:
+            return parse_yaml(text, source, kinds)
+        except JobError:
+            if object in kinds:  # perhaps no parameter at all, which checking tells
+                return text
+            raise
     try:
         node = yaml.compose(text, Plain)
     except (yaml.YAMLError, RecursionError):
@@ -166,11 +175,26 @@ def split(text: str) -> list[str]:
 # What the types of fields are
 
 
-def kinds_at(path: Iterable[str | int], kinds: Kinds) -> Kinds:
-    """The types of the field at a path below a value of these types."""
+def kinds_at(path: Iterable[str | int], kinds: Kinds, value: Any = None) -> Kinds:
+    """The types of the field at a path below a value of these types.
+
+    Args:
+        value: it, as far as it is written; where its specs name plug-ins, theirs are the parameters.
+    """
     for part in path:
-        kinds = elements(kinds) if isinstance(part, int) else members(kinds, part)
+        own = [each for kind in kinds for each in plugin_parameters(kind, value).get(str(part), [])]
+        kinds = own or (elements(kinds) if isinstance(part, int) else members(kinds, part))
+        value = value.get(part) if isinstance(value, dict) else None
     return kinds
+
+
+def plugin_parameters(kind: Any, spec: Any) -> Mapping[str, Kinds]:
+    """The types of the parameters of the plug-in that a spec names; none of what is built in or not found."""
+    name = spec.get("name") if isinstance(spec, dict) else None
+    if isinstance(kind, Mapping) and isinstance(name, str) and name not in list(kind):
+        with suppress(Exception):  # the code of others; checking the job tells what is wrong
+            return parameters_of({name: kind[name]})
+    return {}
 
 
 def origin(kind: Any) -> Any:
@@ -204,8 +228,13 @@ def elements(kinds: Kinds) -> Kinds:
 
 
 def members(kinds: Kinds, name: str) -> Kinds:
-    """The types of the field of this name."""
-    return [one for kind in kinds for one in fields_of(kind).get(name, [])]
+    """The types of the field of this name, `object` of a parameter that nothing built in has."""
+    unknown = [object]
+    return [
+        one
+        for kind in kinds
+        for one in fields_of(kind).get(name, unknown if isinstance(kind, Mapping) else [])
+    ]
 
 
 def names(kinds: Kinds) -> list[str]:
@@ -226,12 +255,14 @@ def fields_of(kind: Any) -> Mapping[str, Kinds]:
     }
 
 
-def parameters_of(registry: Mapping[str, Callable[..., Any]]) -> Mapping[str, Kinds]:
+def parameters_of(registry: Mapping[str, Any]) -> Mapping[str, Kinds]:
     """The types of all parameters that a registry's factories have, by name."""
+    from kintsugi.priors import Format
     from kintsugi.registry import parameters
 
     found: dict[str, Kinds] = {"name": [str]}
-    for factory in registry.values():
+    for entry in registry.values():
+        factory = entry.load if isinstance(entry, Format) else entry
         signature = inspect.signature(factory, eval_str=True).parameters
         for parameter in parameters(factory):
             known = found.setdefault(parameter.name, [])
@@ -243,5 +274,4 @@ def specs() -> Mapping[str, Any]:
     """The registries by the fields whose specs they build."""
     from kintsugi import operators, priors, samplers
 
-    loaders = {name: of.load for name, of in priors.REGISTRY.items()}
-    return {"operator": operators.REGISTRY, "prior": loaders, "sampler": samplers.REGISTRY}
+    return {"operator": operators.REGISTRY, "prior": priors.REGISTRY, "sampler": samplers.REGISTRY}

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from importlib import import_module
@@ -11,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 from kit.browser import Browser
-from kit.plugins import SITE, python_path
+from kit.plugins import SITE, install_mine, python_path
 from kit.shards import SIZE, encode, picture, write_tar
 
 from kintsugi.pipeline.job import Job
@@ -54,6 +55,13 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     with pytest.MonkeyPatch.context() as environment:
         environment.setenv("KINTSUGI_CACHE", str(folder))
         yield folder
+
+
+@pytest.fixture
+def mine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]:
+    """The package of `kit/plugin`, as it would be installed."""
+    yield install_mine(monkeypatch, tmp_path / "site")
+    sys.modules.pop("kintsugi_mine", None)
 
 
 @pytest.fixture(scope="session")

@@ -48,7 +48,7 @@ def test_sampler_operator_and_prior_restore(page, tmp_path):
 
 
 def test_the_metric_measures(page):
-    measure = page["METRICS"]["mae"].load(torch.device("cpu"))
+    measure = page["METRIC"].load(torch.device("cpu"))
     assert float(measure(torch.full((1, 3, 8, 8), 0.75), torch.full((1, 3, 8, 8), 0.5))) == 0.25
 
 

@@ -15,24 +15,21 @@ import kintsugi
 from kintsugi import operators, priors, samplers, testing
 from kintsugi.errors import JobError, SpecError
 from kintsugi.jobs.cli import app
+from kintsugi.jobs.files import load_job
+from kintsugi.jobs.trials import parse_vary
 from kintsugi.operators import Mask
 from kintsugi.pipeline.execution.directory import FILES
 
 
 @pytest.fixture
-def mine(monkeypatch, tmp_path):
-    yield install_mine(monkeypatch, tmp_path / "site")
-    sys.modules.pop("kintsugi_mine", None)
-
-
-@pytest.fixture
 def plugged(mine, make_job):
-    """A job that names all three."""
+    """A job that names all four."""
     parts = [{"name": "interlaced"}, {"name": "denoise"}]
     return make_job(
         degradation={"operator": {"name": "compose", "operators": parts}},
         prior={"name": "flat"},
         sampler={"name": "replace", "steps": 2, "eta": 0.1},
+        metrics=["psnr", "mae"],
     )
 
 
@@ -40,6 +37,28 @@ def test_the_properties_that_are_offered_to_authors_hold(mine):
     testing.check_operator({"name": "interlaced", "every": 3})
     testing.check_sampler({"name": "replace", "steps": 3})
     testing.check_prior({"name": "flat"})
+    testing.check_metric("mae")
+
+
+def test_pytest_checks_what_its_options_name(mine, tmp_path):
+    """In a process of its own, as an author has it; it imports nothing before an option says so."""
+    (tmp_path / "test_own.py").write_text(
+        "import sys\ndef test_first(): assert not {'torch', 'yaml', 'kintsugi.testing'} & set(sys.modules)\n"
+    )
+    call = [sys.executable, "-m", "pytest", "-p", "kintsugi.pytest_plugin", "-p", "no:cacheprovider", "-rA"]
+    call += ["--kintsugi-metric", "mae", "--kintsugi-operator", "{name: interlaced, every: 3}"]
+    call += ["--kintsugi-sampler", "nobody"]
+    environment = os.environ | {"PYTHONPATH": python_path(mine)}
+    done = subprocess.run(call, env=environment, capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 1, done.stdout + done.stderr
+    for line in (
+        "PASSED test_own.py::test_first",
+        "PASSED ::kintsugi-metric[mae]",
+        "PASSED ::kintsugi-operator[{name: interlaced, every: 3}]",
+        "FAILED ::kintsugi-sampler[nobody] - kintsugi.errors.SpecError",
+        "1 failed, 3 passed",
+    ):
+        assert line in done.stdout
 
 
 class Doubled(Mask):
@@ -130,10 +149,39 @@ def test_parameters_of_a_plugin_are_checked_by_field(mine):
         samplers.build({"name": "replace", "eta": "much"})
 
 
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [
+        ("eta=0.25", 0.25),
+        ("steps=3", 3),
+        ("weights=[1, 2e0, 3]", [1.0, 2.0, 3.0]),
+        ("weights=~", None),
+        ("mode=010", "010"),
+        ("mode=a: b", "a: b"),
+    ],
+)
+def test_settings_of_a_plugin_have_the_types_of_its_parameters(setting, value, mine, tmp_path):
+    job, parameter = tmp_path / "job.yaml", setting.partition("=")[0]
+    job.write_text("data: {shards: x}\ndegradation: {operator: {name: denoise}}\noutput: y\n")
+    found = load_job(str(job), ["sampler.name=replace", f"sampler.{setting}"]).sampler
+    assert found == {"name": "replace", parameter: value}
+    assert type(found[parameter]) is type(value)
+    if parameter != "mode":  # before the name is known, a value is what YAML says
+        found = load_job(str(job), [f"sampler.{setting}", "sampler.name=replace"]).sampler
+        assert found == {"name": "replace", parameter: value}
+
+
+def test_a_sweep_varies_a_parameter_of_a_plugin(mine):
+    assert parse_vary("sampler.weights=[1],[2, 3]") == ("sampler.weights", [[1], [2, 3]])
+    assert parse_vary("sampler.gain=1,2.5") == ("sampler.gain", [1, 2.5])
+    with pytest.raises(JobError, match=r"sampler\.gain: 'conjugate' has no such parameter"):
+        load_job("quickstart", ["sampler.gain=[a"])
+
+
 def test_a_run_records_the_packages_and_is_not_continued_with_others(plugged, monkeypatch, tmp_path):
     run = kintsugi.run(plugged, limit=3)
     assert set(run.rows()["status"].to_pylist()) == {"ok"}
-    fields = ("degradation.operator.operators.0", "prior", "sampler")
+    fields = ("degradation.operator.operators.0", "prior", "sampler", "metrics.mae")
     assert json.loads((run.folder / FILES).read_bytes()) == dict.fromkeys(fields, "kintsugi-mine==1.0")
     for record in (run.folder / "commits").iterdir():
         assert '"plug-in of sampler": "kintsugi-mine==1.0"' in record.read_bytes().decode()

@@ -49,7 +49,7 @@ def inception(title: str, about: str, compare: Compare, moments: bool) -> dict[s
 
 
 BUILTIN: dict[str, ImageMetric | SetMetric] = {
-    **images.BUILTIN,
+    **images.find(),
     **inception("FID", FID, distances.fid, moments=True),
     **inception("KID", KID, distances.kid, moments=False),
     "precision": SetMetric(

@@ -17,7 +17,8 @@ IN_EVERY_RUN = (
 )
 """Those of the first versions: rows have their columns, in this order, whatever the job names."""
 
-BUILTIN: dict[str, ImageMetric] = {
-    name: import_module(f"{__name__}.{name}").METRIC
-    for name in dict.fromkeys([*IN_EVERY_RUN, *sorted(module.name for module in iter_modules(__path__))])
-}
+
+def find() -> dict[str, ImageMetric]:
+    """The metrics in this folder by name, those of `IN_EVERY_RUN` first."""
+    names = dict.fromkeys([*IN_EVERY_RUN, *sorted(module.name for module in iter_modules(__path__))])
+    return {name: import_module(f"{__name__}.{name}").METRIC for name in names}

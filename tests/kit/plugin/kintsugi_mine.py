@@ -24,6 +24,8 @@ class Replace(Stepwise):
     """The measured part of every prediction is replaced by H⁺y. eta: share of fresh noise, 0 to 1."""
 
     eta: float = 0.5
+    weights: list[float] | None = None
+    mode: str = "all"
 
     def step(self, problem, denoise, x, now, later):
         prediction = denoise(x, now)
