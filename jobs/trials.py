@@ -33,7 +33,7 @@ from kintsugi.pipeline.job import Job
 from kintsugi.pipeline.metrics import IMAGE
 from kintsugi.pipeline.parts import Subset
 from kintsugi.pipeline.storage.location import Location
-from kintsugi.pipeline.storage.publish import clear_temporaries, publish
+from kintsugi.pipeline.storage.publish import clear_temporaries, publish_bytes
 
 NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?"
 COMPARED = ("data", "degradation", "seed", "metrics", "images", "reference", "published", "output")
@@ -218,8 +218,7 @@ def write(outcome: Outcome, base: Base) -> Location:
         "best.yaml": (head + job).encode(),
     }
     for name, content in contents.items():
-        with publish(base.folder / name) as temporary:
-            temporary.write_bytes(content)
+        publish_bytes(base.folder / name, content)
     return base.folder / "best.yaml"
 
 

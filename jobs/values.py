@@ -172,9 +172,6 @@ def split(text: str) -> list[str]:
     return [part.strip() for part in parts]
 
 
-# What the types of fields are
-
-
 def kinds_at(path: Iterable[str | int], kinds: Kinds, value: Any = None) -> Kinds:
     """The types of the field at a path below a value of these types.
 

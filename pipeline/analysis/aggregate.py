@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from kintsugi.pipeline.analysis.failures import Failures, count_failures
+from kintsugi.pipeline.analysis.failures import LISTED, Failures, reasons
 from kintsugi.pipeline.analysis.intervals import group_intervals, moments
 from kintsugi.pipeline.analysis.measures import (
     QUANTILES,
@@ -125,7 +125,9 @@ def describe_rows(rows: Path) -> Summary:
         good = pc.equal(column("status"), "ok")
         ok = good.to_numpy()
         keys = column("key")
-        failures = count_failures(file.read(columns=["key", "shard", "error"]).filter(pc.invert(good)))
+        failed = file.read(columns=["key", "shard", "error"]).filter(pc.invert(good))
+        pairs = zip(failed["key"].to_pylist(), failed["error"].to_pylist(), strict=True)
+        failures = Failures(reasons(pairs), failed.slice(0, LISTED).to_pylist())
         forwards, vjps = (pc.max(column(name)).as_py() or 0 for name in ("forwards", "vjps"))
         places = pc.sort_indices(keys).to_numpy()  # so that sums do not depend on the order of the rows
         breakdowns = {by: Breakdown(column(by), ok, places) for by in ("shard", "label")}

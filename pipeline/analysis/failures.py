@@ -43,12 +43,6 @@ class Failures:
     first: list[dict[str, str]]
 
 
-def count_failures(failed: pa.Table) -> Failures:
-    """Of a table of the failed samples: `key`, `shard` and `error`."""
-    pairs = zip(failed["key"].to_pylist(), failed["error"].to_pylist(), strict=True)
-    return Failures(reasons(pairs), failed.slice(0, LISTED).to_pylist())
-
-
 def reasons(failed: Iterable[tuple[str, str]]) -> list[Reason]:
     """The reasons for pairs of keys and errors, the most frequent first.
 

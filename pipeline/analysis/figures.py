@@ -43,9 +43,6 @@ def as_svg(figure: Figure) -> bytes:
     return buffer.getvalue()
 
 
-# ---- quality against cost
-
-
 @dataclass(frozen=True)
 class Quality:
     """One number for each run, None where it has none.
@@ -144,9 +141,6 @@ def fill(panel: Axes, costs: Sequence[float | None], quality: Quality, ranked: b
         panel.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if spent.max() < 100 * spent.min() else (1,)))
         panel.xaxis.set_major_formatter("{x:g}")
         panel.set_xlabel(f"{panel.get_xlabel()} (logarithmic)")
-
-
-# ---- trials of a sweep
 
 
 def draw_trials(outcome: Outcome) -> bytes:

@@ -20,7 +20,7 @@ from kintsugi.pipeline.metrics.reference import Reference
 from kintsugi.pipeline.metrics.sets import SetResult, evaluate
 from kintsugi.pipeline.storage import records
 from kintsugi.pipeline.storage.location import Location
-from kintsugi.pipeline.storage.publish import publish
+from kintsugi.pipeline.storage.publish import publish_bytes
 
 VERSION = 2  # of what these numbers are; a change makes all that is kept of earlier ones stale
 
@@ -80,8 +80,7 @@ def set_metrics(run: Run) -> dict[str, SetResult]:
         size = sides.pop() if len(sides) == 1 else 0
     found = evaluate(names, n, blocks, reference, size, warnings)
     if state is not None and all(result.value is not None for result in found.values()):
-        with publish(file) as temporary:
-            temporary.write_bytes(records.sealed(asdict(Kept(state, found))))
+        publish_bytes(file, records.sealed(asdict(Kept(state, found))))
     return found
 
 

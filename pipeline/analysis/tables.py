@@ -111,13 +111,8 @@ def latex_text(text: str) -> str:
     """A text without markup of its own; minus signs and powers of ten as formulae."""
     text = NEGATIVE.sub("−", " ".join(text.split()))
     parts = POWER.split(text)  # text, digits, sign and exponent, text, …
-    found = [latex_escaped(part) for part in parts[::4]]
+    found = ["".join(LATEX.get(sign, sign) for sign in part) for part in parts[::4]]
     powers = zip(parts[1::4], parts[2::4], parts[3::4], strict=True)
     for place, (digits, sign, exponent) in reversed(list(enumerate(powers, 1))):
         found.insert(place, rf"${digits.replace('−', '-')}\times 10^{{{sign.strip('+')}{exponent}}}$")
     return "".join(found)
-
-
-def latex_escaped(text: str) -> str:
-    """Character by character what LaTeX prints as it; see `LATEX`."""
-    return "".join(LATEX.get(character, character) for character in text)

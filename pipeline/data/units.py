@@ -242,7 +242,11 @@ def read_members(plan: Location, unit: Unit) -> Members:
     with opened(plan) as file:
         # Not by the statistics of the groups: where these are damaged, pyarrow ends the process.
         groups = range(file.num_row_groups)
-        first = bisect_right(groups, place(unit.unit), key=lambda group: place(first_name(file, group)))
+
+        def begins(group: int) -> tuple[int, ...]:
+            return place(str(file.read_row_group(group, ["unit"])["unit"][0]))
+
+        first = bisect_right(groups, place(unit.unit), key=begins)
         table = file.read_row_group(
             max(first - 1, 0), ["unit", "keys", "files", "links", "pairs"]
         )  # but those it lacks
@@ -263,11 +267,6 @@ def rule(plan: pq.ParquetFile) -> int:
 def place(name: str) -> tuple[int, ...]:
     """Where a unit is in the order of all."""
     return tuple(map(int, name.split("-")))
-
-
-def first_name(file: pq.ParquetFile, group: int) -> str:
-    """The first unit of a row group."""
-    return str(file.read_row_group(group, ["unit"])["unit"][0])
 
 
 def members_of(unit: Unit, row: dict[str, Any], names: int) -> Members:

@@ -24,7 +24,7 @@ from kintsugi.errors import JobError
 from kintsugi.pipeline.job import Job, differences
 from kintsugi.pipeline.storage.files import file_sizes
 from kintsugi.pipeline.storage.location import Location
-from kintsugi.pipeline.storage.publish import alive, publish, this_host
+from kintsugi.pipeline.storage.publish import alive, publish_bytes, this_host
 from kintsugi.pipeline.storage.records import read
 
 LOOKS = 4  # for others, before a job is refused: two that see each other both step back
@@ -86,8 +86,7 @@ def write(file: Location, claim: Claim) -> None:
     folder = file.parent
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with publish(file) as temporary:
-            temporary.write_text(json.dumps(asdict(claim), indent=1))
+        publish_bytes(file, json.dumps(asdict(claim), indent=1).encode())
     except OSError as error:
         raise JobError(f"output: cannot write to {folder}: {error}") from error
 

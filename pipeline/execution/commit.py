@@ -34,7 +34,7 @@ from kintsugi.pipeline.metrics.scoring import LARGEST
 from kintsugi.pipeline.storage import records
 from kintsugi.pipeline.storage.files import file_sizes, storage_failed, whole
 from kintsugi.pipeline.storage.location import Location, is_remote
-from kintsugi.pipeline.storage.publish import publish
+from kintsugi.pipeline.storage.publish import publish, publish_bytes
 from kintsugi.pipeline.storage.records import MAX_RECORD, MAX_TABLE, UNIT, Count, Digest, Number, Text
 
 ROW_GROUP = 1 << 28  # bytes at most of the samples in it: Parquet cannot read back lists of 2 GiB
@@ -165,8 +165,7 @@ def commit(
         seconds={part: value + (earlier or {}).get(part, 0.0) for part, value in spent.items()},
         **record,
     )
-    with publish(commit_file(folder, unit)) as temporary:
-        temporary.write_bytes(records.sealed(asdict(done)))
+    publish_bytes(commit_file(folder, unit), records.sealed(asdict(done)))
     return done
 
 

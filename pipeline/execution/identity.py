@@ -9,6 +9,7 @@ import json
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from pydantic import ConfigDict, TypeAdapter
 
@@ -21,7 +22,7 @@ from kintsugi.pipeline.job import Job
 from kintsugi.pipeline.metrics import REGISTRY, SETS
 from kintsugi.pipeline.metrics.weights import MissingWeights
 from kintsugi.pipeline.storage.location import Location
-from kintsugi.pipeline.storage.publish import publish
+from kintsugi.pipeline.storage.publish import publish_bytes
 from kintsugi.pipeline.storage.records import read, typed
 
 Digests = dict[str, str]
@@ -98,9 +99,9 @@ def of_job(job: Job) -> Digests:
     return of_operator(job) | of_weights(job) | of_reference(job) | of_plugins(job) | of_truth(job)
 
 
-def text_of(files: Digests) -> str:
-    """The content of files.json."""
-    return json.dumps(files, indent=2) + "\n"
+def text_of(values: Mapping[str, Any]) -> bytes:
+    """What prior.json and files.json hold."""
+    return (json.dumps(values, indent=2) + "\n").encode()
 
 
 def record(folder: Location, job: Job) -> None:
@@ -109,8 +110,7 @@ def record(folder: Location, job: Job) -> None:
     Raises:
         JobError: one cannot be read.
     """
-    with publish(folder / FILES) as temporary:
-        temporary.write_text(text_of(of_job(job)))
+    publish_bytes(folder / FILES, text_of(of_job(job)))
 
 
 def keep_to(folder: Location, job: Job) -> None:

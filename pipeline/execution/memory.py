@@ -14,7 +14,7 @@ from kintsugi.pipeline.execution.directory import BATCH_SIZE
 from kintsugi.pipeline.execution.problems import Problems
 from kintsugi.pipeline.storage import records
 from kintsugi.pipeline.storage.location import Location, pause
-from kintsugi.pipeline.storage.publish import publish
+from kintsugi.pipeline.storage.publish import publish_bytes
 from kintsugi.priors import speed
 from kintsugi.priors.base import NetworkPrior
 
@@ -147,8 +147,7 @@ def remembered_batch_size(folder: Location, device: torch.device, find: Callable
     file = folder / BATCH_SIZE
     if not file.exists():
         found = BatchSize(find(), name_of(device))
-        with publish(file, first=True) as temporary:
-            temporary.write_bytes(records.sealed(asdict(found)))
+        publish_bytes(file, records.sealed(asdict(found)), first=True)
     try:
         return records.typed(RECORD, records.read(file), file).batch_size
     except JobError as error:

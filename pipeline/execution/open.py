@@ -1,7 +1,6 @@
 """Opening the run of a job: an existing one is continued, or refused; a new one gets its plan."""
 
 import hashlib
-import json
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict
@@ -29,14 +28,14 @@ from kintsugi.pipeline.execution.directory import (
     SHARDS,
     refuse_links,
 )
-from kintsugi.pipeline.execution.identity import keep_to, record
+from kintsugi.pipeline.execution.identity import keep_to, record, text_of
 from kintsugi.pipeline.execution.reference import refuse_missing
 from kintsugi.pipeline.execution.run import Run
 from kintsugi.pipeline.job import Job, as_before, differences
 from kintsugi.pipeline.storage import records
 from kintsugi.pipeline.storage.files import file_sizes, lexists, lies_in
 from kintsugi.pipeline.storage.location import Location
-from kintsugi.pipeline.storage.publish import publish
+from kintsugi.pipeline.storage.publish import publish_bytes
 from kintsugi.priors import Examined
 
 
@@ -61,13 +60,11 @@ def open_or_plan(job: Job, on_unit: Callable[[Unit], None] = lambda unit: None) 
         if file_sizes(folder / COMMITS):  # somebody has removed its job.yaml, and its rows stay
             keep_to(folder, job)
         record(folder, job)
-        with publish(folder / PRIOR) as temporary:
-            temporary.write_text(prior_text(prior))
+        publish_bytes(folder / PRIOR, text_of(asdict(prior)))
         text = yaml.safe_dump(job.model_dump(mode="json"), sort_keys=False)
         sums = {name: records.digest(folder / name) for name in KEPT if name != JOB}
         records.write_sums(folder, {JOB: hashlib.sha256(text.encode()).hexdigest(), **sums})
-        with publish(folder / JOB) as temporary:  # which makes it a run
-            temporary.write_text(text)
+        publish_bytes(folder / JOB, text.encode())  # which makes it a run
         return Run(folder, job, prior, summary)
 
 
@@ -150,11 +147,6 @@ def examine_prior(job: Job) -> Examined:
         return priors.examine(on_this_node(job.prior), job.image_shape)
     except (SpecError, OSError) as error:
         raise JobError(str(error)) from error
-
-
-def prior_text(prior: Examined) -> str:
-    """The content of prior.json."""
-    return json.dumps(asdict(prior), indent=2) + "\n"
 
 
 def shard_paths(job: Job, folder: Location) -> list[Location]:

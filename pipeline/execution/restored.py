@@ -27,7 +27,7 @@ from kintsugi.pipeline.execution.run import Run
 from kintsugi.pipeline.parts import Restoration
 from kintsugi.pipeline.storage.files import lexists
 from kintsugi.pipeline.storage.location import Location
-from kintsugi.pipeline.storage.publish import publish
+from kintsugi.pipeline.storage.publish import publish, publish_bytes
 from kintsugi.pipeline.storage.records import is_regular
 
 COLUMNS = ["key", "status", "file", "restored", "samples", "deviation"]
@@ -132,9 +132,6 @@ def in_folder(run: Run, units: Units) -> bool:
     return read_members(run.folder / PLAN, units[0][0]).files is not None
 
 
-# Tars
-
-
 def pack(run: Run, units: Units, file: IO[bytes] | Comparison) -> None:
     """Write the restored samples of a shard as a tar, the same bytes every time."""
     with tarfile.open(fileobj=cast(IO[bytes], file), mode="w") as tar:
@@ -159,9 +156,6 @@ def fault_of_tar(run: Run, target: Location, units: Units) -> str | None:
         return "goes on behind its end" if file.read(1) else None
 
 
-# Folders
-
-
 def wrong_files(run: Run, target: Location, units: Units) -> Iterator[tuple[str, bytes, bool]]:
     """Names and contents of the files that are not as they are committed, and whether there is something."""
 
@@ -183,17 +177,13 @@ def write_file(target: Location, name: str, content: bytes) -> None:
     if (link := behind_link(target, name)) is not None:
         raise JobError(f"{link} is a link, through which nothing is written; remove it")
     (target / name).parent.mkdir(parents=True, exist_ok=True)
-    with publish(target / name) as temporary:
-        temporary.write_bytes(content)
+    publish_bytes(target / name, content)
 
 
 def behind_link(target: Location, name: str) -> Location | None:
     """The folder on the way to a file that is a link."""
     folders = (target / str(folder) for folder in PurePosixPath(name).parents)
     return next((folder for folder in folders if folder.is_symlink()), None)
-
-
-# Samples
 
 
 def restored_files(run: Run, unit: tuple[Unit, Commit], *, by_file: bool) -> Iterator[tuple[str, bytes]]:

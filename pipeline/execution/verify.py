@@ -3,7 +3,7 @@
 import hashlib
 from collections import deque
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -32,7 +32,7 @@ from kintsugi.pipeline.execution.directory import (
     refuse_links,
 )
 from kintsugi.pipeline.execution.identity import differing, of_job, of_truth, recorded, text_of
-from kintsugi.pipeline.execution.open import examine_prior, prior_text, shard_paths
+from kintsugi.pipeline.execution.open import examine_prior, shard_paths
 from kintsugi.pipeline.execution.restored import faults
 from kintsugi.pipeline.execution.run import Run, recorded_job, recorded_prior
 from kintsugi.pipeline.job import Job, config_hash
@@ -41,7 +41,7 @@ from kintsugi.pipeline.metrics.registry import columns, is_baseline
 from kintsugi.pipeline.storage import records
 from kintsugi.pipeline.storage.files import file_sizes, lexists
 from kintsugi.pipeline.storage.location import Location
-from kintsugi.pipeline.storage.publish import publish
+from kintsugi.pipeline.storage.publish import publish, publish_bytes
 from kintsugi.pipeline.storage.records import MAX_TABLE, SUMS, DamagedSums, digest, read, regular
 
 
@@ -184,9 +184,9 @@ def mend(folder: Location) -> list[str]:
     if not suspects:
         return []
     job = recorded_job(folder)
-    made = {PRIOR: lambda: prior_text(examine_prior(job)), FILES: lambda: text_of(of_job(job))}
+    made = {PRIOR: lambda: text_of(asdict(examine_prior(job))), FILES: lambda: text_of(of_job(job))}
     for name in (name for name in made if name in suspects):
-        file, content = folder / name, made[name]().encode()
+        file, content = folder / name, made[name]()
         # What is there may be right, and the digest damaged.
         now = digest(file) if lexists(file) else None
         if hashlib.sha256(content).hexdigest() not in (stated.get(name, now), now):
@@ -194,8 +194,7 @@ def mend(folder: Location) -> list[str]:
                 f"{file} is not what was written, and the files that the job names are others now; put back "
                 "these, or a copy of it"
             )
-        with publish(file) as temporary:
-            temporary.write_bytes(content)
+        publish_bytes(file, content)
     if PLAN in suspects:
         plan_again(folder, job, recorded_prior(folder).sha256, stated.get(PLAN))
     if all(lexists(folder / name) for name in KEPT):  # else it is of a version without

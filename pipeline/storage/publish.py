@@ -67,6 +67,12 @@ def publish(target: Location, *, first: bool = False) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def publish_bytes(target: Location, content: bytes, *, first: bool = False) -> None:
+    """Publish a file with this content; see `publish`."""
+    with publish(target, first=first) as temporary:
+        temporary.write_bytes(content)
+
+
 def upload(source: Path, target: Remote) -> None:
     """One PUT, or for large files a multipart upload; the object appears when it is complete."""
     with source.open("rb") as file:

@@ -21,7 +21,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 from kintsugi.errors import JobError
 from kintsugi.pipeline.storage.files import whole
 from kintsugi.pipeline.storage.location import Location
-from kintsugi.pipeline.storage.publish import publish
+from kintsugi.pipeline.storage.publish import publish_bytes
 
 SUMS = "kintsugi.sha256"
 
@@ -74,9 +74,6 @@ def read(file: Location, most: int = MAX_RECORD) -> bytes:
     return file.read_bytes()
 
 
-# ---- records with a digest of themselves
-
-
 def sealed(values: Mapping[str, Any]) -> bytes:
     """Values as JSON whose last field, sha256, is the digest of the JSON without it."""
     body = json.dumps(values, indent=1, allow_nan=False).encode()
@@ -117,19 +114,15 @@ def problems(error: ValidationError) -> str:
     return (f"{field}: " if field else "") + first["msg"].removeprefix("Value error, ") + more
 
 
-# ---- files that are written once
-
-
 def digest(file: Location) -> str:
     """SHA-256 of a file, hexadecimal."""
     with whole(file) as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def write_sums(folder: Location, sums: Mapping[str, str]) -> None:
+def write_sums(folder: Location, sums: Mapping[str, str], file: str = SUMS) -> None:
     """Write the digests of files in a folder, by name."""
-    with publish(folder / SUMS) as temporary:
-        temporary.write_text("".join(f"{sum_}  {name}\n" for name, sum_ in sums.items()))
+    publish_bytes(folder / file, "".join(f"{sum_}  {name}\n" for name, sum_ in sums.items()).encode())
 
 
 def stated_sums(folder: Location, names: Iterable[str]) -> dict[str, str]:

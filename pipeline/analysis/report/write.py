@@ -38,7 +38,7 @@ from kintsugi.pipeline.metrics.registry import BASELINES
 from kintsugi.pipeline.storage import records
 from kintsugi.pipeline.storage.files import parquet
 from kintsugi.pipeline.storage.location import Location
-from kintsugi.pipeline.storage.publish import publish
+from kintsugi.pipeline.storage.publish import publish, publish_bytes
 
 PACKAGE = "kintsugi.pipeline.analysis.report"
 TRADE = (
@@ -60,8 +60,7 @@ def write_report(run: Run) -> Location:
     folder = run.folder / REPORT
     with publish(folder / TABLE) as rows:
         for name, content in contents(run, rows):
-            with publish(folder / name) as temporary:
-                temporary.write_bytes(content)
+            publish_bytes(folder / name, content)
     return folder / "report.html"
 
 

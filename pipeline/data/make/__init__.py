@@ -22,7 +22,8 @@ from kintsugi.pipeline.data.make.manifest import MANIFEST, UNFINISHED, Manifest,
 from kintsugi.pipeline.data.make.sources import Source, open_source, shown
 from kintsugi.pipeline.data.make.writing import DECODERS, Stored, store, write_shard
 from kintsugi.pipeline.data.shards import SHA256SUMS
-from kintsugi.pipeline.storage.publish import publish, temporary_name
+from kintsugi.pipeline.storage.publish import temporary_name
+from kintsugi.pipeline.storage.records import write_sums
 
 
 @dataclass(frozen=True)
@@ -125,9 +126,7 @@ def write_missing(
 
 def finish(out: Path, manifest: Manifest, names: list[str]) -> None:
     """Write the checksums and the manifest of all shards, and remove what was needed to get there."""
-    with publish(out / SHA256SUMS) as temporary:
-        sums = (f"{manifest.shards[name]['sha256']}  {name}\n" for name in names)
-        temporary.write_text("".join(sums), "utf-8")
+    write_sums(out, {name: manifest.shards[name]["sha256"] for name in names}, SHA256SUMS)
     manifest.write(out / MANIFEST)
     (out / UNFINISHED).unlink()
     for file in list(out.iterdir()):

@@ -11,7 +11,7 @@ from kintsugi.errors import JobError
 from kintsugi.pipeline.data.make.choosing import Listed
 from kintsugi.pipeline.data.make.sources import Source
 from kintsugi.pipeline.storage.files import file_sizes
-from kintsugi.pipeline.storage.publish import publish
+from kintsugi.pipeline.storage.publish import publish_bytes
 
 MANIFEST, UNFINISHED = "manifest.json", ".manifest.json"
 
@@ -41,8 +41,7 @@ class Manifest:
             "shards": [self.shards[name] for name in sorted(self.shards)],
             "left_out": sorted(self.left_out, key=lambda entry: entry["shard"] or ""),
         }
-        with publish(path) as temporary:
-            temporary.write_text(json.dumps(content, indent=1) + "\n")
+        publish_bytes(path, (json.dumps(content, indent=1) + "\n").encode())
 
 
 def recorded(out: Path, head: dict[str, Any]) -> Manifest:
