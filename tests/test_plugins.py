@@ -40,12 +40,14 @@ def test_the_properties_that_are_offered_to_authors_hold(mine):
     testing.check_metric("mae")
 
 
+@pytest.mark.slow
 def test_pytest_checks_what_its_options_name(mine, tmp_path):
     """In a process of its own, as an author has it; it imports nothing before an option says so."""
     (tmp_path / "test_own.py").write_text(
         "import sys\ndef test_first(): assert not {'torch', 'yaml', 'kintsugi.testing'} & set(sys.modules)\n"
     )
-    call = [sys.executable, "-m", "pytest", "-p", "kintsugi.pytest_plugin", "-p", "no:cacheprovider", "-rA"]
+    call = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-rA"]
+    call += ["-p", "no:kintsugi", "-p", "kintsugi.pytest_plugin"]  # whether pytest finds it installed or not
     call += ["--kintsugi-metric", "mae", "--kintsugi-operator", "{name: interlaced, every: 3}"]
     call += ["--kintsugi-sampler", "nobody"]
     environment = os.environ | {"PYTHONPATH": python_path(mine)}
