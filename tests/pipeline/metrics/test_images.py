@@ -10,7 +10,7 @@ from kit.shards import picture
 from scipy.ndimage import gaussian_filter
 
 from kintsugi import testing
-from kintsugi.pipeline.execution.commit import ROWS
+from kintsugi.pipeline.execution.commit import rows_schema
 from kintsugi.pipeline.metrics import IMAGE, REGISTRY, weights
 from kintsugi.pipeline.metrics.registry import check, refuse_missing_weights
 from kintsugi.pipeline.metrics.scoring import Scorer
@@ -85,7 +85,7 @@ def test_identical_images_are_ideal(name, scorers):
 
 @pytest.mark.parametrize("name", IMAGE)
 def test_every_image_metric_has_a_column_and_says_what_it_is(name):
-    assert str(ROWS.field(name).type) == "double"
+    assert str(rows_schema([name]).field(name).type) == "double"
     short, rest = IMAGE[name].about.split("\n", 1)
     assert len(short) < 100
     assert rest

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from kit.jobs import kintsugi, told
 from kit.plugins import install_mine, write
+from kit.shards import encode
 
 import kintsugi as package
 from kintsugi import testing
@@ -26,7 +27,7 @@ from kintsugi.pipeline.metrics.weights import Weights
 from kintsugi.pipeline.storage.location import at
 
 
-def finding(folder: str) -> list[str]:
+def finding(folder: str | Path) -> list[str]:
     return [each.what for each in verify(Run.open(at(folder))) if hasattr(each, "what")]
 
 
@@ -85,6 +86,16 @@ def test_a_sweep_chooses_by_it(mine, make_job, tmp_path):
     assert swept.exit_code == 0, swept.output
     assert "mae" in (tmp_path / "swept" / "sweep.csv").read_text()
     assert "MAE" in swept.output
+
+
+def test_images_of_another_method_are_scored_by_it(mine, tmp_path):
+    for name, grey in (("restored", 110), ("true", 100)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "a.png").write_bytes(encode(np.full((32, 32, 3), grey, np.uint8)))
+    folders = tmp_path / "restored", tmp_path / "true"
+    assert kintsugi("score", *folders, "--metrics", "psnr,mae", "--out", tmp_path / "out").exit_code == 0
+    assert package.open_run(tmp_path / "out").rows()["mae"].to_pylist() == [pytest.approx(10 / 255)]
+    assert finding(tmp_path / "out") == []
 
 
 def test_a_run_records_its_package_and_its_weights(mine, make_job, monkeypatch, tmp_path):
