@@ -29,7 +29,7 @@ def plugged(mine, make_job):
         degradation={"operator": {"name": "compose", "operators": parts}},
         prior={"name": "flat"},
         sampler={"name": "replace", "steps": 2, "eta": 0.1},
-        metrics=["psnr", "mae"],
+        metrics=["psnr", "largest_error"],
     )
 
 
@@ -37,7 +37,7 @@ def test_the_properties_that_are_offered_to_authors_hold(mine):
     testing.check_operator({"name": "interlaced", "every": 3})
     testing.check_sampler({"name": "replace", "steps": 3})
     testing.check_prior({"name": "flat"})
-    testing.check_metric("mae")
+    testing.check_metric("largest_error")
 
 
 @pytest.mark.slow
@@ -48,14 +48,14 @@ def test_pytest_checks_what_its_options_name(mine, tmp_path):
     )
     call = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-rA"]
     call += ["-p", "no:kintsugi", "-p", "kintsugi.pytest_plugin"]  # whether pytest finds it installed or not
-    call += ["--kintsugi-metric", "mae", "--kintsugi-operator", "{name: interlaced, every: 3}"]
+    call += ["--kintsugi-metric", "largest_error", "--kintsugi-operator", "{name: interlaced, every: 3}"]
     call += ["--kintsugi-sampler", "nobody"]
     environment = os.environ | {"PYTHONPATH": python_path(mine)}
     done = subprocess.run(call, env=environment, capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 1, done.stdout + done.stderr
     for line in (
         "PASSED test_own.py::test_first",
-        "PASSED ::kintsugi-metric[mae]",
+        "PASSED ::kintsugi-metric[largest_error]",
         "PASSED ::kintsugi-operator[{name: interlaced, every: 3}]",
         "FAILED ::kintsugi-sampler[nobody] - kintsugi.errors.SpecError",
         "1 failed, 3 passed",
@@ -183,7 +183,7 @@ def test_a_sweep_varies_a_parameter_of_a_plugin(mine):
 def test_a_run_records_the_packages_and_is_not_continued_with_others(plugged, monkeypatch, tmp_path):
     run = kintsugi.run(plugged, limit=3)
     assert set(run.rows()["status"].to_pylist()) == {"ok"}
-    fields = ("degradation.operator.operators.0", "prior", "sampler", "metrics.mae")
+    fields = ("degradation.operator.operators.0", "prior", "sampler", "metrics.largest_error")
     assert json.loads((run.folder / FILES).read_bytes()) == dict.fromkeys(fields, "kintsugi-mine==1.0")
     for record in (run.folder / "commits").iterdir():
         assert '"plug-in of sampler": "kintsugi-mine==1.0"' in record.read_bytes().decode()

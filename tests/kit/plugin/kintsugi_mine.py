@@ -43,9 +43,15 @@ def flat(device="cpu") -> StandardNormal:
 FLAT = Format(flat, lambda: Description(multiple=1, parameters=0, files=()))
 
 
-def mae(restored, truth):
+def largest_error(restored, truth):
     """Of images (1, C, H, W) in [0, 1]."""
-    return (restored - truth).abs().mean()
+    return (restored - truth).abs().max()
 
 
-MAE = ImageMetric("MAE", "lower", "Mean absolute error, on [0, 1].", plain(mae), range=(0.0, 1.0))
+LARGEST_ERROR = ImageMetric(
+    "largest error",
+    "lower",
+    "Largest absolute error of a value, on [0, 1].",
+    plain(largest_error),
+    range=(0.0, 1.0),
+)

@@ -32,15 +32,15 @@ def finding(folder: str | Path) -> list[str]:
 
 
 def test_the_metric_of_another_package_has_the_properties(mine):
-    testing.check_metric("mae")
+    testing.check_metric("largest_error")
 
 
 def test_rows_have_the_columns_that_the_job_names(mine):
-    assert rows_schema(["fid", "psnr", "mae", "mae"]).names == [
+    assert rows_schema(["fid", "psnr", "largest_error", "largest_error"]).names == [
         *ROWS.names[: ROWS.get_field_index("total_variation") + 1],
-        "mae",
+        "largest_error",
         *(name for name in ROWS.names if registry.is_baseline(name)),
-        *("mae_pinv", "mae_lmmse"),
+        *("largest_error_pinv", "largest_error_lmmse"),
         *ROWS.names[ROWS.get_field_index("residual") :],
     ]
     assert rows_schema(["psnr", "fid"]) == rows_schema([]) == ROWS
@@ -49,43 +49,54 @@ def test_rows_have_the_columns_that_the_job_names(mine):
 
 
 def test_a_run_shows_the_metric_wherever_it_shows_measures(mine, make_job, tmp_path):
-    job = make_job(metrics=["ssim", "mae"], images="all", output=str(tmp_path / "a"))
+    job = make_job(metrics=["ssim", "largest_error"], images="all", output=str(tmp_path / "a"))
     run = package.run(job, limit=3)
     found = run.rows()
-    assert {"mae", "mae_pinv", "mae_lmmse"} < set(found.column_names)
+    assert {"largest_error", "largest_error_pinv", "largest_error_lmmse"} < set(found.column_names)
     row = found.to_pylist()[1]
     restored, truth = (np.asarray(run.picture(row["key"], of), float) / 255 for of in ("restored", "truth"))
-    assert row["mae"] == pytest.approx(np.abs(restored - truth).mean(), abs=3e-3)
-    numbers = run.results()["metrics"]["mae"]
-    assert numbers["mean"] == pytest.approx(np.mean(found["mae"].to_pylist()))
+    assert row["largest_error"] == pytest.approx(np.abs(restored - truth).max(), abs=3e-3)
+    numbers = run.results()["metrics"]["largest_error"]
+    assert numbers["mean"] == pytest.approx(np.mean(found["largest_error"].to_pylist()))
     assert numbers["baselines"]["pinv"]["n"] == 3
     report = Path(run.report)
-    assert "MAE ↓" in report.with_name("report.md").read_text()
+    assert "largest error ↓" in report.with_name("report.md").read_text()
     html = report.read_text()
-    assert "<dt>MAE ↓</dt><dd>Mean absolute error, on [0, 1].</dd>" in html
-    assert "MAE, best first" in html
-    assert 'data-mae="' in html
+    assert "<dt>largest error ↓</dt><dd>Largest absolute error of a value, on [0, 1].</dd>" in html
+    assert "largest error, best first" in html
+    assert 'data-largest_error="' in html
     assert finding(job.output) == []
-    asked = kintsugi("query", job.output, "select round(avg(mae), 6) from rows")
+    asked = kintsugi("query", job.output, "select round(avg(largest_error), 6) from rows")
     assert f"{numbers['mean']:.6f}".rstrip("0") in asked.output
-    other = make_job(metrics=["ssim", "mae"], sampler={"name": "ddim"}, output=str(tmp_path / "b"))
+    other = make_job(metrics=["ssim", "largest_error"], sampler={"name": "ddim"}, output=str(tmp_path / "b"))
     package.run(other, limit=3)
-    compared = kintsugi("compare", job.output, other.output, "--by", "mae", "--out", str(tmp_path / "c"))
+    compared = kintsugi(
+        "compare", job.output, other.output, "--by", "largest_error", "--out", str(tmp_path / "c")
+    )
     assert compared.exit_code == 0, compared.output
-    assert "MAE" in (tmp_path / "c" / "compare.md").read_text()
-    assert Run.open(at(job.output)).job.metrics == ["ssim", "mae"]
+    assert "largest error" in (tmp_path / "c" / "compare.md").read_text()
+    assert Run.open(at(job.output)).job.metrics == ["ssim", "largest_error"]
 
 
 def test_a_sweep_chooses_by_it(mine, make_job, tmp_path):
-    job = make_job(metrics=["mae"], output=str(tmp_path / "base"))
+    job = make_job(metrics=["largest_error"], output=str(tmp_path / "base"))
     (tmp_path / "job.yaml").write_text(job.model_dump_json())
     swept = kintsugi(
-        *("sweep", tmp_path / "job.yaml", "--vary", "sampler.steps=1,2", "--by", "mae", "--tune", "4"),
+        *(
+            "sweep",
+            tmp_path / "job.yaml",
+            "--vary",
+            "sampler.steps=1,2",
+            "--by",
+            "largest_error",
+            "--tune",
+            "4",
+        ),
         *("--address", "none", "--out", tmp_path / "swept"),
     )
     assert swept.exit_code == 0, swept.output
-    assert "mae" in (tmp_path / "swept" / "sweep.csv").read_text()
-    assert "MAE" in swept.output
+    assert "largest_error" in (tmp_path / "swept" / "sweep.csv").read_text()
+    assert "largest error" in swept.output
 
 
 def test_images_of_another_method_are_scored_by_it(mine, tmp_path):
@@ -93,27 +104,33 @@ def test_images_of_another_method_are_scored_by_it(mine, tmp_path):
         (tmp_path / name).mkdir()
         (tmp_path / name / "a.png").write_bytes(encode(np.full((32, 32, 3), grey, np.uint8)))
     folders = tmp_path / "restored", tmp_path / "true"
-    assert kintsugi("score", *folders, "--metrics", "psnr,mae", "--out", tmp_path / "out").exit_code == 0
-    assert package.open_run(tmp_path / "out").rows()["mae"].to_pylist() == [pytest.approx(10 / 255)]
+    assert (
+        kintsugi("score", *folders, "--metrics", "psnr,largest_error", "--out", tmp_path / "out").exit_code
+        == 0
+    )
+    (value,) = package.open_run(tmp_path / "out").rows()["largest_error"].to_pylist()
+    assert value == pytest.approx(10 / 255)
     assert finding(tmp_path / "out") == []
 
 
 def test_a_run_records_its_package_and_its_weights(mine, make_job, monkeypatch, tmp_path):
-    job = make_job(metrics=["mae"])
+    job = make_job(metrics=["largest_error"])
     package.run(job, limit=2)
     folder = at(job.output)
-    assert json.loads((folder / FILES).read_bytes()) == {"metrics.mae": "kintsugi-mine==1.0"}
+    assert json.loads((folder / FILES).read_bytes()) == {"metrics.largest_error": "kintsugi-mine==1.0"}
     listed = kintsugi("list", "metrics").output
     assert "plug-in of kintsugi-mine==1.0" in listed
     install_mine(monkeypatch, tmp_path / "newer", "1.1")
-    with pytest.raises(JobError, match=r"metrics\.mae: plug-in kintsugi-mine==1\.0 → kintsugi-mine==1\.1"):
+    with pytest.raises(
+        JobError, match=r"metrics\.largest_error: plug-in kintsugi-mine==1\.0 → kintsugi-mine==1\.1"
+    ):
         package.run(job, limit=2)
     weights = Weights("a network", "https://example.org/weights.pth")
     (tmp_path / "hub" / "checkpoints").mkdir(parents=True)
     (tmp_path / "hub" / "checkpoints" / weights.name).write_bytes(b"w")
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    REGISTRY.loaded["mae"] = replace(IMAGE["mae"], weights=weights)
-    assert of_weights(job) == {"metrics.mae.weights": weights.digest()}
+    REGISTRY.loaded["largest_error"] = replace(IMAGE["largest_error"], weights=weights)
+    assert of_weights(job) == {"metrics.largest_error.weights": weights.digest()}
 
 
 def broken(patch, folder, value: str, name: str = "bad") -> None:
@@ -224,16 +241,16 @@ def test_a_metric_that_is_built_in_is_one_file(make_job, monkeypatch, tmp_path):
     page = Path(__file__).parents[3] / "CONTRIBUTING.md"
     (code,) = (b.partition("```")[0] for b in page.read_text().split("```python\n") if "METRIC = " in b)
     assert code.count("\n") <= 40
-    (tmp_path / "mae.py").write_text(code)
+    (tmp_path / "of_the_page.py").write_text(code)
     monkeypatch.setattr(images, "__path__", [*images.__path__, str(tmp_path)])
     found = images.find()
-    assert list(found) == [*IMAGE, "mae"]
-    monkeypatch.setitem(REGISTRY.builtin, "mae", found["mae"])
-    testing.check_metric("mae")
-    assert "mae" in kintsugi("list", "metrics").output
-    assert "mae" in package.run(make_job(metrics=["mae"]), limit=2).rows().column_names
+    assert list(found) == [*IMAGE, "of_the_page"]
+    monkeypatch.setitem(REGISTRY.builtin, "of_the_page", found["of_the_page"])
+    testing.check_metric("of_the_page")
+    assert "of_the_page" in kintsugi("list", "metrics").output
+    assert "of_the_page" in package.run(make_job(metrics=["of_the_page"]), limit=2).rows().column_names
 
 
 def test_an_unknown_metric_is_told_with_those_of_others(mine):
-    with pytest.raises(SpecError, match=r"no metric 'mse'; choose from .*mae, .*psnr"):
+    with pytest.raises(SpecError, match=r"no metric 'mse'; choose from .*largest_error, .*psnr"):
         registry.check(["mse"], 32, True, "truth")
