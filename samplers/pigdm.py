@@ -1,11 +1,31 @@
-"""The discrete ΠGDM with η; the one integrated as an ODE is a setting of `samplers.conjugate`."""
+"""ΠGDM: integrated as an ODE, which is a setting of `samplers.conjugate`, and the discrete one with η."""
 
+from dataclasses import field
+
+from pydantic import FiniteFloat
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
 from kintsugi.samplers.base import Share, Strength
+from kintsugi.samplers.coefficients import Absorb
+from kintsugi.samplers.conjugate import Conjugate
 from kintsugi.samplers.descent import Denoiser, Level, Stepwise, ancestral, noise_in, renoise
+from kintsugi.samplers.guidance import Schedule
 from kintsugi.samplers.problem import Problem
+
+
+@dataclass(kw_only=True, frozen=True)
+class PiGDM(Conjugate):
+    """ΠGDM (Song et al., ICLR 2023) as released with 2405.17673, ΠGFM on flows: guidance as an Euler term.
+
+    `conjugate` with absorb: unconditional and schedule: pigdm.
+    """
+
+    w: Strength = 4.0
+    lam: FiniteFloat = field(default=0.0, init=False)
+    absorb: Absorb = field(default="unconditional", init=False)
+    schedule: Schedule = field(default="pigdm", init=False)
+    order: int = field(default=1, init=False)
 
 
 @dataclass(kw_only=True, frozen=True)
