@@ -31,11 +31,7 @@ def cache_folder() -> Path:
 
 @contextmanager
 def locked(path: Path) -> Iterator[FileIO]:
-    """A file, made where there is none, for one process at a time; a lock ends with its process.
-
-    Raises:
-        OSError: it cannot be written or locked.
-    """
+    """A file, made if need be, for one process at a time, until it ends; raises an OSError if it cannot."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("ab+", buffering=0) as file:
         fcntl.flock(file, fcntl.LOCK_EX)

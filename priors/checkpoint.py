@@ -140,11 +140,7 @@ def check_stored(path: Path) -> None:
 
 
 def refuse_others(path: Path) -> None:
-    """Call by name what is taken for a checkpoint and is none.
-
-    Raises:
-        CheckpointError: a pointer of Git LFS, TorchScript, or weights of another framework.
-    """
+    """Raise a CheckpointError that calls by name what is taken for a checkpoint and is none."""
     begins = beginning(path)
     for magic, what in OTHERS.items():
         if begins.startswith(magic):

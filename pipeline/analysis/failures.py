@@ -59,11 +59,7 @@ def reasons(failed: Iterable[tuple[str, str]]) -> list[Reason]:
 
 
 def failed_of(run: Run) -> Iterator[tuple[str, str]]:
-    """Keys and errors of the samples that failed in a run's first units with failures.
-
-    Raises:
-        JobError: a data file cannot be read.
-    """
+    """Keys and errors that failed in the first units with failures; raises a JobError for a bad file."""
     for unit in islice(run.with_failures(), UNITS):
         file = data_file(run.folder, unit.unit)
         try:

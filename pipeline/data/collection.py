@@ -62,11 +62,7 @@ class Collection:
         return hashlib.sha256(json.dumps(places).encode()).hexdigest()
 
     def contents(self) -> str:
-        """SHA-256 of the images: of the bytes of tars, and of keys and bytes of files in folders.
-
-        Raises:
-            OSError: a tar cannot be read.
-        """
+        """SHA-256 of the images: of the bytes of tars, of keys and bytes of files; raises as `open`."""
         tars = {shard for shard, sample in self.places.values() if sample.file is None}
         keys = [key for key in sorted(self.places) if self.places[key][1].file is not None]
         # Each tar in one go, not once for each image.

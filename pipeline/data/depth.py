@@ -159,11 +159,7 @@ def netpbm(image: Image.Image) -> np.ndarray:
 
 
 def white(values: np.ndarray, stated: str | None) -> float:
-    """The value of white among integers of 16 bits.
-
-    Raises:
-        UnreadableImage: nothing is brighter than 12 bits hold, and the job does not say what white is.
-    """
+    """The value of white among integers of 16 bits; raises an UnreadableImage where nothing says it."""
     if stated is not None and RANGES[stated][1] > 1:
         top = RANGES[stated][1]
         refuse_dark(values, stated)

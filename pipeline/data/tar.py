@@ -115,11 +115,7 @@ class Tar:
             raise damage
 
     def members(self) -> Iterator[Member]:
-        """The files that belong to a sample; `note` is told of all others.
-
-        Raises:
-            DamagedShard: after the last member, if the tar does not end where it should.
-        """
+        """The files that belong to a sample; `note` is told of all others; raises as `headers`."""
         for found in self.headers():
             link = self.names > 1 and (found.islnk() or found.issym())
             if found.isreg() or link:

@@ -86,11 +86,7 @@ def of_reference(job: Job) -> Digests:
 
 
 def of_truth(job: Job) -> Digests:
-    """Of which true images there are that restored ones are compared with, not of what is in them.
-
-    Raises:
-        JobError: they cannot be found.
-    """
+    """Of which true images are compared with, not of what is in them; raises as `Collection`."""
     return {} if job.data.truth is None else {"data.truth": Collection("data.truth", job.data.truth).digest()}
 
 
@@ -105,20 +101,12 @@ def text_of(values: Mapping[str, Any]) -> bytes:
 
 
 def record(folder: Location, job: Job) -> None:
-    """Write down the files with which a run is begun, in place of what a killed driver has left.
-
-    Raises:
-        JobError: one cannot be read.
-    """
+    """Write down the files with which a run is begun, over what a killed driver left; raises as `of_job`."""
     publish_bytes(folder / FILES, text_of(of_job(job)))
 
 
 def keep_to(folder: Location, job: Job) -> None:
-    """Refuse files other than those with which a run was begun.
-
-    Raises:
-        JobError: other files, by field, or one that cannot be read.
-    """
+    """Raise a JobError that names fields if files are others than those with which a run was begun."""
     if changed := list(differing(recorded(folder), of_job(job))):
         raise JobError(
             f"{folder} was begun with other files; choose another output, or restore them:\n  "
@@ -127,11 +115,7 @@ def keep_to(folder: Location, job: Job) -> None:
 
 
 def recorded(folder: Location) -> Digests:
-    """Of the files with which a run was begun; none of one of an earlier version.
-
-    Raises:
-        JobError: the record cannot be read.
-    """
+    """Of the files with which a run was begun, {} of an early version; raises as `records.typed`."""
     try:
         return typed(CHECKSUMS, read(folder / FILES), folder / FILES)
     except FileNotFoundError:

@@ -139,11 +139,7 @@ RECORD = TypeAdapter(BatchSize)
 
 
 def remembered_batch_size(folder: Location, device: torch.device, find: Callable[[], int]) -> int:
-    """The batch size of a run that leaves it open: found by its first worker, the same for all.
-
-    Raises:
-        JobError: the record of it cannot be read.
-    """
+    """The batch size of a run, found by its first worker, the same for all; raises as `records.typed`."""
     file = folder / BATCH_SIZE
     if not file.exists():
         found = BatchSize(find(), name_of(device))

@@ -69,11 +69,7 @@ def open_or_plan(job: Job, on_unit: Callable[[Unit], None] = lambda unit: None) 
 
 
 def continued(folder: Location, job: Job, prior: Examined) -> Run:
-    """The run in a directory, which must be of this job.
-
-    Raises:
-        JobError: it is of another one, or its files or shards have changed.
-    """
+    """The run in a directory; raises a JobError if it is of another job, files, or shards."""
     run = Run.open(folder)
     refuse_another(run, job, prior)
     clear(folder)

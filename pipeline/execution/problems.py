@@ -33,11 +33,7 @@ class Prepared:
     metered: Metered
 
     def begin(self, labels: Sequence[int | None], tiles: int) -> None:
-        """Tell the prior the classes of the next batch, if it wants any, and how many tiles to take at once.
-
-        Raises:
-            ValueError: a sample without a label.
-        """
+        """Tell the prior the next batch's classes and number of tiles; a missing class is a ValueError."""
         prior = self.metered.prior
         if isinstance(prior, Tiled):
             prior.batch = tiles

@@ -90,11 +90,7 @@ def failed_row(job: Job, unit: Unit, sample: Decoded, error: str) -> dict[str, A
 
 
 def kept_of(job: Job, folder: Location, committed: Commit | None) -> dict[str, Done]:
-    """By key, the samples of a committed unit that did not fail; none where nothing is committed.
-
-    Raises:
-        JobError: its files are not what was committed.
-    """
+    """By key, the samples of a committed unit that did not fail, {} of None; raises as `read_rows`."""
     if committed is None:
         return {}
     rows = read_rows(folder, committed, rows_schema(job.metrics).names).to_pylist()

@@ -109,11 +109,7 @@ def recorded_job(folder: Location) -> Job:
 
 
 def plain_yaml(text: str) -> Any:
-    """YAML without aliases, of which a few lines may stand for gigabytes, and of a bounded depth.
-
-    Raises:
-        ValueError: it is something else.
-    """
+    """YAML without aliases, which may stand for gigabytes, of bounded depth; else raises a ValueError."""
     depth = 0
     try:
         for event in yaml.parse(text, LOADER):

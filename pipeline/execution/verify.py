@@ -103,11 +103,7 @@ def changed_truth(run: Run) -> list[str]:
 
 
 def fault(run: Run, unit: Unit) -> str | None:
-    """What is wrong with a committed unit, None if nothing is.
-
-    Raises:
-        JobError: one of its files is not what was committed; the message says what is wrong.
-    """
+    """What is wrong with a committed unit, None if nothing is; raises a JobError that says so, too."""
     data = data_file(run.folder, unit.unit)
     try:
         length = regular(data, MAX_TABLE)

@@ -93,11 +93,7 @@ def unsealed(content: bytes) -> bytes:
 
 
 def typed(kind: TypeAdapter[T], content: bytes, what: object) -> T:
-    """The JSON of a record as what it should be.
-
-    Raises:
-        JobError: it is not what was written, or holds something else; the message names the field.
-    """
+    """The JSON of a record as what it should be; raises a JobError if it is not, or has been changed."""
     try:
         return kind.validate_json(unsealed(content), strict=True)
     except ValidationError as error:
@@ -126,11 +122,7 @@ def write_sums(folder: Location, sums: Mapping[str, str], file: str = SUMS) -> N
 
 
 def stated_sums(folder: Location, names: Iterable[str]) -> dict[str, str]:
-    """Digests of these files as the folder states them; {} where it states none.
-
-    Raises:
-        DamagedSums: it does not state them all.
-    """
+    """The stated digests of files, {} if none is; raises DamagedSums if only some are."""
     try:
         text = read(folder / SUMS).decode(errors="replace")
     except FileNotFoundError:

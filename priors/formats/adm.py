@@ -122,11 +122,7 @@ class AdmPrior:
         self._labels = labels
 
     def classes_of(self, x: Tensor) -> Tensor | None:
-        """The classes (B,) of the images x.
-
-        Raises:
-            SpecError: a class-conditional network without labels, or not one for each image.
-        """
+        """The classes (B,) of the images x; raises a SpecError if they are missing, or not as many."""
         if self.classes is None:
             return None
         if self.label is not None:

@@ -183,7 +183,7 @@ def components(folder: FilePath) -> tuple[dict[str, Any], Any]:
         part: ["diffusers", found.get("_class_name")]
         for part, found in (("unet", unet), ("scheduler", config))
     } | index
-    understood = {"unet": ["UNet2DModel"], "scheduler": list(SCHEDULERS)}
+    understood = {"unet": ["UNet2DModel"], "scheduler": sorted(SCHEDULERS)}
     for part, found in parts.items():
         if found not in (["diffusers", name] for name in understood[part]):
             fitting = ", ".join(understood[part])

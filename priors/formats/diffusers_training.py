@@ -126,29 +126,21 @@ def flow(scheduler: Any, device: str | torch.device) -> Convention:
     return Convention(RectifiedFlow(), "v", output)
 
 
+# fmt: off
+LABELLED = (
+    "DDIMParallelScheduler", "DDIMScheduler", "DDPMParallelScheduler", "DDPMScheduler",
+    "DEISMultistepScheduler", "DPMSolverMultistepScheduler", "DPMSolverSinglestepScheduler",
+    "EulerAncestralDiscreteScheduler", "EulerDiscreteScheduler", "HeunDiscreteScheduler",
+    "KDPM2AncestralDiscreteScheduler", "KDPM2DiscreteScheduler", "LMSDiscreteScheduler", "PNDMScheduler",
+    "SASolverScheduler", "UniPCMultistepScheduler",
+)
+# fmt: on
 SCHEDULERS: Mapping[str, Callable[[Any, str | torch.device], Convention]] = {
-    "DDIMParallelScheduler": labelled,
-    "DDIMScheduler": labelled,
-    "DDPMParallelScheduler": labelled,
-    "DDPMScheduler": labelled,
-    "DEISMultistepScheduler": labelled,
-    "DPMSolverMultistepScheduler": labelled,
-    "DPMSolverSinglestepScheduler": labelled,
-    "EDMDPMSolverMultistepScheduler": edm,
-    "EDMEulerScheduler": edm,
-    "EulerAncestralDiscreteScheduler": labelled,
-    "EulerDiscreteScheduler": labelled,
-    "FlowMatchEulerDiscreteScheduler": flow,
-    "FlowMatchHeunDiscreteScheduler": flow,
-    "HeunDiscreteScheduler": labelled,
-    "KDPM2AncestralDiscreteScheduler": labelled,
-    "KDPM2DiscreteScheduler": labelled,
-    "LMSDiscreteScheduler": labelled,
-    "PNDMScheduler": labelled,
-    "SASolverScheduler": labelled,
+    **dict.fromkeys(LABELLED, labelled),
+    **dict.fromkeys(("EDMDPMSolverMultistepScheduler", "EDMEulerScheduler"), edm),
+    **dict.fromkeys(("FlowMatchEulerDiscreteScheduler", "FlowMatchHeunDiscreteScheduler"), flow),
     "ScoreSdeVeScheduler": score_ve,
     "ScoreSdeVpScheduler": score_vp,
-    "UniPCMultistepScheduler": labelled,
 }
 """What each scheduler's configuration says of the training."""
 

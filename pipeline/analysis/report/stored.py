@@ -84,11 +84,7 @@ STORED = TypeAdapter(Stored)
 
 
 def read_metrics(file: Location) -> dict[str, Any]:
-    """What a metrics.json says; {} where there is none.
-
-    Raises:
-        JobError: it is a link, no regular file, too large, or not what was written; or holds something else.
-    """
+    """What a metrics.json says, {} if there is none; raises a JobError if it is not what was written."""
     try:
         content = records.read(file)
     except FileNotFoundError:
