@@ -1,9 +1,9 @@
-"""How good the embedded prior is: denoising beside classical methods, and 5-step restoration.
+"""How good the embedded prior is: denoising, beside classical methods.
 
     python benchmarks/prior_quality.py --shards 'imagenet256/*.tar' --out quality.jsonl
     python benchmarks/prior_quality.py --shards 'imagenet256/*.tar' --out old.jsonl --weights old.safetensors
     pip install bm3d  # for --classical; its licence allows non-commercial use
-    python benchmarks/prior_quality.py --shards 'imagenet256/*.tar' --out bm3d.jsonl --classical --denoised 16
+    python benchmarks/prior_quality.py --shards 'imagenet256/*.tar' --out bm3d.jsonl --classical --count 16
 
 Appends a line per image and task to a file, does only what is missing there, and prints means with 95 %
 intervals as a Markdown table. Images are 256².
@@ -21,7 +21,7 @@ import typer
 from rich.progress import track
 from safetensors.torch import load_file
 
-from kintsugi import operators, priors, samplers
+from kintsugi import priors
 from kintsugi.pipeline.data.decode import Images
 from kintsugi.pipeline.data.plan import make_plan
 from kintsugi.pipeline.data.read import read_unit
@@ -37,12 +37,6 @@ from kintsugi.samplers import KeyedNoise
 SIZE = 256
 UNIT = 16
 SIGMAS = (0.05, 0.1, 0.2, 0.5)
-TASKS = {
-    "4× super-resolution": {"name": "bicubic", "factor": 4},
-    "Gaussian deblurring": {"name": "gaussian_blur"},
-    "box inpainting": {"name": "inpaint", "mask": "box"},
-}
-SAMPLER = {"name": "conjugate", "steps": 5, "w": 15}
 METRICS = ["psnr", "ssim"]
 Work = Callable[[str, torch.Tensor], torch.Tensor]
 
@@ -101,16 +95,6 @@ def by_wavelets(sigma: float) -> Work:
     return denoise
 
 
-def by_sampler(prior: priors.Prior, spec: dict[str, object], **settings: object) -> Work:
-    operator = operators.build(spec, (3, SIZE, SIZE))
-    sampler = samplers.build(SAMPLER | settings)
-
-    def restore(key: str, truth: torch.Tensor) -> torch.Tensor:
-        return sampler(prior, operator, operator.forward(truth), KeyedNoise(0, [key])).image
-
-    return restore
-
-
 def print_table(file: Path) -> None:
     rows = defaultdict(list)
     for line in file.read_text().splitlines():
@@ -126,9 +110,7 @@ def print_table(file: Path) -> None:
 def main(
     shards: Annotated[str, typer.Option(help="Braces and globs work.")],
     out: Annotated[Path, typer.Option(help="Results, one JSON object per line; read again on resumption.")],
-    count: Annotated[int, typer.Option(help="Images to restore; 0 for none.")] = 200,
-    denoised: Annotated[int, typer.Option(help="Images to denoise.")] = 200,
-    flows: Annotated[int, typer.Option(help="Images to restore on the flow path too.")] = 16,
+    count: Annotated[int, typer.Option(help="Images.")] = 200,
     weights: Annotated[Path | None, typer.Option(help="Other weights of the same network.")] = None,
     classical: Annotated[bool, typer.Option(help="Classical denoisers instead of the prior.")] = False,
     precision: str = "bf16",
@@ -142,29 +124,23 @@ def main(
         prior.network.load_state_dict(load_file(weights))
     if (dtype := PRECISIONS[precision]) is not None:
         speed.half_precision(prior, dtype)
-    work: dict[str, tuple[Work, int]] = {}
+    work: dict[str, Work] = {}
     for sigma in SIGMAS:
         if classical:
-            work[f"BM3D, σ = {sigma}"] = (by_bm3d(sigma), denoised)
-            work[f"wavelets, σ = {sigma}"] = (by_wavelets(sigma), denoised)
+            work[f"BM3D, σ = {sigma}"] = by_bm3d(sigma)
+            work[f"wavelets, σ = {sigma}"] = by_wavelets(sigma)
         else:
-            work[f"denoising, σ = {sigma}"] = (by_prior(prior, sigma), denoised)
-    for task, spec in TASKS.items():
-        if not classical:
-            work[task] = (by_sampler(prior, spec), count)
-            work[f"{task}, C-ΠGFM"] = (by_sampler(prior, spec, path="flow"), flows)
+            work[f"denoising, σ = {sigma}"] = by_prior(prior, sigma)
     scorer, done = Scorer(METRICS), set()
     if out.exists():
         done = {(row["task"], row["key"]) for row in map(json.loads, out.read_text().splitlines())}
     with tempfile.TemporaryDirectory() as folder, out.open("a") as file:
-        most = max(limit for _, limit in work.values())
-        for i, (key, truth) in enumerate(
-            track(images(shards, most, Path(folder)), total=most, description="images")
-        ):
-            for task, (restore, limit) in work.items():
-                if i < limit and (task, key) not in done:
+        found = images(shards, count, Path(folder))
+        for key, truth in track(found, total=count, description="images"):
+            for task, denoise in work.items():
+                if (task, key) not in done:
                     with torch.no_grad():
-                        values = scorer(restore(key, truth), truth)
+                        values = scorer(denoise(key, truth), truth)
                     row = {"task": task, "key": key} | {name: values[name][0] for name in METRICS}
                     file.write(json.dumps(row) + "\n")
                     file.flush()

@@ -13,26 +13,53 @@ the operating system.
 import multiprocessing
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
 import torch
 import typer
-from synthetic import UNIT, memory, row, synthetic
+import yaml
 
 from kintsugi import operators
 from kintsugi.pipeline.analysis.report import write_report
 from kintsugi.pipeline.data.photographs import scikit_image_shard
 from kintsugi.pipeline.data.pictures import encode
-from kintsugi.pipeline.execution.commit import commit
+from kintsugi.pipeline.data.units import PlanSummary
+from kintsugi.pipeline.execution.commit import ROWS, commit, read_commits
 from kintsugi.pipeline.execution.degrade import levels
 from kintsugi.pipeline.execution.rows import GALLERY
+from kintsugi.pipeline.execution.run import Run
 from kintsugi.pipeline.execution.worker import provenance
 from kintsugi.pipeline.job import Job
 from kintsugi.pipeline.metrics.scoring import Scorer, residual
+from kintsugi.priors import Examined
 
 SHARD, LABELS, SIZE = 10_000, 1000, 256
+UNIT = 256  # rows
+JOB = """
+data: {shards: "builtin:scikit-image", size: 256}
+degradation: {operator: {name: bicubic, factor: 4}, sigma: 0.01}
+sampler: {name: conjugate, steps: 5, w: 15}
+metrics: [psnr, ssim, ms_ssim, spectrum_ratio]
+"""
+
+
+class Synthetic(Run):
+    """A run without a plan."""
+
+    def commits(self) -> Iterator[Any]:
+        names = map("00000-{:07d}".format, range(self.summary.units))
+        return read_commits(self.folder, names, self.config_hash)
+
+
+def synthetic(folder: Path, rows: int, images: str) -> Synthetic:
+    """A run of this many rows, of which nothing is committed."""
+    job = Job.model_validate(yaml.safe_load(JOB) | {"images": images, "output": str(folder)})
+    shards = [f"/data/set-{n:05d}.tar" for n in range(-(-rows // SHARD))]
+    summary = PlanSummary(shards, -(-rows // UNIT), rows, {}, [])
+    return Synthetic(folder, job, Examined("0" * 64, "synthetic"), summary)
 
 
 def examples(folder: Path, job: Job) -> list[dict[str, Any]]:
@@ -56,7 +83,7 @@ def examples(folder: Path, job: Job) -> list[dict[str, Any]]:
 
 
 def make(folder: Path, rows: int, images: str) -> None:
-    run = synthetic(folder, rows, SHARD, images)
+    run = synthetic(folder, rows, images)
     restored = examples(folder, run.job)
     random = np.random.default_rng(0)
     for unit, first in enumerate(range(0, rows, UNIT)):
@@ -72,13 +99,18 @@ def make(folder: Path, rows: int, images: str) -> None:
         for number, *each in zip(numbers, *(of.tolist() for of in values.values()), strict=True):
             error = "UnreadableImage: the file ends before the picture does" if number % 67 == 20 else None
             shard = run.summary.shards[number // SHARD]
-            fields = row(number, shard, number % LABELS, error, dict(zip(values, each, strict=True)))
+            fields: dict[str, Any] = dict.fromkeys(ROWS.names)
+            fields |= {"key": f"sample_{number:08d}", "shard": shard, "label": number % LABELS}
+            if error is not None:
+                fields |= {"status": "failed", "error": error}
+            else:
+                fields |= {"status": "ok", "forwards": 5, "vjps": 5} | dict(zip(values, each, strict=True))
             if error is None and (number < GALLERY or images == "all"):
                 fields |= restored[number % len(restored)]
             found.append(fields)
         commit(
             folder,
-            f"{unit:07d}",
+            f"00000-{unit:07d}",
             found,
             time.perf_counter() - 101,
             {"read": 0.4, "degrade": 0.6, "sample": 95.0, "score": 4.1, "encode": 0.3},
@@ -88,6 +120,12 @@ def make(folder: Path, rows: int, images: str) -> None:
             sample_seconds=[0.35 + number % 7 / 100 for number in numbers],
             made_by=provenance(torch.device("cpu")),
         )
+
+
+def memory(field: str) -> float:
+    """MiB of this process: VmRSS now, VmHWM at most."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) / 1024 for line in lines if line.startswith(field))
 
 
 def main(
@@ -103,8 +141,9 @@ def main(
         process = multiprocessing.get_context("spawn").Process(target=make, args=(folder, rows, images))
         process.start()
         process.join()
+        assert process.exitcode == 0
         before, started = memory("VmRSS"), time.perf_counter()
-        html = write_report(synthetic(folder, rows, SHARD, images))
+        html = write_report(synthetic(folder, rows, images))
         seconds = time.perf_counter() - started
         print("| rows | images | s | memory before, MiB | at most, MiB |\n|---|---|---|---|---|")
         print(f"| {rows:,} | {images} | {seconds:.1f} | {before:.0f} | {memory('VmHWM'):.0f} |\n")

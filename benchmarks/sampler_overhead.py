@@ -13,10 +13,37 @@ from typing import Any
 import torch
 import typer
 import yaml
-from network_share import Stopwatch
 
 from kintsugi import operators, priors, samplers
 from kintsugi.samplers import KeyedNoise
+
+
+class Stopwatch:
+    """Seconds between the start and end hooks of a module, forward and backward."""
+
+    def __init__(self, module: Any, device: str = "cpu"):
+        self.device = device
+        self.reset()
+        module.register_forward_pre_hook(lambda *_: self.start())
+        module.register_forward_hook(lambda *_: self.stop("forward"))
+        module.register_full_backward_pre_hook(lambda *_: self.start())
+        module.register_full_backward_hook(lambda *_: self.stop("vjp"))
+
+    def reset(self) -> None:
+        self.seconds = {"forward": 0.0, "vjp": 0.0}
+        self.started = 0.0
+
+    def wait(self) -> None:
+        if self.device != "cpu":
+            torch.cuda.synchronize(self.device)
+
+    def start(self) -> None:
+        self.wait()
+        self.started = time.perf_counter()
+
+    def stop(self, part: str) -> None:
+        self.wait()
+        self.seconds[part] += time.perf_counter() - self.started
 
 
 def main(

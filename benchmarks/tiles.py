@@ -1,18 +1,14 @@
-"""What tiles cost: seams beside the sampler's own noise, and a 12-megapixel restoration.
+"""The seams of tiles beside the sampler's own noise.
 
-    python benchmarks/tiles.py seams
-    python benchmarks/tiles.py seams --shards classic-set14-0000.tar
-    python benchmarks/tiles.py large --image photograph.jpg --out large.png --bf16
+    python benchmarks/tiles.py
+    python benchmarks/tiles.py --shards classic-set14-0000.tar
 
-`seams` restores images that also fit whole, whole and by two windows per axis, from the same noise.
-`large` takes a photograph as the measurement of an image four times its size. Both restore by
+Restores images that also fit whole, whole and by two windows per axis, from the same noise, by
 4× super-resolution in 5 steps of C-ΠGDM with the embedded prior. Figures are in levels of 255.
 """
 
 import math
-import resource
 import tarfile
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
@@ -26,8 +22,7 @@ from torch import Tensor
 from kintsugi import operators, priors, samplers
 from kintsugi.pipeline.data.decode import to_rgb
 from kintsugi.pipeline.data.photographs import PHOTOGRAPHS
-from kintsugi.priors import speed
-from kintsugi.priors.tiled import OVERLAP, Tiled, windows
+from kintsugi.priors.tiled import Tiled, windows
 from kintsugi.samplers import KeyedNoise
 
 FACTOR = 4
@@ -37,11 +32,6 @@ NEAR = 4
 BESIDE = (8, 16)
 """Distances of the lines that an edge is compared to: they lie alike on the grid of the measurement."""
 OVERLAPS = [0, 16, 32, 64, 128]
-app = typer.Typer(
-    help="What tiles cost: seams beside the sampler's own noise, and a large restoration.",
-    add_completion=False,
-    rich_markup_mode=None,
-)
 
 
 def photographs(shards: list[Path] | None) -> Iterator[tuple[str, Image.Image]]:
@@ -97,8 +87,7 @@ def rms(difference: Tensor) -> float:
     return 127.5 * difference.square().mean().sqrt().item()
 
 
-@app.command()
-def seams(
+def main(
     shards: Annotated[
         list[Path] | None,
         typer.Option(exists=True, help="A tar, instead of scikit-image's photographs. Repeat for several."),
@@ -146,59 +135,5 @@ def seams(
         )
 
 
-@app.command()
-def large(
-    out: Annotated[Path, typer.Option(help="The picture, PNG or JPEG.")],
-    image: Annotated[Path | None, typer.Option(exists=True, help="Default: hubble_deep_field.")] = None,
-    width: Annotated[int, typer.Option(help="Of the measurement: the image's central part.")] = 1000,
-    height: int = 750,
-    tile: int = 256,
-    overlap: int = OVERLAP,
-    batch: Annotated[int, typer.Option(help="Tiles per network call.")] = 1,
-    bf16: Annotated[bool, typer.Option(help="The network in half precision.")] = False,
-    device: str = "cpu",
-    threads: int = 1,
-) -> None:
-    """Restore one image four times as wide and high as a photograph."""
-    torch.set_num_threads(threads)
-    with Image.open(image or Path(data.__file__).parent / "hubble_deep_field.jpg") as photograph:
-        y = centre(to_rgb(photograph), width, height).to(device)
-    full = (3, FACTOR * height, FACTOR * width)
-    started = time.perf_counter()
-    operator = operators.build({"name": "bicubic", "factor": FACTOR}, full, device=device)
-    built = time.perf_counter() - started
-    prior: Any = priors.load({"name": "natural"}, device=device)
-    if bf16:
-        speed.half_precision(prior, torch.bfloat16)
-    tiled = Tiled(prior, tile, prior.multiple, overlap, batch)
-    counts = [len(edges(tiled, side)) // 2 + 1 for side in full[1:]]
-    print(
-        f"{width}×{height} → {full[2]}×{full[1]}: {counts[1]}×{counts[0]} tiles of {tile}, "
-        f"overlap at least {overlap}; operator built in {built:.1f} s",
-        flush=True,
-    )
-    before = peak_memory()
-    started = time.perf_counter()
-
-    def report(step: int, x: Tensor, prediction: Tensor) -> None:
-        print(f"step {step + 1}: forward done after {time.perf_counter() - started:.0f} s", flush=True)
-
-    result = samplers.build(SAMPLER)(tiled, operator, y, KeyedNoise(0, ["large"]), callback=report).image
-    seconds = time.perf_counter() - started
-    print(
-        f"{seconds:.0f} s; peak resident memory {peak_memory():.2f} GiB ({before:.2f} before); "
-        f"RMS of H x̂ − y {rms(operator.forward(result) - y):.2f}\n"
-        f"jump at edges / beside: {jump_ratio(result, tiled):.4f}; "
-        f"H⁺y at the same lines: {jump_ratio(operator.pinv(y), tiled):.4f}"
-    )
-    levels = ((result[0] + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
-    Image.fromarray(levels.permute(1, 2, 0).cpu().numpy()).save(out)
-
-
-def peak_memory() -> float:
-    """Of this process, in GiB; Linux counts in KiB."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-
-
 if __name__ == "__main__":
-    app()
+    typer.run(main)

@@ -22,7 +22,7 @@ from kintsugi.priors.paths import Path
 
 OVERLAP = 32
 """Pixels. With the embedded prior no seam is left from here on: steps across a tile's edges are those of
-the whole restoration, and more overlap brings it no closer (`benchmarks/tiles.py seams`).
+the whole restoration, and more overlap brings it no closer (`benchmarks/tiles.py`).
 """
 
 

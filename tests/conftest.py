@@ -2,9 +2,12 @@
 
 import logging
 import os
+import shutil
 import sys
 import tempfile
+import uuid
 from collections.abc import Callable, Iterator
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -15,8 +18,9 @@ from kit.browser import Browser
 from kit.plugins import SITE, install_mine, python_path
 from kit.shards import SIZE, encode, picture, write_tar
 
+from kintsugi.pipeline.execution.run import Run
 from kintsugi.pipeline.job import Job
-from kintsugi.pipeline.storage.location import filesystem
+from kintsugi.pipeline.storage.location import Location, at, filesystem
 
 # A console of rich keeps the width that COLUMNS has when it is made, which is when this is first imported.
 os.environ.pop("COLUMNS", None)
@@ -94,6 +98,14 @@ def s3() -> Iterator[str]:
     server.stop()
 
 
+@pytest.fixture(params=["folder", "bucket"])
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> Location:
+    """Where there is nothing yet."""
+    if request.param == "folder":
+        return tmp_path / "place"
+    return at(request.getfixturevalue("s3")) / uuid.uuid4().hex
+
+
 @pytest.fixture(scope="session")
 def shards(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     """Three shards of four images each, with labels."""
@@ -111,22 +123,44 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     ]
 
 
+def job_on(shards: list[Path], place: Path, **fields: Any) -> Job:
+    values: dict[str, Any] = {
+        "data": {"shards": [str(s) for s in shards], "size": SIZE},
+        "degradation": {"operator": {"name": "average_pool", "factor": 4}, "sigma": 0.02},
+        "sampler": {"name": "conjugate", "steps": 1, "w": 15},
+        "metrics": ["psnr", "ssim"],
+        "compute": {"batch_size": 2, "unit_size": 3, "cpus_per_actor": 1},
+        "output": str(place),
+    }
+    return Job.model_validate(values | fields)
+
+
 @pytest.fixture
 def make_job(shards: list[Path], tmp_path: Path) -> Callable[..., Job]:
     """A job on small shards; keyword arguments replace whole fields."""
+    return partial(job_on, shards, tmp_path / "run")
 
-    def make(**fields: Any) -> Job:
-        values: dict[str, Any] = {
-            "data": {"shards": [str(s) for s in shards], "size": SIZE},
-            "degradation": {"operator": {"name": "average_pool", "factor": 4}, "sigma": 0.02},
-            "sampler": {"name": "conjugate", "steps": 2, "w": 15},
-            "metrics": ["psnr", "ssim"],
-            "compute": {"batch_size": 2, "unit_size": 3, "cpus_per_actor": 1},
-            "output": str(tmp_path / "run"),
-        }
-        return Job.model_validate(values | fields)
 
-    return make
+@pytest.fixture
+def job_file(make_job: Callable[..., Job], tmp_path: Path) -> Path:
+    """The file of that job."""
+    from kit.jobs import write_job  # which imports the terminal
+
+    return write_job(tmp_path / "job.yaml", make_job())
+
+
+@pytest.fixture(scope="session")
+def first_run(shards: list[Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What that job makes; not to be changed."""
+    from kit.jobs import execute
+
+    return Path(str(execute(job_on(shards, tmp_path_factory.mktemp("first") / "run")).folder))
+
+
+@pytest.fixture
+def finished(first_run: Path, tmp_path: Path) -> Run:
+    """That job when it is done, to be changed."""
+    return Run.open(Path(shutil.copytree(first_run, tmp_path / "run")))
 
 
 @pytest.fixture(scope="session")

@@ -1,8 +1,8 @@
 """The command line and job files: what a user types and what comes back."""
 
 import hashlib
+import io
 import json
-import os
 import re
 import subprocess
 import sys
@@ -14,11 +14,11 @@ import numpy as np
 import pytest
 import typer
 import yaml
-from kit.jobs import kintsugi, runner
+from kit.jobs import kintsugi, runner, told, write_job
 from kit.shards import SIZE, encode, picture, write_tar
 
 from kintsugi.errors import JobError
-from kintsugi.jobs import cluster
+from kintsugi.jobs import cli, cluster
 from kintsugi.jobs.cli import app
 from kintsugi.jobs.fields import Described, fields
 from kintsugi.jobs.files import files_of, load_job, ready_jobs
@@ -27,13 +27,6 @@ from kintsugi.pipeline.execution.cluster import refuse_long_folder
 from kintsugi.pipeline.job import Job, config_hash, flatten
 
 ROOT = Path(__file__).parents[2]
-
-
-@pytest.fixture
-def job_file(make_job, tmp_path) -> Path:
-    path = tmp_path / "job.yaml"
-    path.write_text(yaml.safe_dump(make_job().model_dump(mode="json")))
-    return path
 
 
 @pytest.mark.parametrize("name", ready_jobs())
@@ -206,9 +199,7 @@ def test_run_status_report_and_resume(job_file, make_job):
 
 def test_exit_code_2_when_samples_failed(make_job, tmp_path):
     shard = write_tar(tmp_path / "s.tar", [("a.png", encode(picture(0))), ("b.png", b"no")])
-    (tmp_path / "job.yaml").write_text(
-        yaml.safe_dump(make_job(data={"shards": str(shard), "size": SIZE}).model_dump(mode="json"))
-    )
+    write_job(tmp_path / "job.yaml", make_job(data={"shards": str(shard), "size": SIZE}))
     assert kintsugi("run", tmp_path / "job.yaml", "--address", "none").exit_code == 2
 
 
@@ -236,10 +227,8 @@ def test_errors_go_to_stderr_with_exit_code_1(tmp_path):
     assert result.returncode == 1
     assert "no job file" in result.stderr
     assert "Traceback" not in result.stderr
-    command = [sys.executable, "-m", "kintsugi", "run", "quickstart", "--limit", "0"]
-    result = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert result.returncode == 1, "2 means failed samples"
-    assert "limit" in result.stderr
+    code, output = told("run", "quickstart", "--limit", "0")
+    assert (code, "limit" in output) == (1, True), "2 means failed samples"
 
 
 def test_limit(job_file):
@@ -395,19 +384,20 @@ def test_a_path_that_is_not_utf8_is_an_error_in_words(arguments, what, job_file,
         kintsugi(*arguments)
 
 
-@pytest.mark.slow
-def test_a_terminal_with_few_characters_is_written_to(job_file, make_job):
+def test_a_terminal_with_few_characters_is_written_to(finished, monkeypatch):
     """It gets escapes for what it does not know; CSV is UTF-8 always."""
-    environment = os.environ | {"PYTHONIOENCODING": "ascii", "PYTHONPATH": str(ROOT)}
 
-    def told(*arguments: str) -> bytes:
-        command = [sys.executable, "-m", "kintsugi", *arguments]
-        result = subprocess.run(command, env=environment, capture_output=True, check=False)
-        assert result.returncode == 0, result.stderr
-        return result.stdout
+    def said(*arguments: str | Path) -> bytes:
+        terminal = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+        monkeypatch.setattr(sys, "stdout", terminal)
+        monkeypatch.setattr(sys, "argv", ["kintsugi", *map(str, arguments)])
+        with pytest.raises(SystemExit):
+            cli.main()
+        terminal.flush()
+        return terminal.buffer.getvalue()
 
-    assert b" 0 failed \\xb7 " in told("run", str(job_file), "--address", "none", "--limit", "1")
-    assert "größe".encode() in told("query", make_job().output, "select 'größe' as x from rows", "--csv")
+    assert rb" 0 failed \xb7 " in said("status", finished.folder)
+    assert "größe".encode() in said("query", finished.folder, "select 'größe' as x from rows", "--csv")
 
 
 @pytest.mark.parametrize("variable", ["TMPDIR", "RAY_TMPDIR"])

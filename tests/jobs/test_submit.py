@@ -20,7 +20,7 @@ import kubernetes_validate
 import numpy as np
 import pytest
 import yaml
-from kit.jobs import kintsugi
+from kit.jobs import kintsugi, write_job
 from kit.shards import SIZE, encode, picture, write_tar
 from packaging.requirements import Requirement
 from rich.console import Console
@@ -234,7 +234,7 @@ def test_the_ray_job_runs_what_was_packed(make_job, tmp_path, ray_cluster):
     """Its entrypoint and runtime environment go to a real job server, as KubeRay sends them."""
     from ray.job_submission import JobSubmissionClient
 
-    (tmp_path / "job.yaml").write_text(yaml.safe_dump(make_job().model_dump(mode="json")))
+    write_job(tmp_path / "job.yaml", make_job())
     kintsugi("submit", tmp_path / "job.yaml", "--pack", tmp_path / "packed.zip")
     with zipfile.ZipFile(tmp_path / "packed.zip") as archive:
         assert Job.model_validate(yaml.safe_load(archive.read("kintsugi/job.yaml"))) == make_job()
@@ -254,7 +254,7 @@ def test_the_ray_job_runs_what_was_packed(make_job, tmp_path, ray_cluster):
 def test_submit_outlives_ctrl_c_and_brings_the_report_and_the_exit_code(make_job, tmp_path, ray_cluster):
     shard = write_tar(tmp_path / "s.tar", [("a.png", encode(picture(0))), ("b.png", b"no image")])
     job = make_job(data={"shards": str(shard), "size": SIZE})
-    (tmp_path / "job.yaml").write_text(yaml.safe_dump(job.model_dump(mode="json")))
+    write_job(tmp_path / "job.yaml", job)
     place = ["--address", f"http://{ray_cluster}"]
     command = [sys.executable, "-c", INTERRUPTIBLE, "submit", str(tmp_path / "job.yaml"), *place]
     said = []
@@ -328,7 +328,7 @@ def test_submit_refuses_more_code_than_ray_takes(tmp_path, monkeypatch):
 
 
 def test_submit_says_when_the_cluster_is_not_up(make_job, tmp_path):
-    (tmp_path / "job.yaml").write_text(yaml.safe_dump(make_job().model_dump(mode="json")))
+    write_job(tmp_path / "job.yaml", make_job())
     with pytest.raises(JobError, match="no way to the head"):
         kintsugi("submit", tmp_path / "job.yaml", "--cluster", tmp_path / "nothing.yaml")
 
@@ -368,11 +368,12 @@ def isolated() -> bool:
     return subprocess.run([*ISOLATED, "ip", "link", "set", "lo", "up"], capture_output=True).returncode == 0
 
 
+@pytest.mark.ray
 @pytest.mark.skipif(not isolated(), reason="needs unshare and ip: two Rays on one machine disturb each other")
 def test_the_slurm_script_runs_a_job_on_a_ray_of_its_own(make_job, slurm):
     shard = write_tar(slurm / "s.tar", [("a.png", encode(picture(0))), ("b.png", b"no image")])
     job = make_job(data={"shards": str(shard), "size": SIZE})
-    (slurm / "job.yaml").write_text(yaml.safe_dump(job.model_dump(mode="json")))
+    write_job(slurm / "job.yaml", job)
     command = f"ip link set lo up; bash {ROOT}/deploy/slurm.sh job.yaml --limit 2; exit $?"
     with tempfile.TemporaryDirectory(dir="/tmp") as short:  # paths of sockets have at most 107 characters
         result = subprocess.run(

@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import os
 import signal
 import sys
 from collections.abc import Callable
@@ -9,6 +10,7 @@ from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
 
+import yaml
 from typer.testing import CliRunner
 
 from kintsugi.jobs.cli import app, main
@@ -23,11 +25,16 @@ from kintsugi.pipeline.job import Job
 runner = CliRunner()
 
 
-def kintsugi(*arguments: str | Path, raises: type[Exception] | None = None):
+def kintsugi(*arguments: str | Path):
     result = runner.invoke(app, [str(a) for a in arguments], env={"COLUMNS": "200"})
-    if raises is None and result.exception and not isinstance(result.exception, SystemExit):
+    if result.exception and not isinstance(result.exception, SystemExit):
         raise result.exception
     return result
+
+
+def write_job(file: Path, job: Job) -> Path:
+    file.write_text(yaml.safe_dump(job.model_dump(mode="json")))
+    return file
 
 
 def told(*arguments: str | Path) -> tuple[int, str]:
@@ -43,6 +50,18 @@ def told(*arguments: str | Path) -> tuple[int, str]:
         sys.argv = before
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
     return 0, printed.getvalue()
+
+
+def forked(log: Path, *arguments: str | Path) -> int:
+    """The process of the whole program, forked off this one, which has imported what it needs; its output."""
+    if child := os.fork():
+        return child
+    code = 70
+    try:
+        code, output = told(*arguments)
+        log.write_text(output)
+    finally:
+        os._exit(code)
 
 
 def execute(job: Job, executor: Callable[..., Any] = in_process, *extra: Any) -> Run:

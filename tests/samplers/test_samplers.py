@@ -13,8 +13,8 @@ from kit.samplers import REQUIRED
 from kintsugi import operators, samplers
 from kintsugi.priors.analytic import StandardNormal
 from kintsugi.priors.paths import DDPM, RectifiedFlow, VariancePreserving
-from kintsugi.samplers import KeyedNoise, SpecError
-from kintsugi.testing import Counting, draw, mixture
+from kintsugi.samplers import SpecError
+from kintsugi.testing import Counting, check_sampler, check_samples, draw, mixture
 
 D = torch.float64
 VP, FLOW, LABELS = VariancePreserving(), RectifiedFlow(), DDPM()
@@ -164,7 +164,7 @@ def test_without_guidance_the_noise_level_of_the_measurement_enters_by_the_start
 # Convergence.
 
 
-@pytest.fixture(scope="module", params=[(0.0, 0.0), (0.0, -0.5), (0.1, 0.0), (0.1, -0.5)], ids=str)
+@pytest.fixture(scope="module", params=[(0.0, -0.5), (0.1, 0.0)], ids=str)
 def limit(request):
     """(σ_y, λ, the limit of a finely resolved guided trajectory)."""
     sigma_y, lam = request.param
@@ -264,7 +264,7 @@ POSTERIOR = {
 """Path, network output, sampler, tolerance of the mean (relative) and of the covariance (absolute)."""
 
 
-@pytest.mark.parametrize(("degradation", "sigma_y"), [("bicubic", 0.0), ("bicubic", 0.1), ("blur", 0.1)])
+@pytest.mark.parametrize(("degradation", "sigma_y"), [("bicubic", 0.0), ("blur", 0.1)])
 @pytest.mark.parametrize("setting", POSTERIOR)
 def test_samples_from_pure_noise_have_the_exact_gaussian_posterior(setting, degradation, sigma_y):
     """x₀ ~ N(0, I), w = 1, constant schedule: the result is affine in the start noise.
@@ -317,7 +317,7 @@ def rescaled(path, parametrization, steps, sampler_path="prior"):
 
 @pytest.fixture(scope="module")
 def on_diffusion():
-    return rescaled(VP, "eps", steps=200)
+    return rescaled(VP, "eps", steps=128)
 
 
 @pytest.mark.parametrize(
@@ -380,35 +380,20 @@ def test_evaluations_are_counted_honestly(parameters, vjps_per_step, order, step
     assert not restored.image.requires_grad
 
 
-@pytest.mark.parametrize("spec", [{"order": 3}, {"jacobian": False}, {"churn": 1.0}], ids=str)
+@pytest.mark.parametrize("parameters", [{"jacobian": False}, {"churn": 1.0}, {"schedule": "pigdm"}], ids=str)
+def test_other_settings_have_the_properties_of_every_sampler(parameters):
+    """Nothing depends on the batch or the job before, and evaluations are counted: see kintsugi.testing."""
+    check_sampler({"name": "conjugate", "steps": 4, **parameters})
+
+
 @pytest.mark.parametrize("sigma_y", [0.0, 0.1])
-def test_a_restoration_does_not_depend_on_its_batch(spec, sigma_y):
-    """Every method: tests/samplers/test_methods.py."""
-    operator, sampler, keys = bicubic(), build(**spec), ["a", "b", "c"]
-    y = operator.forward(draw(3, *SHAPE))
-    together = restore(sampler, None, operator, y, KeyedNoise(0, keys), sigma_y).image
-    for i in range(3):
-        alone = restore(sampler, None, operator, y[i : i + 1], KeyedNoise(0, keys[i : i + 1]), sigma_y).image
-        torch.testing.assert_close(alone[0], together[i], rtol=1e-10, atol=1e-10)
-    swapped = restore(sampler, None, operator, y.flip(0), KeyedNoise(0, keys[::-1]), sigma_y).image
-    torch.testing.assert_close(swapped.flip(0), together, rtol=1e-10, atol=1e-10)
+def test_extrapolation_has_them_too(sigma_y):
+    """For linear operators alone."""
+    y = bicubic().forward(draw(3, *SHAPE))
+    check_samples(build(order=3), build(order=3), bicubic(), y, sigma_y)
 
 
-def test_a_sampler_can_be_used_for_one_job_after_another():
-    """It keeps the coefficients of the last one; here each differs from the one before in one thing."""
-    sampler = build(schedule="pigdm")
-    first = {"prior": mixture(), "operator": bicubic(), "sigma_y": 0.1}
-    noiseless = first | {"sigma_y": 0.0}
-    half = noiseless | {"operator": operators.build({"name": "inpaint", "mask": "half"}, SHAPE, dtype=D)}
-    flow = half | {"prior": mixture(FLOW, "v")}
-    for job in (first, noiseless, half, flow, flow, first):
-        assert torch.equal(restore(sampler, **job).image, restore(build(schedule="pigdm"), **job).image)
-
-
-"""The parameters that an operator must be given."""
-
-
-@pytest.mark.parametrize("sigma_y", [0.0, 0.01, 0.1, 0.5])
+@pytest.mark.parametrize("sigma_y", [0.0, 0.01, 0.5])
 @pytest.mark.parametrize("name", operators.REGISTRY)
 def test_the_conjugate_sampler_is_stable_at_every_guidance_strength(name, sigma_y):
     """Where the released implementation diverges (mean |x| of 6e19)."""
@@ -416,7 +401,7 @@ def test_the_conjugate_sampler_is_stable_at_every_guidance_strength(name, sigma_
     operator = operators.build({"name": name, **REQUIRED.get(name, {})}, shape)
     y = operator.forward(draw(2, *shape).float().clamp(-1, 1))
     y = y + sigma_y * draw(*y.shape, seed=1).float()
-    for w in (1.0, 5.0, 15.0, 30.0):
+    for w in (1.0, 30.0):
         image = restore(build(w=w), GoldenPrior(), operator, y, sigma_y=sigma_y).image
         assert torch.isfinite(image).all()
         assert image.abs().mean() < 2
@@ -478,12 +463,10 @@ def test_noise_of_another_shape_is_refused():
 
 
 def test_importing_operators_and_samplers_imports_neither_ray_nor_diffusers():
-    code = "import sys, operators, samplers; print({'ray', 'diffusers', 'pyarrow'} & set(sys.modules))"
-    root = Path(__file__).parents[2]
-    result = subprocess.run(
-        [sys.executable, "-c", code], cwd=root, capture_output=True, text=True, timeout=60, check=True
-    )
-    assert result.stdout.strip() == "set()"
+    code = "import sys; from kintsugi import operators, samplers; print(*sys.modules)"
+    loaded = subprocess.check_output([sys.executable, "-c", code], text=True).split()
+    assert "torch" in loaded
+    assert not {"ray", "diffusers", "pyarrow"} & set(loaded)
 
 
 @pytest.mark.parametrize("sigma_y", [0.0, 0.1])

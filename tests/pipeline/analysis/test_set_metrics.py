@@ -193,7 +193,10 @@ def test_failed_samples_done_again_keep_the_features_of_the_others(networks, mak
     members = [(f"{i}.png", encode(picture(i))) for i in range(3)]
     write_tar(shard, members)
     clean = make_job(
-        data={"shards": str(shard), "size": SIZE}, metrics=["fid", "swd"], output=str(tmp_path / "a")
+        data={"shards": str(shard), "size": SIZE},
+        metrics=["fid", "swd"],
+        compute={"batch_size": 1, "cpus_per_actor": 1},
+        output=str(tmp_path / "a"),
     )
     expected = set_metrics(finished(clean))
     size = len(members[1][1])

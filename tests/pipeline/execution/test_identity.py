@@ -5,7 +5,6 @@ import os
 import subprocess
 import sys
 import threading
-import uuid
 from pathlib import Path
 
 import numpy as np
@@ -159,13 +158,6 @@ def test_nonsense_for_the_record_of_files_is_named(make_job, content):
 
 
 # ---- claims
-
-
-@pytest.fixture(params=["folder", "bucket"])
-def place(request, tmp_path) -> Location:
-    if request.param == "folder":
-        return tmp_path / "place"
-    return at(request.getfixturevalue("s3")) / uuid.uuid4().hex
 
 
 @pytest.fixture

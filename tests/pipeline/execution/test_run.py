@@ -39,16 +39,11 @@ from kintsugi.priors.natural import NaturalPrior
 from kintsugi.samplers import KeyedNoise
 
 
-@pytest.fixture
-def finished(make_job) -> Run:
-    return execute(make_job())
-
-
 def test_every_key_ends_as_exactly_one_row(finished):
     found = rows(finished)
     assert [row["key"] for row in found] == [f"image_{i:03d}" for i in range(12)]
     assert {row["status"] for row in found} == {"ok"}
-    assert all(row["psnr"] > 15 and row["forwards"] == row["vjps"] == 2 for row in found)
+    assert all(row["psnr"] > 13 and row["forwards"] == row["vjps"] == 1 for row in found)
     assert [row["label"] for row in found] == list(range(12))
 
 
@@ -112,12 +107,12 @@ def test_a_data_file_that_was_changed_is_not_reported(finished):
 
 def test_a_changed_job_is_refused_with_the_fields(make_job, finished):
     changed = make_job(sampler={"name": "conjugate", "steps": 3, "w": 15}, seed=7)
-    with pytest.raises(JobError, match=r"sampler.steps: 2 → 3\n  seed: 0 → 7"):
+    with pytest.raises(JobError, match=r"sampler.steps: 1 → 3\n  seed: 0 → 7"):
         open_or_plan(changed)
 
 
 def test_the_same_job_written_otherwise_is_the_same_job(make_job, finished):
-    same = make_job(sampler={"name": "conjugate", "steps": 2, "w": 15.0, "start": None})
+    same = make_job(sampler={"name": "conjugate", "steps": 1, "w": 15.0, "start": None})
     assert config_hash(same) == config_hash(finished.job)
     assert not list(open_or_plan(same).outstanding())
 

@@ -3,16 +3,12 @@
 import json
 import os
 import signal
-import subprocess
-import sys
-import threading
 import time
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-import yaml
-from kit.jobs import digests, execute, kintsugi, rows
+from kit.jobs import digests, execute, forked, kintsugi, rows, write_job
 from kit.shards import SIZE, encode, picture, write_tar
 
 from kintsugi.errors import JobError
@@ -27,18 +23,6 @@ from kintsugi.pipeline.execution.run import Run
 from kintsugi.pipeline.execution.stage import Stage
 from kintsugi.pipeline.execution.verify import Finding, verify
 from kintsugi.pipeline.storage.records import MAX_RECORD, SUMS, sealed, unsealed
-
-
-@pytest.fixture
-def finished(make_job) -> Run:
-    return execute(make_job())
-
-
-@pytest.fixture
-def job_file(make_job, tmp_path) -> Path:
-    path = tmp_path / "job.yaml"
-    path.write_text(yaml.safe_dump(make_job().model_dump(mode="json")))
-    return path
 
 
 def test_all_that_lies_in_a_run_has_a_name_in_directory(finished):
@@ -183,7 +167,7 @@ def test_failed_samples_are_retried_and_nothing_else(make_job, job_file, monkeyp
         )
     )
     job = make_job(compute={"batch_size": 1, "unit_size": 3, "cpus_per_actor": 1})
-    job_file.write_text(yaml.safe_dump(job.model_dump(mode="json")))
+    write_job(job_file, job)
     original, restored = Stage.run, []
 
     def run(self, keys, samples, labels):
@@ -261,31 +245,25 @@ def test_a_job_that_is_asked_to_stop_finishes_its_unit(make_job):
 
 
 @pytest.mark.parametrize(("number", "count"), [(signal.SIGTERM, 1), (signal.SIGINT, 2)])
-@pytest.mark.slow
-def test_signals_end_the_job_in_good_order(make_job, job_file, tmp_path, number, count):
+def test_signals_end_the_job_in_good_order(make_job, tmp_path, number, count):
     """One signal: the unit in hand is committed. Two: it is not. Either way the exit code is 130."""
     slow = make_job(
         compute={"batch_size": 1, "unit_size": 4, "cpus_per_actor": 1},
         sampler={"name": "conjugate", "steps": 20, "w": 1},
     )
-    job_file.write_text(yaml.safe_dump(slow.model_dump(mode="json")))
-    command = [sys.executable, "-m", "kintsugi", "run", str(job_file), "--address", "none"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    said: list[str] = []
-    follower = threading.Thread(target=lambda: said.extend(process.stdout), daemon=True)
-    follower.start()
+    job_file, said = write_job(tmp_path / "job.yaml", slow), tmp_path / "said"
+    child = forked(said, "run", job_file, "--address", "none")
     folder = Path(slow.output)
     wait_until(lambda: list((folder / "commits").glob("*.json")))
-    time.sleep(0.5)  # so that the next unit is in hand
+    time.sleep(0.1)  # so that the next unit is in hand
     before = len(list((folder / "commits").glob("*.json")))
     for _ in range(count):
-        process.send_signal(number)
+        os.kill(child, number)
         time.sleep(0.3)
-    assert process.wait(60) == 130
-    follower.join()
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 130
     after = len(list((folder / "commits").glob("*.json")))
-    assert after == before + (count == 1), said
-    assert any("samples are committed; the same command continues" in line for line in said)
+    assert after == before + (count == 1), said.read_text()
+    assert "samples are committed; the same command continues" in said.read_text()
     assert not list(folder.glob("**/.*.tmp"))
 
 
