@@ -54,9 +54,7 @@ class Display:
         return (time.perf_counter() - self.live.started) * max(self.live.workers, 1) / fresh
 
     def time_left(self) -> str:
-        """How long the rest takes: what is left shared by all workers, but no less than the longest unit in
-        hand takes its worker.
-        """
+        """How long the rest takes, shared by all workers, but no less than the longest unit in hand."""
         if (each := self.seconds_each) is None:
             return "–"
         shared = (self.total - self.finished) / max(self.live.workers, 1)

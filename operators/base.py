@@ -154,7 +154,7 @@ class Factored(Linear):
     # Through the coordinates, not through the two matrices: a blur's rank is a third of its size.
 
     def forward(self, x: Tensor) -> Tensor:
-        """Left factor, singular values and right factor in turn, rows and columns each by their matrix."""
+        """Right factors, singular values and left factors in turn, of rows and columns."""
         return self.rows_left @ (self.singular_values * self.to_spectral(x)) @ self.columns_left.T
 
     def adjoint(self, y: Tensor) -> Tensor:

@@ -115,7 +115,7 @@ class Tiled:
         return blend(outputs, rows, columns)
 
     def evaluate(self, tiles: Tensor, t: Tensor, labels: Tensor | None) -> Tensor:
-        """The prior's denoised tiles, (N, C, h, w), at times t (N,) and with these labels."""
+        """The prior's outputs for tiles (N, C, h, w) at times t (N,), with these labels."""
         if self._conditional is not None and labels is not None:
             self._conditional.labels = labels  # also when called again for the backward pass
         return self.prior(tiles, t)

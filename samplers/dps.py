@@ -22,7 +22,7 @@ class DPS(Stepwise):
     eta: Share = 1.0
 
     def step(self, problem: Problem, denoise: Denoiser, x: Tensor, now: Level, later: Level) -> Tensor:
-        """An ancestral step, then ζ times the gradient of ‖H(prediction) − y‖, back through the network."""
+        """An ancestral step less ζ times the gradient of ‖H(prediction) − y‖, back through the network."""
         prediction, pullback = denoise.with_pullback(x, now)
         misfit = problem.operator.forward(prediction) - problem.y
         length = misfit.flatten(1).norm(dim=1).clamp_min(1e-12).view(-1, 1, 1, 1)

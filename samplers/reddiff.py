@@ -32,7 +32,7 @@ class REDdiff(Descent):
     weighting: Weighting = "linear"
 
     def descend(self, problem: Problem, denoise: Denoiser, levels: list[Level]) -> Tensor:
-        """One image, (B, C, H, W), moved by Adam once for each level."""
+        """The images (B, C, H, W), moved by Adam once for each level."""
         # Adam works on each pixel by itself, so a sample's result does not depend on its batch.
         image = problem.estimate(self.init, 1.0).clone()
         optimiser = torch.optim.Adam([image], lr=self.lr, betas=self.betas)

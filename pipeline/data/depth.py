@@ -203,9 +203,7 @@ def on_range(values: np.ndarray, stated: str | None, deviation: float = 0.0) -> 
 
 
 def refuse_dark(values: np.ndarray, name: str) -> None:
-    """Raises:
-    UnreadableImage: the brightest value is so dark that the range must be another one.
-    """
+    """Raise an UnreadableImage if the brightest value is so dark that the range must be another one."""
     top = RANGES[name][1]
     if top > 1 and values.size and 0 < values.max() <= top / DARK:
         raise UnreadableImage(f"no value above {values.max():g}, which on data.range={name} is black")

@@ -18,8 +18,7 @@ class NaturalUNet(nn.Module):
         channels: width of each level; every level after the first halves the resolution.
         layers: residual blocks per level.
 
-    `forward(x, t)` takes x (B, 3, H, W) on the VP path, H and W divisible by `multiple`, and the VP
-    time t (B,) in [0, 1]; it returns the noise estimate ε (B, 3, H, W).
+    It takes images on the VP path whose sides are divisible by `multiple`.
     """
 
     def __init__(self, channels: tuple[int, ...] = (64, 128, 192), layers: int = 1):
@@ -37,7 +36,7 @@ class NaturalUNet(nn.Module):
         )
 
     def forward(self, x: Tensor, t: Tensor) -> Tensor:
-        """The velocity, of x's shape (B, C, H, W), at times t in [0, 1]."""
+        """ε, of x's shape (B, 3, H, W), at VP times t (B,) in [0, 1]."""
         # The sinusoidal embedding was designed for labels 0 to 999.
         u: Tensor = self.unet(pixel_unshuffle(x, UNSHUFFLE), 1000.0 * t, return_dict=False)[0]
         return pixel_shuffle(u, UNSHUFFLE)
