@@ -51,7 +51,8 @@ Address = Annotated[
     str,
     typer.Option(
         metavar="ADDRESS",
-        help="none: in this process. local: a Ray of its own. auto or ray://HOST:10001: an existing cluster.",
+        help="none: in this process. local: a Ray of its own, on all cores. auto or ray://HOST:10001: an "
+        "existing cluster.",
     ),
 ]
 

@@ -111,11 +111,10 @@ class Job(Model):
         check_metrics(self.metrics, MAX_SIZE, True, self.reference)  # each image is asked for its own size
         if self.data.truth is None:
             raise ValueError("data.truth: missing; name the true images, with which restored are compared")
-        if self.data.fit != "exact" or self.data.range is not None:
-            field = "range" if self.data.fit == "exact" else "fit"
-            raise ValueError(f"data.{field}: restored images are compared as they are; leave it out")
-        if self.restoration != Restoration():
-            raise ValueError("restoration: is for data.kind=measurements; leave it out")
+        unused = {"data.fit": self.data.fit != "exact", "data.range": self.data.range is not None}
+        for field, given in (unused | {"restoration": self.restoration != Restoration()}).items():
+            if given:
+                raise ValueError(f"{field}: restored images are compared as they are; leave it out")
         return self
 
     def check_restoring(self) -> "Job":

@@ -1,5 +1,6 @@
 """Pairs: the truth of restored images, found by their names, and both images read as one sample."""
 
+import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
@@ -24,8 +25,7 @@ class Pattern:
     A suffix of images in the pattern counts no more than in a name.
 
     Attributes:
-        example: the first name that is asked for. alike, others: how many are of the pattern, and are not.
-        other: the first of these.
+        alike: whether a name was. unlike: those that were not.
 
     Raises:
         JobError: no {key} in it, or two.
@@ -37,24 +37,22 @@ class Pattern:
         if not key or KEY in after:
             raise JobError(f"{field}: {text!r} must have {KEY} in it, once, as in '{KEY}_out.png'")
         # By the rule that makes keys of names, with a letter for what the key is.
-        self.start, self.end = key_of(f"{before}k")[:-1], key_of(f"k{after}")[1:]
-        self.example: str | None = None
-        self.alike, self.others, self.other = 0, 0, ""
+        start, end = key_of(f"{before}k")[:-1], key_of(f"k{after}")[1:]
+        self.expression = re.compile(f"{re.escape(start)}(.+){re.escape(end)}", re.DOTALL)
+        self.alike, self.unlike = False, list[str]()
 
     def key_in(self, name: str) -> str | None:
         """The key in a name, None where it is not of the pattern."""
-        self.example = self.example or name
-        long_enough = len(name) > len(self.start) + len(self.end)
-        if long_enough and name.startswith(self.start) and name.endswith(self.end):
-            self.alike += 1
-            return name[len(self.start) : len(name) - len(self.end)]
-        self.others, self.other = self.others + 1, self.other or name
-        return None
+        if (found := self.expression.fullmatch(name)) is None:
+            self.unlike.append(name)
+            return None
+        self.alike = True
+        return found[1]
 
     def refuse_no_name(self) -> None:
         """Raise a JobError if names were asked for, and none is of the pattern."""
-        if self.example is not None and not self.alike:
-            raise JobError(f"{self.field}: no name is like {self.text!r}; one is {self.example!r}")
+        if self.unlike and not self.alike:
+            raise JobError(f"{self.field}: no name is like {self.text!r}; one is {self.unlike[0]!r}")
 
 
 class Pairing:
@@ -99,8 +97,8 @@ class Pairing:
         if self.limit is None:
             summary.without_restored = sorted(filter(self.chosen, self.truth.keys() - self.met))
         for pattern in (self.restored, self.true):
-            if pattern.others:
-                what = f"not like {pattern.text}, not compared: {pattern.others}, the first {pattern.other}"
+            if names := pattern.unlike:
+                what = f"not like {pattern.text}, not compared: {len(names)}, the first {names[0]}"
                 summary.notes.append(what)
         self.restored.refuse_no_name()
         if summary.without_truth and not summary.samples:

@@ -330,7 +330,7 @@ GOOD = {"data": {"kind": "restored", "shards": "a", "truth": "b"}, "output": "o"
         ({"sampler": {"name": "dps"}}, "sampler: restored images are compared as they are; leave it out"),
         ({"data": GOOD["data"] | {"fit": "resize_crop"}}, "data.fit: "),
         ({"data": GOOD["data"] | {"range": "[0,1]"}}, "data.range: "),
-        ({"restoration": {"format": "png16"}}, "restoration: is for data.kind=measurements"),
+        ({"restoration": {"format": "png16"}}, "restoration: restored images are compared"),
         (
             {"data": {"shards": "a", "truth": "b"}, "degradation": {"operator": {"name": "denoise"}}},
             "data.truth: is for data.kind=restored; leave it out",

@@ -38,6 +38,7 @@ BOUNDS = {
     "reading": ("read",),
     "writing": ("encode", "write"),
 }
+UNPAIRED = ("without_truth", "without_restored")
 GROUPS = 50  # at most, of a breakdown; breakdowns.csv has all
 ON_DEVICE = ("degrade", "sample", "score")
 
@@ -79,18 +80,11 @@ def results(run: Run, tally: Tally, summary: Summary, sets: Mapping[str, SetResu
                 if result.reference_sha256
             },
         },
-        **without(run),
+        **({name: getattr(run.summary, name) for name in UNPAIRED} if run.job.is_score else {}),
         "config_hash": run.config_hash,
         "job": run.job.model_dump(mode="json"),
         "command": f"kintsugi run {shlex.quote(str(run.folder / 'job.yaml'))} --set output=NEW-FOLDER",
     }
-
-
-def without(run: Run) -> dict[str, list[str]]:
-    """Of restored images, which have no truth, and which true ones were not restored."""
-    summary = run.summary
-    both = {"without_truth": summary.without_truth, "without_restored": summary.without_restored}
-    return both if run.job.is_score else {}
 
 
 def convention(job: Job) -> str:
