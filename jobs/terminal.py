@@ -50,11 +50,7 @@ def fail(message: str) -> NoReturn:
 def to_rich(
     table: Table, left: int = 1, title: str | None = None, caption: str | None = None
 ) -> rich_table.Table:
-    """A table for the terminal; what could steer it is written as an escape.
-
-    Args:
-        left: so many columns are flush left, the others right.
-    """
+    """A table for the terminal, `left` columns flush left; what could steer it is written as an escape."""
     target = rich_table.Table(
         title=title,
         caption=caption,

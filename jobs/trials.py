@@ -42,16 +42,12 @@ RANGE = re.compile(rf"({NUMBER})\.\.({NUMBER})(:log)?")
 
 @dataclass(frozen=True)
 class Base:
-    """The job of which settings are tried.
+    """The job of which settings are tried."""
 
-    Attributes:
-        values, source: its fields as they are written, and where. folder: of the sweep.
-    """
-
-    values: dict[str, Any]
-    source: str
+    values: dict[str, Any]  # its fields as they are written
+    source: str  # where
     job: Job
-    folder: Location
+    folder: Location  # of the sweep
 
     def with_fields(self, fields: Settings, where: str) -> dict[str, Any]:
         """Its fields with others set; `where` these are from is for messages."""
@@ -127,11 +123,7 @@ def overlap(one: str, other: str) -> bool:
 
 
 def make_trials(base: Base, tried: list[Settings], tune: int, metrics: list[str]) -> list[Trial]:
-    """The jobs of the trials, each checked before any runs.
-
-    Args:
-        tune: images for tuning, at most. metrics: those of single images that decide.
-    """
+    """The jobs of the trials on at most `tune` images, each checked before any runs; `metrics` decide."""
     batch, unit_size = base.job.compute.batch_size, base.job.compute.unit_size
     fixed = {
         "data.subset": base.subset("tune"),

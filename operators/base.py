@@ -93,14 +93,10 @@ class Linear(Operator):
 
 
 class Nonlinear(Operator):
-    """y = H(x) with a surrogate pseudo-inverse H⁺, as ΠGDM (Song et al., ICLR 2023) uses it.
-
-    Attributes:
-        lipschitz: a bound on ‖∂H/∂x‖.
-    """
+    """y = H(x) with a surrogate pseudo-inverse H⁺, as ΠGDM (Song et al., ICLR 2023) uses it."""
 
     linear = False
-    lipschitz: float = 1.0
+    lipschitz: float = 1.0  # a bound on ‖∂H/∂x‖
 
     def __init__(self, image_shape: tuple[int, int, int], measurement_shape: tuple[int, int, int]):
         super().__init__(image_shape, measurement_shape, torch.ones((), dtype=torch.float64))

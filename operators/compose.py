@@ -12,11 +12,7 @@ from kintsugi.operators.pointwise import Mask
 
 
 class Kronecker(Linear):
-    """Channels are mixed, and every channel degraded alike: the two commute, H = M ⊗ K.
-
-    Args:
-        channels: M. spatial: K, which must accept any number of channels.
-    """
+    """Channels are mixed by M, and each degraded by K, for any number of them: they commute, H = M ⊗ K."""
 
     def __init__(self, channels: Channels, spatial: Linear):
         super().__init__(

@@ -48,14 +48,10 @@ REGISTRY = Registry("prior", BUILTIN, Format)
 
 @dataclass(frozen=True)
 class Examined:
-    """What a prior was found to be, before it is loaded.
-
-    Attributes:
-        title: what it is, in words: the published file where its checksum is known.
-    """
+    """What a prior was found to be, before it is loaded."""
 
     sha256: str
-    title: str
+    title: str  # in words: the published file where its checksum is known
 
 
 def check(spec: Mapping[str, Any]) -> None:

@@ -100,10 +100,7 @@ def compiled(prior: NetworkPrior, mode: CompileMode, batch: int, warm_up: Callab
 def checkpointed(prior: NetworkPrior) -> bool:
     """Recompute activations in the backward pass instead of keeping them: less memory, slower VJPs.
 
-    Where diffusers' blocks can; the skip blocks of rectified flow cannot.
-
-    Returns:
-        Whether that changed anything.
+    Where diffusers' blocks can; the skip blocks of rectified flow cannot. Returns whether anything changed.
     """
     from diffusers import ModelMixin
 

@@ -42,15 +42,11 @@ class Found:
 
 @dataclass(frozen=True)
 class Table:
-    """Where a table lies: names to tensors, or an average without names, in the order of the network.
-
-    Attributes:
-        others: entries beside it that have another prefix, or none.
-    """
+    """Where a table lies: names to tensors, or an average without names, in the order of the network."""
 
     content: Mapping[str, Any] | list[Any]
     average: bool
-    others: int
+    others: int  # entries beside it that have another prefix, or none
 
 
 def find(

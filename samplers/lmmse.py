@@ -23,13 +23,7 @@ def linear_mmse(operator: Operator, known: Tensor, sigma_y: float) -> Tensor:
     W = 1 / (σ_y²/S² + 0.01²) is the precision of the known coefficients, C the covariance of a
     stationary image with spectrum 1/f², diagonal in the DCT, in whose coefficients all is computed.
     Every sample has step sizes of its own, so the result does not depend on the batch; the number of
-    iterations is fixed, so nothing waits for the device.
-
-    Args:
-        known: Vᵀ H⁺y, (B, …).
-
-    Returns:
-        (B, C, H, W).
+    iterations is fixed, so nothing waits for the device. `known` is Vᵀ H⁺y, (B, …); x is (B, C, H, W).
     """
     values = operator.singular_values
     precision = torch.where(values > 0, 1 / ((sigma_y / values) ** 2 + TRUST**2), 0)

@@ -155,11 +155,7 @@ def describe(
     name: str,
     beside: Mapping[str, pa.ChunkedArray] = {},
 ) -> Distribution:
-    """Describe one measure of the samples that are good; null where it was not asked for.
-
-    Args:
-        beside: the columns of the baselines; all null where there is none.
-    """
+    """Describe one measure of the good samples; null where it was not asked for; `beside`: baselines."""
     values, infinite, undefined = good_values(column, good)
     ordered = np.sort(counted(name, values))
     n = len(ordered)

@@ -33,14 +33,10 @@ class Reason:
 
 @dataclass(frozen=True)
 class Failures:
-    """The failed samples of a run.
+    """The failed samples of a run."""
 
-    Attributes:
-        reasons: all of them, the most frequent first. first: `key`, `shard` and `error` of the first samples.
-    """
-
-    reasons: list[Reason]
-    first: list[dict[str, str]]
+    reasons: list[Reason]  # all of them, the most frequent first
+    first: list[dict[str, str]]  # `key`, `shard` and `error` of the first samples
 
 
 def reasons(failed: Iterable[tuple[str, str]]) -> list[Reason]:

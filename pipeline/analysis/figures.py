@@ -45,15 +45,11 @@ def as_svg(figure: Figure) -> bytes:
 
 @dataclass(frozen=True)
 class Quality:
-    """One number for each run, None where it has none.
-
-    Attributes:
-        badness: the values so that lower is better, which is what the front is of.
-    """
+    """One number for each run, None where it has none."""
 
     title: str
     values: Sequence[float | None]
-    badness: Sequence[float | None]
+    badness: Sequence[float | None]  # the values so that lower is better, which is what the front is of
 
 
 def pareto(costs: np.ndarray, badness: np.ndarray) -> list[int]:

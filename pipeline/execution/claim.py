@@ -35,11 +35,7 @@ HELD: set[str] = set()  # by this process
 
 @dataclass(frozen=True)
 class Claim:
-    """Who plans what: the job as in its file, the prior's checksum, and the driver.
-
-    Attributes:
-        since: in UTC.
-    """
+    """Who plans what: the job as in its file, the prior's checksum, and the driver."""
 
     __pydantic_config__ = ConfigDict(extra="forbid", strict=True)
 
@@ -47,7 +43,7 @@ class Claim:
     prior_sha256: str
     host: str
     process: int
-    since: str
+    since: str  # in UTC
 
 
 CLAIM = TypeAdapter(Claim)

@@ -17,9 +17,6 @@ class Counts(Observer):
 
     These are counts of work: what is done a second time, because somebody was slow, died or failed, counts
     twice; what was found done, or is kept, does not count.
-
-    Args:
-        config_hash: of the run.
     """
 
     def __init__(self, config_hash: str):

@@ -347,11 +347,7 @@ def end_of_rehearsal(step: int, x: Tensor, prediction: Tensor) -> None:
 
 
 class RunningDeviation:
-    """Mean and standard deviation of samples, one batch after another (Welford 1962).
-
-    Attributes:
-        mean: of all so far, of their shape.
-    """
+    """Mean and standard deviation of samples, one batch after another (Welford 1962)."""
 
     def __init__(self) -> None:
         self.count = 0

@@ -66,10 +66,7 @@ def refuse(error: OSError) -> None:
 def walk(folder: Location, on_error: Callable[[OSError], None] = refuse) -> list[str]:
     """The names of all files below a folder, relative to it, in order.
 
-    Links to folders are not followed, and have a slash at the end.
-
-    Args:
-        on_error: called for a folder that cannot be listed.
+    Links to folders are not followed, and have a slash at the end; `on_error` is told of unlisted folders.
     """
     if isinstance(folder, Remote):
         found = (remote.path for remote, _ in folder.listing(recursive=True))

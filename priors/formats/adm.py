@@ -84,7 +84,6 @@ class AdmPrior:
     Times are labels from 0 to 999, fractional ones included. Weights are float32, whatever the file has.
 
     Attributes:
-        sha256: checksum of the file.
         classes: number of classes, None where the network has none.
         label: the class of all images, where the spec gives one.
         labels: otherwise the classes (B,) int64 of the images of the next calls.

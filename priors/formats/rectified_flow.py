@@ -76,9 +76,6 @@ class RectifiedFlowPrior:
 
     Times run from 0 (noise) to 1 (data); below 0.001 the network is given 0.001, because it divides by
     its time. Weights are float32, whatever the file has.
-
-    Attributes:
-        sha256: checksum of the file.
     """
 
     parametrization: Parametrization = "v"

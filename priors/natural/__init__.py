@@ -21,11 +21,7 @@ WEIGHTS = FOLDER / "natural.safetensors"
 
 
 class NaturalPrior:
-    """ε-prediction on the VP path, for images (B, 3, H, W) with sides divisible by `multiple`.
-
-    Attributes:
-        sha256: checksum of the weights' file.
-    """
+    """ε-prediction on the VP path, for images (B, 3, H, W) with sides divisible by `multiple`."""
 
     parametrization: Parametrization = "eps"
 
