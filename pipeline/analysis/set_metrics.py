@@ -12,6 +12,7 @@ from pydantic import TypeAdapter
 from kintsugi.errors import JobError
 from kintsugi.pipeline.execution.commit import Commit, read_features, read_rows
 from kintsugi.pipeline.execution.directory import REPORT
+from kintsugi.pipeline.execution.identity import differing, of_metrics, recorded
 from kintsugi.pipeline.execution.reference import reference_of
 from kintsugi.pipeline.execution.run import Run
 from kintsugi.pipeline.metrics import SETS
@@ -69,7 +70,8 @@ def set_metrics(run: Run) -> dict[str, SetResult]:
             if table is not None:
                 yield table["key"].to_pylist(), arrays(table)
 
-    warnings = []
+    changed = differing(recorded(run.folder), of_metrics(names))
+    warnings = [f"computed with another version than the run was begun with: {one}" for one in changed]
     if jpeg:
         which = "restored images are" if run.job.is_score else "inputs were compressed as"
         warnings.append(f"{jpeg} of the {which} JPEG, which leaves its marks in features")
@@ -97,7 +99,10 @@ def state_of(run: Run, names: Sequence[str], committed: Sequence[Commit], refere
     except JobError:
         return None
     rows = [(commit.unit, commit.data_sha256, commit.features_sha256) for commit in committed]
-    return hashlib.sha256(json.dumps([VERSION, run.config_hash, names, against, rows]).encode()).hexdigest()
+    parts = [VERSION, run.config_hash, names, against, rows]
+    if plugins := of_metrics(names):
+        parts.append(plugins)
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
 def kept(file: Location, state: str, names: Sequence[str]) -> dict[str, SetResult] | None:

@@ -6,7 +6,7 @@ of plug-ins, by version. The run keeps them by field in files.json, and is not c
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -50,9 +50,13 @@ def of_plugins(job: Job) -> Digests:
     found = priors.REGISTRY.packages(job.prior, "prior") | samplers.REGISTRY.packages(job.sampler, "sampler")
     for field, spec in operators.specs_in(job.degradation.operator, "degradation.operator"):
         found |= operators.REGISTRY.packages(spec, field)
-    for name in job.metrics:
-        found |= REGISTRY.packages({"name": name}, f"metrics.{name}")
-    return found
+    return found | of_metrics(job.metrics)
+
+
+def of_metrics(names: Sequence[str]) -> Digests:
+    """The packages of the plug-ins among metrics, by metrics.NAME."""
+    packages = [REGISTRY.packages({"name": name}, f"metrics.{name}") for name in names]
+    return {field: package for each in packages for field, package in each.items()}
 
 
 def of_weights(job: Job) -> Digests:

@@ -234,6 +234,14 @@ def test_a_set_metric_of_another_package_is_one(monkeypatch, tmp_path, make_job)
     run = package.run(make_job(metrics=["bad"]), limit=3)
     assert run.results()["sets"]["bad"]["value"] > 0
     assert "Gap ↓" in Path(run.report).with_name("report.md").read_text()
+    before = run.results()["sets"]["bad"]["warnings"]
+    (tmp_path / "site" / "broken-2.0.dist-info").rename(tmp_path / "site" / "broken-2.1.dist-info")
+    metadata = tmp_path / "site" / "broken-2.1.dist-info" / "METADATA"
+    metadata.write_text(metadata.read_text().replace("2.0", "2.1"))
+    assert kintsugi("report", run.folder).exit_code == 0
+    again = package.open_run(run.folder).results()["sets"]["bad"]
+    (warning,) = set(again["warnings"]) - set(before)
+    assert "metrics.bad: plug-in broken==2.0 → broken==2.1" in warning
 
 
 def test_a_metric_that_is_built_in_is_one_file(make_job, monkeypatch, tmp_path):
