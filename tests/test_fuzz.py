@@ -30,6 +30,7 @@ COUNTS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # of Pillow, about what is broken in the files
 @pytest.mark.parametrize("name", TARGETS)
 def test_whatever_is_in_a_file_there_is_an_answer(name):

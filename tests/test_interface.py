@@ -38,6 +38,7 @@ def test_the_import_is_quick_and_loads_nothing_heavy():
     assert {len(words) for words in said} == {1}, said
 
 
+@pytest.mark.slow
 def test_the_examples_of_the_docs_run(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     blocks = re.findall(r"```python\n(.*?)```", DOCS.read_text(), re.DOTALL)

@@ -13,7 +13,6 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 import torch
-import yaml
 from kit import hostile
 from kit.hostile import (
     CASES,
@@ -406,12 +405,6 @@ def test_a_field_given_twice_is_refused(text, tmp_path):
     (tmp_path / "job.yaml").write_text(text)
     with pytest.raises(JobError, match="is there twice"):
         load_job(str(tmp_path / "job.yaml"), [])
-
-
-def test_a_job_read_from_its_file_is_the_job_that_was_written(make_job, tmp_path):
-    job = make_job()
-    (tmp_path / "job.yaml").write_text(yaml.safe_dump(job.model_dump(mode="json")))
-    assert load_job(str(tmp_path / "job.yaml"), []) == job
 
 
 def test_a_file_that_may_not_be_read_is_a_failed_row(tmp_path, monkeypatch):

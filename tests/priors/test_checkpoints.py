@@ -25,6 +25,7 @@ from kintsugi.priors.formats import adm, rectified_flow
 from kintsugi.priors.formats.layout import in_file
 from kintsugi.priors.paths import DDPM
 from kintsugi.registry import construct
+from kintsugi.testing import check_prior
 
 SHARED = Path(os.environ.get("KINTSUGI_SHARED", Path(__file__).parents[3] / "shared"))
 GOLDEN = SHARED / "golden" / "checkpoints"
@@ -172,16 +173,9 @@ def test_priors_have_a_vjp_and_frozen_weights(any_prior):
         assert weight.dtype == torch.float32
 
 
-def test_priors_do_not_mix_the_batch(any_prior):
-    prior, x, t = any_prior[2], draw(3, 3, 8, 24), torch.tensor([0.2, 0.5, 0.9])
-    together = prior(x, t)
-    for i in range(3):
-        torch.testing.assert_close(prior(x[i : i + 1], t[i : i + 1])[0], together[i], rtol=1e-4, atol=1e-5)
-
-
-def test_priors_name_their_weights(any_prior):
-    _, path, prior = any_prior
-    assert prior.sha256 == cache.sha256(path)
+def test_priors_have_the_properties_that_are_offered_to_authors(any_prior):
+    name, path, _ = any_prior
+    check_prior({"name": name, "path": str(path)} | ({"head_channels": 32} if name == "adm" else {}))
 
 
 def test_a_description_has_the_layout_of_the_prior(any_prior):

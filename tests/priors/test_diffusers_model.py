@@ -22,6 +22,7 @@ from kintsugi.priors.cache import checksum
 from kintsugi.priors.checkpoint import CheckpointError
 from kintsugi.priors.formats.diffusers_model import describe, diffusers_model
 from kintsugi.priors.paths import DDPM, log_snr
+from kintsugi.testing import check_prior
 
 D = torch.float64
 SHAPE = (3, 32, 32)
@@ -377,14 +378,8 @@ def test_the_prior_says_what_it_is(folder):
     assert all(tensor.is_meta for tensor in description.network.state_dict().values())
 
 
-def test_batches_do_not_mix_and_times_may_differ(folder):
-    prior = load(folder)
-    levels = torch.tensor([-1.0, 0.5, 2.0], dtype=D)
-    t = prior.path.time_of(levels).float()
-    x = draw(3, *SHAPE)
-    together = prior(x, t)
-    for i in range(3):
-        torch.testing.assert_close(prior(x[i : i + 1], t[i : i + 1])[0], together[i], rtol=1e-4, atol=1e-4)
+def test_every_model_has_the_properties_that_are_offered_to_authors(folder):
+    check_prior({"name": "diffusers", "path": str(folder)}, SHAPE)
 
 
 def to_bin(unet):

@@ -12,6 +12,7 @@ from kintsugi.priors.base import data_prediction
 from kintsugi.priors.formats.rectified_flow import UnitRangeFlow
 from kintsugi.priors.paths import DDPM, RectifiedFlow, VarianceExploding, VariancePreserving, log_snr
 from kintsugi.priors.published import PUBLISHED, Published
+from kintsugi.testing import check_prior
 
 D = torch.float64
 SHAPE = (2, 3, 4)
@@ -265,24 +266,14 @@ def test_natural_prior_has_a_vjp_and_frozen_weights(natural):
     assert not any(weight.requires_grad for weight in natural.network.parameters())
 
 
-def test_natural_prior_is_deterministic_and_does_not_mix_the_batch(natural):
-    x, t = draw(3, 3, 16, 16).float(), torch.tensor([0.05, 0.4, 0.9])
-    together = natural(x, t)
-    assert torch.equal(natural(x, t), together)
-    for i in range(3):
-        alone = natural(x[i : i + 1], t[i : i + 1])
-        torch.testing.assert_close(alone[0], together[i], rtol=1e-5, atol=1e-5)
+def test_natural_prior_has_the_properties_that_are_offered_to_authors():
+    check_prior({"name": "natural"})
 
 
 def test_sizes_that_the_natural_prior_does_not_take_are_found_without_loading_it(natural):
     assert priors.examine({"name": "natural"}, (3, 24, 40)).sha256 == natural.sha256
     with pytest.raises(priors.SpecError, match=rf"divisible by {natural.multiple}"):
         priors.examine({"name": "natural"}, (3, 24, 36))
-
-
-def test_natural_prior_names_its_weights(natural):
-    assert len(natural.sha256) == 64
-    assert natural.sha256 == priors.load({"name": "natural"}).sha256
 
 
 def test_published_files_are_named_by_their_checksum(natural, monkeypatch):

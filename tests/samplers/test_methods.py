@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 import scipy.fft
 import torch
+from kit.operators import dense as matrix
 from kit.posterior import SAMPLERS, Posterior, bias, natural_texture
-from kit.samplers import REQUIRED
+from kit.samplers import REQUIRED, relative_error
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from kintsugi import operators, priors, samplers
@@ -55,10 +56,6 @@ def measured(operator, sigma_y=0.0, batch=2):
     images = 0.5 * torch.fft.ifft2(natural_spectrum(height, width).sqrt() * white).real
     y = operator.forward(images.to(operator.singular_values))
     return y + sigma_y * draw(*y.shape, seed=4).to(y)
-
-
-def relative_error(image, reference):
-    return ((image - reference).norm() / reference.norm()).item()
 
 
 class Fast(KeyedNoise):
@@ -219,10 +216,8 @@ def test_the_published_methods_depend_on_the_distribution_alone(name):
 # The linear MMSE start.
 
 
-def dense(function, shape=SHAPE):
-    """The matrix of a linear function, from the images of the unit vectors."""
-    n = int(np.prod(shape))
-    return function(torch.eye(n, dtype=D).view(n, *shape)).flatten(1).T
+def dense(function):
+    return matrix(function, SHAPE)
 
 
 def natural_covariance(height, width, variance=0.25):
@@ -733,6 +728,7 @@ FIGURES = {
 """From the table of benchmarks/posterior_bias.py: mean, variance where y is silent, and over all."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "task"), [(name, task) for name in FIGURES for task in FIGURES[name]])
 def test_the_stated_bias_on_a_gaussian_prior(name, task):
     figures = bias(SAMPLERS[name], natural_texture(), task, samples=60)

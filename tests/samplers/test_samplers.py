@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import scipy.integrate
 import torch
-from kit.samplers import REQUIRED
+from kit.samplers import REQUIRED, relative_error
 
 from kintsugi import operators, samplers
 from kintsugi.priors.analytic import StandardNormal
@@ -37,10 +37,6 @@ def restore(sampler, prior=None, operator=None, y=None, noise=None, sigma_y=0.0,
     y = operator.forward(0.6 * draw(2, *operator.image_shape)) if y is None else y
     noise = draw(len(y), *operator.image_shape, seed=2) if noise is None else noise
     return sampler(prior or mixture(), operator, y, noise, sigma_y=sigma_y, **options)
-
-
-def relative_error(image, reference):
-    return ((image - reference).norm() / reference.norm()).item()
 
 
 # Golden trajectories.
@@ -172,6 +168,7 @@ def limit(request):
     return sigma_y, lam, restore(sampler, sigma_y=sigma_y).image
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("order", [1, 2, 3])
 @pytest.mark.parametrize("absorb", ["conditional", "unconditional"])
 def test_both_integrators_converge_to_one_trajectory_at_their_order(limit, absorb, order):
@@ -264,6 +261,7 @@ POSTERIOR = {
 """Path, network output, sampler, tolerance of the mean (relative) and of the covariance (absolute)."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("degradation", "sigma_y"), [("bicubic", 0.0), ("blur", 0.1)])
 @pytest.mark.parametrize("setting", POSTERIOR)
 def test_samples_from_pure_noise_have_the_exact_gaussian_posterior(setting, degradation, sigma_y):

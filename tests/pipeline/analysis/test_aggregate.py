@@ -7,6 +7,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from kit.jobs import execute
 from scipy import stats
 
 from kintsugi.pipeline.analysis import intervals as statistics
@@ -18,9 +19,6 @@ from kintsugi.pipeline.analysis.aggregate import (
 from kintsugi.pipeline.analysis.intervals import holm, mean_interval, paired_p_value
 from kintsugi.pipeline.analysis.measures import average, difference
 from kintsugi.pipeline.analysis.rows import flat_schema, shows_state_of
-from kintsugi.pipeline.execution.live import Live
-from kintsugi.pipeline.execution.local import in_process
-from kintsugi.pipeline.execution.open import open_or_plan
 
 
 def student(values):
@@ -285,9 +283,7 @@ def test_units_of_any_size_give_the_same_summary(make_job, tmp_path):
     for unit_size in (2, 4):
         compute = {"unit_size": unit_size, "batch_size": 2, "cpus_per_actor": 1}
         job = make_job(output=str(tmp_path / str(unit_size)), compute=compute)
-        run = open_or_plan(job)
-        for _ in in_process(job, run.folder, run.outstanding(), Live()):
-            pass
+        run = execute(job)
         rows = run.folder / "rows.parquet"
         assert not shows_state_of(run, rows)
         summaries.append(summarise(run, rows))

@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from kit.jobs import execute
 from kit.shards import picture
 from PIL import Image
 from typer.testing import CliRunner
@@ -26,9 +27,6 @@ from kintsugi.pipeline.analysis.report.numbers import about_baselines
 from kintsugi.pipeline.data.units import Unit
 from kintsugi.pipeline.execution.commit import ROWS
 from kintsugi.pipeline.execution.degrade import add_noise
-from kintsugi.pipeline.execution.live import Live
-from kintsugi.pipeline.execution.local import in_process
-from kintsugi.pipeline.execution.open import open_or_plan
 from kintsugi.pipeline.execution.stage import Stage
 from kintsugi.pipeline.execution.verify import verify
 from kintsugi.pipeline.job import Job
@@ -76,17 +74,10 @@ def test_of_an_operator_that_is_no_matrix_there_is_the_surrogate_alone(make_job)
     ]
 
 
-def done(job):
-    run = open_or_plan(job)
-    for _ in in_process(job, run.folder, run.outstanding(), Live()):
-        pass
-    return run
-
-
 @pytest.fixture
 def finished(make_job):
     noise = {"operator": {"name": "denoise"}, "sigma": 0.2}
-    return done(make_job(metrics=["psnr", "ssim"], sampler=SAMPLER, degradation=noise))
+    return execute(make_job(metrics=["psnr", "ssim"], sampler=SAMPLER, degradation=noise))
 
 
 def test_report_terminal_and_compare_state_them(finished, tmp_path):
@@ -125,7 +116,7 @@ def test_report_terminal_and_compare_state_them(finished, tmp_path):
 def test_different_degradations_have_no_common_ranking(finished, tmp_path):
     fields = finished.job.model_dump(mode="json")
     fields["degradation"]["sigma"] = 0.1
-    run = done(Job.model_validate(fields | {"output": str(tmp_path / "other")}))
+    run = execute(Job.model_validate(fields | {"output": str(tmp_path / "other")}))
     inputs = open_inputs([str(finished.folder), str(run.folder)])
     found = compare(inputs)
     assert not found.ranked

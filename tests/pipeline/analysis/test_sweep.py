@@ -10,12 +10,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
+from kit.jobs import kintsugi
 from kit.shards import encode, picture, write_tar
 from PIL import Image
-from typer.testing import CliRunner
 
 from kintsugi.errors import JobError
-from kintsugi.jobs.cli import app
 from kintsugi.jobs.files import load_job
 from kintsugi.jobs.trials import combinations, parse_vary
 from kintsugi.pipeline.analysis.figures import draw_trials
@@ -40,13 +39,6 @@ from kintsugi.pipeline.parts import Data, Subset
 
 SIDE, COUNT = 16, 48
 KEYS = [f"{i:03d}" for i in range(COUNT)]
-
-
-def kintsugi(*arguments: str | Path):
-    result = CliRunner().invoke(app, [str(a) for a in arguments], env={"COLUMNS": "200"})
-    if result.exception and not isinstance(result.exception, SystemExit):
-        raise result.exception
-    return result
 
 
 # ---- the parts of the data
@@ -441,6 +433,7 @@ def test_a_part_is_restored_as_in_the_whole(job_file, tmp_path):
     assert {key: whole[key] for key in part} == part
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("after", [5, 14])
 def test_an_interrupted_sweep_continues_and_does_nothing_twice(job_file, swept, tmp_path, monkeypatch, after):
     """Ctrl-C after some units, then the same command: the same table, and every unit done once."""

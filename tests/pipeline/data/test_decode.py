@@ -7,7 +7,8 @@ import zlib
 
 import numpy as np
 import pytest
-from kit.shards import SIZE, encode, picture, write_tar
+from kit.jobs import execute, rows
+from kit.shards import SIZE, chunk, encode, picture, png, write_tar
 from PIL import Image, ImageCms
 
 from kintsugi.pipeline.data import decode as decoding
@@ -18,10 +19,6 @@ from kintsugi.pipeline.data.make.choosing import Options
 from kintsugi.pipeline.data.make.sources import Source
 from kintsugi.pipeline.data.make.writing import store
 from kintsugi.pipeline.data.pictures import array_file, png16
-from kintsugi.pipeline.execution.commit import ROWS, read_rows
-from kintsugi.pipeline.execution.live import Live
-from kintsugi.pipeline.execution.local import in_process
-from kintsugi.pipeline.execution.open import open_or_plan
 from kintsugi.pipeline.job import Job, config_hash
 from kintsugi.pipeline.parts import Data
 
@@ -30,12 +27,6 @@ DEEP = TRUTH.astype(np.uint16) * 257 + np.random.default_rng(1).integers(-90, 90
     np.uint16
 )
 DEEP[TRUTH == 0], DEEP[TRUTH == 255] = 0, 65535
-
-
-def saved(image: Image.Image, kind: str, **options) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, format=kind, **options)
-    return buffer.getvalue()
 
 
 def decoded(content: bytes, suffix: str = "png", **options) -> Decoded:
@@ -66,7 +57,7 @@ def frames(count: int = 3) -> list[Image.Image]:
 
 @pytest.mark.parametrize("kind", SEVERAL)
 def test_a_file_of_several_images_fails_and_says_so(kind):
-    several = saved(frames()[0], kind, save_all=True, append_images=frames()[1:])
+    several = encode(frames()[0], kind, save_all=True, append_images=frames()[1:])
     for why in everywhere(several, SEVERAL[kind]):
         assert re.search(rf"a file of several images, pages or frames \({kind}\)", why)
 
@@ -74,14 +65,14 @@ def test_a_file_of_several_images_fails_and_says_so(kind):
 @pytest.mark.parametrize("kind", SEVERAL)
 def test_the_only_image_of_such_a_file_is_read(kind):
     kind = "JPEG" if kind == "MPO" else kind
-    sample = decoded(content := saved(frames()[0], kind), "jpg")
+    sample = decoded(content := encode(frames()[0], kind), "jpg")
     assert sample.error is None
     np.testing.assert_array_equal(sample.image, Image.open(io.BytesIO(content)).convert("RGB"))
 
 
 def test_smaller_pictures_in_the_jpegs_of_phones_belong_to_the_main_one():
     small = frames()[1].resize((SIZE // 2, SIZE // 2))
-    content = saved(frames()[0], "MPO", save_all=True, append_images=[small])
+    content = encode(frames()[0], "MPO", save_all=True, append_images=[small])
     sample = decoded(content, "jpg")
     assert (sample.error, sample.source) == (None, f"MPO RGB {SIZE}x{SIZE}")
     np.testing.assert_array_equal(sample.image, Image.open(io.BytesIO(content)).convert("RGB"))
@@ -93,12 +84,12 @@ def test_smaller_pictures_in_the_jpegs_of_phones_belong_to_the_main_one():
 def test_previews_and_masks_in_a_tiff_are_no_images_of_their_own():
     small = frames()[1].resize((8, 8))
     small.encoderinfo = {"tiffinfo": {254: 1}}
-    content = saved(frames()[0], "TIFF", save_all=True, append_images=[small])
+    content = encode(frames()[0], "TIFF", save_all=True, append_images=[small])
     np.testing.assert_array_equal(decoded(content, "tif").image, picture(0))
 
 
 def test_a_page_that_cannot_be_read_is_a_page():
-    content = bytearray(saved(frames()[0], "TIFF", save_all=True, append_images=frames(2)[1:]))
+    content = bytearray(encode(frames()[0], "TIFF", save_all=True, append_images=frames(2)[1:]))
     second = struct.unpack_from("<I", content, 4)[0]
     count = struct.unpack_from("<H", content, second)[0]
     struct.pack_into("<I", content, second + 2 + 12 * count, len(content) - 1)
@@ -114,7 +105,7 @@ def test_heic_is_called_what_it_is():
 def test_what_pillow_was_built_without_is_not_asked_for(monkeypatch):
     monkeypatch.delitem(Image.OPEN, "AVIF")
     assert "AVIF" not in decoding.readable()
-    assert "a HEIC or AVIF" in decoded(saved(frames()[0], "AVIF"), "avif").error
+    assert "a HEIC or AVIF" in decoded(encode(frames()[0], "AVIF"), "avif").error
     assert decoded(encode(TRUTH)).error is None
 
 
@@ -123,7 +114,7 @@ def test_what_pillow_was_built_without_is_not_asked_for(monkeypatch):
 )
 def test_other_suffixes_of_what_is_read(suffix, kind):
     image = Image.fromarray(TRUTH).convert("L")
-    sample = decoded(content := saved(image, kind), suffix)
+    sample = decoded(content := encode(image, kind), suffix)
     np.testing.assert_array_equal(sample.image, Image.open(io.BytesIO(content)).convert("RGB"))
 
 
@@ -162,22 +153,17 @@ def test_colour_of_16_bits_is_read_with_16_bits(kind):
     np.testing.assert_array_equal(scored, np.rint(DEEP / 257).astype(np.uint8))
 
 
-def chunk(kind: bytes, data: bytes) -> bytes:
-    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
-
-def with_chunk(png: bytes, kind: bytes, data: bytes) -> bytes:
+def with_chunk(content: bytes, kind: bytes, data: bytes) -> bytes:
     """A PNG with a chunk more, behind its header."""
-    return png[:33] + chunk(kind, data) + png[33:]
+    return content[:33] + chunk(kind, data) + content[33:]
 
 
 def png_with_alpha(values: np.ndarray) -> bytes:
     """(H, W, 2 or 4) uint16 as a PNG."""
     height, width, channels = values.shape
     lines = np.pad(values.astype(">u2").reshape(height, -1).view(np.uint8), ((0, 0), (1, 0)))
-    header = struct.pack(">IIBBBBB", width, height, 16, 4 if channels == 2 else 6, 0, 0, 0)
-    body = chunk(b"IDAT", zlib.compress(lines.tobytes())) + chunk(b"IEND", b"")
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + body
+    pixels = b"IDAT", zlib.compress(lines.tobytes())
+    return png(width, height, pixels, bits=16, colour=4 if channels == 2 else 6)
 
 
 @pytest.mark.parametrize("channels", [3, 1])
@@ -251,7 +237,7 @@ def test_floats_on_the_default_range_need_no_word_and_noise_may_leave_it():
 
 
 def test_images_of_floats_need_a_range():
-    content = saved(Image.fromarray(FLOATS[0]), "TIFF")
+    content = encode(FLOATS[0], "TIFF")
     assert "floating point numbers; say with data.range" in decoded(content, "tif").error
     np.testing.assert_allclose(
         decoded(content, "tif", range="[0,1]").image[..., 1], 2 * FLOATS[0] - 1, atol=1e-6
@@ -275,7 +261,7 @@ def test_12_bits_in_16_are_not_taken_for_a_black_picture():
 
 
 def test_integers_of_32_bits_are_not_clipped():
-    content = saved(Image.fromarray(DEEP[..., 0].astype(np.int32) * 9), "TIFF")
+    content = encode(Image.fromarray(DEEP[..., 0].astype(np.int32) * 9), "TIFF")
     assert "outside of [0,65535]" in decoded(content, "tif").error
 
 
@@ -371,8 +357,8 @@ MUTED = (64 + TRUTH // 2).astype(np.uint8)  # inside of sRGB's colours
 @pytest.mark.parametrize("kind", ["PNG", "TIFF", "WEBP", "AVIF"])
 def test_a_profile_other_than_srgb_is_converted(kind):
     lossless = {"WEBP": {"lossless": True}, "AVIF": {"quality": 100, "subsampling": "4:4:4"}}.get(kind, {})
-    content = saved(Image.fromarray(MUTED), kind, icc_profile=P3, **lossless)
-    plain = saved(Image.fromarray(MUTED), kind, **lossless)
+    content = encode(MUTED, kind, icc_profile=P3, **lossless)
+    plain = encode(MUTED, kind, **lossless)
     expected = p3_as_srgb(np.asarray(Image.open(io.BytesIO(plain))))
     assert np.abs(decoded(content).image - expected).max() < 2.5
     assert np.abs(MUTED - expected).max() > 10
@@ -385,11 +371,11 @@ def test_a_profile_other_than_srgb_is_converted(kind):
 def test_transparency_and_palettes_keep_their_meaning():
     alpha = np.full(MUTED.shape[:2], 255, np.uint8)
     alpha[:5] = 0
-    image = decoded(saved(Image.fromarray(np.dstack([MUTED, alpha])), "PNG", icc_profile=P3)).image
+    image = decoded(encode(Image.fromarray(np.dstack([MUTED, alpha])), "PNG", icc_profile=P3)).image
     assert (image[:5] == 255).all()
     assert np.abs(image[5:] - p3_as_srgb(MUTED[5:])).max() < 2.5
     palette = Image.fromarray(MUTED).quantize(64)
-    image = decoded(saved(palette, "PNG", icc_profile=P3)).image
+    image = decoded(encode(palette, "PNG", icc_profile=P3)).image
     assert np.abs(image - p3_as_srgb(np.asarray(palette.convert("RGB")))).max() < 2.5
 
 
@@ -397,28 +383,28 @@ def test_srgb_changes_no_byte():
     image = Image.fromarray(TRUTH)
     for mode in ("RGB", "L", "RGBA", "P", "1"):
         converted = image.convert(mode)
-        plain, marked = (saved(converted, "PNG", **o) for o in ({}, {"icc_profile": SRGB}))
+        plain, marked = (encode(converted, "PNG", **o) for o in ({}, {"icc_profile": SRGB}))
         np.testing.assert_array_equal(decoded(marked).image, decoded(plain).image)
 
 
 @pytest.mark.parametrize("gamma", [1.0, 1.8])
 def test_grey_profiles_are_converted(gamma):
     grey = np.tile(np.arange(0, 256, 8, dtype=np.uint8), (SIZE, 1))
-    image = decoded(saved(Image.fromarray(grey), "PNG", icc_profile=grey_profile(gamma))).image
+    image = decoded(encode(grey, "PNG", icc_profile=grey_profile(gamma))).image
     expected = 255 * curved((grey / 255) ** gamma)
     assert np.abs(image - expected[..., None]).max() < 2.5
 
 
 @pytest.mark.parametrize("profile", [b"nonsense" * 40, P3[:300], P3[:128] + bytes(400)])
 def test_a_profile_that_is_broken_fails(profile):
-    content = saved(Image.fromarray(TRUTH), "TIFF", icc_profile=profile)
+    content = encode(TRUTH, "TIFF", icc_profile=profile)
     assert "an ICC profile that cannot be read" in decoded(content, "tif").error
 
 
 @pytest.mark.parametrize(("mode", "profile"), [("RGB", grey_profile(1.0)), ("CMYK", P3)])
 def test_a_profile_that_a_conversion_left_behind_says_nothing(mode, profile):
     image = Image.fromarray(TRUTH).convert(mode)
-    plain, marked = (saved(image, "TIFF", **options) for options in ({}, {"icc_profile": profile}))
+    plain, marked = (encode(image, "TIFF", **options) for options in ({}, {"icc_profile": profile}))
     np.testing.assert_array_equal(decoded(marked, "tif").image, decoded(plain, "tif").image)
 
 
@@ -438,13 +424,11 @@ def test_a_run_of_images_of_8_and_of_16_bits_restores_both(tmp_path, make_job):
     eight, deep = encode(TRUTH), png16(DEEP)
     both = write_tar(tmp_path / "both.tar", [("a.png", eight), ("b.png", deep), ("c.png", eight)])
     alone = write_tar(tmp_path / "alone.tar", [("a.png", eight), ("c.png", eight)])
-    rows: dict[str, dict] = {}
+    done: dict[str, dict] = {}
     for shard in (both, alone):
         job = make_job(data={"shards": str(shard), "size": SIZE}, output=str(tmp_path / shard.stem))
-        run = open_or_plan(job)
-        (commit,) = in_process(job, run.folder, run.outstanding(), Live())
-        rows[shard.stem] = {row["key"]: row for row in read_rows(run.folder, commit, ROWS.names).to_pylist()}
-    assert [row["status"] for row in rows["both"].values()] == ["ok"] * 3
-    assert all(rows["both"][key]["restored"] == rows["alone"][key]["restored"] for key in "ac")
-    truth = np.asarray(Image.open(io.BytesIO(rows["both"]["b"]["truth"])))
+        done[shard.stem] = {row["key"]: row for row in rows(execute(job))}
+    assert [row["status"] for row in done["both"].values()] == ["ok"] * 3
+    assert all(done["both"][key]["restored"] == done["alone"][key]["restored"] for key in "ac")
+    truth = np.asarray(Image.open(io.BytesIO(done["both"]["b"]["truth"])))
     np.testing.assert_array_equal(truth, np.rint(DEEP / 257).astype(np.uint8))

@@ -11,11 +11,10 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from kit.shards import SIZE, encode, picture, write_tar
-from typer.testing import CliRunner
+from kit.jobs import kintsugi
+from kit.shards import SIZE, encode, picture, special, write_tar
 
 from kintsugi.errors import JobError
-from kintsugi.jobs.cli import app
 from kintsugi.pipeline.data import shards as shards_module
 from kintsugi.pipeline.data.collection import Collection
 from kintsugi.pipeline.data.decode import Decoded, Images
@@ -42,24 +41,6 @@ def rows(plan: Path) -> Iterator[Decoded]:
     for unit in read_units(plan):
         for batch in read_unit(unit, read_members(plan, unit), Images(SIZE, "exact"), 2):
             yield from batch
-
-
-def tar_with(path: Path, *members: tuple[str, bytes] | tarfile.TarInfo) -> Path:
-    with tarfile.open(path, "w") as tar:
-        for member in members:
-            if isinstance(member, tarfile.TarInfo):
-                tar.addfile(member)
-            else:
-                info = tarfile.TarInfo(member[0])
-                info.size = len(member[1])
-                tar.addfile(info, io.BytesIO(member[1]))
-    return path
-
-
-def link(name: str, target: str, kind: bytes = tarfile.SYMTYPE) -> tarfile.TarInfo:
-    info = tarfile.TarInfo(name)
-    info.type, info.linkname = kind, target
-    return info
 
 
 # The end of a tar
@@ -160,21 +141,23 @@ def test_a_tar_in_a_member_is_not_taken_for_one(tmp_path):
 
 @pytest.mark.parametrize("unit_size", [1, 4, 100])
 def test_a_link_to_a_member_is_that_member_and_any_other_a_failed_row(tmp_path, unit_size):
-    shard = tar_with(
+    shard = write_tar(
         tmp_path / "s.tar",
-        link("forward.png", "d/b.png"),
-        ("./a.png", IMAGES[0][1]),
-        ("d/b.png", IMAGES[1][1]),
-        link("hard.png", "./a.png", tarfile.LNKTYPE),
-        link("d/up.png", "../a.png"),
-        link("d/here.png", "b.png"),
-        link("chain.png", "hard.png"),
-        link("nowhere.png", "missing.png"),
-        link("absolute.png", "/etc/passwd"),
-        link("out.png", "../../x.png", tarfile.LNKTYPE),
-        link("loop.png", "loop.png"),
-        link("latest", "d"),
-        ("c.png", IMAGES[2][1]),
+        [
+            special("forward.png", tarfile.SYMTYPE, "d/b.png"),
+            ("./a.png", IMAGES[0][1]),
+            ("d/b.png", IMAGES[1][1]),
+            special("hard.png", tarfile.LNKTYPE, "./a.png"),
+            special("d/up.png", tarfile.SYMTYPE, "../a.png"),
+            special("d/here.png", tarfile.SYMTYPE, "b.png"),
+            special("chain.png", tarfile.SYMTYPE, "hard.png"),
+            special("nowhere.png", tarfile.SYMTYPE, "missing.png"),
+            special("absolute.png", tarfile.SYMTYPE, "/etc/passwd"),
+            special("out.png", tarfile.LNKTYPE, "../../x.png"),
+            special("loop.png", tarfile.SYMTYPE, "loop.png"),
+            special("latest", tarfile.SYMTYPE, "d"),
+            ("c.png", IMAGES[2][1]),
+        ],
     )
     summary = plan(shard, tmp_path / "plan", unit_size)
     assert (summary.samples, summary.left_out) == (12, 1)
@@ -191,17 +174,17 @@ def test_a_link_to_a_member_is_that_member_and_any_other_a_failed_row(tmp_path, 
 
 
 def test_what_in_a_tar_belongs_to_no_sample_is_named(tmp_path):
-    pipe = tarfile.TarInfo("pipe.png")
-    pipe.type = tarfile.FIFOTYPE
     others = ["README", "._a.png", ".DS_Store", "__MACOSX/a.png", ".thumbs/a.png", "__meta__/info.json"]
-    shard = tar_with(
+    shard = write_tar(
         tmp_path / "s.tar",
-        ("a.jpg", IMAGES[0][1]),
-        ("a.png", IMAGES[1][1]),
-        ("a.seg.png", IMAGES[2][1]),
-        ("a.cls", b"3"),
-        *((name, b"") for name in others),
-        pipe,
+        [
+            ("a.jpg", IMAGES[0][1]),
+            ("a.png", IMAGES[1][1]),
+            ("a.seg.png", IMAGES[2][1]),
+            ("a.cls", b"3"),
+            *((name, b"") for name in others),
+            special("pipe.png", tarfile.FIFOTYPE),
+        ],
     )
     summary = plan(shard, tmp_path / "plan")
     assert (summary.samples, summary.left_out) == (1, len(others) + 3)
@@ -349,10 +332,10 @@ def test_plan_and_shard_say_what_they_leave_out(tmp_path):
         f"sampler: {{name: ddnm, steps: 1}}\nmetrics: []\noutput: {tmp_path}/run\n"
     )
     for command in (
-        ["plan", f"{tmp_path}/job.yaml", "--no-timing"],
-        ["shard", f"{tmp_path}/in", f"{tmp_path}/o"],
+        ["plan", tmp_path / "job.yaml", "--no-timing"],
+        ["shard", tmp_path / "in", tmp_path / "o"],
     ):
-        result = CliRunner().invoke(app, command)
+        result = kintsugi(*command)
         assert result.exit_code == 0, result.output
         for said in (
             ": 3\n",
@@ -392,18 +375,8 @@ def test_checksums_that_match_no_shard_are_named(tmp_path):
 FOLDERS = ["plain", "v1.0", f"caf{NFD}", "caf\xe9 2", ".hidden", "__MACOSX", "__meta__", "a b"]
 ENDINGS = [
     "",
-    ".png",
-    ".PNG",
-    ".jpg",
-    ".2.png",
-    ".tar.gz",
-    ".gif",
-    ".jp2",
-    ".txt",
-    ".heic",
-    ".",
     f".{NFD}.png",
-    ".npy",
+    *[".png", ".PNG", ".jpg", ".2.png", ".tar.gz", ".gif", ".jp2", ".txt", ".heic", ".", ".npy"],
 ]
 
 

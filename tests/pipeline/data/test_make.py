@@ -19,13 +19,11 @@ import lmdb
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-import yaml
-from kit.shards import SIZE, encode, picture
+from kit.jobs import kintsugi, write_job
+from kit.shards import SIZE, encode, picture, png, zip_of
 from PIL import Image
-from typer.testing import CliRunner
 
 from kintsugi.errors import JobError
-from kintsugi.jobs.cli import app
 from kintsugi.pipeline.data import make as sharding
 from kintsugi.pipeline.data.decode import resize_crop
 from kintsugi.pipeline.data.make import make_shards
@@ -34,13 +32,6 @@ from kintsugi.pipeline.data.make.sources import MAX_BYTES, reason
 from kintsugi.pipeline.data.make.writing import fit
 
 NAMES = ["cat/a.png", "cat/b.jpg", "dog/c.v2.png", "dog/deep/a.png", "eel/d.webp"]
-
-
-def kintsugi(*arguments: str | Path):
-    result = CliRunner().invoke(app, [str(a) for a in arguments], env={"COLUMNS": "200"})
-    if result.exception and not isinstance(result.exception, SystemExit):
-        raise result.exception
-    return result
 
 
 def content_of(name: str, side: int = 48) -> bytes:
@@ -55,11 +46,9 @@ def folder_of(target: Path, names: list[str] = NAMES) -> Path:
     return target
 
 
-def zip_of(target: Path, members: dict[str, bytes], method: int = zipfile.ZIP_DEFLATED) -> Path:
+def write_zip(target: Path, members: dict[str, bytes], method: int = zipfile.ZIP_DEFLATED) -> Path:
     target.parent.mkdir(parents=True, exist_ok=True)
-    with zipfile.ZipFile(target, "w", method) as archive:
-        for name, content in members.items():
-            archive.writestr(name, content)
+    target.write_bytes(zip_of(members, method))
     return target
 
 
@@ -105,8 +94,8 @@ def test_every_kind_of_source_gives_the_same_shards(tmp_path, size):
     without_suffix = {name.rpartition(".")[0].encode(): content for name, content in contents.items()}
     sources = [
         folder_of(tmp_path / "0/set"),
-        zip_of(tmp_path / "1/set.zip", contents),
-        zip_of(tmp_path / "2/set.zip", contents, zipfile.ZIP_STORED),
+        write_zip(tmp_path / "1/set.zip", contents),
+        write_zip(tmp_path / "2/set.zip", contents, zipfile.ZIP_STORED),
         lmdb_of(tmp_path / "3/set", without_suffix | {b"length": b"5"}),
         lmdb_of(tmp_path / "4/set.lmdb", without_suffix, subdir=False),
     ]
@@ -394,8 +383,8 @@ def test_sources_that_are_none_are_refused(tmp_path):
     ]:
         with pytest.raises(JobError, match=f"{tmp_path / name}: {message}"):
             make_shards(tmp_path / name, tmp_path / "out", Options())
-    twice = zip_of(tmp_path / "twice.zip", {"a.png": b"", "b.png": b""})
-    twice.write_bytes(twice.read_bytes().replace(b"b.png", b"a.png"))
+    twice = tmp_path / "twice.zip"
+    twice.write_bytes(zip_of({"a.png": b"", "b.png": b""}).replace(b"b.png", b"a.png"))
     with pytest.raises(JobError, match=r"a\.png is in it twice"):
         make_shards(twice, tmp_path / "out", Options())
     assert not (tmp_path / "out").exists()
@@ -434,7 +423,7 @@ HOSTILE = {
 
 def test_hostile_names_in_a_zip_are_only_ever_keys(tmp_path):
     names = ["../../outside.png", "a/../../b.png", "__MACOSX/._a.png", "a/.hidden.png", *HOSTILE]
-    source = zip_of(tmp_path / "in/set.zip", {name: content_of(name) for name in names})
+    source = write_zip(tmp_path / "in/set.zip", {name: content_of(name) for name in names})
     result = kintsugi("shard", source, tmp_path / "in/out")
     assert result.exit_code == 2
     assert "\x1b" not in result.output
@@ -501,7 +490,7 @@ def patched(source: Path, name: str, offset: int, value: bytes) -> None:
 
 def test_members_of_a_zip_that_cannot_be_read_are_left_out(tmp_path):
     names = ["good.png", "corrupt.png", "encrypted.png", "huge.png", "strange.png"]
-    source = zip_of(tmp_path / "set.zip", {name: content_of(name) for name in names})
+    source = write_zip(tmp_path / "set.zip", {name: content_of(name) for name in names})
     with zipfile.ZipFile(source, "a", zipfile.ZIP_BZIP2) as archive:
         archive.writestr("bz2.png", content_of("bz2"))
     patched(source, "encrypted.png", 8, b"\1\0")
@@ -525,7 +514,7 @@ def test_members_of_a_zip_that_cannot_be_read_are_left_out(tmp_path):
 
 def test_a_member_that_says_it_is_small_is_not_unpacked_beyond_that(tmp_path):
     bomb = bytes(1 << 27)
-    source = zip_of(tmp_path / "set.zip", {"a.png": content_of("a"), "bomb.png": bomb})
+    source = write_zip(tmp_path / "set.zip", {"a.png": content_of("a"), "bomb.png": bomb})
     patched(source, "bomb.png", 24, struct.pack("<I", 1000))
     tracemalloc.start()
     result = make_shards(source, tmp_path / "out", Options())
@@ -537,19 +526,9 @@ def test_a_member_that_says_it_is_small_is_not_unpacked_beyond_that(tmp_path):
 
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 def test_pictures_of_too_many_pixels_are_left_out_undecoded(tmp_path):
-    def header(width: int, height: int) -> bytes:
-        chunk = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-        return (
-            b"\x89PNG\r\n\x1a\n"
-            + struct.pack(">I", 13)
-            + chunk
-            + struct.pack(">I", zlib.crc32(chunk))
-            + b"\0\0\0\0IDAT"
-        )
-
     source = folder_of(tmp_path / "set", ["a.png"])
-    (source / "huge.png").write_bytes(header(10_001, 10_000))
-    (source / "monstrous.png").write_bytes(header(100_000, 100_000))
+    (source / "huge.png").write_bytes(png(10_001, 10_000))
+    (source / "monstrous.png").write_bytes(png(100_000, 100_000))
     (source / "thin.png").write_bytes(encode(np.zeros((1, 20_000, 3), np.uint8)))
     result = make_shards(source, tmp_path / "out", Options(size=128))
     reasons = dict(result.left_out)
@@ -582,7 +561,7 @@ def test_shards_are_restored_in_the_order_of_a_list_and_with_its_labels(make_job
     made = kintsugi("shard", source, tmp_path / "out", "--size", SIZE, "--list", names, "--per-shard", 2)
     assert made.exit_code == 0
     job = make_job(data={"shards": f"{tmp_path}/out/set-{{000000..000001}}.tar", "size": SIZE})
-    (tmp_path / "job.yaml").write_text(yaml.safe_dump(job.model_dump(mode="json")))
+    write_job(tmp_path / "job.yaml", job)
     assert kintsugi("run", tmp_path / "job.yaml", "--address", "none").exit_code == 0
     rows = pq.read_table(Path(job.output) / "report" / "rows.parquet")
     assert rows["key"].to_pylist() == ["eel/d", "dog/c_v2", "cat/a"]

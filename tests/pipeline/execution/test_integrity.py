@@ -4,8 +4,6 @@ import hashlib
 import json
 import os
 import shutil
-import struct
-import zlib
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -16,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 from kit.jobs import execute, kintsugi
-from kit.shards import SIZE, encode, picture, write_tar
+from kit.shards import SIZE, encode, picture, png, write_tar
 
 from kintsugi.errors import JobError
 from kintsugi.pipeline.analysis.report.gallery import refuse_no_pictures
@@ -369,14 +367,6 @@ def replaced(name: str, values: list, kind: pa.DataType):
     return lambda rows: rows.set_column(rows.schema.get_field_index(name), name, pa.array(values, kind))
 
 
-def claims(width: int, height: int) -> bytes:
-    """A PNG of a few bytes that claims a size."""
-    content = bytearray(encode(picture(0)))
-    content[16:24] = struct.pack(">II", width, height)
-    content[29:33] = struct.pack(">I", zlib.crc32(content[12:29]))
-    return bytes(content)
-
-
 NONSENSE = {
     "text in a number's column": (replaced("psnr", ["=1+1", "x"], pa.string()), "psnr is a column of string"),
     "null keys": (replaced("key", [None, "a"], pa.string()), "a row without key"),
@@ -387,7 +377,7 @@ NONSENSE = {
         "two columns have one name",
     ),
     "a picture of 20000²": (
-        replaced("restored", [claims(20_000, 20_000)] * 2, pa.binary()),
+        replaced("restored", [png(20_000, 20_000)] * 2, pa.binary()),
         "restored of 'image_000'",
     ),
     "a picture that is none": (replaced("truth", [b"GIF89a"] * 2, pa.binary()), "truth of 'image_000'"),

@@ -69,6 +69,7 @@ HARM = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["tar", "folder"])
 def test_harm_to_what_is_restored_is_found_and_undone(make_restoration, place, kind):
     run = execute(make_restoration(kind, place / "run"))

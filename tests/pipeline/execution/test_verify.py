@@ -244,6 +244,7 @@ def test_a_job_that_is_asked_to_stop_finishes_its_unit(make_job):
     assert run.progress().units == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("number", "count"), [(signal.SIGTERM, 1), (signal.SIGINT, 2)])
 def test_signals_end_the_job_in_good_order(make_job, tmp_path, number, count):
     """One signal: the unit in hand is committed. Two: it is not. Either way the exit code is 130."""

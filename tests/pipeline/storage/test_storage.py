@@ -259,6 +259,7 @@ def test_the_job_file_of_a_run_in_a_bucket_is_read_again(bucket_job):
     assert "secret" not in str(error.value)
 
 
+@pytest.mark.slow
 def test_a_server_that_is_away_for_a_while_is_waited_for(s3, monkeypatch):
     """Requests are repeated with growing pauses: the server comes back, and they succeed."""
     from moto.server import ThreadedMotoServer
