@@ -37,11 +37,7 @@ START_SECONDS = 60
 
 @contextmanager
 def connected(cluster: Path | None, address: str | None) -> Iterator[Any]:
-    """A client of the job server at an address, or of that of a launcher file's cluster.
-
-    Raises:
-        JobError: neither or both are given, or no job server is there.
-    """
+    """A client of the job server of a launcher file or at an address; raises a JobError if there is none."""
     if (cluster is None) == (address is None):
         raise JobError("submit: give either --cluster cluster.yaml or --address http://HOST:8265")
     use_token()

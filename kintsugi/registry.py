@@ -73,11 +73,7 @@ class Registry(Mapping[str, T]):
         return self.loaded[name]
 
     def load(self, name: str) -> T:
-        """Import the plug-in of this name.
-
-        Raises:
-            KeyError: there is none. SpecError: it cannot be used, or several packages have one.
-        """
+        """Import a plug-in; raises a KeyError if there is none, a SpecError if it cannot be used."""
         if (plugin := self.plugin(name)) is None:
             raise KeyError(name)
         title = f"{self.field}: the plug-in {name!r} of {package(plugin)}"

@@ -77,11 +77,7 @@ def measurements(stage: Stage, images: Any) -> list[np.ndarray]:
 
 
 def on_range(values: np.ndarray, low: float, high: float, deviation: float) -> np.ndarray:
-    """Numbers on [low, high], but for noise and the overshoot of filters, as float32 on [-1, 1].
-
-    Raises:
-        JobError: they are on another range.
-    """
+    """Numbers on [low, high], but for noise and overshoot, as float32 on [-1, 1]; else a JobError."""
     scaled = (finite(values) - np.float32(low)) * np.float32(2 / (high - low)) - 1
     seen = f"values from {values.min(initial=np.inf):g} to {values.max(initial=-np.inf):g}"
     kinds = "tensors are on [-1, 1], arrays of floating point on [0, 1], arrays of uint8 on 0 … 255"

@@ -132,11 +132,7 @@ def read_mask(path: str) -> np.ndarray:
 
 
 def array_of_zip(path: str) -> np.ndarray:
-    """The array `m` of an .npz, or its only one.
-
-    Raises:
-        ValueError: there is none, or several without an `m`, or it is broken or too large.
-    """
+    """The array `m` of an .npz, or its only one; raises a ValueError for others, broken or too large."""
     try:
         with ZipFile(path) as archive:
             members = {info.filename.removesuffix(".npy"): info for info in archive.infolist()}

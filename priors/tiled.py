@@ -72,11 +72,7 @@ class Tiled:
 
     @property
     def labels(self) -> Tensor | None:
-        """The class of each image, (B,) int64; None for the prior's own.
-
-        Raises:
-            SpecError: set for a prior without classes, or to what it refuses.
-        """
+        """The class of each image, (B,) int64, or None; setting what does not fit raises a SpecError."""
         return self._labels
 
     @labels.setter

@@ -29,11 +29,7 @@ class Span:
     path: PathName = "prior"
 
     def times(self, prior: Prior) -> tuple[Path, Tensor]:
-        """The path for a prior, and its times (steps + 1,).
-
-        Raises:
-            ValueError: the times are not the path's, or do not lead from noise to data.
-        """
+        """The path for a prior, and its times (steps + 1,); raises a ValueError for times that do not fit."""
         path = PATHS[self.path] or prior.path
         default_start, default_end = path.time_of(DEFAULT_SPAN).tolist()
         start = default_start if self.start is None else self.start

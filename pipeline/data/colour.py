@@ -15,11 +15,7 @@ SAME = 2  # levels: profiles of sRGB differ by 1, Rec. 709's curve from sRGB's b
 
 
 def in_srgb(image: Image.Image) -> Image.Image:
-    """An image of 8 bits in the colours of its profile, as sRGB; itself where that is none of it, or sRGB's.
-
-    Raises:
-        UnreadableImage: a profile that cannot be read.
-    """
+    """An image of 8 bits, converted to sRGB if need be; raises an UnreadableImage for a bad profile."""
     if (transform := transform_of(image)) is None:
         return image
     alpha = image.convert("RGBA").getchannel("A") if image.has_transparency_data else None

@@ -51,11 +51,7 @@ CLAIM = TypeAdapter(Claim)
 
 @contextmanager
 def claimed(folder: Location, job: Job, prior_sha256: str) -> Iterator[None]:
-    """Hold an output while this job is planned in it; other drivers of the same job may, too.
-
-    Raises:
-        JobError: another job holds it, or it cannot be written to.
-    """
+    """Hold an output while this job, and no other, is planned in it; raises a JobError if that fails."""
     name = f"claim-{this_host()}-{os.getpid()}-{uuid.uuid4().hex[:8]}.json"
     file, since = folder / name, datetime.now(UTC).isoformat(" ", "seconds")
     mine = Claim(job.model_dump(mode="json"), prior_sha256, socket.gethostname(), os.getpid(), since)

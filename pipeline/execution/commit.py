@@ -262,11 +262,7 @@ def read_rows(folder: Location, record: Commit, columns: list[str] | None = None
 
 
 def read_features(folder: Location, record: Commit, columns: list[str] | None = None) -> pa.Table | None:
-    """The features of a committed unit, all or some columns, None if it was committed without.
-
-    Raises:
-        JobError: the file is not the one that was committed, or does not hold features.
-    """
+    """The features of a committed unit, all or some columns, None if it has none; raises as `read_rows`."""
     from kintsugi.pipeline.metrics.features import refuse_others
 
     if record.features_sha256 is None:

@@ -101,11 +101,7 @@ class AdmPrior:
 
     @property
     def labels(self) -> Tensor | None:
-        """The class of each image, (B,) int64 from 0 to `classes` − 1; None for the prior's own.
-
-        Raises:
-            SpecError: set for a network without classes, or to what is no such tensor.
-        """
+        """The class of each image, (B,) int64, or None; setting what does not fit raises a SpecError."""
         return self._labels
 
     @labels.setter

@@ -27,11 +27,7 @@ def is_local(path: str) -> bool:
 
 
 def locate(path: str, revision: str | None, files: Sequence[str]) -> Path:
-    """The folder of a pipeline; that of a hub model in the hub's cache, with `files` in it.
-
-    Raises:
-        CheckpointError: neither a folder nor a hub model within reach.
-    """
+    """The folder of a pipeline, in the cache of the hub with `files`; raises a CheckpointError if none."""
     if is_local(path):
         if revision is not None:
             raise CheckpointError(f"revision: {path!r} is a folder; revisions are for models of the hub")
@@ -56,11 +52,7 @@ def component(folder: Path, name: str) -> Path:
 
 
 def find_weights(path: str, revision: str | None, variant: str | None) -> list[Path]:
-    """The files of the UNet's weights, downloaded where need be.
-
-    Raises:
-        CheckpointError: there are none, or several variants of which none is asked for.
-    """
+    """The files of the UNet's weights, downloaded if need be; raises a CheckpointError for none."""
     for middle in [f".{variant}"] if variant else ["", ".*"]:
         for suffix in FORMATS:
             endings = (f"{middle}.{suffix}", f".{suffix}.index{middle}.json", f"{middle}-*.{suffix}")
@@ -73,11 +65,7 @@ def find_weights(path: str, revision: str | None, variant: str | None) -> list[P
 
 
 def weight_files(folder: Path, variant: str | None) -> list[Path]:
-    """The files of the UNet's weights in the folder of a pipeline, in order of name; [] where there are none.
-
-    Raises:
-        CheckpointError: several variants, of which none is asked for.
-    """
+    """The files of the UNet's weights in a folder, sorted, [] without; several variants are an error."""
     unet = component(folder, "unet")
     if variant or (found := weights_of(unet, None)):
         return weights_of(unet, variant) if variant else found

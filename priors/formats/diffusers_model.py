@@ -204,11 +204,7 @@ def check_sizes(file: str, config: Mapping[str, Any], most: Mapping[str, int]) -
 
 
 def listed_components(folder: FilePath) -> dict[str, Any]:
-    """The components of a pipeline's index, {} where there is none.
-
-    Raises:
-        CheckpointError: others than a unet and a scheduler, such as the transformer or the vae of latents.
-    """
+    """The components of a pipeline's index, {} without one; raises a CheckpointError for any others."""
     if not (folder / "model_index.json").is_file():
         return {}
     index = read_json(folder / "model_index.json")
