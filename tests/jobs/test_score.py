@@ -316,6 +316,25 @@ def test_a_relative_score_continues_from_anywhere(sets, tmp_path, monkeypatch):
     assert "prior" not in planned
 
 
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda pairs: pairs[:1], "its pairs are not 2"),
+        (lambda pairs: [None, *pairs[1:]], "its pairs are not 2"),
+        (lambda pairs: [pairs[0] | {"shard": None}, *pairs[1:]], "a pair lacks something"),
+        (lambda pairs: [pairs[0] | {"links": [{"name": "a", "data": -1, "size": 1}]}, *pairs[1:]], "a link"),
+    ],
+)
+def test_a_plan_whose_pairs_are_none_is_refused(sets, tmp_path, change, words):
+    run = open_or_plan(scoring(sets, tmp_path / "s"))
+    plan, unit = pq.read_table(run.folder / PLAN), next(run.units())
+    listed = plan.to_pylist()
+    listed[0]["pairs"] = change(listed[0]["pairs"])
+    pq.write_table(pa.Table.from_pylist(listed, plan.schema), run.folder / PLAN)
+    with pytest.raises(JobError, match=f"cannot be read as a plan: .*{words}"):
+        read_members(run.folder / PLAN, unit)
+
+
 # The job
 
 
