@@ -8,16 +8,18 @@ import scipy.integrate
 import torch
 
 from kintsugi import samplers
-from kintsugi.priors.analytic import LowRankMixture, StandardNormal
+from kintsugi.priors.analytic import StandardNormal
 from kintsugi.priors.paths import DDPM, RectifiedFlow, VariancePreserving, log_snr
 from kintsugi.samplers.coefficients import Drift, composite
 from kintsugi.samplers.grids import time_grid
 from kintsugi.samplers.guidance import guidance_factor, guidance_strength, match_time
+from kintsugi.testing import mixture
 
 D = torch.float64
 VP, FLOW, LABELS = VariancePreserving(), RectifiedFlow(), DDPM()
 PATHS = {"vp": VP, "ddpm": LABELS, "flow": FLOW}
 SINGULAR_VALUES = torch.tensor([0.0, 0.05, 0.4, 1.0], dtype=D)
+SHAPE = (1, 4, 4)
 T = torch.linspace(0.001, 0.999, 21, dtype=D)
 
 
@@ -54,14 +56,6 @@ def test_drift_of_the_standard_cases():
     assert_close(n, 1 / (1 - T))
 
 
-def mixture(path, parametrization):
-    generator = torch.Generator().manual_seed(0)
-    means = torch.randn(3, 1, 4, 4, generator=generator, dtype=D)
-    factors = torch.linalg.qr(torch.randn(3, 16, 2, generator=generator, dtype=D))[0].mT
-    weights = torch.tensor([0.5, 0.3, 0.2], dtype=D)
-    return LowRankMixture(means, factors.reshape(3, 2, 1, 4, 4), 0.3, weights, path, parametrization)
-
-
 @pytest.mark.parametrize("prior_path", PATHS)
 @pytest.mark.parametrize("path", PATHS)
 def test_the_drift_depends_on_the_distribution_only(path, prior_path):
@@ -70,11 +64,11 @@ def test_the_drift_depends_on_the_distribution_only(path, prior_path):
     t = path.time_of(torch.linspace(-4, 4, 9, dtype=D))
     x = torch.randn(9, 1, 4, 4, generator=torch.Generator().manual_seed(1), dtype=D)
     x *= torch.sqrt(path.a(t) ** 2 + path.s(t) ** 2).view(-1, 1, 1, 1)
-    native = mixture(path, "x0")(x, t)
+    native = mixture(path, "x0", SHAPE)(x, t)
     a, s, da, ds = (f(t).view(-1, 1, 1, 1) for f in (path.a, path.s, path.da, path.ds))
     expected = da * native + ds * (x - a * native) / s
     for parametrization in ("eps", "v", "x0"):
-        prior = mixture(PATHS[prior_path], parametrization)
+        prior = mixture(PATHS[prior_path], parametrization, SHAPE)
         drift = Drift(path, prior.path, parametrization)
         time, scale = match_time(path, prior.path, t)
         u = prior(scale.view(-1, 1, 1, 1) * x, time)
@@ -82,15 +76,6 @@ def test_the_drift_depends_on_the_distribution_only(path, prior_path):
         assert_close(p.view(-1, 1, 1, 1) * x + q.view(-1, 1, 1, 1) * u, native, 1e-8)
         moved = m.view(-1, 1, 1, 1) * x + n.view(-1, 1, 1, 1) * u
         assert ((moved - expected).abs() < 1e-8 * (1 + expected.abs().amax((1, 2, 3), keepdim=True))).all()
-
-
-def test_an_eps_network_has_the_same_coefficients_on_the_flow_wherever_it_was_trained():
-    t = FLOW.time_of(torch.linspace(-4, 4, 9, dtype=D))
-    native, moved = Drift(FLOW, FLOW, "eps"), Drift(FLOW, VP, "eps")
-    for one, other in zip(native.prediction(t), moved.prediction(t), strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-12, atol=0)
-    for one, other in zip(native.unconditional(t), moved.unconditional(t), strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-12, atol=0)
 
 
 def test_match_time_keeps_the_log_snr_and_refuses_what_the_prior_never_saw():
@@ -124,18 +109,6 @@ def test_guidance_factor():
 
 
 # Closed forms.
-
-
-@pytest.mark.parametrize("path", ["vp", "ddpm"])
-@pytest.mark.parametrize("end", [None, 0.0])
-def test_without_guidance_the_eps_coefficient_is_the_increment_of_s_over_a(path, end):
-    prior = StandardNormal(PATHS[path])
-    job = coefficients(prior=prior, w=0.0, steps=7, end=end)
-    a, s = prior.path.a(job.times), prior.path.s(job.times)
-    for k, step in enumerate(job.steps):
-        increment = s[k + 1] / a[k + 1] - s[k] / a[k]
-        assert_close(step.advance.u[0], (a[k + 1] * increment).expand(4), 1e-12)
-        assert_close(step.advance.x, (a[k + 1] / a[k]).expand(4), 1e-12)
 
 
 def test_lambda_is_per_unit_of_the_whole_span():

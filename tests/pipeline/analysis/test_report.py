@@ -39,6 +39,7 @@ from kintsugi.pipeline.execution.live import Live
 from kintsugi.pipeline.execution.local import in_process
 from kintsugi.pipeline.execution.open import open_or_plan
 from kintsugi.pipeline.execution.prometheus import Counts
+from kintsugi.pipeline.execution.run import Run
 from kintsugi.pipeline.execution.worker import Worker
 from kintsugi.pipeline.metrics import REGISTRY
 from kintsugi.pipeline.metrics.sets import SetResult
@@ -47,7 +48,7 @@ PICTURE = re.compile(r'data-kind="([^"]+)"><img alt="[^"]*" src="data:image/webp
 
 
 def report_of(job):
-    run = execute(job)
+    run = job if isinstance(job, Run) else execute(job)
     html = write_report(run)
     return run, json.loads((html.parent / "metrics.json").read_text()), html.read_text()
 
@@ -64,8 +65,8 @@ def pictures_in(html):
     ]
 
 
-def test_the_report_is_what_the_rows_say(make_job):
-    run, metrics, html = report_of(make_job())
+def test_the_report_is_what_the_rows_say(finished):
+    run, metrics, html = report_of(finished)
     rows = pq.read_table(run.folder / "report" / "rows.parquet")
     promised = "key shard status error seed seconds forwards vjps batch_size psnr ssim lpips residual"
     assert set(promised.split()) <= set(rows.column_names)
@@ -245,7 +246,7 @@ def test_results_without_an_interval_have_one_dash():
     assert ["fid, of the set", "9.000", "–", "3"] in lines
 
 
-def test_what_samples_are_sorted_by(make_job, monkeypatch):
+def test_what_samples_are_sorted_by(finished, monkeypatch):
     words = dict(orders({"psnr": {}, "residual": {}, "spread": {}, "seconds": {}}))
     assert words["psnr:1"] == "PSNR, worst first"
     assert words["residual:1"] == "residual, best first"
@@ -259,13 +260,13 @@ def test_what_samples_are_sorted_by(make_job, monkeypatch):
             yield place, row | ({"psnr": np.nan} if place == 0 else {})
 
     monkeypatch.setattr(gallery, "rows_at", undefined)
-    _, _, html = report_of(make_job())
+    _, _, html = report_of(finished)
     assert html.count(' data-psnr="') == html.count('<figure class="card"') - 1
 
 
-def test_all_groups_are_in_a_table_and_the_largest_on_the_page(make_job, monkeypatch):
+def test_all_groups_are_in_a_table_and_the_largest_on_the_page(finished, monkeypatch):
     monkeypatch.setattr(results, "GROUPS", 5)
-    run, metrics, html = report_of(make_job())
+    run, metrics, html = report_of(finished)
     rows = pyarrow.csv.read_csv(run.folder / "report" / "breakdowns.csv").to_pylist()
     assert Counter(row["by"] for row in rows) == {"shard": 3, "label": 12}
     psnr = {row["key"]: row["psnr"] for row in pq.read_table(run.folder / "report/rows.parquet").to_pylist()}
@@ -286,8 +287,8 @@ def test_the_command_makes_the_run_again_in_a_new_folder(make_job, tmp_path):
     assert job == run.job.model_copy(update={"output": new})
 
 
-def test_a_report_that_cannot_be_made_leaves_the_one_before(make_job, monkeypatch):
-    run, _, _ = report_of(make_job())
+def test_a_report_that_cannot_be_made_leaves_the_one_before(finished, monkeypatch):
+    run, _, _ = report_of(finished)
     before = {file: file.stat().st_mtime_ns for file in (run.folder / "report").iterdir()}
     next((run.folder / "commits").iterdir()).unlink()
     monkeypatch.setattr(write, "contact_sheet", None)  # what is made last
@@ -296,10 +297,10 @@ def test_a_report_that_cannot_be_made_leaves_the_one_before(make_job, monkeypatc
     assert {file: file.stat().st_mtime_ns for file in (run.folder / "report").iterdir()} == before
 
 
-def test_metrics_of_the_set_have_their_warnings_beside_them(make_job, monkeypatch):
+def test_metrics_of_the_set_have_their_warnings_beside_them(finished, monkeypatch):
     result = SetResult(12.5, 11.0, None, 12, ("only 12 <samples>",), "the truth", {"fid_infinity": 9.25})
     monkeypatch.setattr(write, "set_metrics", lambda run: {"fid": result})
-    run, metrics, html = report_of(make_job())
+    run, metrics, html = report_of(finished)
     assert metrics["sets"]["fid"]["value"] == 12.5
     row = next(line for line in html.split("<tr>") if "FID ↓, of the set" in line)
     for text in (
@@ -415,7 +416,7 @@ def test_in_a_browser_samples_are_sorted_compared_and_enlarged(make_job, tmp_pat
     assert browser.evaluate(f"{published}.scrollWidth <= {published}.clientWidth")
 
 
-def test_in_a_browser_nothing_leaves_the_page_whatever_is_in_it(make_job, tmp_path, browser):
+def test_in_a_browser_nothing_leaves_the_page_whatever_is_in_it(finished, tmp_path, browser):
     asked = []
 
     class Server(http.server.BaseHTTPRequestHandler):
@@ -427,7 +428,7 @@ def test_in_a_browser_nothing_leaves_the_page_whatever_is_in_it(make_job, tmp_pa
         def log_message(self, *arguments):
             pass
 
-    _, _, html = report_of(make_job())
+    _, _, html = report_of(finished)
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Server)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     url = f"http://127.0.0.1:{server.server_port}"
