@@ -142,6 +142,7 @@ def test_a_notebook_has_a_bar(monkeypatch):
 # ---- images in memory
 
 
+@pytest.mark.slow
 def test_a_tensor_restored_is_the_rows_of_a_run(make_job, tmp_path):
     """Same seed, keys, and batches: the same bytes, also of an image larger than a tile."""
     generator = torch.Generator().manual_seed(0)

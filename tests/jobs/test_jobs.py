@@ -215,6 +215,7 @@ def test_exit_code_130_and_resumption_after_ctrl_c(job_file, make_job, monkeypat
     assert kintsugi("run", job_file, "--address", "none").exit_code == 0
 
 
+@pytest.mark.slow
 def test_errors_go_to_stderr_with_exit_code_1(tmp_path):
     command = [sys.executable, "-m", "kintsugi", "run", str(tmp_path / "nothing.yaml")]
     result = subprocess.run(command, capture_output=True, text=True, check=False)

@@ -460,6 +460,7 @@ def test_noise_of_another_shape_is_refused():
         restore(build(), noise=draw(1, *SHAPE))
 
 
+@pytest.mark.slow
 def test_importing_operators_and_samplers_imports_neither_ray_nor_diffusers():
     code = "import sys; from kintsugi import operators, samplers; print(*sys.modules)"
     loaded = subprocess.check_output([sys.executable, "-c", code], text=True).split()

@@ -140,6 +140,7 @@ def test_fid_of_a_run_is_clean_fids_of_its_files(networks, make_job, tmp_path):
     assert found["swd"].value > 0
 
 
+@pytest.mark.slow
 def test_sets_and_files_are_the_same_for_other_units(networks, make_job, tmp_path):
     metrics = ["fid", "swd"]
     results = []
@@ -280,6 +281,7 @@ def test_a_job_without_reference_has_the_hash_it_had_before_there_was_one(make_j
     assert config_hash(make_job(reference="a/b")) != config_hash(make_job())
 
 
+@pytest.mark.slow
 def test_score_measures_images_of_another_method(networks, folder, tmp_path):
     from kintsugi.pipeline.metrics.scoring import Scorer
 
@@ -317,6 +319,7 @@ def test_score_measures_images_of_another_method(networks, folder, tmp_path):
     assert metrics["without_truth"] == ["sub/extra"]
 
 
+@pytest.mark.slow
 def test_score_with_another_reference_does_not_use_the_statistics_of_the_first(networks, tmp_path):
     for place, numbers in (("restored", (0, 1)), ("first", (2, 3)), ("second", (4, 5, 6))):
         (tmp_path / place).mkdir()

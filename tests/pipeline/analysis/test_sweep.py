@@ -422,6 +422,7 @@ def test_best_is_a_job_on_other_images_with_the_best_settings(swept, monkeypatch
     assert "on 16 images for tuning, seed 0; H⁺y, without a network, " in head[1]
 
 
+@pytest.mark.slow
 def test_a_part_is_restored_as_in_the_whole(job_file, tmp_path):
     """In batches of one, to the bit: what a sample's neighbours are does not matter."""
     common = ("--address", "none", "--set", "compute.batch_size=1", "--set", "metrics=[psnr]")

@@ -158,6 +158,7 @@ def test_what_repair_cannot_mend_stays_a_finding(finished, shards, tmp_path):
 # ---- samples that failed
 
 
+@pytest.mark.slow
 def test_failed_samples_are_retried_and_nothing_else(make_job, job_file, monkeypatch):
     """Rows that were good stay the same bytes; those that failed are restored as in a run without fault."""
     calm = execute(
