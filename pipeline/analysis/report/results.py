@@ -2,7 +2,6 @@
 
 import hashlib
 import shlex
-from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -138,13 +137,18 @@ def spent(tally: Tally) -> dict[str, Any]:
             "device_share": None,
             "verdict": "No unit is done yet.",
         }
-    seconds: dict[str, float] = defaultdict(float, tally.seconds)
-    seconds["sampler"] = seconds["sample"] - seconds["forward"] - seconds["vjp"]
-    parts = {label: seconds[part] for part, label in PARTS.items()}
+    seconds: dict[str, float] = dict(tally.seconds)
+    if "sample" in seconds:  # a score has none
+        seconds["sampler"] = seconds["sample"] - seconds.get("forward", 0.0) - seconds.get("vjp", 0.0)
+    parts = {label: seconds[part] for part, label in PARTS.items() if part in seconds}
     parts[REST] = max(total - sum(parts.values()), 0.0)
-    shares = {what: sum(seconds[part] for part in of) / total for what, of in BOUNDS.items()}
+    shares = {
+        what: sum(seconds.get(part, 0.0) for part in of) / total
+        for what, of in BOUNDS.items()
+        if seconds.keys() & set(of)
+    }
     first, *others = sorted(shares, key=lambda what: -shares[what])
-    on_device = sum(seconds[part] for part in ON_DEVICE) / total
+    on_device = sum(seconds.get(part, 0.0) for part in ON_DEVICE) / total
     if first in ("reading", "writing"):
         kind = "I/O-bound"
     else:
@@ -154,7 +158,7 @@ def spent(tally: Tally) -> dict[str, Any]:
     return {
         "worker_seconds": total,
         "parts": {label: {"seconds": s, "share": s / total} for label, s in parts.items()},
-        "beside": {label: seconds[part] for part, label in BESIDE.items()},
+        "beside": {label: seconds.get(part, 0.0) for part, label in BESIDE.items()},
         "device_share": on_device,
         "verdict": f"{kind}: {first} took {percent(shares[first])} of the workers' time; {rest}. "
         f"The device was busy for {percent(on_device)} of it.",
