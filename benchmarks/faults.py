@@ -34,6 +34,7 @@ import numpy as np
 import typer
 from kit import faults
 from kit.faults import MOUNTED, NAMESPACE, SIGNALS, VICTIMS, Chaos, Disk, Outcome, descendants, tell
+from kit.plugins import know_stand_ins
 
 FROZEN = 10.0  # seconds without an answer
 NOTICE = 1.0  # seconds from the notice of a spot node to its end
@@ -373,7 +374,7 @@ def matrix(
     try:
         with workplace() as folder:
             (folder / "forked").mkdir()
-            faults.know_gaussian()
+            know_stand_ins()
             forked = faults.Forked(folder / "forked")
             calm[IN_PROCESS] = forked.seconds
             for place, fault in enumerate(FAULTS):
@@ -462,7 +463,7 @@ def soak(
     tally: Tally = Counter()
     try:
         with workplace() as folder:
-            faults.know_gaussian()
+            know_stand_ins()
             for turn in range(sys.maxsize):
                 if time.monotonic() > ends:
                     break
@@ -520,7 +521,7 @@ def chaos(
     outcomes: list[Outcome] = []
     try:
         with tempfile.TemporaryDirectory(prefix="kf-", ignore_cleanup_errors=True) as folder:
-            faults.know_gaussian()
+            know_stand_ins()
             executor = Chaos(Path(folder))
             for number in range(runs):
                 rng = np.random.default_rng([seed, number])
