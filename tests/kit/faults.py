@@ -50,7 +50,7 @@ from kintsugi.pipeline.execution.run import Run
 from kintsugi.pipeline.execution.verify import Finding, verify
 
 NAMESPACE = ("unshare", "--map-root-user", "--mount")  # before a command that mounts
-PROGRAM = (sys.executable, str(Path(__file__).parents[1] / "faults.py"))
+PROGRAM = (sys.executable, str(Path(__file__).resolve().parents[1] / "faults.py"))
 CHANGES = ("os.mkdir", "os.rename", "os.link", "os.remove")
 TRACEBACK = 99  # exit code for an exception that nobody caught
 NUMBER = struct.Struct("d")

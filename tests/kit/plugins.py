@@ -12,8 +12,8 @@ from kintsugi import operators, priors, samplers
 from kintsugi.pipeline import metrics
 
 REGISTRIES = (operators.REGISTRY, samplers.REGISTRY, priors.REGISTRY, metrics.REGISTRY)
-MINE = Path(__file__).parent / "plugin"
-SITE = Path(__file__).parent / "site"  # where the stand-ins of tests and benchmarks are installed
+MINE = Path(__file__).resolve().parent / "plugin"
+SITE = Path(__file__).resolve().parent / "site"  # where the stand-ins of tests and benchmarks are installed
 
 
 def python_path(*folders: Path) -> str:
