@@ -13,9 +13,9 @@ import torch
 from pydantic import Field
 
 from kintsugi.errors import SpecError
-from kintsugi.operators import masks
+from kintsugi.operators import kernels, masks
 from kintsugi.operators.base import Linear, Nonlinear, Operator, Separable
-from kintsugi.operators.blur import anisotropic_blur, gaussian_blur, gaussian_blur_rediff, uniform_blur
+from kintsugi.operators.blur import anisotropic_blur, blur, gaussian_blur, gaussian_blur_rediff, uniform_blur
 from kintsugi.operators.channels import colorize
 from kintsugi.operators.compose import chain
 from kintsugi.operators.hadamard import compressed_sensing
@@ -24,6 +24,7 @@ from kintsugi.operators.motion import motion_blur
 from kintsugi.operators.nonlinear import hdr, phase_retrieval, quantize
 from kintsugi.operators.pointwise import Mask, denoise, inpaint
 from kintsugi.operators.resize import average_pool, bicubic, resize
+from kintsugi.operators.solved import Solved
 from kintsugi.registry import Registry, construct
 
 __all__ = [
@@ -33,12 +34,13 @@ __all__ = [
     "Nonlinear",
     "Operator",
     "Separable",
+    "Solved",
     "SpecError",
     "build",
     "files_of",
 ]
 
-FILES = {"mask": masks.SUFFIXES}
+FILES = {"mask": masks.SUFFIXES, "kernel": kernels.SUFFIXES}
 """Parameters that may name a file, and the suffixes by which a value is one."""
 
 
@@ -66,6 +68,7 @@ BUILTIN: dict[str, Callable[..., Operator]] = {
     "anisotropic_blur": anisotropic_blur,
     "average_pool": average_pool,
     "bicubic": bicubic,
+    "blur": blur,
     "colorize": colorize,
     "compose": compose,
     "compressed_sensing": compressed_sensing,

@@ -1,7 +1,11 @@
-"""Arrays from .npy files that may come from anybody: nothing is unpickled, and sizes are bounded."""
+"""Arrays from .npy and .npz files that may come from anybody: nothing is unpickled, sizes are bounded."""
 
+import os
+import stat
+import zlib
 from collections.abc import Callable
 from io import BytesIO
+from zipfile import ZIP_DEFLATED, ZIP_STORED, BadZipFile, ZipFile
 
 import numpy as np
 
@@ -41,3 +45,45 @@ def read_array(
         raise ValueError(f"cut: {len(content):,} bytes do not hold an array of shape {shape}")
     array: np.ndarray = np.load(BytesIO(content), allow_pickle=False)
     return array
+
+
+def content_of(path: str, limit: int) -> bytes:
+    """The bytes of a file.
+
+    Raises:
+        OSError: there is none. ValueError: it is no regular file, or of more than `limit` bytes.
+    """
+    check_file(path, limit)
+    with open(path, "rb") as file:
+        return file.read(limit)
+
+
+def check_file(path: str, limit: int) -> None:
+    """Raise an OSError or a ValueError, as `content_of`, without opening the file."""
+    status = os.stat(path)
+    if not stat.S_ISREG(status.st_mode):
+        raise ValueError("no regular file")  # opening a FIFO would wait for ever
+    if status.st_size > limit:
+        raise ValueError(f"{status.st_size:,} bytes, more than {limit:,}")
+
+
+def array_of_zip(path: str, name: str | None, max_bytes: int, max_values: int) -> np.ndarray:
+    """The array `name` of an .npz, or its only one.
+
+    Raises:
+        ValueError: there is none, or several without one of that name, or it is broken or too large.
+    """
+    try:
+        with ZipFile(path) as archive:
+            members = {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
+            if name not in members and len(members) != 1:
+                none = f"none of them is called {name}" if name else "none is named"
+                raise ValueError(f"{len(members)} arrays and {none}")
+            member = members.get(name or "") or next(iter(members.values()))
+            if member.file_size > max_bytes or member.compress_type not in (ZIP_STORED, ZIP_DEFLATED):
+                raise ValueError(f"an array of more than {max_bytes:,} bytes, or compressed in another way")
+            with archive.open(member) as file:
+                content = file.read(member.file_size)
+    except (BadZipFile, NotImplementedError, RuntimeError, EOFError, zlib.error) as error:
+        raise ValueError(f"holds no array: {error}") from error
+    return read_array(content, max_values)

@@ -21,11 +21,16 @@ class Operator(nn.Module, ABC):
         measurement_shape: (C, h, w) of the measurements y.
         singular_values: S, non-negative, broadcastable against `to_spectral(x)`.
         linear: whether H is a matrix; if not, the spectral form is that of the identity.
+        decomposed: whether the spectral form is that of H.
+        border: rows and columns of an image that have no counterpart in a measurement: those of x are those
+            of y times a ratio, and these.
         pixels: whether measurements are images with values in [-1, 1].
     """
 
     linear: ClassVar[bool]
+    decomposed: ClassVar[bool]
     pixels: bool = True
+    border: tuple[int, int] = (0, 0)
     singular_values: Tensor
 
     def __init__(
@@ -75,9 +80,12 @@ class Operator(nn.Module, ABC):
 
 
 class Linear(Operator):
-    """y = H x."""
+    """y = H x.
 
-    linear = True
+    One that is not `decomposed` has the spectral form of a similar operator, and says what its H⁺ is.
+    """
+
+    linear = decomposed = True
 
     @abstractmethod
     def adjoint(self, y: Tensor) -> Tensor:
@@ -95,7 +103,7 @@ class Linear(Operator):
 class Nonlinear(Operator):
     """y = H(x) with a surrogate pseudo-inverse H⁺, as ΠGDM (Song et al., ICLR 2023) uses it."""
 
-    linear = False
+    linear = decomposed = False
     lipschitz: float = 1.0  # a bound on ‖∂H/∂x‖
 
     def __init__(self, image_shape: tuple[int, int, int], measurement_shape: tuple[int, int, int]):

@@ -4,14 +4,101 @@ import math
 from typing import Annotated
 
 import torch
-from pydantic import Field, FiniteFloat, NonNegativeFloat, PositiveFloat
+from pydantic import Field, FiniteFloat, NonNegativeFloat, NonNegativeInt, PositiveFloat
 from torch import Tensor
 
 from kintsugi.errors import ShapeError
 from kintsugi.operators.base import Factored, Linear, Separable
-from kintsugi.operators.convolution import Boundary, convolution, convolution_matrix
+from kintsugi.operators.convolution import (
+    Boundary,
+    Convolution,
+    Edge,
+    Mirrored,
+    convolution,
+    convolution_matrix,
+    wrapped,
+)
+from kintsugi.operators.kernels import SUMS_TO_ZERO, kernel_of
+from kintsugi.operators.solved import Solved
 
 Taps = Annotated[int, Field(ge=1, le=1023)]
+ROUNDING = 1e-7
+"""Relative to the kernel: what float32 leaves of a kernel that is a product, or symmetric."""
+
+
+def blur(
+    image_shape: tuple[int, int, int],
+    *,
+    kernel: Tensor | str | list[list[FiniteFloat]],
+    variable: str | None = None,
+    normalise: bool = True,
+    centre: tuple[NonNegativeInt, NonNegativeInt] | None = None,
+    boundary: Edge = "circular",
+    threshold: NonNegativeFloat = 3e-2,
+) -> Linear:
+    """Convolution y = k ∗ x with a kernel of one's own, the same for every channel.
+
+    kernel: rows of numbers, a tensor, or a file: npy, npz, mat (up to version 7) or a grey png; `variable`
+    names an array of an npz or mat that has several. Sides of 1 to 1023, even ones too. normalise: the kernel
+    is divided by its sum; false takes it as it is. centre: (row, column) of its origin, by default
+    (h // 2, w // 2); a kernel that lies beside its origin shifts the image, and is not moved. boundary:
+    "reflect" (the border pixel is repeated), "zero", "circular", or "valid": only pixels whose whole
+    neighbourhood is in the image are measured, (H − h + 1, W − w + 1), as by a camera.
+
+    Setting: kernels of cameras, as those of Levin et al. (CVPR 2009), which come as .mat files.
+
+    Exact are a kernel of rank 1 (threshold: on each axis), the circular boundary, and with "reflect" a kernel
+    that both mirrors leave as it is; what is below the threshold is then lost in y, too. For other kernels H⁺
+    is solved for, Hᵀ (H Hᵀ + threshold²)⁻¹ to a relative residual of 1e-6: see docs/operators.md.
+    """
+    channels, height, width = image_shape
+    taps = kernel_of(kernel, variable, normalise)
+    h, w = taps.shape
+    if boundary == "valid" and (h > height or w > width):
+        raise ShapeError(f"boundary: a kernel of {h}×{w} fits nowhere into images of {height}×{width}")
+    if centre is not None and boundary == "valid":
+        raise ValueError('centre: "valid" measures where the whole kernel fits, wherever its origin is')
+    row, column = centre or (h // 2, w // 2)
+    if row >= h or column >= w:
+        raise ValueError(f"centre: {(row, column)} is outside of a kernel of {h}×{w}")
+    operator: Linear
+    if factors := of_rank_one(taps):
+        rows = convolution_matrix(height, factors[0], boundary, row)
+        columns = convolution_matrix(width, factors[1], boundary, column)
+        operator = Separable(channels, rows, columns, threshold=threshold)
+    elif boundary == "circular":
+        periodic = wrapped(taps, (row, column), (height, width))
+        operator = Convolution(channels, periodic, threshold=threshold)
+    elif boundary == "reflect" and is_mirrored(taps, (row, column)):
+        operator = Mirrored(image_shape, taps, threshold=threshold)
+    else:
+        operator = Solved(image_shape, taps, (row, column), boundary, threshold)
+    if boundary == "valid":
+        operator.border = (h - 1, w - 1)
+    return operator
+
+
+def of_rank_one(kernel: Tensor) -> tuple[Tensor, Tensor] | None:
+    """The two factors of a kernel (h, w) that is their outer product but for rounding, if there are any.
+
+    Their sums are equal, or if these are zero their norms, so that a threshold treats both alike.
+    """
+    u, s, vt = torch.linalg.svd(kernel, full_matrices=False)
+    if len(s) > 1 and s[1] > ROUNDING * s[0]:
+        return None
+    vertical, horizontal = u[:, 0] * s[0].sqrt(), vt[0] * s[0].sqrt()
+    sums = vertical.sum().abs(), horizontal.sum().abs()
+    if sums[0] * sums[1] <= SUMS_TO_ZERO * kernel.abs().sum():
+        return vertical, horizontal
+    scale = (sums[1] / sums[0]).sqrt()
+    return vertical * scale, horizontal / scale
+
+
+def is_mirrored(kernel: Tensor, centre: tuple[int, int]) -> bool:
+    """Whether both mirrors through the origin leave a kernel as it is, but for rounding."""
+    middle = tuple((k - 1) / 2 for k in kernel.shape)
+    error = max((kernel - kernel.flip(axis)).abs().max().item() for axis in (0, 1))
+    return centre == middle and error <= ROUNDING * kernel.abs().max().item()
 
 
 def gaussian_blur(

@@ -6,9 +6,10 @@ from torch import Tensor, nn
 
 from kintsugi.operators.base import Linear, Nonlinear, Operator, Separable
 from kintsugi.operators.channels import Channels
-from kintsugi.operators.convolution import Convolution
+from kintsugi.operators.convolution import Convolution, Mirrored
 from kintsugi.operators.hadamard import Hadamard
 from kintsugi.operators.pointwise import Mask
+from kintsugi.operators.solved import Solved
 
 
 class Kronecker(Linear):
@@ -68,8 +69,8 @@ class Chain(Nonlinear):
 
 
 def lipschitz(operator: Operator) -> float:
-    """A bound on ‖∂H/∂x‖; of a linear operator its largest singular value."""
-    if isinstance(operator, Nonlinear):
+    """A bound on ‖∂H/∂x‖; of an operator with a decomposition its largest singular value."""
+    if isinstance(operator, Nonlinear | Solved):
         return operator.lipschitz
     return operator.singular_values.max().item()
 
@@ -133,7 +134,7 @@ def is_identity(operator: Linear) -> bool:
 def on_one_channel(operator: Linear) -> Linear | None:
     """The operator for any number of channels, if it treats them all alike."""
     match operator:
-        case Separable() | Convolution() | Hadamard():
+        case Separable() | Convolution() | Mirrored() | Hadamard():
             return operator
         case Mask(singular_values=known) if (known == known[:1]).all():
             return Mask(known[:1])

@@ -5,21 +5,29 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from kintsugi.numerics import reflect
-from kintsugi.operators.base import Linear, reciprocal
+from kintsugi.numerics import cosines, reflect
+from kintsugi.operators.base import Factored, Linear, reciprocal
 
 Boundary = Literal["reflect", "zero", "circular"]
+Edge = Literal["circular", "reflect", "zero", "valid"]
+"""A boundary, or none: the measurement is smaller."""
 
 
-def convolution_matrix(n: int, kernel: Tensor, boundary: Boundary) -> Tensor:
-    """The (n, n) matrix of a centred convolution with a symmetric kernel of odd length."""
+def convolution_matrix(n: int, kernel: Tensor, boundary: Edge, centre: int | None = None) -> Tensor:
+    """The (n, n) matrix of a convolution along an axis; "valid", (n − k + 1, n), is without borders.
+
+    Args:
+        kernel: (k,). centre: index of its origin, k // 2 unless given.
+    """
     k = len(kernel)
-    positions = torch.arange(n)[:, None] + torch.arange(k) - k // 2
-    weights = kernel.expand(n, k).contiguous()
+    before = k - 1 - (k // 2 if centre is None else centre)
+    outputs = torch.arange(n - k + 1) + before if boundary == "valid" else torch.arange(n)
+    positions = outputs[:, None] + torch.arange(k) - before
+    weights = kernel.flip(0).expand(len(outputs), k).contiguous()
     if boundary == "zero":
         weights = torch.where((positions >= 0) & (positions < n), weights, 0)
     folded = reflect(positions, n) if boundary == "reflect" else positions.remainder(n)
-    return torch.zeros(n, n, dtype=kernel.dtype).scatter_add_(1, folded, weights)
+    return torch.zeros(len(outputs), n, dtype=kernel.dtype).scatter_add_(1, folded, weights)
 
 
 class Convolution(Linear):
@@ -82,13 +90,55 @@ class Convolution(Linear):
         return self.to_spectral(c)
 
 
+class Mirrored(Factored):
+    """y = k ∗ x with reflected borders, k even along both axes: diagonal in the DCT, S = |k̂|.
+
+    Args:
+        kernel: k (h, w) float64 of odd sides, its centre in the middle, equal to both its mirror images.
+        threshold: values of |k̂| below it are set to zero, in every method alike.
+    """
+
+    transfer: Tensor
+
+    def __init__(self, image_shape: tuple[int, int, int], kernel: Tensor, *, threshold: float = 0.0):
+        channels, *sides = image_shape
+        # Σ k_i cos(π u i / n), u = 0 … n − 1.
+        waves = [
+            torch.cos(torch.pi / n * torch.arange(n)[:, None] * (torch.arange(k) - k // 2).double())
+            for n, k in zip(sides, kernel.shape, strict=True)
+        ]
+        transfer = waves[0] @ kernel @ waves[1].T
+        kept = transfer.abs() >= max(threshold, transfer.abs().max().item() * 1e-12)
+        if not kept.any():
+            raise ValueError(f"threshold: {threshold} is above every singular value, nothing is measured")
+        transfer = torch.where(kept, transfer, 0)
+        rows, columns = (cosines(n).T for n in sides)
+        super().__init__(channels, (rows, rows), (columns, columns), transfer.abs())
+        self.register_buffer("transfer", transfer)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """A product with k̂ in the DCT."""
+        return self.from_spectral(self.transfer * self.to_spectral(x))
+
+    def adjoint(self, y: Tensor) -> Tensor:
+        """As `forward`: the blur is symmetric."""
+        return self.forward(y)
+
+    def pinv(self, y: Tensor) -> Tensor:
+        """A division by k̂ in the DCT; zero where that is zero."""
+        return self.from_spectral(reciprocal(self.transfer) * self.to_spectral(y))
+
+
 def multiply(transfer: Tensor, x: Tensor) -> Tensor:
     """Images (B, C, H, W) whose spectrum is multiplied by `transfer`, of rfft2's shape (…, H, W//2 + 1)."""
     return torch.fft.irfft2(transfer * torch.fft.rfft2(x), s=x.shape[-2:])
 
 
 def convolution(
-    image_shape: tuple[int, int, int], kernel: Tensor, boundary: Boundary, threshold: float
+    image_shape: tuple[int, int, int],
+    kernel: Tensor,
+    boundary: Boundary,
+    threshold: float,
 ) -> Convolution:
     """The convolution with any kernel, its centre in the middle; one larger than the image wraps around."""
     if boundary != "circular":
@@ -96,9 +146,17 @@ def convolution(
             f"boundary: {boundary!r} has no decomposition for a kernel that is not separable; use circular"
         )
     channels, height, width = image_shape
-    rows, columns = (
-        (torch.arange(k) - k // 2).remainder(n) for k, n in zip(kernel.shape, (height, width), strict=True)
+    rows, columns = kernel.shape
+    return Convolution(
+        channels, wrapped(kernel, (rows // 2, columns // 2), (height, width)), threshold=threshold
     )
-    wrapped = torch.zeros(height, width, dtype=kernel.dtype)
-    wrapped.index_put_((rows[:, None], columns), kernel, accumulate=True)
-    return Convolution(channels, wrapped, threshold=threshold)
+
+
+def wrapped(kernel: Tensor, centre: tuple[int, int], size: tuple[int, int]) -> Tensor:
+    """The kernel (h, w) as a periodic image of `size`, its origin, at `centre` of the kernel, at [0, 0]."""
+    rows, columns = (
+        (torch.arange(k, device=kernel.device) - c).remainder(n)
+        for k, c, n in zip(kernel.shape, centre, size, strict=True)
+    )
+    image = kernel.new_zeros(size)
+    return image.index_put_((rows[:, None], columns), kernel, accumulate=True)

@@ -1,17 +1,12 @@
 """Inpainting masks, boolean (H, W), true = known pixel. All are functions of their seed alone."""
 
-import os
-import stat
-import zlib
-from zipfile import ZIP_DEFLATED, ZIP_STORED, BadZipFile, ZipFile
-
 import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageOps
 from torch import Tensor
 
 from kintsugi.errors import ShapeError
-from kintsugi.operators.arrays import read_array
+from kintsugi.operators.arrays import array_of_zip, check_file, content_of, read_array
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".npy", ".npz")
 MAX_VALUES = 100_000_000
@@ -107,16 +102,11 @@ def read_mask(path: str) -> np.ndarray:
         Exception: there is no such file, or it is broken, or too large.
     """
     suffix = path.rpartition(".")[2].lower()
-    status = os.stat(path)
-    if not stat.S_ISREG(status.st_mode):
-        raise ValueError("no regular file")  # opening a FIFO would wait for ever
-    if status.st_size > MAX_BYTES:
-        raise ValueError(f"{status.st_size:,} bytes, more than {MAX_BYTES:,}")
+    check_file(path, MAX_BYTES)
     if suffix == "npy":
-        with open(path, "rb") as file:
-            return read_array(file.read(), MAX_VALUES)
+        return read_array(content_of(path, MAX_BYTES), MAX_VALUES)
     if suffix == "npz":
-        return array_of_zip(path)
+        return array_of_zip(path, "m", MAX_BYTES, MAX_VALUES)
     with Image.open(path, formats=("PNG", "JPEG", "BMP")) as image:
         if image.width * image.height > MAX_VALUES:
             raise ValueError(f"{image.width}×{image.height} pixels, more than {MAX_VALUES:,}")
@@ -129,23 +119,6 @@ def read_mask(path: str) -> np.ndarray:
                 return alpha
         deep = upright.mode == "I" or upright.mode.startswith("I;16")
         return np.asarray(upright).astype(np.uint16) if deep else np.asarray(upright.convert("L"))
-
-
-def array_of_zip(path: str) -> np.ndarray:
-    """The array `m` of an .npz, or its only one; raises a ValueError for others, broken or too large."""
-    try:
-        with ZipFile(path) as archive:
-            members = {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
-            if "m" not in members and len(members) != 1:
-                raise ValueError(f"{len(members)} arrays and none of them is called m")
-            member = members.get("m") or next(iter(members.values()))
-            if member.file_size > MAX_BYTES or member.compress_type not in (ZIP_STORED, ZIP_DEFLATED):
-                raise ValueError(f"an array of more than {MAX_BYTES:,} bytes, or compressed in another way")
-            with archive.open(member) as file:
-                content = file.read(member.file_size)
-    except (BadZipFile, NotImplementedError, RuntimeError, EOFError, zlib.error) as error:
-        raise ValueError(f"holds no array: {error}") from error
-    return read_array(content, MAX_VALUES)
 
 
 def above_half(values: np.ndarray) -> np.ndarray:

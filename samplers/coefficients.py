@@ -83,6 +83,7 @@ class Step:
         raised: before the step, x ← raised[0] · x + raised[1] · z: noise added by churn.
         network_time, network_scale: the prior sees (network_scale · x, network_time).
         p, q, kappa: scalars at the start of the step; g: (D,) guidance factor.
+        variance: r² = s²/(a² + s²) there.
         advance: from this step's x to the next.
         correct: from the previous step's x to this one, by interpolation through both evaluations;
             present where a start-up step of low order would limit the order of the whole.
@@ -94,6 +95,7 @@ class Step:
     p: float
     q: float
     kappa: float
+    variance: float
     g: Tensor
     advance: Weights
     correct: Weights | None
@@ -158,6 +160,7 @@ class Coefficients:
                 _, correct = self.integrate(0, both)
             time, scale = match_time(self.drift.path, self.drift.prior_path, t)
             p, q = self.drift.prediction(t)
+            a, s = self.drift.path.a(t), self.drift.path.s(t)
             kappa = self.kappa(t)
             scalars = [p, q, kappa] if self.absorb == "unconditional" else [p, q]
             if not torch.isfinite(torch.cat(scalars)).all():
@@ -170,6 +173,7 @@ class Coefficients:
                     p=p.item(),
                     q=q.item(),
                     kappa=kappa.item(),
+                    variance=(s**2 / (a**2 + s**2)).item(),
                     g=self.factor(t)[0],
                     advance=advance,
                     correct=correct,

@@ -117,8 +117,9 @@ class Conjugate(Span, KeptForOneJob[Prepared]):
     def prepare(self, prior: Prior, operator: Operator, sigma_y: float, like: Tensor) -> Prepared:
         """Coefficients for a job; see `samplers.base.Sampler`."""
         check_project(self.project, sigma_y)
-        if self.order > 1 and not operator.linear:
-            raise ValueError("order: what a non-linear measurement says changes with x; use order: 1")
+        if self.order > 1 and not operator.decomposed:
+            kind = "measurement without a decomposition" if operator.linear else "non-linear measurement"
+            raise ValueError(f"order: what a {kind} says changes with x; use order: 1")
         settings = (sigma_y, like.device, like.dtype)
         return self.remembered(
             (prior, operator), settings, lambda: self.compute(prior, operator, sigma_y, like)
@@ -194,8 +195,8 @@ class Conjugate(Span, KeptForOneJob[Prepared]):
                 callback(k, x, step.p * x + step.q * u.image)
             residual, pulled = None, None
             if self.w != 0:
-                # Of a non-linear measurement: what it says of this prediction, frozen over the step.
-                known = problem.known_given(step.p * x + step.q * u.image)
+                # Without a decomposition: what y says of this prediction, frozen over the step.
+                known = problem.known_given(step.p * x + step.q * u.image, step.variance)
                 prediction = step.p * state.coordinates + step.q * u.coordinates
                 inside = job.per_coordinate(step.g) * (known - prediction)
                 residual = Split(operator.from_spectral(inside), inside)

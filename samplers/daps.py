@@ -7,7 +7,7 @@ from pydantic import PositiveFloat, PositiveInt
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
-from kintsugi.operators import Nonlinear
+from kintsugi.operators import Nonlinear, Solved
 from kintsugi.samplers.descent import PATH, Denoiser, Descent, Level, noise_in, renoise
 from kintsugi.samplers.grids import Grid, time_grid
 from kintsugi.samplers.problem import Problem
@@ -19,7 +19,8 @@ class DAPS(Descent):
 
     At each of steps / ode_steps levels: x̂₀ by `ode_steps` Euler steps of the probability-flow ODE; then
     x₀ by `langevin_steps` of Langevin dynamics from x̂₀ towards N(x̂₀, σ²) given y, with the true gradient;
-    then noise of the next level. For a linear operator the Langevin steps are one draw from their law.
+    then noise of the next level. For an operator with a decomposition the Langevin steps are one draw from
+    their law.
 
     lr: Langevin's step, decreasing to a hundredth of itself; never beyond the stable one. It is that for
     y of standard deviation beta_y; a noisier y gets a step larger by the ratio of the variances, so that
@@ -67,7 +68,7 @@ class DAPS(Descent):
         """x₀ after Langevin dynamics from the prediction towards N(prediction, variance) given y."""
         operator, y_variance = problem.operator, max(problem.sigma_y, self.beta_y) ** 2
         lr *= y_variance / self.beta_y**2
-        if isinstance(operator, Nonlinear):
+        if isinstance(operator, Nonlinear | Solved):
             rate = min(lr, 1 / (1 / variance + operator.lipschitz**2 / y_variance))
             x = prediction
             for _ in range(self.langevin_steps):

@@ -24,6 +24,7 @@ class DiffPIR(Stepwise):
     def step(self, problem: Problem, denoise: Denoiser, x: Tensor, now: Level, later: Level) -> Tensor:
         """The proximal point of the prediction under y, then noise of the next level, a share ζ of it new."""
         prediction, operator = denoise(x, now), problem.operator
-        residual = problem.known_given(prediction) - operator.to_spectral(prediction)
-        consistent = prediction + operator.from_spectral(problem.factor(now.sigma**2 / self.lam) * residual)
+        variance = now.sigma**2 / self.lam
+        residual = problem.known_given(prediction, variance) - operator.to_spectral(prediction)
+        consistent = prediction + operator.from_spectral(problem.factor(variance) * residual)
         return renoise(problem, consistent, noise_in(x, consistent, now), later, self.zeta**0.5)

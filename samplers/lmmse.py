@@ -1,13 +1,15 @@
 """The linear MMSE estimate of a natural image: E[x | y] under a Gaussian with a 1/f² spectrum."""
 
+from collections.abc import Callable
 from functools import lru_cache
+from itertools import islice
 from math import prod
 
 import torch
 from torch import Tensor
 
-from kintsugi.numerics import cosines
-from kintsugi.operators import Operator
+from kintsugi.numerics import conjugate_gradients, cosines
+from kintsugi.operators import Operator, Solved
 from kintsugi.operators.base import Factored
 
 PIXEL_VARIANCE = 0.25
@@ -22,17 +24,39 @@ def linear_mmse(operator: Operator, known: Tensor, sigma_y: float) -> Tensor:
 
     W = 1 / (σ_y²/S² + 0.01²) is the precision of the known coefficients, C the covariance of a
     stationary image with spectrum 1/f², diagonal in the DCT, in whose coefficients all is computed.
-    Every sample has step sizes of its own, so the result does not depend on the batch; the number of
-    iterations is fixed, so nothing waits for the device. `known` is Vᵀ H⁺y, (B, …); x is (B, C, H, W).
+    For an operator that has no V (`Solved`) P = HᵀH / (σ_y² + 0.01²) stands for V W Vᵀ. The number of
+    iterations is fixed. `known` is Vᵀ H⁺y, (B, …); x is (B, C, H, W).
     """
-    values = operator.singular_values
-    precision = torch.where(values > 0, 1 / ((sigma_y / values) ** 2 + TRUST**2), 0)
     _, height, width = operator.image_shape
     rows, columns = (cosines(n).to(known) for n in (height, width))
     prior_precision = (1 / spectrum(height, width)).to(known)
+    if isinstance(operator, Solved):
+        of_data, b, weight = from_measurement(operator, known, sigma_y, rows, columns)
+    else:
+        of_data, b, weight = from_coefficients(operator, known, sigma_y, rows, columns)
+    inverse = 1 / (weight + prior_precision)
+    x, _ = next(
+        islice(
+            conjugate_gradients(lambda d: of_data(d) + prior_precision * d, lambda r: inverse * r, b),
+            ITERATIONS - 1,
+            None,
+        )
+    )
+    return rows.T @ x @ columns
+
+
+Data = tuple[Callable[[Tensor], Tensor], Tensor, Tensor]
+"""Of a measurement, in the DCT: x ↦ P x with its precision P, P applied to H⁺y, about the diagonal of P."""
+
+
+def from_coefficients(
+    operator: Operator, known: Tensor, sigma_y: float, rows: Tensor, columns: Tensor
+) -> Data:
+    """P = V W Vᵀ."""
+    values = operator.singular_values
+    precision = torch.where(values > 0, 1 / ((sigma_y / values) ** 2 + TRUST**2), 0)
     # The average of W over all directions: exact where W is constant.
     mean = precision.expand(known.shape[1:]).sum() / prod(operator.image_shape)
-    inverse = 1 / (mean + prior_precision)
     if isinstance(
         operator, Factored
     ):  # V's two factors in the DCT: smaller products than one after the other
@@ -51,24 +75,20 @@ def linear_mmse(operator: Operator, known: Tensor, sigma_y: float) -> Tensor:
         def from_spectral(c: Tensor) -> Tensor:
             return rows @ operator.from_spectral(c) @ columns.T
 
-    def inner(one: Tensor, other: Tensor) -> Tensor:
-        return (one * other).sum((1, 2, 3), keepdim=True)
+    return lambda d: from_spectral(precision * to_spectral(d)), from_spectral(precision * known), mean
 
-    r = from_spectral(precision * known)
-    x = torch.zeros_like(r)
-    preconditioned = inverse * r
-    direction = preconditioned
-    energy = inner(r, preconditioned)
-    for _ in range(ITERATIONS):
-        image = from_spectral(precision * to_spectral(direction)) + prior_precision * direction
-        # A sample that has converged has zeros here; it stays where it is.
-        step = energy / inner(direction, image).clamp_min(torch.finfo(x.dtype).tiny)
-        x = x + step * direction
-        r = r - step * image
-        preconditioned = inverse * r
-        before, energy = energy, inner(r, preconditioned)
-        direction = preconditioned + energy / before.clamp_min(torch.finfo(x.dtype).tiny) * direction
-    return rows.T @ x @ columns
+
+def from_measurement(operator: Solved, known: Tensor, sigma_y: float, rows: Tensor, columns: Tensor) -> Data:
+    """P = HᵀH / (σ_y² + 0.01²): without a decomposition the 0.01 is of the measured pixels."""
+    trust = 1 / (sigma_y**2 + TRUST**2)
+    pinv = operator.from_spectral(known)
+    # (HᵀH + λ) H⁺y = Hᵀy.
+    adjoint = operator.adjoint(operator.forward(pinv)) + operator.ridge * pinv
+
+    def of_data(d: Tensor) -> Tensor:
+        return trust * (rows @ operator.adjoint(operator.forward(rows.T @ d @ columns)) @ columns.T)
+
+    return of_data, trust * (rows @ adjoint @ columns.T), trust * operator.cosine_power()
 
 
 @lru_cache

@@ -42,7 +42,7 @@ class DiscretePiGDM(Stepwise):
         """An ancestral step and w a times ΠGDM's guidance, back through the network."""
         prediction, pullback = denoise.with_pullback(x, now)
         operator = problem.operator
-        residual = problem.known_given(prediction) - operator.to_spectral(prediction)
+        residual = problem.known_given(prediction, now.s**2) - operator.to_spectral(prediction)
         guidance = pullback(operator.from_spectral(problem.factor(now.s**2) * residual))
         moved = renoise(
             problem, prediction, noise_in(x, prediction, now), later, ancestral(now, later, self.eta)

@@ -5,7 +5,8 @@ from typing import Literal
 
 from torch import Tensor
 
-from kintsugi.operators import Operator
+from kintsugi.operators import Operator, Solved
+from kintsugi.operators.base import reciprocal
 from kintsugi.samplers.lmmse import linear_mmse
 from kintsugi.samplers.noise import KeyedNoise, Noise
 
@@ -30,11 +31,21 @@ class Problem:
         """Vᵀ H⁺y: what the measurement says, in spectral coordinates."""
         return self.operator.to_spectral(self.pinv)
 
-    def known_given(self, prediction: Tensor) -> Tensor:
-        """`known`; for a non-linear operator x̂₀ + H⁺(y) − H⁺(H(x̂₀)), what y makes of a prediction."""
-        if self.operator.linear:
+    def known_given(self, prediction: Tensor, variance: float | None = None) -> Tensor:
+        """`known`; without a decomposition x̂₀ + H⁺(y) − H⁺(H(x̂₀)), what y makes of a prediction.
+
+        Args:
+            variance: r² of the factor g that the caller applies to what differs from x̂₀. Where y is noisy and
+                solved for, g times it is then r² Hᵀ (r² H Hᵀ + σ_y²)⁻¹ (y − H x̂₀), where g > 0.
+        """
+        operator = self.operator
+        if operator.decomposed:
             return self.known
-        return self.operator.to_spectral(self.operator.impose(prediction, self.y))
+        if variance is None or self.sigma_y == 0 or not isinstance(operator, Solved):
+            return operator.to_spectral(operator.impose(prediction, self.y))
+        shift = operator.solve(self.y - operator.forward(prediction), self.sigma_y**2 / variance)
+        scaled = reciprocal(self.factor(variance)) * operator.to_spectral(shift)
+        return operator.to_spectral(prediction) + scaled
 
     def factor(self, variance: float) -> Tensor:
         """g = S² r² / (S² r² + σ_y²): the trust in y beside a prediction of variance r², per direction."""
@@ -54,6 +65,8 @@ class Problem:
             return linear_mmse(self.operator, self.known, self.sigma_y)
         if self.sigma_y == 0:
             return self.pinv
+        if isinstance(self.operator, Solved):
+            return self.operator.solve(self.y, self.sigma_y**2 / variance)
         return self.operator.from_spectral(self.factor(variance) * self.known)
 
     def start(self, init: Init, a: float, s: float) -> Tensor:

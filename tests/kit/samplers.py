@@ -1,6 +1,10 @@
 """What every sampler is tried with."""
 
 REQUIRED = {
+    "blur": {
+        "kernel": [[0.0, 1.0, 0.0, 2.0], [3.0, 4.0, 1.0, 0.0], [0.0, 2.0, 0.5, 0.0]],
+        "boundary": "valid",
+    },
     "inpaint": {"mask": "random"},
     "compose": {"operators": [{"name": "bicubic", "factor": 2}, {"name": "denoise"}]},
 }

@@ -17,6 +17,13 @@ TURNED = {"name": "anisotropic_blur", "sigmas": (2.0, 0.7), "angle": 30.0, "taps
 RANDOM = {"name": "inpaint", "mask": "random", "keep": 0.6}
 
 
+SKEW = [[0.0, 1.0, 0.0, 2.0], [3.0, 4.0, 1.0, 0.0], [0.0, 2.0, 0.5, 0.0]]
+"""Of full rank, an even and an odd side, its weight off the centre."""
+SHARP = [[0.0, 0.1, 0.0], [0.2, 1.0, -0.1], [0.05, 0.1, 0.0]]
+"""Well conditioned, so that no threshold is needed."""
+DISC = [[0.0, 1.0, 0.0], [1.0, 1.0, 1.0], [0.0, 1.0, 0.0]]
+
+
 def composed(*specs):
     return {"operators": list(specs)}
 
@@ -29,6 +36,17 @@ EXAMPLES = {
     ],
     "average_pool": [{}, {"factor": 2}],
     "bicubic": [{}, {"factor": 2}, {"factor": 1}],
+    "blur": [
+        {"kernel": SKEW},  # circular
+        {"kernel": SKEW, "centre": (0, 3)},
+        {"kernel": [[1.0, 2.0, 0.5, 3.0], [2.0, 4.0, 1.0, 6.0]], "boundary": "valid"},  # of rank 1, even
+        {"kernel": [[1.0, 2.0, 0.5]], "boundary": "zero", "centre": (0, 0)},
+        {"kernel": [[0.5], [0.0], [2.0], [1.0]], "boundary": "reflect"},
+        {"kernel": DISC, "boundary": "reflect"},
+        *({"kernel": SKEW, "boundary": edge} for edge in ("reflect", "zero", "valid")),
+        {"kernel": SHARP, "boundary": "reflect", "threshold": 0.0},
+        {"kernel": SHARP, "boundary": "valid", "threshold": 0.0, "normalise": False},
+    ],
     "colorize": [{}, {"weights": "luma"}],
     "compose": [
         composed({"name": "denoise"}, {"name": "bicubic", "factor": 2}, {"name": "denoise"}),
@@ -83,7 +101,7 @@ def build(spec):
     return operators.build(spec, shape_of(spec), dtype=torch.float64)
 
 
-LINEAR = [spec for spec in SPECS if build(spec).linear]
+LINEAR = [spec for spec in SPECS if build(spec).decomposed]
 NONLINEAR = [spec for spec in SPECS if not build(spec).linear]
 
 

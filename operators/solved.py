@@ -1,0 +1,190 @@
+"""Convolutions whose borders leave no decomposition to write down: H⁺ by conjugate gradients."""
+
+from collections.abc import Iterator
+from copy import deepcopy
+from itertools import islice
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from kintsugi.numerics import conjugate_gradients, cosines, reflect
+from kintsugi.operators.base import Linear
+from kintsugi.operators.convolution import Convolution, Edge, multiply, wrapped
+
+TOLERANCE, SINGLE = 1e-6, 1e-3
+"""On the relative residual of a solution, in float64, and at most in float32, where rounding limits it."""
+MOST = 500
+"""Iterations at most."""
+
+
+class Solved(Linear):
+    """y = k ∗ x with reflected, zero or no borders: x is extended, convolved by FFT, and cut.
+
+    H⁺ is Hᵀ (H Hᵀ + λ)⁻¹ with λ = threshold²: along a singular direction s / (s² + λ) in place of 1/s, at
+    threshold 0 the pseudo-inverse itself. It is solved for by preconditioned conjugate gradients, in as many
+    iterations as bring the relative residual of a white measurement below `TOLERANCE`. They are counted when
+    the operator is built, and are then always the same: a result does not depend on the batch, and nothing
+    waits for the device. H loses nothing to the threshold.
+
+    V is not known. `singular_values`, `to_spectral`, `from_spectral` and `spectral_map` are those of the
+    circular blur with the same kernel, which differs at the borders, less what is below the threshold.
+
+    Args:
+        kernel: k (h, w) float64. centre: (row, column) of its origin; "valid" does not depend on it.
+        threshold: √λ.
+
+    Attributes:
+        ridge: λ. iterations: of conjugate gradients. lipschitz: a bound on ‖H‖.
+
+    Raises:
+        ValueError: the iterations do not converge, or all is below the threshold.
+    """
+
+    decomposed: ClassVar[bool] = False
+    parts: Tensor
+    rows: Tensor
+    columns: Tensor
+    kernel: Tensor
+    power: Tensor
+
+    def __init__(
+        self,
+        image_shape: tuple[int, int, int],
+        kernel: Tensor,
+        centre: tuple[int, int],
+        edge: Edge,
+        threshold: float,
+    ):
+        channels, height, width = image_shape
+        (kh, kw), valid = kernel.shape, edge == "valid"
+        h, w = (height - kh + 1, width - kw + 1) if valid else (height, width)
+        circular = Convolution(channels, wrapped(kernel, centre, (height, width)), threshold=threshold)
+        super().__init__(image_shape, (channels, h, w), circular.singular_values)
+        self.circular, self.ridge, self.edge = circular, threshold**2, edge
+        # The pixels and what is beyond the borders, on a grid which is fast to transform and wraps nowhere:
+        # with its origin at its last tap the kernel reaches down and to the right of a measured pixel.
+        self.grid = (fast(h + kh - 1), fast(w + kw - 1))
+        last = (kh - 1, kw - 1)
+        above, left = (0, 0) if valid else (kh - 1 - centre[0], kw - 1 - centre[1])
+        self.register_buffer("rows", extension(height, h + kh - 1, above, edge, self.grid[0]))
+        self.register_buffer("columns", extension(width, w + kw - 1, left, edge, self.grid[1]))
+        transfer = torch.fft.rfft2(wrapped(kernel, last, self.grid))
+        self.register_buffer("parts", torch.view_as_real(transfer).contiguous())
+        self.register_buffer("kernel", kernel)
+        self.register_buffer("power", self.cosine_power() if edge == "reflect" else transfer.abs() ** 2)
+        # EᵀE is diagonal: how often each pixel is seen.
+        copies = self.rows.sum(0).max() * self.columns.sum(0).max()
+        self.lipschitz = transfer.abs().max().item() * copies.item() ** 0.5
+        self.iterations = self.count()
+
+    def count(self) -> int:
+        """The iterations that a solution to `TOLERANCE` takes, and an eighth more; float32 must bear them."""
+        v = torch.randn(1, 1, *self.measurement_shape[1:], generator=torch.Generator().manual_seed(0))
+        v, count = v.double(), None
+        for number, (_, residual) in enumerate(islice(self.iterates(v, self.ridge), MOST), 1):
+            if residual.norm() <= TOLERANCE * v.norm():
+                count = number + number // 8 + 1
+                break
+        if count is not None:
+            found, _ = next(islice(deepcopy(self).float().iterates(v.float(), self.ridge), count - 1, None))
+            left = v - self.regularised(found.double(), self.ridge)
+            if left.norm() <= SINGLE * v.norm():
+                return count
+        raise ValueError(
+            f"threshold: at {self.ridge**0.5:g} conjugate gradients do not solve for this kernel with "
+            f"boundary {self.edge!r}; raise it, or use circular"
+        )
+
+    def solve(self, v: Tensor, ridge: float = 0.0) -> Tensor:
+        """Hᵀ (H Hᵀ + max(ridge, λ))⁻¹ v, (B, *measurement_shape) → (B, C, H, W).
+
+        With ridge = σ²/r²: the shift of an image of variance r² per pixel towards a measurement that differs
+        from its own by v and has noise of variance σ².
+        """
+        found, _ = next(islice(self.iterates(v, max(ridge, self.ridge)), self.iterations - 1, None))
+        return self.adjoint(found)
+
+    def iterates(self, v: Tensor, ridge: float) -> Iterator[tuple[Tensor, Tensor]]:
+        """Better and better (H Hᵀ + ridge)⁻¹ v, each with its residual."""
+        # About the inverse: of a reflecting blur in the DCT, of others that of the whole grid, cut.
+        inverse = 1 / (self.power + ridge)
+        if self.edge == "reflect":
+            rows, columns = (cosines(n).to(v) for n in v.shape[-2:])
+
+            def precondition(r: Tensor) -> Tensor:
+                return rows.T @ (inverse * (rows @ r @ columns.T)) @ columns
+        else:
+
+            def precondition(r: Tensor) -> Tensor:
+                return self.cut(multiply(inverse, self.embed(r)))
+
+        return conjugate_gradients(lambda z: self.regularised(z, ridge), precondition, v)
+
+    def regularised(self, z: Tensor, ridge: float) -> Tensor:
+        """(H Hᵀ + ridge) z."""
+        return self.forward(self.adjoint(z)) + ridge * z
+
+    def cosine_power(self) -> Tensor:
+        """|k̂|² at the frequencies of the image's DCT, (H, W), the mean of both diagonal directions."""
+        _, height, width = self.image_shape
+        power = torch.fft.fft2(wrapped(self.kernel, (0, 0), (2 * height, 2 * width))).abs() ** 2
+        return (power + power.flip(0).roll(1, 0))[:height, :width] / 2
+
+    @property
+    def transfer(self) -> Tensor:
+        """k̂ on the grid, for the frequencies of `rfft2`, complex."""
+        return torch.view_as_complex(self.parts)
+
+    def cut(self, image: Tensor) -> Tensor:
+        """The measured part of the grid."""
+        return image[..., : self.measurement_shape[1], : self.measurement_shape[2]]
+
+    def embed(self, y: Tensor) -> Tensor:
+        """A measurement on the grid, among zeros."""
+        (height, width), (_, h, w) = self.grid, self.measurement_shape
+        return pad(y, (0, width - w, 0, height - h))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The extended image, convolved, and of that the measured part."""
+        return self.cut(multiply(self.transfer, self.rows @ x @ self.columns.T))
+
+    def adjoint(self, y: Tensor) -> Tensor:
+        """A correlation on the grid, whose copies of a pixel are summed."""
+        return self.rows.T @ multiply(self.transfer.conj(), self.embed(y)) @ self.columns
+
+    def pinv(self, y: Tensor) -> Tensor:
+        """Hᵀ (H Hᵀ + λ)⁻¹ y."""
+        return self.solve(y)
+
+    def to_spectral(self, x: Tensor) -> Tensor:
+        """The coordinates of the circular blur."""
+        return self.circular.to_spectral(x)
+
+    def from_spectral(self, c: Tensor) -> Tensor:
+        """Back from the coordinates of the circular blur."""
+        return self.circular.from_spectral(c)
+
+
+def extension(n: int, size: int, before: int, edge: Edge, grid: int) -> Tensor:
+    """The (grid, n) matrix of zeros and ones that puts n samples, and what is beyond them, on a grid.
+
+    Args:
+        size: samples and what is beyond, before and after them. before: what is before them.
+    """
+    positions = torch.arange(size) - before
+    inside = (positions >= 0) & (positions < n)
+    seen = inside if edge != "reflect" else torch.ones_like(inside)
+    matrix = torch.zeros(grid, n, dtype=torch.float64)
+    matrix[torch.arange(size)[seen], reflect(positions, n)[seen]] = 1
+    return matrix
+
+
+def fast(n: int) -> int:
+    """The smallest product of twos, threes and fives from n on."""
+    rest = n
+    for prime in (2, 3, 5):
+        while rest % prime == 0:
+            rest //= prime
+    return n if rest == 1 else fast(n + 1)
