@@ -104,7 +104,7 @@ class Mirrored(Factored):
         channels, *sides = image_shape
         # Σ k_i cos(π u i / n), u = 0 … n − 1.
         waves = [
-            torch.cos(torch.pi / n * torch.arange(n)[:, None] * (torch.arange(k) - k // 2).double())
+            torch.cos(torch.pi / n * (torch.arange(n)[:, None] * (torch.arange(k) - k // 2)).double())
             for n, k in zip(sides, kernel.shape, strict=True)
         ]
         transfer = waves[0] @ kernel @ waves[1].T

@@ -141,7 +141,7 @@ def inflated(content: bytes) -> bytes:
     """A .mat file whose compressed elements, of `MAX_BYTES` together at most, are inflated.
 
     Raises:
-        ValueError: it would be larger, or is of MATLAB 7.3. zlib.error: it is broken.
+        ValueError: it would be larger, or is cut, or is of MATLAB 7.3. zlib.error: it is broken.
     """
     from scipy.io.matlab import matfile_version
 
@@ -154,6 +154,8 @@ def inflated(content: bytes) -> bytes:
     parts, at, room = [content[:128]], 128, MAX_BYTES
     while at + 8 <= len(content):
         kind, size = struct.unpack_from(f"{order}II", content, at)
+        if at + 8 + size > len(content):
+            raise ValueError("cut: its last element is not whole")
         element = content[at : at + 8 + size]
         if kind == COMPRESSED:
             element = zlib.decompressobj().decompress(element[8:], room + 1)

@@ -15,7 +15,7 @@ from kintsugi.operators.convolution import Convolution, Edge, multiply, wrapped
 
 TOLERANCE, SINGLE = 1e-6, 1e-3
 """On the relative residual of a solution, in float64, and at most in float32, where rounding limits it."""
-MOST = 500
+MOST = 1000
 """Iterations at most."""
 
 

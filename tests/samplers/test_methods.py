@@ -118,7 +118,7 @@ class HostReads(TorchDispatchMode):
 
 
 @pytest.mark.parametrize("sigma_y", [0.0, 0.1])
-@pytest.mark.parametrize("operator", ["bicubic", "hdr"])
+@pytest.mark.parametrize("operator", ["bicubic", "hdr", "blur"])
 @ALL
 def test_no_step_waits_for_the_device(name, operator, sigma_y):
     """Twice the steps read no more values; the network here is one that reads none itself."""
