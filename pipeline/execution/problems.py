@@ -45,10 +45,11 @@ class Prepared:
 
 
 class Shapes(NamedTuple):
-    """Of an operator's images and measurements."""
+    """Of an operator's images and measurements; `border` as of the operator."""
 
     image: Shape
     measurement: tuple[int, ...]
+    border: tuple[int, int] = (0, 0)
 
 
 class Problems:
@@ -79,7 +80,7 @@ class Problems:
         for side in range(size, size + size // 4 if self.job.from_measurements else size + 1):
             with suppress(SpecError):
                 operator = self.of_images((3, side, side)).operator
-                return Shapes(operator.image_shape, operator.measurement_shape)
+                return Shapes(operator.image_shape, operator.measurement_shape, operator.border)
         return None
 
     def of_images(self, shape: Shape) -> Prepared:
@@ -139,10 +140,13 @@ class Problems:
         if not self.job.from_measurements:
             height, width, channels = shape
             return self.of_images((channels, height, width))
-        image, measurement = self.typical or ((3, 1, 1), (3, 1, 1))
+        image, measurement, border = self.typical or Shapes((3, 1, 1), (3, 1, 1))
         if measurement == shape:
             return self.of_images(image)
-        height, width = (round(shape[axis] * (image[axis] / measurement[axis])) for axis in (1, 2))
+        height, width = (
+            round(shape[axis] * ((image[axis] - beyond) / measurement[axis])) + beyond
+            for axis, beyond in zip((1, 2), border, strict=True)
+        )
         if height * width > MAX_PIXELS or max(height, width) > MAX_SIDE:
             raise ValueError(
                 f"its restoration would have {height}x{width} pixels, more than {MAX_PIXELS:,} or a side of "

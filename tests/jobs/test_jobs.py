@@ -164,6 +164,18 @@ def test_masks_of_every_kind_are_found_from_anywhere(suffix):
     assert [field for field, _, _ in files_of(values)] == ["degradation.operator.mask"]
 
 
+def test_kernels_of_files_are_found_from_anywhere_and_those_of_numbers_are_none(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    np.save("k.npy", np.ones((3, 3)))
+    job = load_job("quickstart", ["degradation.operator={name: blur, kernel: k.npy}"])
+    assert job.degradation.operator["kernel"] == str(tmp_path / "k.npy")
+    numbers = {"degradation": {"operator": {"name": "blur", "kernel": [[1, 2]]}}}
+    assert list(files_of(numbers)) == []
+    places = ["output=/run", "data.shards=/a.tar", "degradation.operator={name: blur, kernel: k.npy}"]
+    with pytest.raises(JobError, match=r"degradation\.operator\.kernel: 'k\.npy' must"):
+        cluster.load_for_cluster("quickstart", places)
+
+
 def test_submit_finds_files_of_composed_operators_and_reads_the_job_once(composed, monkeypatch):
     places = ["output=/run", "data.shards=/a.tar"]
     with pytest.raises(JobError, match=r"degradation\.operator\.operators\.1\.mask: 'm\.png' must"):

