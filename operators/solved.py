@@ -1,6 +1,6 @@
 """Convolutions whose borders leave no decomposition to write down: H⁺ by conjugate gradients."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from copy import deepcopy
 from itertools import islice
 from typing import ClassVar
@@ -46,7 +46,6 @@ class Solved(Linear):
     parts: Tensor
     rows: Tensor
     columns: Tensor
-    kernel: Tensor
     power: Tensor
 
     def __init__(
@@ -72,8 +71,8 @@ class Solved(Linear):
         self.register_buffer("columns", extension(width, w + kw - 1, left, edge, self.grid[1]))
         transfer = torch.fft.rfft2(wrapped(kernel, last, self.grid))
         self.register_buffer("parts", torch.view_as_real(transfer).contiguous())
-        self.register_buffer("kernel", kernel)
-        self.register_buffer("power", self.cosine_power() if edge == "reflect" else transfer.abs() ** 2)
+        power = cosine_power(kernel, height, width) if edge == "reflect" else transfer.abs() ** 2
+        self.register_buffer("power", power)
         # EᵀE is diagonal: how often each pixel is seen.
         copies = self.rows.sum(0).max() * self.columns.sum(0).max()
         self.lipschitz = transfer.abs().max().item() * copies.item() ** 0.5
@@ -89,7 +88,7 @@ class Solved(Linear):
                 break
         if count is not None:
             found, _ = next(islice(deepcopy(self).float().iterates(v.float(), self.ridge), count - 1, None))
-            left = v - self.regularised(found.double(), self.ridge)
+            left = v - self.forward(self.adjoint(found.double())) - self.ridge * found.double()
             if left.norm() <= SINGLE * v.norm():
                 return count
         raise ValueError(
@@ -106,10 +105,20 @@ class Solved(Linear):
         found, _ = next(islice(self.iterates(v, max(ridge, self.ridge)), self.iterations - 1, None))
         return self.adjoint(found)
 
-    def iterates(self, v: Tensor, ridge: float) -> Iterator[tuple[Tensor, Tensor]]:
-        """Better and better (H Hᵀ + ridge)⁻¹ v, each with its residual."""
+    def iterates(
+        self,
+        v: Tensor,
+        ridge: float,
+        covariance: Callable[[Tensor], Tensor] = lambda x: x,
+        density: Tensor | float = 1.0,
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Better and better (H C Hᵀ + ridge)⁻¹ v, each with its residual.
+
+        Args:
+            covariance: C, a map of images; the identity unless given. density: of C at `squared_frequencies`.
+        """
         # About the inverse: of a reflecting blur in the DCT, of others that of the whole grid, cut.
-        inverse = 1 / (self.power + ridge)
+        inverse = 1 / (density * self.power + ridge)
         if self.edge == "reflect":
             rows, columns = (cosines(n).to(v) for n in v.shape[-2:])
 
@@ -120,17 +129,18 @@ class Solved(Linear):
             def precondition(r: Tensor) -> Tensor:
                 return self.cut(multiply(inverse, self.embed(r)))
 
-        return conjugate_gradients(lambda z: self.regularised(z, ridge), precondition, v)
+        def matrix(z: Tensor) -> Tensor:
+            return self.forward(covariance(self.adjoint(z))) + ridge * z
 
-    def regularised(self, z: Tensor, ridge: float) -> Tensor:
-        """(H Hᵀ + ridge) z."""
-        return self.forward(self.adjoint(z)) + ridge * z
+        return conjugate_gradients(matrix, precondition, v)
 
-    def cosine_power(self) -> Tensor:
-        """|k̂|² at the frequencies of the image's DCT, (H, W), the mean of both diagonal directions."""
-        _, height, width = self.image_shape
-        power = torch.fft.fft2(wrapped(self.kernel, (0, 0), (2 * height, 2 * width))).abs() ** 2
-        return (power + power.flip(0).roll(1, 0))[:height, :width] / 2
+    def squared_frequencies(self) -> Tensor:
+        """f² in (cycles per pixel)² at the entries of `power`: of the image's DCT, or of the grid's rfft."""
+        if self.edge == "reflect":
+            y, x = (torch.arange(n) / (2 * n) for n in self.image_shape[1:])
+        else:
+            y, x = torch.fft.fftfreq(self.grid[0]), torch.fft.rfftfreq(self.grid[1])
+        return (y.double()[:, None] ** 2 + x.double() ** 2).to(self.power)
 
     @property
     def transfer(self) -> Tensor:
@@ -179,6 +189,12 @@ def extension(n: int, size: int, before: int, edge: Edge, grid: int) -> Tensor:
     matrix = torch.zeros(grid, n, dtype=torch.float64)
     matrix[torch.arange(size)[seen], reflect(positions, n)[seen]] = 1
     return matrix
+
+
+def cosine_power(kernel: Tensor, height: int, width: int) -> Tensor:
+    """|k̂|² at the frequencies of the DCT, (height, width), the mean of both diagonal directions."""
+    power = torch.fft.fft2(wrapped(kernel, (0, 0), (2 * height, 2 * width))).abs() ** 2
+    return (power + power.flip(0).roll(1, 0))[:height, :width] / 2
 
 
 def fast(n: int) -> int:

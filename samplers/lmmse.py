@@ -1,6 +1,5 @@
 """The linear MMSE estimate of a natural image: E[x | y] under a Gaussian with a 1/f² spectrum."""
 
-from collections.abc import Callable
 from functools import lru_cache
 from itertools import islice
 from math import prod
@@ -16,7 +15,7 @@ PIXEL_VARIANCE = 0.25
 """Of natural images on the [-1, 1] scale."""
 TRUST = 0.01
 """Standard deviation ascribed to a noiseless known coefficient; conditions the system."""
-ITERATIONS = 30
+ITERATIONS, SOLVED_ITERATIONS = 30, 100
 
 
 def linear_mmse(operator: Operator, known: Tensor, sigma_y: float) -> Tensor:
@@ -24,39 +23,16 @@ def linear_mmse(operator: Operator, known: Tensor, sigma_y: float) -> Tensor:
 
     W = 1 / (σ_y²/S² + 0.01²) is the precision of the known coefficients, C the covariance of a
     stationary image with spectrum 1/f², diagonal in the DCT, in whose coefficients all is computed.
-    For an operator that has no V (`Solved`) P = HᵀH / (σ_y² + 0.01²) stands for V W Vᵀ. The number of
-    iterations is fixed. `known` is Vᵀ H⁺y, (B, …); x is (B, C, H, W).
+    The number of iterations is fixed. `known` is Vᵀ H⁺y, (B, …); x is (B, C, H, W).
     """
+    values = operator.singular_values
+    precision = torch.where(values > 0, 1 / ((sigma_y / values) ** 2 + TRUST**2), 0)
     _, height, width = operator.image_shape
     rows, columns = (cosines(n).to(known) for n in (height, width))
     prior_precision = (1 / spectrum(height, width)).to(known)
-    if isinstance(operator, Solved):
-        of_data, b, weight = from_measurement(operator, known, sigma_y, rows, columns)
-    else:
-        of_data, b, weight = from_coefficients(operator, known, sigma_y, rows, columns)
-    inverse = 1 / (weight + prior_precision)
-    x, _ = next(
-        islice(
-            conjugate_gradients(lambda d: of_data(d) + prior_precision * d, lambda r: inverse * r, b),
-            ITERATIONS - 1,
-            None,
-        )
-    )
-    return rows.T @ x @ columns
-
-
-Data = tuple[Callable[[Tensor], Tensor], Tensor, Tensor]
-"""Of a measurement, in the DCT: x ↦ P x with its precision P, P applied to H⁺y, about the diagonal of P."""
-
-
-def from_coefficients(
-    operator: Operator, known: Tensor, sigma_y: float, rows: Tensor, columns: Tensor
-) -> Data:
-    """P = V W Vᵀ."""
-    values = operator.singular_values
-    precision = torch.where(values > 0, 1 / ((sigma_y / values) ** 2 + TRUST**2), 0)
     # The average of W over all directions: exact where W is constant.
     mean = precision.expand(known.shape[1:]).sum() / prod(operator.image_shape)
+    inverse = 1 / (mean + prior_precision)
     if isinstance(
         operator, Factored
     ):  # V's two factors in the DCT: smaller products than one after the other
@@ -75,20 +51,34 @@ def from_coefficients(
         def from_spectral(c: Tensor) -> Tensor:
             return rows @ operator.from_spectral(c) @ columns.T
 
-    return lambda d: from_spectral(precision * to_spectral(d)), from_spectral(precision * known), mean
+    def matrix(x: Tensor) -> Tensor:
+        return from_spectral(precision * to_spectral(x)) + prior_precision * x
+
+    iterates = conjugate_gradients(matrix, lambda r: inverse * r, from_spectral(precision * known))
+    x, _ = next(islice(iterates, ITERATIONS - 1, None))
+    return rows.T @ x @ columns
 
 
-def from_measurement(operator: Solved, known: Tensor, sigma_y: float, rows: Tensor, columns: Tensor) -> Data:
-    """P = HᵀH / (σ_y² + 0.01²): without a decomposition the 0.01 is of the measured pixels."""
-    trust = 1 / (sigma_y**2 + TRUST**2)
-    pinv = operator.from_spectral(known)
-    # (HᵀH + λ) H⁺y = Hᵀy.
-    adjoint = operator.adjoint(operator.forward(pinv)) + operator.ridge * pinv
+def solved_mmse(operator: Solved, y: Tensor, sigma_y: float) -> Tensor:
+    """C Hᵀ (H C Hᵀ + σ_y² + 0.01²)⁻¹ y: without a decomposition the 0.01 is that of a measured pixel.
 
-    def of_data(d: Tensor) -> Tensor:
-        return trust * (rows @ operator.adjoint(operator.forward(rows.T @ d @ columns)) @ columns.T)
+    C as of `linear_mmse`. By a fixed number of conjugate gradients among the measurements. y is
+    (B, *measurement_shape), the result (B, C, H, W).
+    """
+    _, height, width = operator.image_shape
+    rows, columns = (cosines(n).to(y) for n in (height, width))
+    variances = spectrum(height, width)
 
-    return of_data, trust * (rows @ adjoint @ columns.T), trust * operator.cosine_power()
+    def covariance(x: Tensor) -> Tensor:
+        return rows.T @ (on_device * (rows @ x @ columns.T)) @ columns
+
+    on_device, squared = variances.to(y), operator.squared_frequencies()
+    squared[0, 0] = (0.25 / max(squared.shape)) ** 2
+    highest = (0.5 * (height - 1) / height) ** 2 + (0.5 * (width - 1) / width) ** 2
+    density = variances[-1, -1].item() * highest / squared
+    iterates = operator.iterates(y, sigma_y**2 + TRUST**2, covariance, density)
+    z, _ = next(islice(iterates, SOLVED_ITERATIONS - 1, None))
+    return covariance(operator.adjoint(z))
 
 
 @lru_cache

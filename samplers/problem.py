@@ -7,7 +7,7 @@ from torch import Tensor
 
 from kintsugi.operators import Operator, Solved
 from kintsugi.operators.base import reciprocal
-from kintsugi.samplers.lmmse import linear_mmse
+from kintsugi.samplers.lmmse import linear_mmse, solved_mmse
 from kintsugi.samplers.noise import KeyedNoise, Noise
 
 Init = Literal["pinv", "lmmse"]
@@ -62,6 +62,8 @@ class Problem:
         measurement noise beyond `variance`; those are left to the prior.
         """
         if init == "lmmse":
+            if isinstance(self.operator, Solved):
+                return solved_mmse(self.operator, self.y, self.sigma_y)
             return linear_mmse(self.operator, self.known, self.sigma_y)
         if self.sigma_y == 0:
             return self.pinv

@@ -11,6 +11,7 @@ COUNTS = {
     "masks.png": 100,
     "masks.npy": 100,
     "masks.npz": 100,
+    "kernels.mat": 100,
     "headers of tars": 600,
     "tars": 60,
     "zips": 60,

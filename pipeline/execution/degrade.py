@@ -4,11 +4,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kintsugi.operators import Operator
+from kintsugi.operators import Operator, Solved
 from kintsugi.pipeline.data.depth import rounded
 from kintsugi.pipeline.parts import Degradation
 from kintsugi.samplers import KeyedNoise
-from kintsugi.samplers.lmmse import linear_mmse
+from kintsugi.samplers.lmmse import linear_mmse, solved_mmse
 
 
 def baselines(operator: Operator, y: Tensor, sigma_y: float) -> dict[str, Tensor]:
@@ -18,7 +18,9 @@ def baselines(operator: Operator, y: Tensor, sigma_y: float) -> dict[str, Tensor
     """
     single = [operator.pinv(y[i : i + 1]) for i in range(len(y))]
     found = {"pinv": torch.cat(single)}
-    if operator.linear:
+    if isinstance(operator, Solved):
+        found["lmmse"] = torch.cat([solved_mmse(operator, y[i : i + 1], sigma_y) for i in range(len(y))])
+    elif operator.linear:
         known = map(operator.to_spectral, single)
         found["lmmse"] = torch.cat([linear_mmse(operator, each, sigma_y) for each in known])
     return found

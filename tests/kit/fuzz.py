@@ -28,6 +28,7 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import safetensors.torch
+import scipy.io
 import torch
 import yaml
 from kit.hostile import adm_state, torch_file
@@ -36,7 +37,7 @@ from kit.shards import SIZE, encode, npy, picture, tar_of, zip_of
 from PIL import Image, ImageCms
 
 from kintsugi.errors import JobError, SpecError
-from kintsugi.operators import masks
+from kintsugi.operators import kernels, masks
 from kintsugi.pipeline.data.collection import as_it_is
 from kintsugi.pipeline.data.decode import Images, Measurements, decode
 from kintsugi.pipeline.data.make import make_shards
@@ -255,6 +256,26 @@ HOLE = np.tri(SIZE, dtype=np.uint8)
 def npz(compressed: bool) -> bytes:
     buffer = io.BytesIO()
     (np.savez_compressed if compressed else np.savez)(buffer, m=HOLE)
+    return buffer.getvalue()
+
+
+# Kernels
+
+
+def check_kernel(content: bytes) -> bool:
+    with tempfile.NamedTemporaryFile(suffix=".mat") as file:
+        file.write(content)
+        file.flush()
+        kernel = kernels.kernel_of(file.name, "f", normalise=True)
+    assert kernel.isfinite().all()
+    assert max(kernel.shape) <= kernels.MAX_SIDE
+    return True
+
+
+def mat(version: str, compressed: bool) -> bytes:
+    buffer = io.BytesIO()
+    arrays = {"x": HOLE, "f": HOLE / 1.0}
+    scipy.io.savemat(buffer, arrays, format=version, do_compression=compressed)
     return buffer.getvalue()
 
 
@@ -502,6 +523,9 @@ TARGETS: dict[str, Callable[[], Target]] = {
     "masks.png": lambda: Target([encode(HOLE * 255)], mask_check(".png"), (ValueError,)),
     "masks.npy": lambda: Target([npy(HOLE), npy(HOLE / 1.0)], mask_check(".npy"), (ValueError,)),
     "masks.npz": lambda: Target([npz(True), npz(False)], mask_check(".npz"), (ValueError,)),
+    "kernels.mat": lambda: Target(
+        [mat("5", True), mat("5", False), mat("4", False)], check_kernel, (ValueError,)
+    ),
     "headers of tars": lambda: Target(headers(), check_headers, (DamagedShard,)),
     "zips": lambda: Target(
         [zip_of({f"{n}.png": encode(picture(n, 8)) for n in range(2)})], check_zip, (JobError,)

@@ -17,11 +17,11 @@ from kit.samplers import REQUIRED, relative_error
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from kintsugi import operators, priors, samplers
-from kintsugi.operators.base import Nonlinear
+from kintsugi.operators.base import Linear, Nonlinear
 from kintsugi.priors.analytic import LowRankMixture, StandardNormal, natural_spectrum
 from kintsugi.priors.paths import DDPM, RectifiedFlow, VariancePreserving
 from kintsugi.samplers import KeyedNoise
-from kintsugi.samplers.lmmse import linear_mmse
+from kintsugi.samplers.lmmse import linear_mmse, spectrum
 from kintsugi.samplers.problem import Problem
 from kintsugi.testing import check_sampler, draw, mixture
 
@@ -287,6 +287,95 @@ def test_the_estimate_enters_by_the_start_alone(name, sigma_y):
         "pinv", 1.0 if name == "reddiff" else VP.s(t).item() ** 2
     )
     torch.testing.assert_close(seen["lmmse"] - seen["pinv"], VP.a(t) * (lmmse - pinv))
+
+
+# An operator whose decomposition is not known.
+
+
+class Dense(Linear):
+    """A matrix with its decomposition, computed."""
+
+    def __init__(self, h, like):
+        self.u, s, self.vt = torch.linalg.svd(h, full_matrices=False)
+        super().__init__(like.image_shape, like.measurement_shape, s)
+
+    def forward(self, x):
+        return self.shaped(self.to_spectral(x) * self.singular_values @ self.u.T)
+
+    def adjoint(self, y):
+        return self.from_spectral(y.flatten(1) @ self.u * self.singular_values)
+
+    def pinv(self, y):
+        return self.from_spectral(y.flatten(1) @ self.u / self.singular_values)
+
+    def to_spectral(self, x):
+        return x.flatten(1) @ self.vt.T
+
+    def from_spectral(self, c):
+        return (c @ self.vt).view(-1, *self.image_shape)
+
+    def shaped(self, y):
+        return y.view(-1, *self.measurement_shape)
+
+
+SHAKEN = {"kernel": [[0.0, 1.0, 0.0, 2.0], [3.0, 4.0, 1.0, 0.0], [0.0, 2.0, 0.5, 0.0]], "boundary": "valid"}
+
+
+def solved(sigma_y, threshold=1e-3):
+    """A valid blur, its dense matrix, measurements, and a prediction."""
+    operator = degradation("blur", **SHAKEN, threshold=threshold)
+    return operator, dense(operator.forward), measured(operator, sigma_y), draw(2, *SHAPE, seed=9)
+
+
+@pytest.mark.parametrize("variance", [0.9, 0.1, 1e-3])
+def test_what_is_solved_for_is_the_exact_step_towards_a_noisy_measurement(variance):
+    """V g Vᵀ (H⁺y − x̂₀) = r² Hᵀ (r² H Hᵀ + σ_y²)⁻¹ (y − H x̂₀), and the warm start of it from nothing."""
+    operator, h, y, prediction = solved(0.1)
+    problem = Problem(operator, y, KeyedNoise(0, KEYS), 0.1)
+    inner = variance * h @ h.T + 0.1**2 * torch.eye(len(h), dtype=D)
+    misfit = y.flatten(1) - prediction.flatten(1) @ h.T
+    exact = variance * torch.linalg.solve(inner, misfit.T).T @ h
+    residual = problem.known_given(prediction, variance) - operator.to_spectral(prediction)
+    step = operator.from_spectral(problem.factor(variance) * residual)
+    assert (operator.singular_values > 0).all(), "no frequency is left to the prior"
+    torch.testing.assert_close(step.flatten(1), exact, rtol=0, atol=1e-5)
+    start = variance * torch.linalg.solve(inner, y.flatten(1).T).T @ h
+    torch.testing.assert_close(problem.estimate("pinv", variance).flatten(1), start, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["pigdm", "conjugate"])
+@pytest.mark.parametrize("sigma_y", [0.05, 0.2])
+def test_a_sampler_solves_for_what_it_would_know_with_a_decomposition(name, sigma_y):
+    """The same guided ODE: many steps end where those of the exact decomposition do."""
+    operator, h, y, _ = solved(sigma_y)
+    exact, prior = (
+        Dense(h, operator),
+        LowRankMixture(
+            torch.zeros(1, *SHAPE, dtype=D), draw(1, 3, *SHAPE, seed=1) / 8, 0.3, torch.ones(1, dtype=D)
+        ),
+    )
+    found, expected = (
+        restore(build(name, steps=150, w=1.0), one, y, sigma_y=sigma_y, prior=prior).image
+        for one in (operator, exact)
+    )
+    assert relative_error(found, expected) < 0.02
+
+
+@pytest.mark.parametrize("sigma_y", [0.0, 0.1])
+def test_the_linear_mmse_is_that_of_the_dense_matrix_without_a_decomposition(sigma_y):
+    operator, h, y, _ = solved(sigma_y)
+    cosines_2d = torch.kron(*(torch.from_numpy(scipy.fft.dct(np.eye(8), norm="ortho", axis=0)),) * 2)
+    precision = cosines_2d.T @ torch.diag(1 / spectrum(8, 8).flatten()) @ cosines_2d
+    trust = 1 / (sigma_y**2 + 0.01**2)
+    exact = torch.linalg.solve(trust * h.T @ h + precision, trust * (y.flatten(1) @ h).T).T
+    found = Problem(operator, y, KeyedNoise(0, KEYS), sigma_y).estimate("lmmse", 1.0)
+    assert relative_error(found.flatten(1), exact) < 1e-3
+
+
+def test_without_a_decomposition_there_is_one_order():
+    operator, _, y, _ = solved(0.0)
+    with pytest.raises(ValueError, match="order: what a measurement without a decomposition says"):
+        restore(build(order=2), operator, y)
 
 
 # Each method against its paper's algorithm.
