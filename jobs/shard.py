@@ -1,4 +1,4 @@
-"""`kintsugi shard`: shards of a folder, a zip or an LMDB of images."""
+"""`kintsugi shard`: shards of a folder, a zip, an LMDB or Parquet of images."""
 
 from __future__ import annotations
 
@@ -16,7 +16,11 @@ from kintsugi.jobs.terminal import EXIT_INTERRUPTED, EXIT_SOME_FAILED, console, 
 NAMED = 20  # images that are left out
 
 SourceArgument = Annotated[
-    Path, typer.Argument(help="Images: a folder with its subfolders, a zip, or an LMDB such as LSUN's.")
+    Path,
+    typer.Argument(
+        help="Images: a folder with its subfolders, a zip, an LMDB such as LSUN's, or Parquet of Hugging "
+        "Face: a file, a quoted glob, or a folder with such files and no images."
+    ),
 ]
 OutArgument = Annotated[Path, typer.Argument(help="The folder for the shards of this source.")]
 SizeOption = Annotated[
@@ -33,7 +37,9 @@ CropOption = Annotated[
 LabelsOption = Annotated[
     str | None,
     typer.Option(
-        metavar="folders|FILE", help="Class labels: the first folders, in sorted order; or lines NAME LABEL."
+        metavar="folders|FILE",
+        help="Class labels: the first folders, in sorted order; or lines NAME LABEL. Of Parquet else those "
+        "in the column label.",
     ),
 ]
 ListOption = Annotated[
@@ -62,6 +68,8 @@ def shard(
         kintsugi shard photos/ shards/ --size 256
 
         kintsugi shard photos.zip shards/ --labels folders
+
+        kintsugi shard 'imagenet-1k/data/validation-*.parquet' shards/
 
         kintsugi shard church_outdoor_val_lmdb/ shards/ --size 256 --filter box
 

@@ -126,9 +126,12 @@ def whole(location: Location) -> Iterator[io.BufferedIOBase]:
 
 
 @contextmanager
-def parquet(location: Location) -> Iterator[pq.ParquetFile]:
-    """A Parquet file, opened for reading what is asked of it; checksums of its pages are compared."""
-    opened = partial(pq.ParquetFile, page_checksum_verification=True)
+def parquet(location: Location, buffer: int = 0) -> Iterator[pq.ParquetFile]:
+    """A Parquet file, opened for reading what is asked of it; checksums of its pages are compared.
+
+    buffer: bytes of a column that are read at once; 0: all of a group.
+    """
+    opened = partial(pq.ParquetFile, page_checksum_verification=True, buffer_size=buffer)
     if isinstance(location, Path):
         with opened(location) as file:
             yield file

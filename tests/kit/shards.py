@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import torch
 from PIL import Image
 from skimage import data
@@ -74,6 +76,20 @@ def tar_of(*members: tuple[str | tarfile.TarInfo, bytes], **options: Any) -> byt
             info.size = len(content)
             tar.addfile(info, io.BytesIO(content))
     return buffer.getvalue()
+
+
+def write_parquet(
+    path: Path,
+    rows: Sequence[tuple[bytes | None, str | None]],
+    labels: Sequence[Any] | None = None,
+    **options: Any,
+) -> Path:
+    """(image, path) of each row as Hugging Face's `datasets` write them; options: of `write_table`."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    kind = pa.struct({"bytes": pa.binary(), "path": pa.string()})
+    columns = {"image": pa.array([{"bytes": image, "path": name} for image, name in rows], kind)}
+    pq.write_table(pa.table(columns | ({} if labels is None else {"label": labels})), path, **options)
+    return path
 
 
 def write_tar(path: Path, members: Sequence[tuple[str | tarfile.TarInfo, bytes]]) -> Path:

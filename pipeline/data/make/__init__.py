@@ -1,4 +1,4 @@
-"""Make WebDataset shards from the images of a folder, a zip or an LMDB.
+"""Make WebDataset shards from the images of a folder, a zip, an LMDB or Parquet.
 
 Shard i holds images i·per_shard … of the listing, less those left out, and depends on these alone. Each is
 recorded in .manifest.json when it is finished, which becomes manifest.json when all are. So an interrupted

@@ -28,7 +28,7 @@ class Options:
             filter before while the shorter side is at least 2·size, as guided-diffusion does with the bicubic
             filter (Dhariwal & Nichol 2021, arXiv 2105.05233). "none": shorter side to `size`, no crop.
         labels: "folders": the position of an image's first folder among all of them, sorted. Else a file of
-            lines NAME LABEL. None: no labels, or those of `names`.
+            lines NAME LABEL. None: no labels, or those of `names` or of the source.
         names: a file of lines NAME or NAME LABEL: these images in this order.
     """
 
@@ -83,7 +83,7 @@ def choose(
     """The samples in order, the classes if folders are, and (name, reason) of what is left out unread."""
     names: dict[str, str] = {}  # by key
     left_out = list(source.left_out)
-    for name in sorted(source.images):
+    for name in source.images if source.in_order else sorted(source.images):
         key = key_of(name)
         if why := why_no_member(key):
             left_out.append((name, why))
@@ -94,14 +94,15 @@ def choose(
     left_out = sorted((shown(name), why) for name, why in left_out)
     unread = left_out + [(shown(name), shown(why)) for name, why in source.others]
     also = f" ({len(unread)} left out: {unread[0][0]}: {unread[0][1]}; …)" if unread else ""
-    labels: dict[str, int | None] = dict.fromkeys(names)
+    labels: dict[str, int | None] = {key: source.labels.get(name) for key, name in names.items()}
     if options.names is not None:
         where = f"--list {options.names}"
         lines = read_lines(where, options.names, names)
         refuse(where, f"not in {path}{also}", [name for name, key, _ in lines if key is None])
-        labels = {key: label for _, key, label in lines if key is not None}
+        given = {key: label for _, key, label in lines if key is not None}
         left_out = []  # the rest was not asked for
         without = [name for name, _, label in lines if label is None]
+        labels = {key: labels[key] for key in given} if len(without) == len(lines) else given
         if len(without) < len(lines):
             refuse(where, "without a label, which others have", without)
             if options.labels is not None:

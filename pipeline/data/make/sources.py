@@ -1,18 +1,24 @@
-"""Where the images for shards come from: a folder, a zip or an LMDB."""
+"""Where the images for shards come from: a folder, a zip, an LMDB, or Parquet of Hugging Face."""
 
 import errno
+import glob
 import os
 import stat
+import sys
 import threading
 import zipfile
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, closing, contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from kintsugi.errors import JobError, error_text
-from kintsugi.pipeline.data.names import IMAGE_SUFFIXES, why_none
-from kintsugi.pipeline.data.shards import samples_of, why_unsafe
+from kintsugi.errors import JobError, UnreadableImage, error_text
+from kintsugi.pipeline.data import parquet
+from kintsugi.pipeline.data.decode import Content
+from kintsugi.pipeline.data.names import IMAGE_SUFFIXES, SUFFIXES, key_of, why_none
+from kintsugi.pipeline.data.shards import called, samples_of, why_unsafe
+from kintsugi.pipeline.data.tar import DamagedShard
+from kintsugi.pipeline.storage.files import anchored
 
 MAX_BYTES = 1 << 28  # of one encoded image: 89 megapixels of RGB without any compression
 OF_ONE_FILE = {errno.ENOENT, errno.EACCES, errno.EPERM, errno.ELOOP, errno.ENOTDIR, errno.EINVAL}
@@ -20,16 +26,23 @@ OF_ONE_FILE = {errno.ENOENT, errno.EACCES, errno.EPERM, errno.ELOOP, errno.ENOTD
 
 @dataclass(frozen=True)
 class Source:
-    """An open source: the bytes of each image by name, how to read one, and what is left out unread."""
+    """An open source: the bytes of each image by name, how to read one, and what is left out unread.
+
+    in_order: whether samples have the order of `images`, in which it reads fast, and not that of the names.
+    """
 
     images: dict[str, int]
     read: Callable[[str], bytes]
     left_out: Sequence[tuple[str, str]] = ()  # name (of a folder: with a slash at its end), reason
     others: Sequence[tuple[str, str]] = ()  # the same of files that are no images by their names
+    labels: Mapping[str, int | None] = field(default_factory=dict)  # classes of images, by name
+    in_order: bool = False
 
 
 def open_source(source: Path) -> AbstractContextManager[Source]:
-    """A folder, a zip or an LMDB, whichever it is."""
+    """A folder, a zip, an LMDB or Parquet, whichever it is."""
+    if found := parquet_files(source):
+        return open_parquet(source, *found)
     if (source / "data.mdb").is_file() or (source.suffix in (".mdb", ".lmdb") and source.is_file()):
         return open_lmdb(source)
     if source.is_dir():
@@ -37,8 +50,32 @@ def open_source(source: Path) -> AbstractContextManager[Source]:
     if source.is_file() and zipfile.is_zipfile(source):
         return open_zip(source)
     raise JobError(
-        f"{source}: {'neither a folder, a zip nor an LMDB' if source.exists() else 'no such file'}"
+        f"{source}: {'neither a folder, a zip, an LMDB nor Parquet' if source.exists() else 'no such file'}"
     )
+
+
+def parquet_files(source: Path) -> tuple[list[Path], list[tuple[str, str]]] | None:
+    """The files of Parquet that a source is: one, what a glob stands for, or a folder without images has.
+
+    With them what else is there, and why it is left out. None: it is no Parquet.
+    """
+    if parquet.is_parquet(source) and source.is_file():
+        return [source], []
+    if not source.exists():
+        folder, rest = anchored(str(source))
+        found = [folder / name for name in sorted(glob.glob(rest, root_dir=folder, recursive=True))]
+        files = [path for path in found if parquet.is_parquet(path)]
+        others = [(path.name, "no Parquet by its name") for path in found if path not in files]
+        return (files, others) if files else None
+    if not source.is_dir() or (source / "data.mdb").is_file():
+        return None
+    others = []
+    names = samples_of(source, ("parquet",), lambda name, why: others.append((name, why)))
+    if not names or any(why_none(name, IMAGE_SUFFIXES) is None for name, _ in others):
+        return None  # beside images it is named as what is none
+    unsafe = {name: why for name in names if (why := why_unsafe(source, name))}
+    others += [(name, f"{why}; name the file itself, or by a glob") for name, why in unsafe.items()]
+    return [source / name for name in names if name not in unsafe], others
 
 
 @contextmanager
@@ -135,6 +172,83 @@ def open_lmdb(source: Path) -> Iterator[Source]:
             yield Source(images, read)
     except lmdb.Error as error:
         raise JobError(f"{source}: not a readable LMDB: {error}") from error
+
+
+@contextmanager
+def open_parquet(source: Path, files: list[Path], others: list[tuple[str, str]]) -> Iterator[Source]:
+    """Rows of Parquet, as `parquet.Table.rows` names them; where two files share a name, by their numbers."""
+    found, others = [], list(others)
+    for file in files:
+        rows, size, other = listed_rows(source, file)
+        found += [(file, number, row, size) for number, row in enumerate(rows)]
+        if other is not None:
+            others.append((f"{file.name}: label", f"a column of {other}; classes are integers"))
+    names = [row.name for _, _, row, _ in found]
+    if len(set(map(key_of, names))) < len(names):
+        names = [parquet.numbered(file, number) for file, number, _, _ in found]
+        if len(set(names)) < len(names):
+            raise JobError(f"{source}: files of one name, whose rows have no names; make shards of each")
+    images = {name: size for name, (*_, size) in zip(names, found, strict=True)}
+    labels = {name: row.label for name, (_, _, row, _) in zip(names, found, strict=True)}
+    places = {name: (file, number) for name, (file, number, *_) in zip(names, found, strict=True)}
+    with closing(Rows()) as rows_in_order:
+        yield Source(images, lambda name: rows_in_order.read(*places[name]), (), others, labels, True)
+
+
+def listed_rows(source: Path, file: Path) -> tuple[list[parquet.Row], int, str | None]:
+    """Rows of a file, the bytes of one in the mean, and the type of a `label` that is none.
+
+    Raises:
+        JobError: the file has no images, or is damaged.
+    """
+    try:
+        with called(str(source)), parquet.opened(file) as table:
+            rows = table.rows()
+            return rows, min(file.stat().st_size // max(len(rows), 1), MAX_BYTES), table.other
+    except DamagedShard as error:
+        raise JobError(f"{source}: {file.name}: {error}") from error
+
+
+class Rows:
+    """Images of rows, fast where they are asked for nearly in order; from any thread."""
+
+    KEPT = 16  # rows that were passed, for threads that come later
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.file: Path | None = None
+        self.rows: Generator[tuple[int, str | None, Content], None, None] | None = None
+        self.passed: dict[int, Content] = {}
+        self.next = 0
+
+    def read(self, file: Path, number: int) -> bytes:
+        """The image of a row; raises what there is in its place."""
+        with self.lock:
+            if file != self.file or (number < self.next and number not in self.passed):
+                self.close()
+                self.file, self.next = file, number
+                self.rows = parquet.read_rows(file, number, sys.maxsize)
+            while number not in self.passed:
+                assert self.rows is not None
+                found, _, content = next(
+                    self.rows, (number, None, UnreadableImage("not in the file any more"))
+                )
+                self.passed[found], self.next = content, found + 1
+                if len(self.passed) > self.KEPT:
+                    del self.passed[min(self.passed)]
+            content = self.passed.pop(number)
+        if isinstance(content, Exception):
+            raise content
+        image = next(content[suffix] for suffix in SUFFIXES if suffix in content)
+        if len(image) > MAX_BYTES:
+            raise ValueError(f"{len(image):,} bytes, more than {MAX_BYTES:,}")
+        return image
+
+    def close(self) -> None:
+        """Close the file that is open, if one is."""
+        if self.rows is not None:
+            self.rows.close()
+        self.rows, self.passed = None, {}
 
 
 def reason(error: Exception) -> str:

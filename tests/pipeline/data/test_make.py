@@ -376,7 +376,7 @@ def test_sources_that_are_none_are_refused(tmp_path):
     (tmp_path / "empty").mkdir()
     for name, message in [
         ("nothing", "no such file"),
-        ("text", "neither a folder, a zip nor an LMDB"),
+        ("text", "neither a folder, a zip, an LMDB nor Parquet"),
         ("broken.zip", "not a readable zip"),
         ("junk.mdb", "not a readable LMDB"),
         ("empty", r"no images \(png, jpg"),
