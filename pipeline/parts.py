@@ -57,11 +57,11 @@ class Subset(Model):
 
 
 class Data(Model):
-    """The images or measurements: WebDataset shards, uncompressed tars, or folders of files."""
+    """The images or measurements: WebDataset shards, uncompressed tars, folders, or Parquet."""
 
     shards: str | list[str] = Field(
         description="Paths and s3:// or gs:// URLs, with braces {0000..0049} and globs; a folder stands for "
-        "the files in it; or builtin:scikit-image."
+        "the files in it; FILE.parquet for its rows (column image: {bytes, path}); or builtin:scikit-image."
     )
     kind: Literal["images", "measurements", "restored"] = Field(
         default="images",

@@ -32,6 +32,8 @@ def why_none(name: str, suffixes: Collection[str]) -> str | None:
     suffix = suffix_of(name)
     if suffix in suffixes:
         return None
+    if suffix == "parquet":
+        return "Parquet is not looked for in folders; name the files, as in FOLDER/*.parquet"
     return f".{suffix} files are not read" if suffix else "a name without a suffix"
 
 

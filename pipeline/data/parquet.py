@@ -29,7 +29,7 @@ MAX_PATH = 1024  # characters of a path that is taken for a name
 MAX_FIELDS = 64  # of a page's header, which has about ten
 LISTED = 32  # rows at a time of columns other than bytes
 BUFFER = 1 << 22  # bytes that are read at once of a column
-NUMBER = re.compile(r".*-\d{7,}", re.DOTALL)  # a key made of a row's number
+NUMBER = re.compile(r".*-\d{7,}", re.DOTALL)  # a key made of a row's number; of a path none is
 ERRORS = (pa.ArrowException, OSError, ValueError, KeyError, TypeError, IndexError)
 
 

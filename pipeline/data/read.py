@@ -7,9 +7,10 @@ from dataclasses import replace
 from itertools import islice
 
 from kintsugi.ahead import map_ahead
-from kintsugi.errors import UnreadableImage
+from kintsugi.errors import JobError, UnreadableImage
 from kintsugi.pipeline.data.decode import Content, Convert, Decoded, decode
-from kintsugi.pipeline.data.names import suffix_of
+from kintsugi.pipeline.data.names import key_of, suffix_of
+from kintsugi.pipeline.data.parquet import NUMBER, is_parquet, name_of, numbered, read_rows
 from kintsugi.pipeline.data.shards import Place, fingerprint, why_unsafe
 from kintsugi.pipeline.data.tar import DamagedShard, Member, Tar
 from kintsugi.pipeline.data.units import Members, Unit
@@ -45,7 +46,7 @@ def read_unit(
         sample = decode(key, index, refuse(key) or content, convert, file, key in skip)
         return replace(sample, fetching=fetching, decoding=time.perf_counter() - mark)
 
-    contents = in_folder(unit, members.files) if members.files else in_tar(unit, members)
+    contents = contents_of(unit, members)
     if members.pairs is not None:
         true = (content_at(at(pair.shard), pair.truth) for pair in members.pairs)
         contents = ({RESTORED: one, TRUTH: other} for one, other in zip(contents, true, strict=True))
@@ -92,10 +93,47 @@ def in_folder(unit: Unit, files: Sequence[str]) -> Iterator[Content]:
             yield UnreadableImage("the file may not be read")
 
 
+def contents_of(unit: Unit, members: Members) -> Iterator[Content]:
+    """What a folder, Parquet or a tar has of each planned sample, in order."""
+    if members.files:
+        return in_folder(unit, members.files)
+    return in_parquet(unit, members) if is_parquet(at(unit.shard)) else in_tar(unit, members)
+
+
+def in_parquet(unit: Unit, members: Members) -> Iterator[Content]:
+    """The row of each planned key, in order; by its number, or its path, whichever made the keys."""
+    shard, keys = at(unit.shard), own_keys(members)
+    by_number = NUMBER.fullmatch(keys[0]) is not None
+    expected, planned = iter(keys), set(keys)
+    damage: Exception | None = None
+    try:
+        for number, path, content in read_rows(shard, unit.offset, unit.end):
+            if isinstance(content, Exception):
+                damage = content
+            name = numbered(shard, number) if by_number else name_of(path)
+            own = None if name is None else key_of(name)
+            if own not in planned:  # not in data.subset, or not to be read
+                continue
+            for key in expected:
+                if key == own:
+                    yield content
+                    break
+                yield damage or missing(None)
+    except (DamagedShard, JobError) as error:
+        damage = UnreadableImage(f"the shard cannot be read here: {error}")
+    for _ in expected:
+        yield damage or missing(None)
+
+
+def own_keys(members: Members) -> list[str]:
+    """The keys that samples have in their shard, which of pairs are those of their own names."""
+    return members.keys if members.pairs is None else [pair.name for pair in members.pairs]
+
+
 def in_tar(unit: Unit, members: Members) -> Iterator[Content]:
     """The members of each planned key, in order."""
     damage: DamagedShard | None = None
-    keys = members.keys if members.pairs is None else [pair.name for pair in members.pairs]
+    keys = own_keys(members)
     expected, planned = iter(keys), set(keys)
     shard = at(unit.shard)
     links = {name: (data, length) for name, data, length in members.links}
@@ -123,7 +161,8 @@ def content_at(shard: Location, place: Place) -> Content:
     """The files of one sample by suffix, or why there are none."""
     unit = Unit("", str(shard), 0, 0, 0, 1, place.offset, place.end)
     members = Members([place.key], None, place.links)
-    return next(in_tar(unit, members) if place.file is None else in_folder(unit, [place.file]))
+    members = members if place.file is None else replace(members, files=[place.file])
+    return next(contents_of(unit, members))
 
 
 def content_of(tar: Tar, group: list[Member]) -> Content:

@@ -1,7 +1,7 @@
 """Shards: which files a job means, and where each sample lies in them.
 
-A shard is an uncompressed tar, or a folder whose files are the samples. What is there and is no sample is
-named.
+A shard is an uncompressed tar, Parquet whose rows are the samples, or a folder whose files are. What is there
+and is no sample is named.
 """
 
 import glob
@@ -18,6 +18,7 @@ from typing import cast
 
 from kintsugi.errors import JobError
 from kintsugi.pipeline.data.names import FIRST_SUFFIXES, NAMES, SUFFIXES, hidden, key_of, suffix_of, why_none
+from kintsugi.pipeline.data.parquet import is_parquet, opened
 from kintsugi.pipeline.data.tar import MAX_PADDING, DamagedShard, Member, Note, Tar, ignore
 from kintsugi.pipeline.storage.files import anchored, lies_in, matches, walk
 from kintsugi.pipeline.storage.location import Location, at, is_remote
@@ -30,7 +31,7 @@ RANGE = re.compile(r"\{(-?\d+)\.\.(-?\d+)")
 
 @dataclass(frozen=True)
 class Place:
-    """The members of one key, adjacent in the tar: bytes offset … end; in a folder, its place and file.
+    """The members of one key, adjacent in the tar: bytes offset … end; in Parquet, rows; else place and file.
 
     links: of members that are links: the name, and where what it leads to begins and how long it is.
     pair: of a restored image whose key is part of its name; else None.
@@ -126,7 +127,7 @@ def from_root(patterns: str | list[str]) -> str | list[str]:
 
 
 def fingerprint(shard: Location, names: int = NAMES) -> int:
-    """What tells that a shard has changed: the bytes of a tar, the number of a folder's samples.
+    """What tells that a shard has changed: the bytes of a file, the number of a folder's samples.
 
     Raises:
         FileNotFoundError: there is no such shard. OSError: a folder in it cannot be listed.
@@ -195,18 +196,28 @@ def index(
 ) -> Iterator[Place]:
     """The samples of a shard in order, without reading their contents; `note` is told what is no sample.
 
-    A file has the same key in a folder and in a tar of it. Memory does not grow with a tar without links.
+    A file has the same key in a folder and in a tar of it. Memory does not grow with a tar without links;
+    with Parquet it does by the names of one file.
 
     Args:
         salvage: go on behind damage, where there are members.
         warn: called with what may be damage.
 
     Raises:
+        JobError: Parquet without images.
         DamagedShard: after the last sample of which anything is left, which may be incomplete.
     """
     if shard.is_dir():
         for place, name in enumerate(samples_of(shard, note=note)):
             yield Place(key_of(name), place, place + 1, name)
+        return
+    if is_parquet(shard):
+        with opened(shard) as table:
+            rows = table.rows()
+            if table.other is not None:
+                note("label", f"a column of {table.other}; classes are integers")
+        for place, row in enumerate(rows):
+            yield Place(key_of(row.name), place, place + 1)
         return
     with shard.open("rb") as file:
         tar = Tar(file, shard.stat().st_size, salvage=salvage, note=note)

@@ -175,9 +175,14 @@ def plan(job: Job, folder: Location, on_unit: Callable[[Unit], None]) -> PlanSum
                 f"data.shards: {path} lies where restorations are written; move it, or choose another output"
             )
     if job.from_measurements:
-        refuse_shard_names([path.name for path in paths])
+        refuse_shard_names([restored_name(path.name) for path in paths])
     restoration = job.restoration if job.from_measurements else None
     return make_plan(job.data, paths, job.compute.unit_size, folder / PLAN, on_unit, restoration)
+
+
+def restored_name(shard: str) -> str:
+    """The name of the restorations of a shard: its own, or that of a tar in the place of Parquet."""
+    return f"{shard[: -len('.parquet')]}.tar" if shard.lower().endswith(".parquet") else shard
 
 
 def refuse_shard_names(names: list[str]) -> None:

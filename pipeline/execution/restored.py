@@ -1,8 +1,8 @@
 """Export: restored measurements as shards with the names and keys of those they came from.
 
-A tar becomes RUN/restored/NAME.tar with KEY.png for each restored sample (or .jpg, .webp); a folder becomes
-RUN/restored/NAME/ with the same files. Where there are several samples per image, KEY.sample00.png … and
-KEY.std.npy lie beside it. Failed samples are left out: they are in the rows.
+A tar becomes RUN/restored/NAME.tar with KEY.png for each restored sample (or .jpg, .webp), Parquet too; a
+folder becomes RUN/restored/NAME/ with the same files. Where there are several samples per image,
+KEY.sample00.png … and KEY.std.npy lie beside it. Failed samples are left out: they are in the rows.
 
 All of it is a function of the committed rows, whose checksums are in their records. So what lies there is
 compared with them, byte by byte, and written again where it differs.
@@ -22,7 +22,7 @@ from kintsugi.pipeline.data.shards import stays_inside
 from kintsugi.pipeline.data.units import Unit, read_members
 from kintsugi.pipeline.execution.commit import READERS, Commit, read_rows
 from kintsugi.pipeline.execution.directory import PLAN, RESTORED
-from kintsugi.pipeline.execution.open import refuse_shard_names
+from kintsugi.pipeline.execution.open import refuse_shard_names, restored_name
 from kintsugi.pipeline.execution.run import Run
 from kintsugi.pipeline.parts import Restoration
 from kintsugi.pipeline.storage.files import lexists
@@ -122,7 +122,7 @@ def committed_shards(run: Run) -> Iterator[tuple[str, Units]]:
 
 def target_of(run: Run, shard: str) -> Location:
     """Where the restorations of a shard lie; raises a JobError for one that has no name."""
-    name = PurePosixPath(shard).name
+    name = restored_name(PurePosixPath(shard).name)
     refuse_shard_names([name])
     return run.folder / RESTORED / name
 

@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 import tarfile
 import tracemalloc
 from pathlib import Path
@@ -10,14 +11,21 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from kit.jobs import kintsugi
-from kit.shards import encode, picture, write_parquet
+from kit.shards import SIZE, encode, picture, png, write_parquet
 
 from kintsugi.errors import JobError
 from kintsugi.jobs.terminal import EXIT_SOME_FAILED
 from kintsugi.pipeline.data import parquet
+from kintsugi.pipeline.data.collection import Collection
+from kintsugi.pipeline.data.decode import Decoded, Images
 from kintsugi.pipeline.data.make import make_shards
 from kintsugi.pipeline.data.make.choosing import Options
+from kintsugi.pipeline.data.plan import make_plan
+from kintsugi.pipeline.data.read import read_unit
 from kintsugi.pipeline.data.tar import DamagedShard
+from kintsugi.pipeline.data.units import PlanSummary, read_members, read_units
+from kintsugi.pipeline.execution.open import restored_name
+from kintsugi.pipeline.parts import Data
 
 IMAGES = [encode(picture(i), ("PNG", "JPEG")[i % 2]) for i in range(8)]
 NAMED = [(content, f"cat/{7 - i}.{('png', 'jpg')[i % 2]}") for i, content in enumerate(IMAGES)]
@@ -148,6 +156,102 @@ def test_a_struct_that_is_null_is_a_row_without_bytes(tmp_path):
     made = make_shards(tmp_path / "a.parquet", tmp_path / "out", Options())
     assert members(made.shards) == {"a-0000001.png": IMAGES[0]}
     assert [name for name, _ in made.left_out] == ["a-0000000"]
+
+
+# As data.shards
+
+
+def plan(path: Path, target: Path, unit_size: int = 3, **data) -> PlanSummary:
+    return make_plan(Data(shards="unused", size=SIZE, **data), [path], unit_size, target)
+
+
+def rows(plan: Path, convert=Images(SIZE, "exact")) -> list[Decoded]:  # noqa: B008
+    units = [(unit, read_members(plan, unit)) for unit in read_units(plan)]
+    return [row for unit, members in units for batch in read_unit(unit, members, convert, 2) for row in batch]
+
+
+def seen(row: Decoded) -> tuple:
+    image = None if row.image is None else row.image.tobytes()
+    return row.key, row.index, image, row.label, row.source, row.error is None
+
+
+@pytest.mark.parametrize("group", [2, 100])
+@pytest.mark.parametrize("named", [NAMED, NAMELESS])
+@pytest.mark.parametrize("data", [{}, {"limit": 5}, {"subset": {"part": "evaluate", "fraction": 0.5}}])
+def test_rows_are_those_of_a_tar_of_the_same_images(tmp_path, group, named, data):
+    file = write_parquet(tmp_path / "a.parquet", named, list(range(8)), row_group_size=group)
+    (tar,) = make_shards(file, tmp_path / "out", Options()).shards
+    plan(file, tmp_path / "one", **data)
+    plan(tar, tmp_path / "other", **data)
+    found = [seen(row) for row in rows(tmp_path / "one")]
+    assert found == [seen(row) for row in rows(tmp_path / "other")]
+    assert all(good for *_, good in found)
+    assert 0 < len(found) <= data.get("limit", 8)
+
+
+def test_a_path_like_another_rows_number_takes_no_place(tmp_path):
+    paths = ["a-0000002.png", "a-0000001.png", "a-0000000.png"]
+    file = write_parquet(tmp_path / "a.parquet", [(IMAGES[2 * i], path) for i, path in enumerate(paths)])
+    plan(file, tmp_path / "plan")
+    found = rows(tmp_path / "plan")
+    assert [row.key for row in found] == [f"a-{i:07d}" for i in range(3)]
+    assert all((row.image == picture(2 * i)).all() for i, row in enumerate(found))
+
+
+def test_rows_without_an_image_are_failed_rows_with_the_reason(tmp_path):
+    broken = [
+        (None, "null.png"),
+        (b"x", "x.png"),
+        (png(20_000, 20_000), "huge.png"),
+        (encode(picture(0, 40)), "40.png"),
+    ]
+    plan(write_parquet(tmp_path / "a.parquet", [NAMED[0], *broken]), tmp_path / "plan")
+    first, *failed = rows(tmp_path / "plan")
+    assert first.error is None
+    reasons = ("no bytes in this row", "cannot identify", "400000000|20000x20000", "40x40 pixels")
+    for row, (_, name), reason in zip(failed, broken, reasons, strict=True):
+        assert row.key == name[:-4]
+        assert re.search(reason, row.error)
+
+
+def test_a_cut_file_is_refused_and_what_changes_after_planning_is_a_failed_row(tmp_path):
+    file = write_parquet(tmp_path / "a.parquet", NAMED, row_group_size=2)
+    plan(file, tmp_path / "plan")
+    whole = file.read_bytes()
+    write_parquet(file, NAMED[:5])
+    assert [row.error is None for row in rows(tmp_path / "plan")] == [True] * 5 + [False] * 3
+    file.write_bytes(whole[:-100])
+    assert all("cannot be read here: not readable as Parquet" in row.error for row in rows(tmp_path / "plan"))
+    with pytest.raises(JobError, match=r"(?s)damaged.*a\.parquet: not readable as Parquet"):
+        plan(file, tmp_path / "plan2")
+    pq.write_table(pa.table({"x": [1]}), file)
+    assert all("it has no column image" in row.error for row in rows(tmp_path / "plan"))
+    with pytest.raises(JobError, match=r"data\.shards: .*a\.parquet: it has no column image"):
+        plan(file, tmp_path / "plan2")
+
+
+def test_a_key_in_two_files_and_parquet_in_a_folder_are_refused_with_what_to_do(tmp_path):
+    files = [write_parquet(tmp_path / f"set/{i}.parquet", NAMED) for i in range(2)]
+    with pytest.raises(JobError, match="8 keys occur more than once"):
+        make_plan(Data(shards="unused", size=SIZE), files, 3, tmp_path / "plan")
+    with pytest.raises(JobError, match=r"name the files, as in FOLDER/\*\.parquet"):
+        plan(tmp_path / "set", tmp_path / "plan")
+
+
+def test_parquet_is_a_collection_and_its_label_that_is_no_class_is_named(tmp_path):
+    file = write_parquet(tmp_path / "a.parquet", NAMED, [str(i) for i in range(8)], row_group_size=3)
+    found = Collection("data.truth", str(file))
+    assert [row.image.tobytes() for row in found.read_all(["cat/3", "cat/5"])] == [
+        found.read("cat/3").image.tobytes(),
+        picture(2).tobytes(),
+    ]
+    assert plan(file, tmp_path / "plan").left_out_first == [
+        [str(file), "label", "a column of string; classes are integers"]
+    ]
+
+
+def test_restorations_of_parquet_are_a_tar():
+    assert [restored_name(name) for name in ("a.parquet", "a.tar", "set")] == ["a.tar", "a.tar", "set"]
 
 
 # What is none
