@@ -9,6 +9,7 @@ import re
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import PurePosixPath
 from typing import Any, BinaryIO
 
@@ -26,11 +27,15 @@ MAX_PAGE = {BYTES: 1 << 30, PATH: 1 << 24, LABEL: 1 << 24}
 """Bytes of a decoded page of each column, and so of its longest value: writers end pages at about 1 MB, or
 after 1024 rows."""
 MAX_PATH = 1024  # characters of a path that is taken for a name
-MAX_FIELDS = 64  # of a page's header, which has about ten
+MAX_FIELDS = 64  # of a struct in the file, which has about ten
+MAX_LIST, MAX_DEPTH, OF_PAGES = 1 << 20, 10, 7  # headers of pages have three depths and no lists
+MAX_FOOTER = 1 << 23  # bytes: groups are a few hundred each
 LISTED = 32  # rows at a time of columns other than bytes
 BUFFER = 1 << 22  # bytes that are read at once of a column
 NUMBER = re.compile(r".*-\d{7,}", re.DOTALL)  # a key made of a row's number; of a path none is
-ERRORS = (pa.ArrowException, OSError, ValueError, KeyError, TypeError, IndexError)
+Chunk = tuple[int, int]
+"""First byte and length of a column of a group."""
+ERRORS = (pa.ArrowException, OSError, ValueError, KeyError, TypeError, IndexError, AttributeError)
 
 
 @dataclass(frozen=True)
@@ -45,13 +50,14 @@ class Row:
 class Table:
     """An open file, and which of `BYTES`, `PATH` and `LABEL` it has.
 
-    other: the type of a `label` that is no class.
+    other: the type of a `label` that is no class. chunks: where the columns of each group lie.
     """
 
     shard: Location
     file: pq.ParquetFile
     columns: tuple[str, ...]
     other: str | None
+    chunks: list[dict[str, Chunk]]
 
     @property
     def groups(self) -> list[int]:
@@ -61,11 +67,9 @@ class Table:
 
     def batches(self, columns: list[str], group: int, rows: int) -> Iterator[pa.RecordBatch]:
         """Some columns of a group, so many rows at a time; raises a ValueError for too large pages."""
-        metadata = self.file.metadata.row_group(group)
         with self.shard.open("rb") as file:
-            for chunk in (metadata.column(i) for i in range(metadata.num_columns)):
-                if chunk.path_in_schema in columns:
-                    refuse_large_pages(file, chunk)
+            for column in columns:
+                refuse_large_pages(file, column, self.chunks[group][column])
         yield from self.file.iter_batches(rows, row_groups=[group], columns=columns, use_threads=False)
 
     def rows(self) -> list[Row]:
@@ -110,7 +114,8 @@ def opened(shard: Location) -> Iterator[Table]:
     try:
         with parquet(shard, BUFFER) as file:
             columns, other = columns_of(shard, file)
-            table = Table(shard, file, columns, other)
+            with shard.open("rb") as raw:
+                table = Table(shard, file, columns, other, chunks_of(raw))
             rows, length = table.groups, shard.stat().st_size
             if min(rows, default=0) < 0 or sum(rows) != file.metadata.num_rows or sum(rows) > length:
                 raise ValueError("it claims more rows than it has bytes, or in its groups")
@@ -216,48 +221,80 @@ def content_of(image: bytes | None, path: str | None, label: int | None) -> dict
     return {known: image} if label is None else {known: image, "cls": str(label).encode()}
 
 
-def refuse_large_pages(file: BinaryIO, chunk: Any) -> None:
+def chunks_of(file: BinaryIO) -> list[dict[str, Chunk]]:
+    """Where each column of each group lies, by the column's path: from the footer itself.
+
+    pyarrow ends the process where statistics of a chunk in the footer are damaged and it is asked for these.
+    """
+    length = file.seek(-8, 2) + 8
+    size = int.from_bytes(file.read(4), "little")
+    if size > min(MAX_FOOTER, length - 8):
+        raise ValueError(f"a footer of {size:,} bytes")
+    file.seek(length - 8 - size)
+    footer = thrift(BytesIO(file.read(size)))
+    groups: list[dict[str, Chunk]] = []
+    for group in footer[4]:
+        chunks = [chunk[3] for chunk in group[1]]
+        places = [(min(filter(None, (chunk.get(11), chunk[9]))), chunk[7]) for chunk in chunks]
+        if any(start < 4 or size < 0 or start + size > length for start, size in places):
+            raise ValueError("a column lies outside of the file")
+        paths = [b".".join(chunk[3]).decode() for chunk in chunks]
+        groups.append(dict(zip(paths, places, strict=True)))
+    return groups
+
+
+def refuse_large_pages(file: BinaryIO, name: str, chunk: Chunk) -> None:
     """Raise a ValueError if a page of a column chunk would be too large; their headers alone are read.
 
     What the file says of the chunk as a whole is no bound: the headers decide what is allocated.
     """
-    name, most = chunk.path_in_schema, MAX_PAGE[chunk.path_in_schema]
-    starts = [start for start in (chunk.dictionary_page_offset, chunk.data_page_offset) if start]
-    place = min(starts)
-    end = place + chunk.total_compressed_size
+    place, length = chunk
+    end = place + length
     while place < end:
         file.seek(place)
-        header = page_header(file)
+        header = thrift(file, OF_PAGES)
         size, packed = header.get(2, -1), header.get(3, -1)
-        if not 0 <= size <= most or packed < 0:
-            raise ValueError(f"a page of {name} claims {size:,} bytes; at most {most:,} are read")
+        if not 0 <= size <= MAX_PAGE[name] or packed < 0:
+            raise ValueError(f"a page of {name} claims {size:,} bytes; at most {MAX_PAGE[name]:,} are read")
         place = file.tell() + packed
 
 
-def page_header(file: BinaryIO, depth: int = 0) -> dict[int, int]:
-    """The integers of a page's header by field: 2 its bytes when decoded, 3 in the file behind the header.
+def thrift(file: BinaryIO, depth: int = 0) -> dict[int, Any]:
+    """The fields of a struct in Thrift's compact protocol, by number, as in parquet.thrift.
 
-    In Thrift's compact protocol (parquet.thrift, PageHeader); raises a ValueError for what is none.
+    Of a page's header field 2 is its bytes when decoded, 3 those in the file behind the header. Long texts,
+    which are bounds of values, are passed over. Raises a ValueError for what is none.
     """
-    found: dict[int, int] = {}
+    found: dict[int, Any] = {}
     number = 0
     for _ in range(MAX_FIELDS):
         head = one_byte(file)
-        kind, step = head & 15, head >> 4
-        if kind == 0:
+        if head == 0:
             return found
-        number = number + step if step else integer(file)
-        if kind in (4, 5, 6):
-            found[number] = integer(file)
-        elif kind == 8:  # text: bounds of the page's values
-            file.seek(varint(file), 1)
-        elif kind == 12 and depth < 3:
-            page_header(file, depth + 1)
-        elif kind in (3, 7):
-            file.seek(1 if kind == 3 else 8, 1)
-        elif kind not in (1, 2):  # a truth is its kind
-            break
-    raise ValueError("a page without a header")
+        number = number + (head >> 4) if head >> 4 else integer(file)
+        kind = head & 15
+        found[number] = kind == 1 if kind in (1, 2) else value(file, kind, depth)
+    raise ValueError("a header of a page with too many fields")
+
+
+def value(file: BinaryIO, kind: int, depth: int) -> Any:
+    """A value of one of Thrift's kinds: a number, text, a list or a struct."""
+    if kind in (4, 5, 6):
+        return integer(file)
+    if kind in (1, 2, 3):
+        return one_byte(file)
+    if kind == 7:
+        return file.read(8)
+    if kind == 8:
+        length = varint(file)
+        return file.read(length) if length <= MAX_PATH else file.seek(length, 1)
+    if kind in (9, 10) and depth < OF_PAGES:
+        head = one_byte(file)
+        count = varint(file) if head >> 4 == 15 else head >> 4
+        return [value(file, head & 15, depth + 1) for _ in range(min(count, MAX_LIST))]
+    if kind == 12 and depth < MAX_DEPTH:
+        return thrift(file, depth + 1)
+    raise ValueError("a header of a page that is none")
 
 
 def one_byte(file: BinaryIO) -> int:

@@ -359,7 +359,20 @@ def test_memory_is_that_of_a_row_where_a_dictionary_repeats_a_large_value(tmp_pa
 )
 def test_what_is_no_header_of_a_page_is_refused(header):
     with pytest.raises(ValueError, match="header"):
-        parquet.page_header(io.BytesIO(header))
+        parquet.thrift(io.BytesIO(header))
+
+
+def test_a_column_outside_of_the_file_is_refused(tmp_path):
+    file = write_parquet(tmp_path / "a.parquet", NAMED, row_group_size=3)
+    with parquet.opened(file) as table, file.open("rb") as raw:
+        found = [table.file.metadata.row_group(1).column(i) for i in range(2)]
+        starts = [min(one.data_page_offset, one.dictionary_page_offset) for one in found]
+        sizes = [one.total_compressed_size for one in found]
+        expected = dict(zip((parquet.BYTES, parquet.PATH), zip(starts, sizes, strict=True), strict=True))
+        assert table.chunks[1] == expected
+        cut = io.BytesIO(raw.read()[-file.stat().st_size // 2 :])
+    with pytest.raises(ValueError, match="a column lies outside of the file"):
+        parquet.chunks_of(cut)
 
 
 def test_more_rows_than_bytes_are_refused(tmp_path):
