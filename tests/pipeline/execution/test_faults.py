@@ -36,7 +36,7 @@ from kintsugi.pipeline.execution.live import Live
 from kintsugi.pipeline.execution.open import open_or_plan
 from kintsugi.pipeline.storage.publish import clear_temporaries, this_host
 
-RUNS, DISKS = 50, 2
+RUNS, DISKS = 36, 2
 UNITS, SAMPLES = 4, 12  # of the runs on Ray
 PAUSE = 0.1  # seconds for each sample there
 
@@ -171,16 +171,15 @@ def test_killed_actors_leave_no_trace(station, monkeypatch, seed):
     station.check(name)
 
 
-@pytest.mark.parametrize("sleep", [0.5, 4.0])
-def test_a_frozen_actor_is_replaced_and_may_wake_up_late(station, monkeypatch, capsys, sleep):
-    """It wakes up before it is missed, or when another does its work."""
-    rng, name = np.random.default_rng(int(sleep)), f"frozen-{sleep}"
+def test_a_frozen_actor_is_replaced_and_wakes_up_late(station, monkeypatch, capsys):
+    """It wakes up when another does its work."""
+    rng, name = np.random.default_rng(4), "frozen"
     monkeypatch.setattr(module, "FROZEN_SECONDS", 2.0)
     alarms: list[threading.Timer] = []
 
     def freeze(process: int) -> None:
         kill(process, signal.SIGSTOP)
-        alarms.append(threading.Timer(sleep, kill, (process, signal.SIGCONT)))
+        alarms.append(threading.Timer(4.0, kill, (process, signal.SIGCONT)))
         alarms[-1].start()
 
     strikes = Strikes(station, name, [int(rng.integers(0, UNITS))], rng, freeze)
@@ -189,7 +188,7 @@ def test_a_frozen_actor_is_replaced_and_may_wake_up_late(station, monkeypatch, c
     (alarm,) = alarms
     alarm.join()
     station.check(name)
-    assert sleep < 2 or "has not answered" in capsys.readouterr().out
+    assert "has not answered" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
