@@ -97,7 +97,7 @@ class Pairing:
         if self.limit is None:
             summary.without_restored = sorted(filter(self.chosen, self.truth.keys() - self.met))
         for pattern in (self.restored, self.true):
-            if names := pattern.unlike:
+            if names := sorted(pattern.unlike):  # several shards may be read at once
                 what = f"not like {pattern.text}, not compared: {len(names)}, the first {names[0]}"
                 summary.notes.append(what)
         self.restored.refuse_no_name()

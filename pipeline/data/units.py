@@ -299,6 +299,8 @@ def pair_of(unit: Unit, row: dict[str, Any]) -> Pair:
     """A pair of a row of the plan; raises ValueError if it is none."""
     if None in (row[name] for name in ("name", "shard", "key", "offset", "end")):
         raise ValueError(f"unit {unit.unit}: a pair lacks something")
+    if min(row["offset"], row["end"]) < 0:
+        raise ValueError(f"unit {unit.unit}: a pair lies nowhere")
     links = links_of(unit, row["links"] or [])
     return Pair(row["name"], row["shard"], Place(row["key"], row["offset"], row["end"], row["file"], links))
 

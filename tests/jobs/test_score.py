@@ -323,6 +323,7 @@ def test_a_relative_score_continues_from_anywhere(sets, tmp_path, monkeypatch):
         (lambda pairs: pairs[:1], "its pairs are not 2"),
         (lambda pairs: [None, *pairs[1:]], "its pairs are not 2"),
         (lambda pairs: [pairs[0] | {"shard": None}, *pairs[1:]], "a pair lacks something"),
+        (lambda pairs: [pairs[0] | {"offset": -512}, *pairs[1:]], "a pair lies nowhere"),
         (lambda pairs: [pairs[0] | {"links": [{"name": "a", "data": -1, "size": 1}]}, *pairs[1:]], "a link"),
     ],
 )
