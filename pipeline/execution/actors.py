@@ -28,6 +28,7 @@ from kintsugi.pipeline.execution.prometheus import Counts
 from kintsugi.pipeline.execution.worker import Worker, give_up
 from kintsugi.pipeline.job import Job, config_hash
 from kintsugi.pipeline.storage.location import Location, at, pause
+from kintsugi.pipeline.storage.publish import alive, this_host
 
 POLL_SECONDS = 0.5
 START_ATTEMPTS = 3
@@ -50,6 +51,10 @@ class RayWorker:
     def probe(self, unit: Unit, first: int, last: int) -> None:
         """As `Worker.probe`."""
         self.worker.probe(unit, first, last)
+
+    def place(self) -> tuple[str, int]:
+        """The machine, as `this_host` names it, and the process."""
+        return this_host(), os.getpid()
 
     def state(self) -> tuple[int, float]:
         """Samples in hand, and seconds spent in the sampler."""
@@ -90,12 +95,13 @@ class Actor:
     """An actor, and what was last heard of it.
 
     Attributes:
-        since: when it was ready. free: when it may begin something, by time.monotonic; None: it is at work.
+        process: its number, None on another machine. since: when it was ready. free: when it may begin something, by time.monotonic; None: it is at work.
         in_hand: samples finished in its unit. busy: seconds in samplers. asked: when for these, if it has not
             answered.
     """
 
     handle: Any
+    process: int | None
     since: float = field(default_factory=time.monotonic)
     free: float | None = 0.0
     in_hand: int = 0
@@ -110,7 +116,7 @@ class Crew:
         create: starts an actor and returns its handle.
 
     Attributes:
-        starting: handles by the reference to their first state. present: the others, that have started.
+        starting: handles by the reference to their place. present: the others, that have started.
         asked: by the reference to their state.
         hire_again: by time.monotonic, after starts that failed. most: actors there have been at once.
         retired: seconds that those who are gone spent in samplers.
@@ -134,7 +140,7 @@ class Crew:
         missing = wanted() - len(self.starting) - len(self.present)
         for _ in range(missing if now >= self.hire_again else 0):
             handle = self.create()
-            self.starting[handle.state.remote()] = handle
+            self.starting[handle.place.remote()] = handle
         self.most = max(self.most, len(self.starting) + len(self.present))
 
     def started(self, reference: Any) -> None:
@@ -145,7 +151,7 @@ class Crew:
         """
         handle = self.starting.pop(reference)
         try:
-            ray.get(reference)
+            machine, process = ray.get(reference)
         except ray.exceptions.RayError as error:
             ray.kill(handle)
             self.failed_starts += 1
@@ -155,7 +161,7 @@ class Crew:
             self.live.notes.append(f"a worker could not start: {reason(error)}")
             return
         self.failed_starts = 0
-        self.present.append(Actor(handle))
+        self.present.append(Actor(handle, process if machine == this_host() else None))
         if self.live.started is None:
             self.live.started = time.perf_counter()
 
@@ -280,11 +286,17 @@ class Pool:
     def close(self) -> None:
         """End the actors, and wait for those at work, so that nothing is written after what is cleared next.
 
-        These end themselves, as Ray calls an actor that it kills dead before its process is.
+        These end themselves, as Ray calls an actor that it kills dead before its process is. Ray notices that
+        one has left when its connection closes, which also is before its process has ended.
         """
-        leaving = [actor.handle.leave.remote() for actor, _ in self.working.values()]
+        at_work = [actor for actor, _ in self.working.values()]
+        until = time.monotonic() + LEAVE_SECONDS
+        leaving = [actor.handle.leave.remote() for actor in at_work]
         if leaving:
             ray.wait(leaving, num_returns=len(leaving), timeout=LEAVE_SECONDS)
+        for process in [actor.process for actor in at_work if actor.process is not None]:
+            while alive(process) and time.monotonic() < until:
+                time.sleep(0.01)
         for handle in (*self.crew.starting.values(), *(actor.handle for actor in self.crew.present)):
             ray.kill(handle)
 
