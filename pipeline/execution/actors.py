@@ -95,9 +95,9 @@ class Actor:
     """An actor, and what was last heard of it.
 
     Attributes:
-        process: its number, None on another machine. since: when it was ready. free: when it may begin something, by time.monotonic; None: it is at work.
-        in_hand: samples finished in its unit. busy: seconds in samplers. asked: when for these, if it has not
-            answered.
+        process: its number, None on another machine. since: when it was ready. free: when it may begin
+            something, by time.monotonic; None: it is at work. in_hand: samples finished in its unit. busy:
+            seconds in samplers. asked: when for these, if it has not answered.
     """
 
     handle: Any
