@@ -12,7 +12,7 @@ from torch import Tensor
 
 from kintsugi.device import default_device
 from kintsugi.errors import JobError
-from kintsugi.pipeline.data.decode import Measurements
+from kintsugi.pipeline.data.decode import Decoded, Measurements
 from kintsugi.pipeline.data.depth import DEVIATIONS, OVERSHOOT
 from kintsugi.pipeline.execution.degrade import levels
 from kintsugi.pipeline.execution.problems import Prepared
@@ -103,13 +103,14 @@ def restored(stage: Stage, keys: list[str], measured: list[np.ndarray]) -> list[
         ValueError: measurements do not fit the operator, or lack a label.
     """
 
-    def restore(problem: Prepared, places: Sequence[int], batch: np.ndarray) -> list[Tensor]:
-        problem.begin([None] * len(places), stage.batch_size)
+    def restore(problem: Prepared, samples: Sequence[Decoded], batch: np.ndarray) -> list[Tensor]:
+        problem.begin([None] * len(samples), stage.batch_size)
         y = torch.from_numpy(batch).to(stage.device)
-        drawn, _ = draw_samples(stage.job, problem, [keys[place] for place in places], y)
+        drawn, _ = draw_samples(stage.job, problem, [sample.key for sample in samples], y)
         return list(drawn.image)
 
-    found = stage.in_batches(measured, restore)
+    samples = [Decoded(key, i, image) for i, (key, image) in enumerate(zip(keys, measured, strict=True))]
+    found = stage.in_batches(samples, restore)
     for key, image in zip(keys, found, strict=True):
         if not image.isfinite().all():
             raise JobError(f"images: the restoration of {key!r} contains NaN or infinity")

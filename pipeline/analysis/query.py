@@ -10,6 +10,7 @@ import pyarrow as pa
 
 from kintsugi.errors import JobError
 from kintsugi.pipeline.analysis.rows import flat_schema, shows_state_of, write_rows
+from kintsugi.pipeline.execution.commit import schema_of
 from kintsugi.pipeline.execution.directory import JOB, REPORT, TABLE
 from kintsugi.pipeline.execution.run import Run
 from kintsugi.pipeline.storage.files import dataset
@@ -82,7 +83,7 @@ def kept_rows(folder: Location, whole: bool = False) -> Location | None:
             regular(folder / TABLE, MAX_TABLE)
             return folder / TABLE
     run, rows = Run.open(folder), folder / REPORT / TABLE
-    return rows if shows_state_of(run, rows, flat_schema(run.job.metrics).names if whole else ()) else None
+    return rows if shows_state_of(run, rows, flat_schema(schema_of(run.job)).names if whole else ()) else None
 
 
 @contextmanager

@@ -2,7 +2,7 @@
 
 import hashlib
 from collections import Counter
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from kintsugi.pipeline.execution.commit import PICTURES, Commit, read_rows, rows_schema
+from kintsugi.pipeline.execution.commit import PICTURES, Commit, read_rows, schema_of
 from kintsugi.pipeline.execution.run import Run
 from kintsugi.pipeline.metrics.registry import is_baseline
 from kintsugi.pipeline.storage.files import parquet
@@ -22,9 +22,9 @@ REPEATED = ["shard", "label", "source", "status", "error", "seed", "forwards", "
 STATE = b"kintsugi.commits"  # in the metadata of the flat table
 
 
-def flat_schema(metrics: Sequence[str] = ()) -> pa.Schema:
-    """The columns of the flat table of a job that names these metrics."""
-    kept = [field for field in rows_schema(metrics) if field.name not in PICTURES]
+def flat_schema(rows: pa.Schema) -> pa.Schema:
+    """The columns of the flat table of a run whose rows have these."""
+    kept = [field for field in rows if field.name not in PICTURES]
     return pa.schema([*kept, pa.field("seconds", pa.float64())])
 
 
@@ -85,7 +85,7 @@ def write_rows(run: Run, file: Path) -> Tally:
     """Write all rows in one table, with the state of the run that they show; raises as `read_rows`."""
     tally, state = Tally(), hashlib.sha256()
     waiting: list[pa.Table] = []
-    rows, schema = 0, flat_schema(run.job.metrics)
+    rows, schema = 0, flat_schema(schema_of(run.job))
     # Of numbers and keys hardly any is there twice: a dictionary of them takes time and no less space.
     with pq.ParquetWriter(file, schema, use_dictionary=REPEATED, write_page_checksum=True) as writer:
 

@@ -58,6 +58,13 @@ class Decoded:
     fetching: float = 0.0
     decoding: float = 0.0
 
+    @property
+    def array(self) -> np.ndarray:
+        """Its image; raises a ValueError where it has none."""
+        if self.image is None:
+            raise ValueError(f"{self.key}: {self.error or 'not decoded'}")
+        return self.image
+
 
 def decode(
     key: str, index: int, content: Content, convert: Convert, file: str | None, skipped: bool = False

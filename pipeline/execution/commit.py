@@ -29,6 +29,7 @@ from kintsugi.pipeline.execution.directory import (
     data_file,
     features_file,
 )
+from kintsugi.pipeline.job import Job
 from kintsugi.pipeline.metrics.registry import BASELINES, baseline_column, columns
 from kintsugi.pipeline.metrics.scoring import LARGEST
 from kintsugi.pipeline.storage import records
@@ -82,6 +83,11 @@ def rows_schema(metrics: Sequence[str] = ()) -> pa.Schema:
     names = columns(metrics)
     names += [baseline_column(name, baseline) for name in names for baseline in BASELINES]
     return pa.schema([*BEFORE, *(pa.field(name, pa.float64()) for name in names), *AFTER])
+
+
+def schema_of(job: Job) -> pa.Schema:
+    """The columns of the rows of a job."""
+    return rows_schema(job.metrics)
 
 
 ROWS = rows_schema()
@@ -234,7 +240,7 @@ def valid(record: bytes, unit: str, config_hash: str, data_bytes: int) -> Commit
 
 
 def read_rows(folder: Location, record: Commit, columns: list[str] | None = None) -> pa.Table:
-    """The rows of a committed unit, all or some columns of `rows_schema`; those newer than the run are null.
+    """The rows of a committed unit, all or some columns of `schema_of`; those newer than the run are null.
 
     Raises:
         JobError: the data file is not the one that was committed, or does not hold rows.

@@ -6,6 +6,7 @@ import numpy as np
 import torch
 
 from kintsugi.errors import JobError
+from kintsugi.pipeline.data.decode import Decoded
 from kintsugi.pipeline.execution.stage import Stage
 from kintsugi.pipeline.job import Job
 
@@ -29,5 +30,5 @@ def seconds_per_image(job: Job, device: str) -> float:
     count = stage.batch_size if device == "cuda" else 1
     for _ in range(2):
         started = time.perf_counter()
-        stage.run([str(i) for i in range(count)], [example] * count, [0] * count)
+        stage.run([Decoded(str(i), i, example, label=0) for i in range(count)])
     return (time.perf_counter() - started) / count

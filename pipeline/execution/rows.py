@@ -8,7 +8,7 @@ import numpy as np
 from kintsugi.pipeline.data.decode import Decoded
 from kintsugi.pipeline.data.pictures import array_file, encode
 from kintsugi.pipeline.data.units import Unit
-from kintsugi.pipeline.execution.commit import Commit, read_features, read_rows, rows_schema
+from kintsugi.pipeline.execution.commit import Commit, read_features, read_rows, schema_of
 from kintsugi.pipeline.execution.degrade import eight_bits
 from kintsugi.pipeline.execution.stage import Restored, Scored
 from kintsugi.pipeline.job import Job
@@ -30,7 +30,7 @@ class Done(NamedTuple):
 
 
 def done(job: Job, unit: Unit, sample: Decoded, result: Result) -> Done:
-    """A sample with its row, as `commit.rows_schema` has it."""
+    """A sample with its row, as `commit.schema_of` has it."""
     error = result if isinstance(result, str) else result.error
     row = failed_row(job, unit, sample, error or "")
     if isinstance(result, str) or sample.image is None:
@@ -76,7 +76,7 @@ def pictures(job: Job, result: Scored, sample: np.ndarray, shown: bool) -> dict[
 
 def failed_row(job: Job, unit: Unit, sample: Decoded, error: str) -> dict[str, Any]:
     """The row of a sample that could not be restored."""
-    return dict.fromkeys(rows_schema(job.metrics).names) | {
+    return dict.fromkeys(schema_of(job).names) | {
         "key": sample.key,
         "shard": unit.shard,
         "index": sample.index,
@@ -93,7 +93,7 @@ def kept_of(job: Job, folder: Location, committed: Commit | None) -> dict[str, D
     """By key, the samples of a committed unit that did not fail, {} of None; raises as `read_rows`."""
     if committed is None:
         return {}
-    rows = read_rows(folder, committed, rows_schema(job.metrics).names).to_pylist()
+    rows = read_rows(folder, committed, schema_of(job).names).to_pylist()
     features: dict[str, dict[str, np.ndarray]] = {}
     if (stored := read_features(folder, committed)) is not None:
         columns, keys = arrays(stored), stored["key"].to_pylist()

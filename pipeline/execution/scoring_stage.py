@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from kintsugi.pipeline.data.decode import Convert
+from kintsugi.pipeline.data.decode import Convert, Decoded
 from kintsugi.pipeline.data.pairs import Both
 from kintsugi.pipeline.execution.stage import Scored, features_of, measuring
 from kintsugi.pipeline.execution.timing import timed
@@ -34,16 +34,14 @@ class ScoringStage:
         self.seconds = {"score": 0.0}
         self.notes: list[str] = []
 
-    def run(
-        self, keys: Sequence[str], samples: Sequence[np.ndarray], labels: Sequence[int | None]
-    ) -> list[Scored]:
+    def run(self, samples: Sequence[Decoded]) -> list[Scored]:
         """The metrics of pairs (2, H, W, 3) uint8, restored and true; raises what a metric raised."""
         with timed(self.seconds, "score", self.device):
-            return [self.score(key, sample) for key, sample in zip(keys, samples, strict=True)]
+            return [self.score(sample.key, sample.array) for sample in samples]
 
-    def score(self, key: str, sample: np.ndarray) -> Scored:
+    def score(self, key: str, pair: np.ndarray) -> Scored:
         """Of one pair."""
-        images = torch.from_numpy(sample).permute(0, 3, 1, 2).to(self.device) / 127.5 - 1
+        images = torch.from_numpy(pair).permute(0, 3, 1, 2).to(self.device) / 127.5 - 1
         metrics = {name: values[0] for name, values in self.scorer(images[:1], images[1:]).items()}
-        seen = {"": sample[0], TRUTH: sample[1]} if self.with_truth else {"": sample[0]}
+        seen = {"": pair[0], TRUTH: pair[1]} if self.with_truth else {"": pair[0]}
         return Scored(metrics=metrics, features=features_of(self.extractor, key, seen))

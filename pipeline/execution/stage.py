@@ -12,7 +12,7 @@ from torch import Tensor
 from kintsugi import priors
 from kintsugi.errors import JobError
 from kintsugi.operators import Operator, SpecError
-from kintsugi.pipeline.data.decode import Convert, Images, Measurements
+from kintsugi.pipeline.data.decode import Convert, Decoded, Images, Measurements
 from kintsugi.pipeline.data.pictures import BITS
 from kintsugi.pipeline.execution.checkpoints import on_this_node
 from kintsugi.pipeline.execution.degrade import add_noise, baselines, eight_bits, levels
@@ -33,8 +33,8 @@ BATCH_ON_CPU = 16  # `auto` where memory does not tell: larger batches are no fa
 PRECISIONS = {"float32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 T = TypeVar("T")
-Work = Callable[[Prepared, Sequence[int], np.ndarray], list[T]]
-"""Of a problem, the places of a batch among the samples, and these stacked, makes a result for each.
+Work = Callable[[Prepared, Sequence[Decoded], np.ndarray], list[T]]
+"""Of a problem, a batch of samples, and their arrays stacked, makes a result for each.
 
 It is called again with fewer when memory runs out.
 """
@@ -182,59 +182,48 @@ class Stage:
         with suppress(ValueError, ArithmeticError):  # of a metric to which a flat image is none
             self.score(problem.operator, y, truth, truth)
 
-    def run(
-        self,
-        keys: Sequence[str],
-        samples: Sequence[np.ndarray],
-        labels: Sequence[int | None] | None = None,
-    ) -> list[Restored]:
-        """Restore images (H, W, 3), uint8 or float32 on [-1, 1], or measurements (C, h, w) float32.
+    def run(self, samples: Sequence[Decoded]) -> list[Restored]:
+        """Restore samples, each with its image or measurement.
 
         Those of one shape and type together, in less memory when it runs out.
 
         Raises:
             Exception: what the operator, prior or sampler raised.
         """
-        known = labels or [None] * len(keys)
+        return self.in_batches(samples, self.run_batch)
 
-        def restore(problem: Prepared, places: Sequence[int], batch: np.ndarray) -> list[Restored]:
-            return self.run_batch(problem, [keys[p] for p in places], batch, [known[p] for p in places])
-
-        return self.in_batches(samples, restore)
-
-    def in_batches(self, samples: Sequence[np.ndarray], work: Work[T]) -> list[T]:
+    def in_batches(self, samples: Sequence[Decoded], work: Work[T]) -> list[T]:
         """What the work returns for each sample, in their order; raises as `run`."""
         alike: dict[tuple[tuple[int, ...], np.dtype], list[int]] = {}
         for place, sample in enumerate(samples):
-            alike.setdefault((sample.shape, sample.dtype), []).append(place)
+            alike.setdefault((sample.array.shape, sample.array.dtype), []).append(place)
         results: dict[int, T] = {}
         for places in alike.values():
-            results |= zip(places, self.of_one_shape(places, samples, work), strict=True)
+            results |= zip(places, self.of_one_shape([samples[p] for p in places], work), strict=True)
         return [results[place] for place in range(len(samples))]
 
-    def of_one_shape(self, places: Sequence[int], samples: Sequence[np.ndarray], work: Work[T]) -> list[T]:
-        """As `in_batches`, for the samples at some places, which have one shape and type."""
-        problem = self.problems.of_samples(samples[places[0]].shape)
+    def of_one_shape(self, samples: Sequence[Decoded], work: Work[T]) -> list[T]:
+        """As `in_batches`, for samples of one shape and type."""
+        problem = self.problems.of_samples(samples[0].array.shape)
         # Of an image that is larger than a tile, the tiles are the batch.
         whole = max(problem.operator.image_shape[1:]) <= self.job.data.size
         results: list[T] = []
 
         def next_batch() -> list[T]:
-            part = places[len(results) :][: self.batch_size if whole else 1]
-            return work(problem, part, np.stack([samples[place] for place in part]))
+            part = samples[len(results) :][: self.batch_size if whole else 1]
+            return work(problem, part, np.stack([sample.array for sample in part]))
 
-        while len(results) < len(places):
+        while len(results) < len(samples):
             results += self.memory.persist(next_batch, whole)
         return results
 
-    def run_batch(
-        self, problem: Prepared, keys: Sequence[str], samples: np.ndarray, labels: Sequence[int | None]
-    ) -> list[Restored]:
-        """Restore samples (B, H, W, 3) or (B, C, h, w); raises as `run`."""
-        problem.begin(labels, self.batch_size)
+    def run_batch(self, problem: Prepared, samples: Sequence[Decoded], arrays: np.ndarray) -> list[Restored]:
+        """Restore samples, whose arrays are (B, H, W, 3) or (B, C, h, w); raises as `run`."""
+        problem.begin([sample.label for sample in samples], self.batch_size)
+        keys = [sample.key for sample in samples]
         job, operator, count = self.job, problem.operator, len(keys)
         with timed(self.seconds, "degrade", self.device), torch.no_grad():
-            y, truth = degrade(job, operator, keys, torch.from_numpy(samples).to(self.device))
+            y, truth = degrade(job, operator, keys, torch.from_numpy(arrays).to(self.device))
         before = self.seconds["sample"]
         problem.metered.begin()
         with timed(self.seconds, "sample", self.device):
@@ -247,7 +236,7 @@ class Stage:
             residuals = residual(operator.forward(drawn.image), y)
             seen, bits = {"": levels(drawn.image, 8)}, BITS[job.restoration.format]
             if truth is not None and job.reference == "truth":
-                seen[TRUTH] = eight_bits(samples)
+                seen[TRUTH] = eight_bits(arrays)
             restored = seen[""] if bits == 8 else levels(drawn.image, bits)
             measurement = levels(y if operator.pixels else operator.pinv(y), 8)
             features = [

@@ -16,7 +16,7 @@ from kintsugi.pipeline.execution.commit import (
     read_commits,
     read_features,
     read_rows,
-    rows_schema,
+    schema_of,
     valid,
 )
 from kintsugi.pipeline.execution.directory import (
@@ -134,7 +134,7 @@ def fault_of_features(run: Run, commit: Commit, rows: pa.Table) -> str | None:
 def fault_of_rows(run: Run, unit: Unit, commit: Commit, table: pa.Table) -> str | None:
     """What is wrong with the rows of a committed unit."""
     # Metrics that the job does not name may be newer than the rows, or gone from the registry.
-    names = {name for name in rows_schema(run.job.metrics).names if not is_baseline(name)}
+    names = {name for name in schema_of(run.job).names if not is_baseline(name)}
     needed = names - (set(columns(run.job.metrics)) - set(run.job.metrics))
     if missing := needed - set(table.column_names):
         return f"the rows lack columns: {', '.join(sorted(missing))}"

@@ -8,7 +8,6 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from importlib.metadata import version
 from typing import Protocol
 
-import numpy as np
 import torch
 
 from kintsugi.device import name_of
@@ -17,7 +16,7 @@ from kintsugi.pipeline.data.decode import Convert, Decoded
 from kintsugi.pipeline.data.read import read_unit
 from kintsugi.pipeline.data.shards import stays_inside
 from kintsugi.pipeline.data.units import Unit, read_members
-from kintsugi.pipeline.execution.commit import Commit, commit, read_commit, rows_schema
+from kintsugi.pipeline.execution.commit import Commit, commit, read_commit, schema_of
 from kintsugi.pipeline.execution.directory import PLAN
 from kintsugi.pipeline.execution.identity import of_plugins, of_weights, recorded, refuse_changed
 from kintsugi.pipeline.execution.ledger import Task
@@ -57,10 +56,8 @@ class UnitStage(Protocol):
     seconds: dict[str, float]
     notes: list[str]
 
-    def run(
-        self, keys: Sequence[str], samples: Sequence[np.ndarray], labels: Sequence[int | None]
-    ) -> Sequence[Scored]:
-        """A result for each sample.
+    def run(self, samples: Sequence[Decoded]) -> Sequence[Scored]:
+        """A result for each sample, which has an image.
 
         Raises:
             Exception: a batch that raises is done again one by one, and what a sample raises alone is its
@@ -192,7 +189,7 @@ class Worker:
             earlier=committed.seconds if committed else None,
             features=table_of({sample.row["key"]: sample.features for sample in done if sample.features}),
             sample_seconds=[sample.seconds for sample in done],
-            schema=rows_schema(self.job.metrics),
+            schema=schema_of(self.job),
             made_by=both(committed.made_by if committed else {}, self.made_by),
             notes=notes,
         )
@@ -247,9 +244,8 @@ class Worker:
 
     def run_stage(self, samples: list[Decoded]) -> dict[str, Scored]:
         """The stage's results by key; raises as `UnitStage.run`."""
-        images = [sample.image for sample in samples if sample.image is not None]
-        keys, labels = [sample.key for sample in samples], [sample.label for sample in samples]
-        return dict(zip(keys, self.stage.run(keys, images, labels), strict=True)) if keys else {}
+        keys = [sample.key for sample in samples]
+        return dict(zip(keys, self.stage.run(samples), strict=True)) if keys else {}
 
     def tell(self, batch: list[Decoded], results: list[Result]) -> None:
         """Tell the observers of a batch."""
@@ -315,7 +311,7 @@ def give_up(job: Job, folder: Location, task: Task, error: str) -> Commit:
         attempt=task.attempt,
         seconds={},
         sample_seconds=[0.0] * len(rows),
-        schema=rows_schema(job.metrics),
+        schema=schema_of(job),
         made_by=provenance(torch.device("cpu")),
     )
 

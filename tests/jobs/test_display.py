@@ -48,9 +48,9 @@ def test_a_worker_says_what_is_left_of_its_unit(make_job, monkeypatch):
 
     original = Stage.run
 
-    def run_stage(self, keys, samples, labels):
+    def run_stage(self, samples):
         seen.append(live.left)
-        return original(self, keys, samples, labels)
+        return original(self, samples)
 
     monkeypatch.setattr(Stage, "run", run_stage)
     list(in_process(run.job, run.folder, list(run.units())[:1], live))

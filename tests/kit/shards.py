@@ -5,7 +5,7 @@ import struct
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from skimage import data
 from skimage.transform import resize
 
 from kintsugi import operators
+from kintsugi.pipeline.data.decode import Decoded
 from kintsugi.pipeline.data.pictures import array_file
 
 SIZE = 32
@@ -34,6 +35,11 @@ def picture(number: int, size: int = SIZE) -> np.ndarray:
     """A crop of a photograph, (size, size, 3) uint8, different for each number."""
     top, left = np.random.default_rng(number).integers(0, 128 - size + 1, 2)
     return (photograph()[top : top + size, left : left + size] * 255).round().astype(np.uint8)
+
+
+def samples(keys: Iterable[str], images: Iterable[np.ndarray]) -> list[Decoded]:
+    """What a stage restores."""
+    return [Decoded(key, i, image) for i, (key, image) in enumerate(zip(keys, images, strict=True))]
 
 
 def encode(image: np.ndarray | Image.Image, kind: str = "PNG", **options: Any) -> bytes:

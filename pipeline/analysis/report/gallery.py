@@ -19,7 +19,7 @@ from kintsugi.pipeline.analysis.aggregate import Distribution
 from kintsugi.pipeline.analysis.rows import measures_in
 from kintsugi.pipeline.data.decode import MAX_PIXELS, open_image
 from kintsugi.pipeline.data.pictures import encode
-from kintsugi.pipeline.execution.commit import PICTURES, read_rows, rows_schema
+from kintsugi.pipeline.execution.commit import PICTURES, read_rows, schema_of
 from kintsugi.pipeline.execution.degrade import add_noise, levels
 from kintsugi.pipeline.execution.directory import data_file
 from kintsugi.pipeline.execution.rows import GALLERY
@@ -83,7 +83,7 @@ def choose(run: Run, rows_file: Location, title: str, ranked: Distribution | Non
             found = pc.is_in(file.read(columns=["key"])["key"], value_set=pa.array(why, pa.string()))
         places |= set(np.flatnonzero(found.to_numpy()).tolist())
     several = SEVERAL if run.job.restoration.samples_per_image > 1 else []
-    cards, measured = [], measures_in(rows_schema(run.job.metrics))
+    cards, measured = [], measures_in(schema_of(run.job))
     for place, row in rows_at(run, places, [*shown_columns(run), *several]):
         pictures = {kind: row[name] for name, kind in KINDS.items() if row[name] is not None}
         if row["status"] == "ok" and pictures:
@@ -99,7 +99,7 @@ def choose(run: Run, rows_file: Location, title: str, ranked: Distribution | Non
 
 def shown_columns(run: Run) -> list[str]:
     """The columns of a run's rows, of their pictures those that are shown."""
-    return [name for name in rows_schema(run.job.metrics).names if name in KINDS or name not in PICTURES]
+    return [name for name in schema_of(run.job).names if name in KINDS or name not in PICTURES]
 
 
 def rows_at(

@@ -19,6 +19,7 @@ from kintsugi.pipeline.analysis.aggregate import (
 from kintsugi.pipeline.analysis.intervals import holm, mean_interval, paired_p_value
 from kintsugi.pipeline.analysis.measures import average, difference
 from kintsugi.pipeline.analysis.rows import flat_schema, shows_state_of
+from kintsugi.pipeline.execution.commit import ROWS
 
 
 def student(values):
@@ -189,8 +190,8 @@ def table_of(n, seed=0):
         "lpips": pa.array(random.lognormal(-1, 0.4, n), mask=~ok),
         "spectrum_ratio": pa.array(random.lognormal(0, 0.4, n), mask=~ok),
     }
-    columns = [values.get(field.name, pa.nulls(n, field.type)) for field in flat_schema()]
-    return pa.table(columns, flat_schema().names).cast(flat_schema())
+    columns = [values.get(field.name, pa.nulls(n, field.type)) for field in flat_schema(ROWS)]
+    return pa.table(columns, flat_schema(ROWS).names).cast(flat_schema(ROWS))
 
 
 def described(table, path, row_group):

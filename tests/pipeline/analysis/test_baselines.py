@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from kit.jobs import execute
-from kit.shards import picture
+from kit.shards import picture, samples
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -47,8 +47,8 @@ def test_values_are_those_of_the_estimates_whatever_the_batch(make_job):
     stage = Stage(job, "cpu")
     operator = operators.build(job.degradation.operator, (3, 32, 32))
     scorer = Scorer(METRICS)
-    for key, image, found in zip(KEYS, images, stage.run(KEYS, images), strict=True):
-        alone = stage.run([key], [image])[0].metrics
+    for key, image, found in zip(KEYS, images, stage.run(samples(KEYS, images)), strict=True):
+        alone = stage.run(samples([key], [image]))[0].metrics
         truth = torch.from_numpy(image).permute(2, 0, 1)[None].float() / 127.5 - 1
         y = add_noise(operator.forward(truth), job.degradation, KeyedNoise(job.seed, [key]))
         pinv = operator.pinv(y)
@@ -64,7 +64,7 @@ def test_of_an_operator_that_is_no_matrix_there_is_the_surrogate_alone(make_job)
     job = make_job(
         metrics=METRICS, sampler=SAMPLER, degradation={"operator": {"name": "jpeg", "quality": 10}}
     )
-    (found,) = Stage(job, "cpu").run(["a"], [picture(0)])
+    (found,) = Stage(job, "cpu").run(samples(["a"], [picture(0)]))
     assert {"psnr", "psnr_pinv", "ssim_pinv"} <= found.metrics.keys()
     assert not any(name.endswith("_lmmse") for name in found.metrics)
     none = {"metrics": {"psnr": {"baselines": {"pinv": {"improved": 0.25}}}}}

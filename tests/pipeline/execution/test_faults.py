@@ -247,8 +247,9 @@ def test_poison_is_found_by_bisection_and_alone_recorded_as_failed(station, monk
             stage, accident, frozen = self.worker.stage, Path(folder, "accident"), Path(folder, "frozen")
             original = stage.run
 
-            def run_or_die(keys, *samples):
-                if poison & set(keys):
+            def run_or_die(samples):
+                keys = {sample.key for sample in samples}
+                if poison & keys:
                     if not frozen.exists():
                         frozen.touch()
                         os.kill(os.getpid(), signal.SIGSTOP)
@@ -257,7 +258,7 @@ def test_poison_is_found_by_bisection_and_alone_recorded_as_failed(station, monk
                 if unlucky in keys and not accident.exists():
                     accident.touch()
                     os._exit(1)
-                return original(keys, *samples)
+                return original(samples)
 
             stage.run = run_or_die
 

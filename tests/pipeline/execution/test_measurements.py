@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from kit.jobs import digests, execute, kintsugi, rows, write_job
-from kit.shards import SIZE, encode, measured, picture, tar_of_arrays, write_tar
+from kit.shards import SIZE, encode, measured, picture, samples, tar_of_arrays, write_tar
 from PIL import Image
 from pydantic import ValidationError
 
@@ -149,7 +149,7 @@ def test_sizes_in_one_batch_do_not_mix(make_measurement_job, tmp_path):
     found = rows(execute(job))
     stage = Stage(job, "cpu")
     for row, array in zip(found, arrays, strict=True):
-        (alone,) = stage.run([row["key"]], [array])
+        (alone,) = stage.run(samples([row["key"]], [array]))
         together = np.asarray(Image.open(io.BytesIO(row["restored"]))).astype(int)
         assert np.abs(together - alone.restored).max() <= 1
 
@@ -386,14 +386,14 @@ def test_a_batch_of_tiles_is_rehearsed_as_large_as_it_will_be(make_measurement_j
     assert stage.batch_size == 5
     assert max(asked) > 5
     asked.clear()
-    stage.run(["large"], [np.zeros((3, 24, 24), np.float32)])  # 96² and more than 5 tiles
+    stage.run(samples(["large"], [np.zeros((3, 24, 24), np.float32)]))  # 96² and more than 5 tiles
     assert max(asked) == 5
 
 
 def test_a_size_that_lacks_memory_has_what_was_kept_for_others(make_measurement_job, monkeypatch):
     stage = Stage(make_measurement_job("unused", compute={"batch_size": 8, "cpus_per_actor": 1}), "cpu")
     network_that_takes(monkeypatch, 3)
-    (restored,) = stage.run(["large"], [np.zeros((3, 24, 24), np.float32)])
+    (restored,) = stage.run(samples(["large"], [np.zeros((3, 24, 24), np.float32)]))
     assert restored.error is None
     assert list(stage.problems.prepared) == [(3, 96, 96)]
     assert stage.batch_size == 2
@@ -408,7 +408,7 @@ def test_an_image_that_never_fits_costs_the_others_nothing(make_measurement_job,
     stage = Stage(make_measurement_job("unused", compute={"batch_size": 8, "cpus_per_actor": 1}), "cpu")
     network_that_takes(monkeypatch, 0)
     with pytest.raises(torch.OutOfMemoryError):
-        stage.run(["large"], [np.zeros((3, 24, 24), np.float32)])
+        stage.run(samples(["large"], [np.zeros((3, 24, 24), np.float32)]))
     assert stage.batch_size == 8
     assert not stage.prior.network.unet.is_gradient_checkpointing
 

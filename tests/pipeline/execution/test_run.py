@@ -13,7 +13,7 @@ import pytest
 import safetensors.torch
 import torch
 from kit.jobs import digests, execute, rows
-from kit.shards import SIZE, encode, picture, write_tar
+from kit.shards import SIZE, encode, picture, samples, write_tar
 from PIL import Image
 
 from kintsugi import priors, samplers
@@ -51,7 +51,7 @@ def test_the_row_says_what_was_done(make_job):
     """Pixels and residual of a row equal those of the stage called directly."""
     job = make_job(compute={"batch_size": 1, "cpus_per_actor": 1})
     row = rows(execute(job))[0]
-    (direct,) = Stage(job, "cpu").run(["image_000"], picture(0)[None])
+    (direct,) = Stage(job, "cpu").run(samples(["image_000"], [picture(0)]))
     restored = np.asarray(Image.open(io.BytesIO(row["restored"])))
     np.testing.assert_array_equal(restored, direct.restored)
     assert row["residual"] == direct.residual
@@ -200,10 +200,10 @@ def test_a_sample_that_breaks_the_sampler_fails_alone(make_job, monkeypatch):
     """A batch that raises is done again one by one."""
     original = Stage.run
 
-    def run(self, keys, images, labels):
-        if "image_001" in keys:
+    def run(self, samples):
+        if "image_001" in [sample.key for sample in samples]:
             raise RuntimeError("poison")
-        return original(self, keys, images, labels)
+        return original(self, samples)
 
     monkeypatch.setattr(Stage, "run", run)
     found = rows(execute(make_job()))
@@ -232,7 +232,7 @@ def with_memory_for(monkeypatch, images, *, checkpointed=None):
 
 
 def restore_pictures(stage, count=4):
-    return stage.run([f"image_{i:03d}" for i in range(count)], np.stack([picture(i) for i in range(count)]))
+    return stage.run(samples([f"image_{i:03d}" for i in range(count)], map(picture, range(count))))
 
 
 def test_out_of_device_memory_halves_the_batch_and_remembers(make_job, monkeypatch):

@@ -171,16 +171,16 @@ def test_failed_samples_are_retried_and_nothing_else(make_job, job_file, monkeyp
     write_job(job_file, job)
     original, restored = Stage.run, []
 
-    def run(self, keys, samples, labels):
-        if "image_001" in keys and not restored:
+    def run(self, samples):
+        if "image_001" in [sample.key for sample in samples] and not restored:
             raise RuntimeError("a transient fault")
-        return original(self, keys, samples, labels)
+        return original(self, samples)
 
     with monkeypatch.context() as faulty:
         faulty.setattr(Stage, "run", run)
         assert kintsugi("run", job_file, "--address", "none").exit_code == 2
     assert kintsugi("run", job_file, "--address", "none").exit_code == 2, "a rerun alone keeps failures"
-    monkeypatch.setattr(Stage, "run", lambda s, k, i, la: restored.extend(k) or original(s, k, i, la))
+    monkeypatch.setattr(Stage, "run", lambda s, of: restored.extend(x.key for x in of) or original(s, of))
     result = kintsugi("run", job_file, "--address", "none", "--retry-failed")
     assert result.exit_code == 0
     assert restored == ["image_001"]
@@ -209,10 +209,10 @@ def test_a_retry_that_is_killed_loses_nothing(make_job, monkeypatch):
     job = make_job()
     original = Stage.run
 
-    def faulty(self, keys, samples, labels):
-        if "image_001" in keys:
+    def faulty(self, samples):
+        if "image_001" in [sample.key for sample in samples]:
             raise RuntimeError("a transient fault")
-        return original(self, keys, samples, labels)
+        return original(self, samples)
 
     with monkeypatch.context() as context:
         context.setattr(Stage, "run", faulty)

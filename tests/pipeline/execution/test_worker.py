@@ -25,7 +25,8 @@ class Copies:
         self.convert = Images(job.data.size, "exact")
         self.seconds, self.notes, self.fails, self.ran = {"score": 0.0}, ["begun"], {}, []
 
-    def run(self, keys, samples, labels):
+    def run(self, samples):
+        keys = [sample.key for sample in samples]
         self.ran += keys
         for key in keys:
             if key in self.fails:
@@ -33,7 +34,9 @@ class Copies:
         self.seconds["score"] += len(keys)
         blank = np.zeros((1, 1, 3), np.uint8)
         made = {"residual": 0.0, "seconds": 0.5, "forwards": 0, "vjps": 0, "batch_size": len(keys)}
-        return [Restored(metrics={"psnr": 50.0}, **made, restored=s, measurement=blank) for s in samples]
+        return [
+            Restored(metrics={"psnr": 50.0}, **made, restored=s.array, measurement=blank) for s in samples
+        ]
 
 
 class Notebook(Observer):
