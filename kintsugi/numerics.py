@@ -12,6 +12,11 @@ def reflect(positions: Tensor, n: int) -> Tensor:
     return torch.minimum(folded, 2 * n - 1 - folded)
 
 
+def larger(one: float | Tensor, other: float) -> float | Tensor:
+    """The larger of two numbers, of which one may be many."""
+    return one.clamp_min(other) if isinstance(one, Tensor) else max(one, other)
+
+
 def cosines(n: int) -> Tensor:
     """The orthonormal DCT-II matrix (n, n), a frequency per row."""
     frequencies, positions = torch.arange(n, dtype=torch.float64)[:, None], torch.arange(n) + 0.5

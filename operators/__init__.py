@@ -25,6 +25,7 @@ from kintsugi.operators.nonlinear import hdr, phase_retrieval, quantize
 from kintsugi.operators.pointwise import Mask, denoise, inpaint
 from kintsugi.operators.resize import average_pool, bicubic, resize
 from kintsugi.operators.solved import Solved
+from kintsugi.operators.stack import NotStackable, stack
 from kintsugi.registry import Registry, construct
 
 __all__ = [
@@ -32,12 +33,14 @@ __all__ = [
     "Linear",
     "Mask",
     "Nonlinear",
+    "NotStackable",
     "Operator",
     "Separable",
     "Solved",
     "SpecError",
     "build",
     "files_of",
+    "stack",
 ]
 
 FILES = {"mask": masks.SUFFIXES, "kernel": kernels.SUFFIXES}

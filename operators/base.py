@@ -2,11 +2,12 @@
 
 The samplers work in the coordinates c = Vᵀx, where everything they do to the measured part of an
 image is a multiplication. V need not be square: its columns are orthonormal and span at least what H
-measures, and a direction outside them is one that H does not see.
+measures, and a direction outside them is one that H does not see. An operator made of several for a
+batch (`operators.stack`) has columns of zeros, where S is zero, too, for those of lower rank.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import ClassVar
 
 import torch
@@ -25,10 +26,15 @@ class Operator(nn.Module, ABC):
         border: rows and columns of an image that have no counterpart in a measurement: those of x are those
             of y times a ratio, and these.
         pixels: whether measurements are images with values in [-1, 1].
+        per_sample: what may differ between the samples of a batch, for `operators.stack`: names of buffers
+            and numbers, and the dimensions to which each is filled up before one for the batch is put in
+            front, so that every method works with it; 0 for a tuple with an entry for each sample. None:
+            nothing is known, and operators that differ are not stacked.
     """
 
     linear: ClassVar[bool]
     decomposed: ClassVar[bool]
+    per_sample: ClassVar[Mapping[str, int] | None] = None
     pixels: bool = True
     border: tuple[int, int] = (0, 0)
     singular_values: Tensor
@@ -104,7 +110,7 @@ class Nonlinear(Operator):
     """y = H(x) with a surrogate pseudo-inverse H⁺, as ΠGDM (Song et al., ICLR 2023) uses it."""
 
     linear = decomposed = False
-    lipschitz: float = 1.0  # a bound on ‖∂H/∂x‖
+    lipschitz: float | Tensor = 1.0  # a bound on ‖∂H/∂x‖; of a stacked operator (B, 1, 1, 1)
 
     def __init__(self, image_shape: tuple[int, int, int], measurement_shape: tuple[int, int, int]):
         super().__init__(image_shape, measurement_shape, torch.ones((), dtype=torch.float64))
@@ -137,6 +143,9 @@ class Factored(Linear):
         singular_values: S, (r, q) or (C, r, q).
     """
 
+    per_sample = dict.fromkeys(
+        ("singular_values", "rows_left", "rows_right", "columns_left", "columns_right"), 3
+    )
     rows_left: Tensor
     rows_right: Tensor
     columns_left: Tensor
@@ -159,24 +168,24 @@ class Factored(Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         """Right factors, singular values and left factors in turn, of rows and columns."""
-        return self.rows_left @ (self.singular_values * self.to_spectral(x)) @ self.columns_left.T
+        return self.rows_left @ (self.singular_values * self.to_spectral(x)) @ self.columns_left.mT
 
     def adjoint(self, y: Tensor) -> Tensor:
         """The transposed factors in the opposite order."""
-        return self.from_spectral(self.singular_values * (self.rows_left.T @ y @ self.columns_left))
+        return self.from_spectral(self.singular_values * (self.rows_left.mT @ y @ self.columns_left))
 
     def pinv(self, y: Tensor) -> Tensor:
         """As `adjoint`, with 1/s for s; zero where s is zero."""
         inverse = reciprocal(self.singular_values)
-        return self.from_spectral(inverse * (self.rows_left.T @ y @ self.columns_left))
+        return self.from_spectral(inverse * (self.rows_left.mT @ y @ self.columns_left))
 
     def to_spectral(self, x: Tensor) -> Tensor:
         """Vᵀx: along rows and columns, each by its right factor."""
-        return self.rows_right.T @ x @ self.columns_right
+        return self.rows_right.mT @ x @ self.columns_right
 
     def from_spectral(self, c: Tensor) -> Tensor:
         """V c: back by the right factors."""
-        return self.rows_right @ c @ self.columns_right.T
+        return self.rows_right @ c @ self.columns_right.mT
 
 
 class Separable(Factored):

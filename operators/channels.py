@@ -1,11 +1,11 @@
 """Operators that mix channels."""
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
-from kintsugi.operators.base import Linear, truncated_svd
+from kintsugi.operators.base import Linear, reciprocal, truncated_svd
 
 LUMA = (0.299, 0.587, 0.114)
 """BT.601: the weights of red, green and blue in the luminance."""
@@ -14,6 +14,7 @@ LUMA = (0.299, 0.587, 0.114)
 class Channels(Linear):
     """y = M x in every pixel, M (m, C) float64: its decomposition is that of M."""
 
+    per_sample: ClassVar = {"singular_values": 3, "left": 2, "right": 2}
     left: Tensor
     right: Tensor
 
@@ -27,7 +28,7 @@ class Channels(Linear):
     @property
     def matrix(self) -> Tensor:
         """The mixing matrix M, of as many rows as y has channels and columns as x has."""
-        return self.left * self.singular_values.flatten() @ self.right.T
+        return self.left * self.singular_values[..., 0].mT @ self.right.mT
 
     def forward(self, x: Tensor) -> Tensor:
         """M x at every pixel."""
@@ -35,15 +36,15 @@ class Channels(Linear):
 
     def adjoint(self, y: Tensor) -> Tensor:
         """Mᵀy at every pixel."""
-        return mix(self.matrix.T, y)
+        return mix(self.matrix.mT, y)
 
     def pinv(self, y: Tensor) -> Tensor:
         """The pseudo-inverse of M at every pixel."""
-        return mix(self.right / self.singular_values.flatten() @ self.left.T, y)
+        return mix(self.right * reciprocal(self.singular_values[..., 0].mT) @ self.left.mT, y)
 
     def to_spectral(self, x: Tensor) -> Tensor:
         """The channels in M's right singular vectors, at every pixel."""
-        return mix(self.right.T, x)
+        return mix(self.right.mT, x)
 
     def from_spectral(self, c: Tensor) -> Tensor:
         """The channels back from M's right singular vectors."""
@@ -51,8 +52,9 @@ class Channels(Linear):
 
 
 def mix(matrix: Tensor, x: Tensor) -> Tensor:
-    """matrix (m, C) times the channels of x (B, C, H, W)."""
-    return (matrix @ x.flatten(2)).view(len(x), len(matrix), *x.shape[2:])
+    """matrix (m, C), or one for each sample, times the channels of x (B, C, H, W)."""
+    mixed = matrix @ x.flatten(2)
+    return mixed.view(*mixed.shape[:2], *x.shape[2:])
 
 
 def colorize(image_shape: tuple[int, int, int], *, weights: Literal["mean", "luma"] = "mean") -> Channels:

@@ -1,6 +1,7 @@
 """Operators one after another, as long as the decomposition of the whole can be written down."""
 
 import math
+from typing import ClassVar, cast
 
 from torch import Tensor, nn
 
@@ -14,6 +15,8 @@ from kintsugi.operators.solved import Solved
 
 class Kronecker(Linear):
     """Channels are mixed by M, and each degraded by K, for any number of them: they commute, H = M ⊗ K."""
+
+    per_sample: ClassVar = {"singular_values": 3}
 
     def __init__(self, channels: Channels, spatial: Linear):
         super().__init__(
@@ -48,12 +51,18 @@ class Kronecker(Linear):
 class Chain(Nonlinear):
     """y = Hₙ(… H₁(x)), some of them non-linear; H⁺ applies their pseudo-inverses in reverse."""
 
+    per_sample: ClassVar = {"lipschitz": 3}
+
     def __init__(self, operators: list[Operator]):
         super().__init__(operators[0].image_shape, operators[-1].measurement_shape)
-        self.operators = operators
-        self.registered = nn.ModuleList(operators)  # so that they move with the chain
+        self.registered = nn.ModuleList(operators)
         self.pixels = all(operator.pixels for operator in operators)
         self.lipschitz = math.prod(map(lipschitz, operators))
+
+    @property
+    def operators(self) -> list[Operator]:
+        """Those of the chain, from first to last."""
+        return cast(list[Operator], list(self.registered))
 
     def forward(self, x: Tensor) -> Tensor:
         """The operators applied in order."""
@@ -68,7 +77,7 @@ class Chain(Nonlinear):
         return y
 
 
-def lipschitz(operator: Operator) -> float:
+def lipschitz(operator: Operator) -> float | Tensor:
     """A bound on ‖∂H/∂x‖; of an operator with a decomposition its largest singular value."""
     if isinstance(operator, Nonlinear | Solved):
         return operator.lipschitz

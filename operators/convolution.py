@@ -1,6 +1,6 @@
 """Convolutions: along one axis as a matrix, in two dimensions by the Fourier transform."""
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -41,6 +41,7 @@ class Convolution(Linear):
         threshold: values of |k̂| below it are set to zero, in every method alike.
     """
 
+    per_sample: ClassVar = {"singular_values": 3, "parts": 4}
     parts: Tensor
 
     def __init__(self, channels: int, kernel: Tensor, *, threshold: float = 0.0):
@@ -98,6 +99,7 @@ class Mirrored(Factored):
         threshold: values of |k̂| below it are set to zero, in every method alike.
     """
 
+    per_sample: ClassVar = {**Factored.per_sample, "transfer": 3}
     transfer: Tensor
 
     def __init__(self, image_shape: tuple[int, int, int], kernel: Tensor, *, threshold: float = 0.0):

@@ -2,7 +2,7 @@
 
 import math
 from functools import reduce
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import numpy as np
 import torch
@@ -22,6 +22,7 @@ class Hadamard(Linear):
     """
 
     pixels = False
+    per_sample: ClassVar = {"rows": 3, "columns": 3, "kept": 3}
     rows: Tensor
     columns: Tensor
     kept: Tensor
@@ -35,12 +36,13 @@ class Hadamard(Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         """The kept coefficients of the 2-D transform, (B, C, 1, m)."""
-        return (self.rows @ x @ self.columns).flatten(-2)[..., None, self.kept]
+        coefficients = (self.rows @ x @ self.columns).flatten(-2)[..., None, :]
+        return coefficients.gather(-1, self.kept.expand(*x.shape[:2], 1, -1))
 
     def adjoint(self, y: Tensor) -> Tensor:
         """The transform of the kept coefficients, zero for the others."""
         coefficients = y.new_zeros(*y.shape[:2], *self.image_shape[1:])  # of any number of channels
-        coefficients.flatten(-2)[..., self.kept] = y[..., 0, :]
+        coefficients.flatten(-2)[..., None, :].scatter_(-1, self.kept.expand(y.shape), y)
         return self.rows @ coefficients @ self.columns
 
     def pinv(self, y: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
 """JPEG compression, in floating point and with a gradient."""
 
 import math
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -44,6 +44,7 @@ class JPEG(Nonlinear):
     by their last pixel. Rounding counts as the identity in the gradient (straight through).
     """
 
+    per_sample: ClassVar = {"luminance": 3, "chrominance": 3}
     transform: Tensor
     colours: Tensor
     inverse_colours: Tensor

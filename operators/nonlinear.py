@@ -1,6 +1,6 @@
 """Non-linear degradations of single values, and the loss of phase."""
 
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import torch
 from pydantic import Field
@@ -15,6 +15,9 @@ class Quantize(Nonlinear):
 
     The gradient is that of the clipping alone: rounding counts as the identity (straight through).
     """
+
+    per_sample: ClassVar = {"steps": 3}
+    steps: int | Tensor
 
     def __init__(self, image_shape: tuple[int, int, int], levels: int):
         super().__init__(image_shape, image_shape)
@@ -31,6 +34,9 @@ class Quantize(Nonlinear):
 
 class HDR(Nonlinear):
     """y = clip(factor x, −1, 1), an overexposed image; H⁺ y = y / factor."""
+
+    per_sample: ClassVar = {"factor": 3, "lipschitz": 3}
+    factor: float | Tensor
 
     def __init__(self, image_shape: tuple[int, int, int], factor: float):
         super().__init__(image_shape, image_shape)
@@ -56,6 +62,7 @@ class PhaseRetrieval(Nonlinear):
     """
 
     pixels = False
+    per_sample: ClassVar = {}
 
     def __init__(self, image_shape: tuple[int, int, int], border: tuple[int, int]):
         channels, height, width = image_shape

@@ -1,6 +1,6 @@
 """Operators that keep or drop pixels: inpainting, and the identity for denoising."""
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from pydantic import Field, NonNegativeInt
@@ -15,6 +15,8 @@ Share = Annotated[float, Field(ge=0, le=1)]
 
 class Mask(Linear):
     """y = m ⊙ x with m (C, H, W) of zeros and ones: its own adjoint, pseudo-inverse and projection."""
+
+    per_sample: ClassVar = {"singular_values": 3}
 
     def __init__(self, known: Tensor):
         channels, height, width = known.shape

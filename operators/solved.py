@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from kintsugi.numerics import conjugate_gradients, cosines, reflect
+from kintsugi.numerics import conjugate_gradients, cosines, larger, reflect
 from kintsugi.operators.base import Linear
 from kintsugi.operators.convolution import Convolution, Edge, multiply, wrapped
 
@@ -36,17 +36,22 @@ class Solved(Linear):
         threshold: √λ.
 
     Attributes:
-        ridge: λ. iterations: of conjugate gradients. lipschitz: a bound on ‖H‖.
+        ridge: λ. iterations: of conjugate gradients, of each sample or of all. lipschitz: a bound on ‖H‖.
 
     Raises:
         ValueError: the iterations do not converge, or all is below the threshold.
     """
 
     decomposed: ClassVar[bool] = False
+    per_sample: ClassVar = dict.fromkeys(("singular_values", "rows", "columns", "power", "lipschitz"), 3) | {
+        "parts": 4,
+        "iterations": 0,
+    }
     parts: Tensor
     rows: Tensor
     columns: Tensor
     power: Tensor
+    lipschitz: float | Tensor
 
     def __init__(
         self,
@@ -76,7 +81,7 @@ class Solved(Linear):
         # EᵀE is diagonal: how often each pixel is seen.
         copies = self.rows.sum(0).max() * self.columns.sum(0).max()
         self.lipschitz = transfer.abs().max().item() * copies.item() ** 0.5
-        self.iterations = self.count()
+        self.iterations = (self.count(),)
 
     def count(self) -> int:
         """The iterations that a solution to `TOLERANCE` takes, and an eighth more; float32 must bear them."""
@@ -96,19 +101,23 @@ class Solved(Linear):
             f"boundary {self.edge!r}; raise it, or use circular"
         )
 
-    def solve(self, v: Tensor, ridge: float = 0.0) -> Tensor:
+    def solve(self, v: Tensor, ridge: float | Tensor = 0.0) -> Tensor:
         """Hᵀ (H Hᵀ + max(ridge, λ))⁻¹ v, (B, *measurement_shape) → (B, C, H, W).
 
-        With ridge = σ²/r²: the shift of an image of variance r² per pixel towards a measurement that differs
-        from its own by v and has noise of variance σ².
+        With ridge = σ²/r², perhaps (B, 1, 1, 1): the shift of an image of variance r² per pixel towards a
+        measurement that differs from its own by v and has noise of variance σ².
         """
-        found, _ = next(islice(self.iterates(v, max(ridge, self.ridge)), self.iterations - 1, None))
+        iterates, most = self.iterates(v, larger(ridge, self.ridge)), max(self.iterations)
+        own = torch.tensor(self.iterations).view(-1, 1, 1, 1).to(v.device)
+        found = torch.zeros_like(v)
+        for number, (latest, _) in enumerate(islice(iterates, most)):
+            found = torch.where(number < own, latest, found)
         return self.adjoint(found)
 
     def iterates(
         self,
         v: Tensor,
-        ridge: float,
+        ridge: float | Tensor,
         covariance: Callable[[Tensor], Tensor] = lambda x: x,
         density: Tensor | float = 1.0,
     ) -> Iterator[tuple[Tensor, Tensor]]:
@@ -158,11 +167,11 @@ class Solved(Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         """The extended image, convolved, and of that the measured part."""
-        return self.cut(multiply(self.transfer, self.rows @ x @ self.columns.T))
+        return self.cut(multiply(self.transfer, self.rows @ x @ self.columns.mT))
 
     def adjoint(self, y: Tensor) -> Tensor:
         """A correlation on the grid, whose copies of a pixel are summed."""
-        return self.rows.T @ multiply(self.transfer.conj(), self.embed(y)) @ self.columns
+        return self.rows.mT @ multiply(self.transfer.conj(), self.embed(y)) @ self.columns
 
     def pinv(self, y: Tensor) -> Tensor:
         """Hᵀ (H Hᵀ + λ)⁻¹ y."""

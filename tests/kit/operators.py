@@ -18,3 +18,58 @@ def dense(function, shape):
     """The matrix of a linear function, from the images of the unit vectors."""
     n = int(torch.tensor(shape).prod())
     return function(torch.eye(n, dtype=torch.float64).view(n, *shape)).flatten(1).T
+
+
+SKEW = [[0.0, 1.0, 0.0, 2.0], [3.0, 4.0, 1.0, 0.0], [0.0, 2.0, 0.5, 0.0]]
+STEEP = [[0.5, 0.0, 0.0, 0.0], [4.0, 6.0, 0.5, 0.0], [0.0, 1.0, 0.0, 1.0]]
+FLAT = [[1.0, 2.0, 1.0, 1.0], [2.0, 4.0, 1.5, 1.0], [1.0, 1.0, 2.0, 0.5]]
+KERNELS = (SKEW, STEEP, FLAT)
+"""Of full rank, an even and an odd side, their weight off the centre."""
+DISCS = [[[0.0, a, 0.0], [b, 4.0, b], [0.0, a, 0.0]] for a, b in ((1.0, 1.0), (0.5, 2.0), (3.0, 0.5))]
+
+
+def composed(first, second):
+    """Specs of compositions of two kinds, part by part."""
+    return [{"name": "compose", "operators": list(parts)} for parts in zip(first, second, strict=True)]
+
+
+def each(name, field, values, **common):
+    """Specs that differ in one field."""
+    return [{"name": name, field: value, **common} for value in values]
+
+
+WIDTHS = each("gaussian_blur", "sigma", (0.7, 1.5, 3.0))
+MASKS = each("inpaint", "seed", (1, 2, 3), mask="random", keep=0.6)
+MOTIONS = each("motion_blur", "seed", (1, 2, 3), taps=7)
+GREYS = [{"name": "colorize"}, {"name": "colorize", "weights": "luma"}, {"name": "colorize"}]
+SENSINGS = each("compressed_sensing", "seed", (0, 1, 2))
+QUALITIES = each("jpeg", "quality", (5, 40, 90))
+PER_SAMPLE = [
+    *(WIDTHS, MASKS, MOTIONS, GREYS, SENSINGS, QUALITIES),
+    each("gaussian_blur", "boundary", ("reflect", "zero", "circular"), sigma=1.0, taps=9),
+    each("uniform_blur", "taps", (3, 5, 9)),
+    each("anisotropic_blur", "sigmas", ((2.0, 0.7), (20.0, 1.0), (0.5, 3.0))),
+    each("anisotropic_blur", "angle", (20.0, 30.0, 75.0), sigmas=(2.0, 0.7)),
+    each("average_pool", "factor", (2, 2, 2)),
+    each("bicubic", "factor", (2, 2, 2)),
+    each("resize", "kernel", ("cubic", "box", "lanczos3"), factor=1.7),
+    each("blur", "kernel", KERNELS),
+    each("blur", "kernel", ([[1.0, 2.0, 1.0]], [[1.0, 1.0, 1.0]], [[1.0, 2.0, 4.0]])),
+    each("blur", "kernel", DISCS, boundary="reflect"),
+    *(each("blur", "kernel", KERNELS, boundary=edge) for edge in ("reflect", "zero", "valid")),
+    each("compressed_sensing", "seed", (0, 1, 2), ratio=0.25, block=4),
+    each("denoise", "name", ("denoise",) * 3),
+    each("gaussian_blur_rediff", "name", ("gaussian_blur_rediff",) * 3),
+    each("hdr", "factor", (1.5, 2.0, 3.0)),
+    each("inpaint", "mask", ("box", "half", channel_mask())),
+    each("phase_retrieval", "oversample", (1.0, 1.0, 1.0)),
+    each("quantize", "bits", (1, 2, 3)),
+    composed(WIDTHS, each("resize", "kernel", ("cubic", "box", "linear"), factor=1.5)),
+    composed(GREYS, WIDTHS),
+    composed(MASKS, each("inpaint", "mask", ("half",) * 3)),
+    composed(MOTIONS, GREYS),
+    composed(GREYS, SENSINGS),
+    composed(each("bicubic", "factor", (2,) * 3), QUALITIES),
+    composed(each("hdr", "factor", (1.5, 2.0, 3.0)), each("quantize", "bits", (4, 3, 2))),
+]
+"""Specs for the samples of a batch: every registered operator, with what may differ between its samples."""
