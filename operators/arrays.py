@@ -67,14 +67,14 @@ def check_file(path: str, limit: int) -> None:
         raise ValueError(f"{status.st_size:,} bytes, more than {limit:,}")
 
 
-def array_of_zip(path: str, name: str | None, max_bytes: int, max_values: int) -> np.ndarray:
-    """The array `name` of an .npz, or its only one.
+def array_of_zip(content: bytes, name: str | None, max_bytes: int, max_values: int) -> np.ndarray:
+    """The array `name` of an .npz of these bytes, or its only one.
 
     Raises:
         ValueError: there is none, or several without one of that name, or it is broken or too large.
     """
     try:
-        with ZipFile(path) as archive:
+        with ZipFile(BytesIO(content)) as archive:
             members = {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
             if name not in members and len(members) != 1:
                 none = f"none of them is called {name}" if name else "none is named"
@@ -83,7 +83,7 @@ def array_of_zip(path: str, name: str | None, max_bytes: int, max_values: int) -
             if member.file_size > max_bytes or member.compress_type not in (ZIP_STORED, ZIP_DEFLATED):
                 raise ValueError(f"an array of more than {max_bytes:,} bytes, or compressed in another way")
             with archive.open(member) as file:
-                content = file.read(member.file_size)
+                found = file.read(member.file_size)
     except (BadZipFile, NotImplementedError, RuntimeError, EOFError, zlib.error) as error:
         raise ValueError(f"holds no array: {error}") from error
-    return read_array(content, max_values)
+    return read_array(found, max_values)

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from kintsugi.operators.arrays import array_of_zip, check_file, content_of, read_array
+from kintsugi.operators.arrays import array_of_zip, content_of, read_array
 
 SUFFIXES = (".npy", ".npz", ".mat", ".png")
 MAX_SIDE = 1023
@@ -65,29 +65,37 @@ def kernel_of(source: Tensor | str | list[list[float]], variable: str | None, no
 
 
 def from_file(path: str, variable: str | None) -> Tensor:
+    """As `from_content`, of the file at a path."""
+    try:
+        if not path.lower().endswith(SUFFIXES):
+            raise ValueError(f"not a file of one of {', '.join(SUFFIXES)}")
+        content = content_of(path, MAX_BYTES)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"kernel: {path}: {error}") from error
+    return from_content(path, content, variable)
+
+
+def from_content(name: str, content: bytes, variable: str | None) -> Tensor:
     """The array in an .npy, .npz or .mat file, or the grey levels of a PNG.
 
     Raises:
         ValueError: it is no such file, or broken, or too large; the message names it.
     """
-    suffix = path.rpartition(".")[2].lower()
+    suffix = name.rpartition(".")[2].lower()
     try:
         if suffix == "npy":
-            values = read_array(content_of(path, MAX_BYTES), MAX_VALUES)
+            values = read_array(content, MAX_VALUES)
         elif suffix == "npz":
-            check_file(path, MAX_BYTES)
-            values = array_of_zip(path, variable, MAX_BYTES, MAX_VALUES)
+            values = array_of_zip(content, variable, MAX_BYTES, MAX_VALUES)
         elif suffix == "mat":
-            values = array_of_mat(content_of(path, MAX_BYTES), variable)
-        elif suffix == "png":
-            values = grey_levels(content_of(path, MAX_BYTES))
+            values = array_of_mat(content, variable)
         else:
-            raise ValueError(f"not a file of one of {', '.join(SUFFIXES)}")
+            values = grey_levels(content)
         if values.dtype.kind not in "buif":
             raise ValueError(f"values of type {values.dtype}; a kernel is of real numbers")
         return torch.from_numpy(values.astype(np.float64))
     except Exception as error:  # also what Pillow and scipy make of a broken file
-        raise ValueError(f"kernel: {path}: {error}") from error
+        raise ValueError(f"kernel: {name}: {error}") from error
 
 
 def grey_levels(content: bytes) -> np.ndarray:

@@ -1,12 +1,14 @@
 """Inpainting masks, boolean (H, W), true = known pixel. All are functions of their seed alone."""
 
+from io import BytesIO
+
 import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageOps
 from torch import Tensor
 
 from kintsugi.errors import ShapeError
-from kintsugi.operators.arrays import array_of_zip, check_file, content_of, read_array
+from kintsugi.operators.arrays import array_of_zip, content_of, read_array
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".npy", ".npz")
 MAX_VALUES = 100_000_000
@@ -65,6 +67,15 @@ def freeform(height: int, width: int, holes: tuple[float, float], seed: int) -> 
 
 
 def from_file(path: str, height: int, width: int, known: str) -> Tensor:
+    """As `from_content`, of the file at a path; raises an OSError or a ValueError."""
+    try:
+        content = content_of(path, MAX_BYTES)
+    except Exception as error:
+        raise ValueError(f"mask: {path}: {error}") from error
+    return from_content(path, content, height, width, known)
+
+
+def from_content(name: str, content: bytes, height: int, width: int, known: str) -> Tensor:
     """A mask from an image, an .npy, or the array `m` (or the only array) of an .npz, (H, W) or (C, H, W).
 
     `known` says which pixels are known, "white" or "black". White is what is above half of the type's range:
@@ -76,38 +87,37 @@ def from_file(path: str, height: int, width: int, known: str) -> Tensor:
         ValueError: it is no such file, on another range, does not fit, or has no known or no unknown pixel.
     """
     try:
-        white = torch.from_numpy(above_half(read_mask(path)))
+        white = torch.from_numpy(above_half(read_mask(name, content)))
     except Exception as error:  # also what Pillow makes of a broken file
-        raise ValueError(f"mask: {path}: {error}") from error
+        raise ValueError(f"mask: {name}: {error}") from error
     if white.ndim not in (2, 3):
-        raise ValueError(f"mask: {path} has shape {tuple(white.shape)}, expected (H, W) or (C, H, W)")
+        raise ValueError(f"mask: {name} has shape {tuple(white.shape)}, expected (H, W) or (C, H, W)")
     h, w = white.shape[-2:]
     if (h, w) != (height, width):
         if h * width != w * height or not h:
-            raise ShapeError(f"mask: {path} is {h}×{w}, which does not fit images of {height}×{width}")
+            raise ShapeError(f"mask: {name} is {h}×{w}, which does not fit images of {height}×{width}")
         rows = (torch.arange(height) * h) // height
         columns = (torch.arange(width) * w) // width
         white = white[..., rows[:, None], columns]
     if white.all() or not white.any():
         colour = "white" if white.all() else "black"
         what = "known" if colour == known else "unknown"
-        raise ValueError(f"mask: {path} is {colour} everywhere, so that every pixel is {what}")
+        raise ValueError(f"mask: {name} is {colour} everywhere, so that every pixel is {what}")
     return white if known == "white" else ~white
 
 
-def read_mask(path: str) -> np.ndarray:
+def read_mask(name: str, content: bytes) -> np.ndarray:
     """The values in a file of one of `SUFFIXES`: of an image its grey levels, or its alpha where that varies.
 
     Raises:
-        Exception: there is no such file, or it is broken, or too large.
+        Exception: it is broken, or too large.
     """
-    suffix = path.rpartition(".")[2].lower()
-    check_file(path, MAX_BYTES)
+    suffix = name.rpartition(".")[2].lower()
     if suffix == "npy":
-        return read_array(content_of(path, MAX_BYTES), MAX_VALUES)
+        return read_array(content, MAX_VALUES)
     if suffix == "npz":
-        return array_of_zip(path, "m", MAX_BYTES, MAX_VALUES)
-    with Image.open(path, formats=("PNG", "JPEG", "BMP")) as image:
+        return array_of_zip(content, "m", MAX_BYTES, MAX_VALUES)
+    with Image.open(BytesIO(content), formats=("PNG", "JPEG", "BMP")) as image:
         if image.width * image.height > MAX_VALUES:
             raise ValueError(f"{image.width}×{image.height} pixels, more than {MAX_VALUES:,}")
         if image.format == "PNG" and getattr(image, "is_animated", False):
