@@ -43,7 +43,7 @@ __all__ = [
     "stack",
 ]
 
-FILES = {"mask": masks.SUFFIXES, "kernel": kernels.SUFFIXES}
+FILES = {"mask": masks.SUFFIXES, "kernel": kernels.SUFFIXES, "kernels": kernels.SETS}
 """Parameters that may name a file, and the suffixes by which a value is one."""
 
 
@@ -127,6 +127,13 @@ def specs_in(spec: Any, field: str) -> Iterator[tuple[str, dict[str, Any]]]:
 def files_of(spec: Any, field: str) -> Iterator[tuple[str, dict[str, Any], str]]:
     """(field, the spec it is in, its name there) for every file that a spec names; as of `specs_in`."""
     for where, one in specs_in(spec, field):
-        for parameter, suffixes in FILES.items():
-            if str(one.get(parameter)).lower().endswith(suffixes):
-                yield f"{where}.{parameter}", one, parameter
+        drawn = [(f"{where}.{key}", value) for key, value in one.items() if "draw" in mapping_of(value)]
+        for at, values in [(where, one), *drawn]:
+            for parameter, suffixes in FILES.items():
+                if str(values.get(parameter)).lower().endswith(suffixes):
+                    yield f"{at}.{parameter}", values, parameter
+
+
+def mapping_of(value: Any) -> dict[str, Any]:
+    """The value, where it is a mapping, or an empty one."""
+    return value if isinstance(value, dict) else {}

@@ -87,3 +87,9 @@ def array_of_zip(content: bytes, name: str | None, max_bytes: int, max_values: i
     except (BadZipFile, NotImplementedError, RuntimeError, EOFError, zlib.error) as error:
         raise ValueError(f"holds no array: {error}") from error
     return read_array(found, max_values)
+
+
+def names_of_zip(content: bytes) -> list[str]:
+    """The names of the arrays of an .npz, in their order. Raises a BadZipFile if it is none."""
+    with ZipFile(BytesIO(content)) as archive:
+        return [name.removesuffix(".npy") for name in archive.namelist()]

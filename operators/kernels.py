@@ -9,10 +9,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from kintsugi.operators.arrays import array_of_zip, content_of, read_array
+from kintsugi.operators.arrays import array_of_zip, content_of, names_of_zip, read_array
 
 SUFFIXES = (".npy", ".npz", ".mat", ".png")
+SETS = (".npy", ".npz", ".mat")
+"""Of files of several kernels."""
 MAX_SIDE = 1023
+MAX_KERNELS = 1024
 MAX_VALUES = MAX_SIDE**2
 MAX_BYTES = 1 << 26
 SUMS_TO_ZERO = 1e-6  # relative to the sum of the absolute values
@@ -62,6 +65,41 @@ def kernel_of(source: Tensor | str | list[list[float]], variable: str | None, no
     if total.abs() <= SUMS_TO_ZERO * size:
         raise ValueError(f"normalise: {name} sums to zero, and cannot be made to sum to 1; use false")
     return kernel / total
+
+
+def kernels_of(path: str) -> list[Tensor]:
+    """The kernels of a file of one of `SETS`, each (h, w) and of sum 1, in their order.
+
+    Raises:
+        ValueError: it is no such file, or one of its kernels is none.
+    """
+    try:
+        if not path.lower().endswith(SETS):
+            raise ValueError(f"not a file of one of {', '.join(SETS)}")
+        content = content_of(path, MAX_BYTES)
+        names = names_of(path, content)
+        if not 1 <= len(names) <= MAX_KERNELS:
+            raise ValueError(f"{len(names)} arrays; a set of kernels has 1 to {MAX_KERNELS}")
+    except Exception as error:  # also what scipy makes of a broken file
+        raise ValueError(f"kernels: {path}: {error}") from error
+    arrays = [from_content(path, content, name) for name in names]
+    if len(arrays) == 1 and arrays[0].ndim == 3:
+        arrays = list(arrays[0])
+    if not 1 <= len(arrays) <= MAX_KERNELS:
+        raise ValueError(f"kernels: {path} has {len(arrays)} kernels; a set has 1 to {MAX_KERNELS}")
+    return [kernel_of(array, None, normalise=True) for array in arrays]
+
+
+def names_of(path: str, content: bytes) -> list[str] | list[None]:
+    """The names of the arrays in a file of several kernels, in their order; an .npy has one, unnamed."""
+    if path.lower().endswith(".npz"):
+        return names_of_zip(content)
+    if path.lower().endswith(".npy"):
+        return [None]
+    from scipy.io import whosmat
+
+    found = whosmat(BytesIO(inflated(content)))
+    return [name for name, shape, kind in found if kind in NUMERIC and len(shape) == 2]
 
 
 def from_file(path: str, variable: str | None) -> Tensor:

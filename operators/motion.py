@@ -12,6 +12,8 @@ from kintsugi.operators.convolution import Boundary, Convolution, convolution
 
 STEPS = 2000
 """Points on a path: many to a pixel, so that their sum is smooth."""
+PER_PIXEL = 4
+"""Points to a pixel of a trajectory."""
 
 
 def motion_blur(
@@ -56,3 +58,34 @@ def draw(points: Tensor, grid: Tensor) -> Tensor:
     centred = points - points.mean(0)
     rows, columns = ((1 - (axis[:, None] - grid).abs()).clamp_min(0) for axis in centred.T)
     return rows.T @ columns / len(points)
+
+
+def trajectory(size: int, intensity: float, rng: np.random.Generator) -> Tensor:
+    """A kernel (size, size), sum 1, of the random paths of "motionblur", with which DPS made its benchmark.
+
+    Of the diagonal of the kernel the path is ¾ (u + v) long, u uniform on [0, 1] and v on [0, intensity²]. It
+    consists of straight steps, each a share of the diagonal (1.1 − intensity) times a Beta(1, 30) variable,
+    whose headings are on one side of an axis, until they change it with a probability that is a
+    Beta(2, 20) variable. They are from the axis by up to a widest angle, uniform on [0, intensity π].
+    The axis is any. The path's centre of mass is in the middle of the kernel, and a path that leaves the
+    kernel is cut. Where it passes twice it counts twice. Sources: motionblur (L. Borodenko, 2019), 61² and
+    intensity 0.5 in DPS (2209.14687); compare Delbracio & Sapiro 2015.
+    """
+    diagonal = size * 2**0.5
+    length = 0.75 * diagonal * (rng.uniform() + rng.uniform(0, intensity**2))
+    steps = np.empty(0)
+    while steps.sum() < length:
+        steps = np.append(steps, (1.1 - intensity) * diagonal * rng.beta(1, 30, 64))
+    ends = np.minimum(np.cumsum(steps), length)
+    widest = rng.uniform(0, intensity * np.pi)
+    angles = rng.triangular(0, intensity * widest, widest + 0.1, len(ends))
+    changes = rng.random(len(ends)) < rng.beta(2, 20)
+    headings = rng.uniform(0, 2 * np.pi) + angles * np.cumprod(np.where(changes, -1, 1))
+    moves = np.diff(ends, prepend=0)
+    along = np.linspace(0, length, 2 + int(PER_PIXEL * length))
+    points = [
+        np.interp(along, np.append(0, ends), np.append(0, np.cumsum(moves * turn(headings))))
+        for turn in (np.sin, np.cos)
+    ]
+    kernel = draw(torch.from_numpy(np.stack(points, axis=1)), offsets(size))
+    return kernel / kernel.sum()
