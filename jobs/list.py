@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -17,7 +17,7 @@ from kintsugi.jobs.terminal import console
 if TYPE_CHECKING:
     from kintsugi.registry import Registry
 
-TOPICS = ("fields", "jobs", "operators", "samplers", "priors", "metrics")
+TOPICS = ("fields", "jobs", "operators", "draws", "samplers", "priors", "metrics")
 
 
 def list_(
@@ -52,8 +52,9 @@ def contents(topic: str) -> tuple[tuple[str, ...], Iterable[tuple[str, ...]]]:
     """The columns and rows of the table of a topic; the first column holds names."""
     from kintsugi import operators, priors, samplers
     from kintsugi.jobs.fields import fields
+    from kintsugi.operators import draws
     from kintsugi.pipeline import metrics
-    from kintsugi.registry import parameters
+    from kintsugi.registry import Registry, parameters
 
     if topic == "fields":
         of_fields = ((field.name, field.type, field.default, field.about) for field in fields())
@@ -69,8 +70,9 @@ def contents(topic: str) -> tuple[tuple[str, ...], Iterable[tuple[str, ...]]]:
         ]
         of_others = [(name, "", "", what) for name, what in plugins(metrics.REGISTRY)]
         return ("name", "of", "better", "what it is"), of_metrics + of_others
-    registries: dict[str, Registry[Any]] = {
+    registries: dict[str, Mapping[str, Any]] = {
         "operators": operators.REGISTRY,
+        "draws": draws.REGISTRY,
         "samplers": samplers.REGISTRY,
         "priors": priors.REGISTRY,
     }
@@ -80,7 +82,8 @@ def contents(topic: str) -> tuple[tuple[str, ...], Iterable[tuple[str, ...]]]:
         settings = [p.name if p.required else f"{p.name}={p.default}" for p in parameters(factory)]
         what, _, _ = (inspect.getdoc(factory) or "").partition("\n\nRaises:")
         rows.append((name, "\n".join(settings), reflow(what)))
-    rows += [(name, "", what) for name, what in plugins(registry)]
+    if isinstance(registry, Registry):
+        rows += [(name, "", what) for name, what in plugins(registry)]
     return ("name", "parameters", "what it is"), rows
 
 

@@ -220,9 +220,9 @@ class Gaussian:
 class FromFile:
     """One of the kernels in a file, divided by its sum, each as likely, or always the one at `index`, from 0.
 
-    kernels: an npz or mat (up to version 7) whose arrays are kernels, of which sizes may differ, or one array
-    (n, h, w), or a cell array of kernels. So come those of Levin et al. (Understanding and evaluating blind
-    deconvolution algorithms, CVPR 2009): eight, measured, of 13 to 27 pixels.
+    kernels: an npz or mat (up to version 7) whose arrays are kernels, of which sizes may differ, or an npy or
+    npz with one array (n, h, w). docs/operators.md makes such a file of the eight kernels of Levin et al.
+    (Understanding and evaluating blind deconvolution algorithms, CVPR 2009).
     """
 
     kind: ClassVar[Kind] = "kernel"
@@ -230,7 +230,8 @@ class FromFile:
     index: NonNegativeInt | None = None
 
     def __post_init__(self) -> None:
-        if self.index is not None and self.index >= (count := len(of_file(self.kernels))):
+        count = len(of_file(self.kernels))
+        if self.index is not None and self.index >= count:
             raise ValueError(f"index: {self.kernels} has {count} kernels, 0 to {count - 1}")
 
     def __call__(self, rng: np.random.Generator, size: tuple[int, int]) -> Tensor:
@@ -279,9 +280,7 @@ def check(spec: Mapping[str, Any], kind: Kind, field: str = "draw") -> Draw:
         listed = ", ".join(other for other, draw in REGISTRY.items() if draw.kind == kind)
         raise SpecError(f"{field}.draw: {reprlib.repr(name)} {drawn}; choose one of a {kind}: {listed}")
     if "name" in values:
-        raise SpecError(
-            f"{field}.name: {name!r} has no such parameter; what is drawn is said by `draw` alone"
-        )
+        raise SpecError(f"{field}.name: {name!r} has no such parameter; `draw` says what is drawn")
     return construct(field, REGISTRY, {**values, "name": name})
 
 

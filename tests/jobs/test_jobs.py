@@ -311,9 +311,10 @@ def settable(field: Described) -> bool:
     )
 
 
-@pytest.mark.parametrize("kind", ["fields", "samplers", "operators", "priors", "metrics", "jobs"])
+@pytest.mark.parametrize("kind", ["fields", "samplers", "operators", "draws", "priors", "metrics", "jobs"])
 def test_list(kind):
     from kintsugi import operators, priors, samplers
+    from kintsugi.operators import draws
     from kintsugi.pipeline.metrics import REGISTRY
     from kintsugi.registry import parameters
 
@@ -321,6 +322,7 @@ def test_list(kind):
         "fields": [field.name for field in fields()],
         "samplers": samplers.REGISTRY,
         "operators": operators.REGISTRY,
+        "draws": draws.REGISTRY,
         "priors": priors.REGISTRY,
         "metrics": REGISTRY,
         "jobs": ready_jobs(),

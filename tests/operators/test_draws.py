@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import scipy.io
 import torch
 
 from kintsugi.operators import draws, files_of
@@ -177,6 +178,52 @@ def test_kernels_of_a_file_are_all_drawn_and_one_by_its_index(tmp_path):
     assert {tuple(k.shape) for k in drawn({"draw": "from_file", "kernels": path})} == {(3, 5), (7, 7), (3, 3)}
     for kernel in drawn({"draw": "from_file", "kernels": path, "index": 1}, 5):
         assert torch.equal(kernel, torch.eye(7, dtype=torch.float64) / 7)
+
+
+def test_a_set_is_made_of_files_in_the_format_of_levin(tmp_path):
+    """The recipe of docs/operators.md: each .mat has images x and y beside its kernel f."""
+    made = {n: generator(n).random((n, n)) for n in (19, 17, 13)}
+    for number, kernel in enumerate(made.values(), 1):
+        image = np.zeros((40, 40))
+        scipy.io.savemat(tmp_path / f"im05_flit{number:02}.mat", {"x": image, "y": image, "f": kernel})
+    path = str(tmp_path / "levin09.npz")
+    np.savez(path, *[scipy.io.loadmat(tmp_path / f"im05_flit{i:02}.mat")["f"] for i in (1, 2, 3)])
+    for index, kernel in enumerate(made.values()):
+        (found,) = drawn({"draw": "from_file", "kernels": path, "index": index}, 1)
+        assert np.allclose(found, kernel / kernel.sum(), rtol=1e-14)
+
+
+def test_sets_come_as_stacks_and_mat_files_too(tmp_path):
+    stack = generator(0).random((3, 5, 4))
+    np.save(npy := str(tmp_path / "set.npy"), stack)
+    scipy.io.savemat(mat := str(tmp_path / "set.mat"), {f"k{i}": k for i, k in enumerate(stack)})
+    for path in (npy, mat):
+        for index, kernel in enumerate(stack):
+            (found,) = drawn({"draw": "from_file", "kernels": path, "index": index}, 1)
+            assert np.allclose(found, kernel / kernel.sum(), rtol=1e-14)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("none.npz", None, "none.npz"),
+        ("set.txt", b"1 2", "not a file of one of"),
+        ("set.npz", b"PK", "set.npz"),
+        ("set.mat", b"MATLAB", "set.mat"),
+        ("zero.npy", np.zeros((2, 3, 3)), "zero everywhere"),
+        ("deep.npy", np.ones((1, 1, 3, 3)), "shape"),
+        ("none.npy", np.ones((0, 3, 3)), "0 kernels"),
+        ("set.npy", np.ones((2, 3, 3)), "index: .* has 2 kernels, 0 to 1"),
+    ],
+)
+def test_files_that_are_no_sets_are_refused(name, content, said, tmp_path):
+    path = tmp_path / name
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    elif content is not None:
+        np.save(path, content)
+    with pytest.raises(draws.SpecError, match=said):
+        draws.check({"draw": "from_file", "kernels": str(path), "index": 2}, "kernel")
 
 
 def test_files_that_draws_name_are_found(tmp_path):
