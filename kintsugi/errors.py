@@ -14,6 +14,10 @@ class UnreadableImage(Exception):
     """A sample cannot be used as the job asks; the message says why and what to change."""
 
 
+class MissingMember(Exception):
+    """A file that the job needs beside a sample is not there; the message names it."""
+
+
 SECRET = re.compile(r"(:/{1,3})[^\s'\"]*@|(:/{1,3}[^\s'\"?]*\?)[^\s'\"]*")  # pathlib leaves one slash
 CONTROL = re.compile(  # characters, turns of the writing direction, and bytes that are not UTF-8
     r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]"

@@ -20,6 +20,7 @@ from kintsugi.pipeline.parts import (
     PublishedNumbers,
     Restoration,
     Spec,
+    Wanted,
     absent,
     refuse_no_location,
 )
@@ -165,6 +166,11 @@ class Job(Model):
     def is_score(self) -> bool:
         """Whether the data are restored already, and are only compared with the truth."""
         return self.data.kind == "restored"
+
+    @property
+    def wanted(self) -> Wanted:
+        """Which files of a sample it reads."""
+        return Wanted()
 
     @property
     def image_shape(self) -> tuple[int, int, int]:

@@ -1,7 +1,7 @@
 """The parts of a job: its data, what was done to them, on what it runs, and what it is compared with."""
 
 import math
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, NamedTuple, TypeVar
 
 from pydantic import (
     BaseModel,
@@ -43,6 +43,24 @@ def refuse_no_location(value: T) -> T:
         if isinstance(name, str):
             at(name)
     return value
+
+
+MemberName = Annotated[str, Field(pattern=r"^[^./][^/]*$")]
+"""What follows the key and a dot in the name of a file of a sample, such as `mask.png`."""
+
+
+class Wanted(NamedTuple):
+    """Which files of a sample a job reads; names are as `MemberName`, and as they are written.
+
+    Attributes:
+        member: its image; None: that with a suffix of images. beside: files that it needs beside it.
+    """
+
+    member: str | None = None
+    beside: tuple[str, ...] = ()
+
+
+IMAGE_ONLY = Wanted()
 
 
 class Subset(Model):

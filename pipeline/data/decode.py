@@ -1,8 +1,8 @@
 """Decode a sample: an image of its members, or a measurement, or why there is none."""
 
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from io import BytesIO
 from typing import Any, Literal, cast
 
@@ -31,6 +31,7 @@ REDUCED_OR_MASK, SUBFILE_TYPE = 5, 254  # of TIFF: the page belongs to another o
 MEMORY_ATTEMPTS = 4  # to decode a sample for which there is too little
 Content = dict[str, Any] | Exception
 """A sample's members by suffix, or why the shard does not give them."""
+BESIDE = "/beside"  # in place of a suffix: the files that are wanted beside the image, by `Wanted.beside`
 
 Convert = Callable[[dict[str, Any], Callable[[str], None]], np.ndarray]
 """Makes a sample of its members; says format, mode and size as soon as it knows them."""
@@ -43,6 +44,7 @@ class Decoded:
     Attributes:
         image: an image (H, W, 3), uint8 or, of more than 8 bits, float32 on [-1, 1]; or a measurement
             (C, h, w) float32 on [-1, 1].
+        beside: the contents of the files that are wanted beside it, by what follows the key in their names.
         skipped: it was not to be decoded; there is neither image nor error.
         fetching, decoding: seconds that a thread took to get its bytes, and to make the image of them.
     """
@@ -54,6 +56,7 @@ class Decoded:
     label: int | None = None
     source: str | None = None
     file: str | None = None
+    beside: Mapping[str, bytes] = field(default_factory=dict)
     skipped: bool = False
     fetching: float = 0.0
     decoding: float = 0.0
@@ -85,7 +88,8 @@ def decode(
             if isinstance(content, Exception):
                 raise content
             label = read_label(content)
-            return Decoded(key, index, convert(content, note), None, label, source, file)
+            image = convert({name: of for name, of in content.items() if name != BESIDE}, note)
+            return Decoded(key, index, image, None, label, source, file, content.get(BESIDE, {}))
         except Exception as error:  # one bad sample is one failed row
             failed = Decoded(key, index, None, error_text(error), label, source, file)
             if not isinstance(error, MemoryError):  # of the machine, which others use too: it may come back

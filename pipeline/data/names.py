@@ -2,8 +2,10 @@
 
 import re
 import unicodedata
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Iterable
 from pathlib import PurePosixPath
+
+from kintsugi.pipeline.parts import Wanted
 
 SKIPPED = re.compile(r"__[^/]*__($|/)")  # webdataset's rule for metadata members
 # fmt: off
@@ -21,6 +23,13 @@ NAMES = 2
 no key of, are passed over. In a folder only names of files are hidden, and `FIRST_SUFFIXES` count.
 2: `key_of` everywhere. What lies in a hidden folder is hidden. A link in a tar is the file that it leads to.
 """
+
+Note = Callable[[str, str], None]
+"""Called with the name of what is no sample, and why it is none."""
+
+
+def ignore(name: str, why: str) -> None:
+    """For who does not want to know."""
 
 
 def why_none(name: str, suffixes: Collection[str]) -> str | None:
@@ -64,6 +73,49 @@ def key_of(name: str) -> str:
 def as_key(path: str) -> str:
     """A path without its suffix as a key."""
     return unicodedata.normalize("NFC", path).replace(".", "_")
+
+
+def wanted_as(name: str, wanted: Wanted) -> tuple[str, str] | None:
+    """The key of a file that is wanted by what follows the key in its name, and this; None of others."""
+    path = str(PurePosixPath(name))
+    ends = [end for end in (*wanted.beside, wanted.member) if end and path.endswith(f".{end}")]
+    if not ends:
+        return None
+    end = max(ends, key=len)
+    stem = path[: -len(end) - 1]
+    return (as_key(stem), end) if PurePosixPath(stem).name and not stem.endswith("/") else None
+
+
+def key_in(name: str, wanted: Wanted) -> str:
+    """The key of a sample by the name of its image."""
+    return key_of(name) if wanted.member is None else as_key(stem_of(name, wanted))
+
+
+def stem_of(name: str, wanted: Wanted) -> str:
+    """What the names of a sample's files begin with, by the name of its image."""
+    end = PurePosixPath(name).suffix if wanted.member is None else f".{wanted.member}"
+    return name.removesuffix(end)
+
+
+def with_member(names: Iterable[str], wanted: Wanted) -> list[str]:
+    """Of files whose names are the same up to the first dot: those that are the images of samples.
+
+    `a.png` is the member png of a; where there is none, `a.1.png` is that of a.1.
+    """
+    found = [name for name in names if (wanted_as(name, wanted) or ("", ""))[1] == wanted.member]
+    return [name for name in found if PurePosixPath(name).name.partition(".")[2] == wanted.member] or found
+
+
+def accompanies(name: str, keys: Collection[str]) -> bool:
+    """Whether a file is one of a sample with one of these keys: its name is the key, a dot, and more."""
+    path = str(PurePosixPath(name))
+    dots = (dot for dot in range(path.rfind("/") + 1, len(path)) if path[dot] == ".")
+    return any(as_key(path[:dot]) in keys for dot in dots)
+
+
+def lacks(wanted: Wanted) -> str:
+    """Why a file belongs to no sample that otherwise would."""
+    return f"its key has no {'image' if wanted.member is None else wanted.member} next to it"
 
 
 def told_apart(names: Collection[str]) -> str:

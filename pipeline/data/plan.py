@@ -37,7 +37,7 @@ from kintsugi.pipeline.data.units import (
     rows_of,
     unit_name,
 )
-from kintsugi.pipeline.parts import Data, Restoration, Subset
+from kintsugi.pipeline.parts import IMAGE_ONLY, Data, Restoration, Subset, Wanted
 from kintsugi.pipeline.storage.files import file_sizes
 from kintsugi.pipeline.storage.location import Location, at, is_remote
 from kintsugi.pipeline.storage.publish import publish
@@ -57,6 +57,7 @@ def make_plan(
     target: Location,
     on_unit: Callable[[Unit], None] = lambda unit: None,
     restoration: Restoration | None = None,
+    wanted: Wanted = IMAGE_ONLY,
 ) -> PlanSummary:
     """Index the shards and write the plan to `target`; memory grows by 8 bytes a sample.
 
@@ -65,6 +66,7 @@ def make_plan(
     Args:
         on_unit: called with each unit, and with the last one of a shard again when its checksum was compared.
         restoration: what will be written of each sample, if the data are measurements.
+        wanted: which files of a sample are read.
 
     Raises:
         JobError: missing or damaged shards (unless salvaged), a key that occurs twice, restorations that
@@ -76,7 +78,7 @@ def make_plan(
     schema = SCHEMA if pairing is None else PAIRED
     with publish(target) as temporary:
         with pq.ParquetWriter(temporary, schema, compression="zstd", write_page_checksum=True) as writer:
-            found = divide(paths, unit_size, data, summary, pairing)
+            found = divide(paths, unit_size, data, summary, pairing, wanted)
             while group := list(islice(found, GROUP)):
                 writer.write_table(pa.Table.from_pylist([row for _, row in group], schema))
                 for unit, row in group:
@@ -163,11 +165,12 @@ def divide(
     unit_size: int,
     data: Data,
     summary: PlanSummary,
-    pairing: Pairing | None = None,
+    pairing: Pairing | None,
+    wanted: Wanted,
 ) -> Iterator[tuple[Unit, dict[str, Any]]]:
     """Units and their rows in order; what is wrong with shards goes into `summary`."""
     first, limit = 0, data.limit
-    places = indexed(paths, data, summary, pairing)
+    places = indexed(paths, data, summary, pairing, wanted)
     for number, (shard, (size, found)) in enumerate(zip(paths, places, strict=True)):
         start = 0
         samples = islice(found, None if limit is None else limit - first)
@@ -193,7 +196,7 @@ def divide(
 
 
 def indexed(
-    paths: Sequence[Location], data: Data, summary: PlanSummary, pairing: Pairing | None
+    paths: Sequence[Location], data: Data, summary: PlanSummary, pairing: Pairing | None, wanted: Wanted
 ) -> Iterator[Indexed]:
     """Size and samples of each shard, in order. Of remote ones several are read at once, up to the limit."""
 
@@ -201,25 +204,27 @@ def indexed(
         if not is_remote(path):  # which is read when it is its turn, and not as a whole
             return None
         its = PlanSummary([], 0, 0, {}, [])  # which count when it is the shard's turn, if that comes
-        size, samples = open_shard(path, data, its, pairing)
+        size, samples = open_shard(path, data, its, pairing, wanted)
         return (size, list(islice(samples, data.limit))), its
 
     for path, found in zip(paths, map_ahead(read, paths, IN_FLIGHT, IN_FLIGHT), strict=True):
         if found is None:
-            yield open_shard(path, data, summary, pairing)
+            yield open_shard(path, data, summary, pairing, wanted)
         else:
             summary.add(found[1])
             yield found[0]
 
 
-def open_shard(path: Location, data: Data, summary: PlanSummary, pairing: Pairing | None = None) -> Indexed:
+def open_shard(
+    path: Location, data: Data, summary: PlanSummary, pairing: Pairing | None, wanted: Wanted
+) -> Indexed:
     """A shard whose samples are read as they are asked for; what is wrong goes into `summary`.
 
     Raises:
         JobError: it is not there, or cannot be read; also while samples are asked for.
     """
     with reading(path):
-        size, samples = shards.fingerprint(path), readable(path, data, summary)
+        size, samples = shards.fingerprint(path), readable(path, data, summary, wanted)
         begin = list(islice(samples, 1))
         every: Iterable[Place] = chain(begin, samples)
         if pairing is not None:
@@ -230,12 +235,12 @@ def open_shard(path: Location, data: Data, summary: PlanSummary, pairing: Pairin
         return size, chosen
 
 
-def readable(path: Location, data: Data, summary: PlanSummary) -> Iterator[Place]:
+def readable(path: Location, data: Data, summary: PlanSummary, wanted: Wanted) -> Iterator[Place]:
     """The samples of a shard up to its damage, if any; see `open_shard`."""
     note, warn = partial(summary.leave_out, path), partial(summary.warn, path)
     try:
         with reading(path):
-            yield from shards.index(path, data.damaged == "salvage", note, warn)
+            yield from shards.index(path, data.damaged == "salvage", note, warn, wanted)
     except DamagedShard as damage:
         summary.damaged[str(path)] = str(damage)
 

@@ -5,18 +5,22 @@ from collections.abc import Callable, Container, Iterator, Sequence
 from contextlib import closing
 from dataclasses import replace
 from itertools import islice
+from typing import Any
 
 from kintsugi.ahead import map_ahead
-from kintsugi.errors import JobError, UnreadableImage
-from kintsugi.pipeline.data.decode import Content, Convert, Decoded, decode
-from kintsugi.pipeline.data.names import key_of, suffix_of
+from kintsugi.errors import JobError, MissingMember, UnreadableImage
+from kintsugi.pipeline.data.decode import BESIDE, Content, Convert, Decoded, decode
+from kintsugi.pipeline.data.members import Member
+from kintsugi.pipeline.data.names import key_of, stem_of, suffix_of
 from kintsugi.pipeline.data.parquet import NUMBER, is_parquet, name_of, numbered, read_rows
 from kintsugi.pipeline.data.shards import Place, fingerprint, why_unsafe
-from kintsugi.pipeline.data.tar import DamagedShard, Member, Tar
+from kintsugi.pipeline.data.tar import DamagedShard, Tar
 from kintsugi.pipeline.data.units import Members, Unit
+from kintsugi.pipeline.parts import IMAGE_ONLY, Wanted
 from kintsugi.pipeline.storage.location import Location, at, is_remote
 
 MAX_BYTES = 1 << 30  # of one sample's members together
+MAX_BESIDE = 1 << 28  # of one file beside the image
 BATCHES_AHEAD = 3
 BYTES_AHEAD = 1 << 30  # of decoded images, if that is less
 DECODERS = 2
@@ -30,6 +34,7 @@ def read_unit(
     batch_size: int,
     skip: Container[str] = frozenset(),
     refuse: Callable[[str], Exception | None] = lambda key: None,
+    wanted: Wanted = IMAGE_ONLY,
 ) -> Iterator[list[Decoded]]:
     """The unit's samples in order, in batches; a few batches are decoded ahead, fewer of large images.
 
@@ -38,6 +43,7 @@ def read_unit(
 
     Args:
         skip: keys of samples that are not to be decoded. refuse: the error of those that must not be.
+        wanted: which files of a sample are read, as the plan was made with.
     """
 
     def decoded(work: tuple[str, int, str | None, tuple[Content, float]]) -> Decoded:
@@ -46,7 +52,7 @@ def read_unit(
         sample = decode(key, index, refuse(key) or content, convert, file, key in skip)
         return replace(sample, fetching=fetching, decoding=time.perf_counter() - mark)
 
-    contents = contents_of(unit, members)
+    contents = contents_of(unit, members, wanted)
     if members.pairs is not None:
         true = (content_at(at(pair.shard), pair.truth) for pair in members.pairs)
         contents = ({RESTORED: one, TRUTH: other} for one, other in zip(contents, true, strict=True))
@@ -60,8 +66,9 @@ def read_unit(
 
 
 def size_of(sample: Decoded) -> int:
-    """Bytes of its image; 0: it has none."""
-    return 0 if sample.image is None else sample.image.nbytes
+    """Bytes of its image, and of the files beside it; 0: it has none."""
+    beside = sum(map(len, sample.beside.values()))
+    return 0 if sample.image is None else sample.image.nbytes + beside
 
 
 def timed(contents: Iterator[Content]) -> Iterator[tuple[Content, float]]:
@@ -72,32 +79,60 @@ def timed(contents: Iterator[Content]) -> Iterator[tuple[Content, float]]:
         mark = time.perf_counter()
 
 
-def in_folder(unit: Unit, files: Sequence[str]) -> Iterator[Content]:
-    """The content of each file, in order."""
+def in_folder(unit: Unit, files: Sequence[str], wanted: Wanted) -> Iterator[Content]:
+    """The content of each file, and of what is wanted beside it, in order."""
     folder = at(unit.shard)
     for name in files:
         try:
-            if why := why_unsafe(folder, name):
-                yield UnreadableImage(why)
-            elif (length := (folder / name).stat().st_size) > MAX_BYTES:
-                yield UnreadableImage(f"a file of {length:,} bytes, more than {MAX_BYTES:,}")
-            else:
-                yield {suffix_of(name): (folder / name).read_bytes()}
+            content: dict[str, Any] = {suffix_of(name): file_of(folder, name, MAX_BYTES)}
+            if wanted.beside:
+                stem = stem_of(name, wanted)
+                content[BESIDE] = {end: file_beside(folder, f"{stem}.{end}") for end in wanted.beside}
+            yield content
+        except (UnreadableImage, MissingMember) as error:
+            yield error
         except FileNotFoundError:
             if not fingerprint(folder):
                 raise  # the folder is gone, not the file
             yield UnreadableImage("not in the folder any more; did it change after planning?")
-        except PermissionError:
-            if is_remote(folder):
-                raise  # the credentials, not the file
-            yield UnreadableImage("the file may not be read")
 
 
-def contents_of(unit: Unit, members: Members) -> Iterator[Content]:
+def file_of(folder: Location, name: str, most: int) -> bytes:
+    """A file of a folder.
+
+    Raises:
+        UnreadableImage: it is no file of it by its name, is larger than `most`, or may not be read.
+        FileNotFoundError: it is gone. OSError: the storage failed.
+    """
+    if why := why_unsafe(folder, name):
+        raise UnreadableImage(why)
+    try:
+        if (length := (folder / name).stat().st_size) > most:
+            raise UnreadableImage(f"a file of {length:,} bytes, more than {most:,}")
+        return (folder / name).read_bytes()
+    except PermissionError:
+        if is_remote(folder):
+            raise  # the credentials, not the file
+        raise UnreadableImage("the file may not be read") from None
+
+
+def file_beside(folder: Location, name: str) -> bytes:
+    """A file beside a sample; raises as `file_of`, with its name, and MissingMember if it is not there."""
+    try:
+        return file_of(folder, name, MAX_BESIDE)
+    except UnreadableImage as error:
+        raise UnreadableImage(f"{name}: {error}") from error
+    except FileNotFoundError:
+        if not fingerprint(folder):
+            raise  # the folder is gone, not the file
+        raise MissingMember(f"{name} is not in the folder") from None
+
+
+def contents_of(unit: Unit, members: Members, wanted: Wanted = IMAGE_ONLY) -> Iterator[Content]:
     """What a folder, Parquet or a tar has of each planned sample, in order."""
     if members.files:
-        return in_folder(unit, members.files)
-    return in_parquet(unit, members) if is_parquet(at(unit.shard)) else in_tar(unit, members)
+        return in_folder(unit, members.files, wanted)
+    return in_parquet(unit, members) if is_parquet(at(unit.shard)) else in_tar(unit, members, wanted)
 
 
 def in_parquet(unit: Unit, members: Members) -> Iterator[Content]:
@@ -130,7 +165,7 @@ def own_keys(members: Members) -> list[str]:
     return members.keys if members.pairs is None else [pair.name for pair in members.pairs]
 
 
-def in_tar(unit: Unit, members: Members) -> Iterator[Content]:
+def in_tar(unit: Unit, members: Members, wanted: Wanted) -> Iterator[Content]:
     """The members of each planned key, in order."""
     damage: DamagedShard | None = None
     keys = own_keys(members)
@@ -139,7 +174,16 @@ def in_tar(unit: Unit, members: Members) -> Iterator[Content]:
     links = {name: (data, length) for name, data, length in members.links}
     with shard.open("rb") as file:
         # What was planned behind damage is found behind it.
-        tar = Tar(file, shard.stat().st_size, unit.offset, unit.end, members.names, salvage=True, links=links)
+        tar = Tar(
+            file,
+            shard.stat().st_size,
+            unit.offset,
+            unit.end,
+            members.names,
+            salvage=True,
+            links=links,
+            wanted=wanted,
+        )
         try:
             for group in tar.samples():
                 if group[0].offset >= unit.end:
@@ -148,7 +192,7 @@ def in_tar(unit: Unit, members: Members) -> Iterator[Content]:
                     continue
                 for key in expected:
                     if key == group[0].key:
-                        yield content_of(tar, group)
+                        yield content_of(tar, group, wanted)
                         break
                     yield missing(None)
         except DamagedShard as error:
@@ -165,18 +209,28 @@ def content_at(shard: Location, place: Place) -> Content:
     return next(contents_of(unit, members))
 
 
-def content_of(tar: Tar, group: list[Member]) -> Content:
+def content_of(tar: Tar, group: list[Member], wanted: Wanted) -> Content:
     """The members of a sample by suffix, or why they are not all there."""
+    beside = {one.beside: one for one in group if one.beside is not None}
+    if (end := next((end for end in wanted.beside if end not in beside), None)) is not None:
+        return MissingMember(f"{group[0].base}.{end} is not next to it in the tar")
+    if large := next((one for one in beside.values() if one.size > MAX_BESIDE), None):
+        return UnreadableImage(f"{large.name}: a file of {large.size:,} bytes, more than {MAX_BESIDE:,}")
     if lost := next((member.lost for member in group if member.lost is not None), None):
         return UnreadableImage(lost)
     if (total := sum(member.size for member in group)) > MAX_BYTES:
         return UnreadableImage(f"a sample of {total:,} bytes, more than {MAX_BYTES:,}")
     if any(member.data + member.size > tar.size for member in group):
         return UnreadableImage("the shard cannot be read here: it ends inside this sample")
-    content = {member.suffix: tar.content(member) for member in group}
+    content: dict[str, Any] = {BESIDE: {}} if beside else {}
     for member in group:
-        if content[member.suffix].endswith(b"\0") and tar.in_hole(member.data, member.size):
+        read = tar.content(member)
+        if read.endswith(b"\0") and tar.in_hole(member.data, member.size):
             return UnreadableImage("the shard cannot be read here: a hole of zeros begins inside this sample")
+        if member.beside is None:
+            content[member.suffix] = read
+        else:
+            content[BESIDE][member.beside] = read
     return content
 
 

@@ -17,9 +17,26 @@ from pathlib import PurePosixPath
 from typing import cast
 
 from kintsugi.errors import JobError
-from kintsugi.pipeline.data.names import FIRST_SUFFIXES, NAMES, SUFFIXES, hidden, key_of, suffix_of, why_none
+from kintsugi.pipeline.data.members import Member
+from kintsugi.pipeline.data.names import (
+    FIRST_SUFFIXES,
+    NAMES,
+    SUFFIXES,
+    Note,
+    accompanies,
+    hidden,
+    ignore,
+    key_in,
+    key_of,
+    lacks,
+    suffix_of,
+    wanted_as,
+    why_none,
+    with_member,
+)
 from kintsugi.pipeline.data.parquet import is_parquet, opened
-from kintsugi.pipeline.data.tar import MAX_PADDING, DamagedShard, Member, Note, Tar, ignore
+from kintsugi.pipeline.data.tar import MAX_PADDING, DamagedShard, Tar
+from kintsugi.pipeline.parts import IMAGE_ONLY, Wanted
 from kintsugi.pipeline.storage.files import anchored, lies_in, matches, walk
 from kintsugi.pipeline.storage.location import Location, at, is_remote
 
@@ -166,6 +183,32 @@ def samples_of(
     return found
 
 
+def wanted_of(folder: Location, wanted: Wanted, note: Note) -> list[str]:
+    """The files in a folder that are the images of samples, by what is wanted of these, in order.
+
+    `note` is told of files that belong to no sample; raises as `samples_of`.
+    """
+    others: dict[str, str] = {}
+    found = samples_of(folder, note=others.__setitem__)
+    roles = {name: role for name in (*found, *others) if (role := wanted_as(name, wanted))}
+    groups: dict[str, list[str]] = {}
+    for name in found:
+        if name not in roles or roles[name][1] == wanted.member:
+            start, slash, file = name.rpartition("/")
+            groups.setdefault(start + slash + file.partition(".")[0], []).append(name)
+    images = [
+        name
+        for group in groups.values()
+        for name in (group if wanted.member is None else with_member(group, wanted))
+    ]
+    keys = {key_in(name, wanted) for name in images}
+    for name in sorted({*found, *others}.difference(images)):
+        beside = name in roles and roles[name][0] in keys
+        if not beside and (wanted.member is None or not accompanies(name, keys)):
+            note(name, others.get(name, lacks(wanted)) if name not in roles else lacks(wanted))
+    return sorted(images)
+
+
 def stays_inside(name: str) -> bool:
     """Whether a name is that of one file below the folder it stands for, by this name only."""
     path = PurePosixPath(name)
@@ -193,6 +236,7 @@ def index(
     salvage: bool = False,
     note: Note = ignore,
     warn: Callable[[str], None] = lambda what: None,
+    wanted: Wanted = IMAGE_ONLY,
 ) -> Iterator[Place]:
     """The samples of a shard in order, without reading their contents; `note` is told what is no sample.
 
@@ -201,17 +245,23 @@ def index(
 
     Args:
         salvage: go on behind damage, where there are members.
-        warn: called with what may be damage.
+        warn: called with what may be damage. wanted: which files of a sample are read.
 
     Raises:
-        JobError: Parquet without images.
+        JobError: Parquet without images, or of which files beside the image are wanted.
         DamagedShard: after the last sample of which anything is left, which may be incomplete.
     """
     if shard.is_dir():
-        for place, name in enumerate(samples_of(shard, note=note)):
-            yield Place(key_of(name), place, place + 1, name)
+        names = wanted_of(shard, wanted, note) if any(wanted) else samples_of(shard, note=note)
+        for place, name in enumerate(names):
+            yield Place(key_in(name, wanted), place, place + 1, name)
         return
     if is_parquet(shard):
+        if any(wanted):
+            asked = wanted.member or wanted.beside[0]
+            raise JobError(
+                f"data.shards: {shard} is Parquet, whose rows have no member {asked}; use a tar or a folder"
+            )
         with opened(shard) as table:
             rows = table.rows()
             if table.other is not None:
@@ -220,7 +270,7 @@ def index(
             yield Place(key_of(row.name), place, place + 1)
         return
     with shard.open("rb") as file:
-        tar = Tar(file, shard.stat().st_size, salvage=salvage, note=note)
+        tar = Tar(file, shard.stat().st_size, salvage=salvage, note=note, wanted=wanted)
         for group in tar.samples():
             first, last = group[0], group[-1]
             links = tuple((one.name, one.data, one.size) for one in group if one.link and one.lost is None)

@@ -7,14 +7,13 @@ and two blocks of zeros must follow it, and nothing else.
 
 import re
 import tarfile
-import unicodedata
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
-from pathlib import PurePosixPath
+from collections.abc import Iterator, Mapping
 from posixpath import dirname, join, normpath
 from typing import Any, BinaryIO, cast
 
-from kintsugi.pipeline.data.names import IMAGE_SUFFIXES, NAMES, SKIPPED, SUFFIXES, as_key, hidden, suffix_of
+from kintsugi.pipeline.data.members import Member, place_of, samples_in
+from kintsugi.pipeline.data.names import NAMES, Note, ignore
+from kintsugi.pipeline.parts import IMAGE_ONLY, Wanted
 
 BLOCK = tarfile.BLOCKSIZE
 MAX_HEADER = 1 << 14  # bytes of all headers of a member: long names and PAX records take tarfile long
@@ -36,36 +35,6 @@ class DamagedShard(Exception):
         self.resume = resume
 
 
-Note = Callable[[str, str], None]
-"""Called with the name of what is no sample, and why it is none."""
-
-
-def ignore(name: str, why: str) -> None:
-    """For who does not want to know."""
-
-
-@dataclass(frozen=True)
-class Member:
-    """A file in a tar that belongs to a sample: bytes offset … end with its headers, content from `data`.
-
-    Attributes:
-        base: what the members of a sample have in common.
-        link: whether it is a link, and its content is another member's.
-        lost: why there is no content, if so.
-    """
-
-    base: str
-    key: str
-    suffix: str
-    name: str
-    offset: int
-    end: int
-    data: int
-    size: int
-    link: bool = False
-    lost: str | None = None
-
-
 class Tar:
     """The members of an uncompressed tar from a place on, by `tarfile`, with guards that it lacks.
 
@@ -73,6 +42,7 @@ class Tar:
         size: bytes of the whole file. start: where a header begins. stop: where no header is read any more.
         names: the rule for keys. salvage: go on behind damage. note: is told what belongs to no sample.
         links: where the files lie that links lead to, by the link's name; None: they are looked for.
+        wanted: which files of a sample are read.
     """
 
     def __init__(
@@ -85,10 +55,11 @@ class Tar:
         salvage: bool = False,
         note: Note = ignore,
         links: Mapping[str, tuple[int, int]] | None = None,
+        wanted: Wanted = IMAGE_ONLY,
     ):
         self.file, self.size, self.start = file, size, start
         self.stop = size + 1 if stop is None else stop  # a header at the end is one that is missing
-        self.names, self.salvage, self.note, self.links = names, salvage, note, links
+        self.names, self.salvage, self.note, self.links, self.wanted = names, salvage, note, links, wanted
         self.padding = 0  # bytes of zeros at its end, when that is reached
 
     def samples(self) -> Iterator[list[Member]]:
@@ -104,13 +75,13 @@ class Tar:
         try:
             for member in self.members():
                 if group and (member.base != base or member.suffix in group):
-                    yield from divided([*group.values()], self.names, self.note)
+                    yield from samples_in([*group.values()], self.names, self.note, self.wanted)
                     group = {}
                 group[member.suffix], base = member, member.base
         except DamagedShard as error:
             damage = error
         if group:
-            yield from divided([*group.values()], self.names, self.note)
+            yield from samples_in([*group.values()], self.names, self.note, self.wanted)
         if damage is not None:
             raise damage
 
@@ -218,48 +189,6 @@ class Tar:
             return False
         end, after = data + whole(size), first_byte(self.file, data + size - 1)
         return self.size - end > MAX_PADDING if after is None else after > end
-
-
-def divided(group: list[Member], names: int, note: Note) -> Iterator[list[Member]]:
-    """The samples in a group of members: one, or each image."""
-    if names == 1 or (len(group) == 1 and group[0].suffix in SUFFIXES):
-        yield group
-        return
-    taken = next((one for suffix in IMAGE_SUFFIXES for one in group if one.suffix == suffix), None)
-    images = [one for one in group if suffix_of(one.name) in IMAGE_SUFFIXES]
-    if taken is not None:
-        for other in images:
-            if other is not taken:
-                note(other.name, f"another image of the sample of {taken.name}")
-    if taken is not None or not images or any(one.suffix == "npy" for one in group):
-        yield group
-        return
-    each: dict[str, list[Member]] = {}
-    for one in group:
-        stem, _, suffix = one.name.rpartition(".")
-        key = as_key(str(PurePosixPath(stem)))
-        each.setdefault(key, []).append(replace(one, key=key, suffix=suffix.lower()))
-    yield from each.values()
-
-
-def place_of(name: str, names: int) -> tuple[str, str, str] | str:
-    """What a sample's members have in common, its key, and a member's suffix; or why it has none."""
-    if names == 1:
-        from webdataset.tariterators import base_plus_ext
-
-        base, suffix = base_plus_ext(name)
-        return "no key" if base is None or SKIPPED.match(name) else (base, base, suffix.lower())
-    path = unicodedata.normalize("NFC", str(PurePosixPath(name)))
-    if hidden(path):
-        return "hidden"
-    if SKIPPED.match(path):
-        return "metadata of webdataset"
-    folder, slash, file = path.rpartition("/")
-    stem, _, suffix = file.partition(".")
-    if not suffix:
-        return "a name without a suffix"
-    base = folder + slash + stem
-    return base, as_key(base), suffix.lower()
 
 
 def whole(size: int) -> int:

@@ -177,7 +177,8 @@ def plan(job: Job, folder: Location, on_unit: Callable[[Unit], None]) -> PlanSum
     if job.from_measurements:
         refuse_shard_names([restored_name(path.name) for path in paths])
     restoration = job.restoration if job.from_measurements else None
-    return make_plan(job.data, paths, job.compute.unit_size, folder / PLAN, on_unit, restoration)
+    size, wanted = job.compute.unit_size, job.wanted
+    return make_plan(job.data, paths, size, folder / PLAN, on_unit, restoration, wanted)
 
 
 def restored_name(shard: str) -> str:

@@ -231,7 +231,8 @@ def plan_again(folder: Location, job: Job, prior: str, stated: str | None) -> No
     with publish(folder / PLAN) as temporary:
         try:
             paths = shard_paths(job, folder)
-            make_plan(job.data, paths, job.compute.unit_size, temporary, restoration=restoration)
+            size, wanted = job.compute.unit_size, job.wanted
+            make_plan(job.data, paths, size, temporary, restoration=restoration, wanted=wanted)
             if digest(temporary) != stated:
                 refuse_unfit(folder, temporary, config_hash(job), prior)
         except JobError as error:

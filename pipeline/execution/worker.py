@@ -209,7 +209,8 @@ class Worker:
             return None
 
         members = read_members(self.folder / PLAN, unit)
-        return read_unit(unit, members, self.stage.convert, self.batch_size, skip, refuse)
+        convert, wanted = self.stage.convert, self.job.wanted
+        return read_unit(unit, members, convert, self.batch_size, skip, refuse, wanted)
 
     def probe(self, unit: Unit, first: int, last: int) -> None:
         """Restore samples first … last − 1 of a unit and forget the result: does it kill the worker?"""
