@@ -12,9 +12,18 @@ def reflect(positions: Tensor, n: int) -> Tensor:
     return torch.minimum(folded, 2 * n - 1 - folded)
 
 
-def larger(one: float | Tensor, other: float) -> float | Tensor:
-    """The larger of two numbers, of which one may be many."""
-    return one.clamp_min(other) if isinstance(one, Tensor) else max(one, other)
+def larger(one: float | Tensor, other: float | Tensor) -> float | Tensor:
+    """The larger of two numbers, each of which may be one for each sample."""
+    if isinstance(one, Tensor):
+        return one.clamp_min(other)
+    return other.clamp_min(one) if isinstance(other, Tensor) else max(one, other)
+
+
+def smaller(one: float | Tensor, other: float | Tensor) -> float | Tensor:
+    """The smaller of two numbers, each of which may be one for each sample."""
+    if isinstance(one, Tensor):
+        return one.clamp_max(other)
+    return other.clamp_max(one) if isinstance(other, Tensor) else min(one, other)
 
 
 def cosines(n: int) -> Tensor:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Annotated, Generic, Protocol, TypeVar
+from typing import Annotated, Protocol, TypeVar
 
 from pydantic import Field
 from torch import Tensor
@@ -35,30 +35,29 @@ class Restoration:
 T = TypeVar("T")
 
 
-class KeptForOneJob(Generic[T]):
-    """Keeps what was computed for the last job. Not safe to share between threads."""
-
-    _last: tuple[tuple[object, ...], tuple[object, ...], T] | None = None
+class KeptForOneJob:
+    """Keeps what was computed last, of each kind. Not safe to share between threads."""
 
     def remembered(
-        self, parts: tuple[object, ...], settings: tuple[object, ...], compute: Callable[[], T]
+        self, kind: str, parts: tuple[object, ...], settings: tuple[object, ...], compute: Callable[[], T]
     ) -> T:
         """What `compute` gave for these very parts and equal settings; computed anew for others."""
-        last = self._last
+        kept = vars(self).setdefault("_kept", {})  # samplers are frozen
+        last = kept.get(kind)
         if (
             last is None
             or any(a is not b for a, b in zip(last[0], parts, strict=True))
             or last[1] != settings
         ):
-            last = (parts, settings, compute())
-            object.__setattr__(self, "_last", last)  # samplers are frozen
-        return last[2]
+            last = kept[kind] = (parts, settings, compute())
+        found: T = last[2]
+        return found
 
 
 class Sampler(Protocol):
     """Restores measurements y = H x₀ + σ_y n."""
 
-    def prepare(self, prior: Prior, operator: Operator, sigma_y: float, like: Tensor) -> object:
+    def prepare(self, prior: Prior, operator: Operator, sigma_y: float | Tensor, like: Tensor) -> object:
         """Compute and keep what depends on the job alone, for states of the type and device of `like`.
 
         Calling the sampler does it too; a job does it first, to find settings that do not fit.
@@ -75,7 +74,7 @@ class Sampler(Protocol):
         y: Tensor,
         noise: Noise,
         *,
-        sigma_y: float = 0.0,
+        sigma_y: float | Tensor = 0.0,
         callback: Callback | None = None,
     ) -> Restoration:
         """Restore a batch.
@@ -83,6 +82,11 @@ class Sampler(Protocol):
         Args:
             y: (B, *operator.measurement_shape), images on the [-1, 1] scale.
             noise: (B, C, H, W) standard normal start noise, or a keyed source of noise.
-            sigma_y: standard deviation of the measurement noise on the [-1, 1] scale.
+            sigma_y: standard deviation of the measurement noise on the [-1, 1] scale, or one for each sample,
+                (B, 1, 1, 1), all of them positive.
+
+        Raises:
+            ValueError: of noise levels of samples one is not positive: those without noise are to be
+                restored by themselves; or the settings do not fit.
         """
         ...

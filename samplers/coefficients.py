@@ -13,8 +13,8 @@ left outside A (λ x̄, and for the unconditional integrator all of the guidance
 rule of the same order, which for order 1 is Euler's.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from math import ceil, log1p, log2
 from typing import Literal
@@ -74,6 +74,10 @@ class Weights:
     e: Tensor
     f: Tensor
 
+    def mapped(self, function: Callable[[Tensor], Tensor]) -> "Weights":
+        """With a function of the values for D singular values, (…, D), applied to all of them."""
+        return Weights(**{name: function(value) for name, value in vars(self).items()})
+
 
 @dataclass(frozen=True)
 class Step:
@@ -99,6 +103,15 @@ class Step:
     g: Tensor
     advance: Weights
     correct: Weights | None
+
+    def mapped(self, function: Callable[[Tensor], Tensor]) -> "Step":
+        """As `Weights.mapped`."""
+        return replace(
+            self,
+            g=function(self.g),
+            advance=self.advance.mapped(function),
+            correct=self.correct and self.correct.mapped(function),
+        )
 
 
 @dataclass(frozen=True)

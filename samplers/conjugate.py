@@ -6,7 +6,7 @@ One integrator for diffusion and flow, noiseless and noisy operators, and its ow
 
 from collections import deque
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Annotated
 
 import pydantic.dataclasses
@@ -20,16 +20,17 @@ from kintsugi.samplers.base import Callback, KeptForOneJob, Restoration, Strengt
 from kintsugi.samplers.coefficients import Absorb, Coefficients, Drift, Step, Weights
 from kintsugi.samplers.grids import Span
 from kintsugi.samplers.guidance import Schedule
+from kintsugi.samplers.lattice import distinct, lattice
 from kintsugi.samplers.noise import Noise
-from kintsugi.samplers.problem import Init, Problem, check_project
+from kintsugi.samplers.problem import Init, Problem, check_project, is_noisy
 
 
 @dataclass(frozen=True)
 class Prepared:
     """Coefficients on the device, for a job.
 
-    Weights hold a value per distinct singular value, that of the directions which the operator does
-    not see first; `index` maps each spectral coordinate to its own.
+    Weights hold a value per distinct ratio S/σ_y, that of the directions which the operator does not see
+    first; `index` maps each spectral coordinate to its own.
     """
 
     start: tuple[float, float]
@@ -41,7 +42,7 @@ class Prepared:
     index: Tensor
 
     def per_coordinate(self, values: Tensor) -> Tensor:
-        """(D,) values per distinct singular value → one per spectral coordinate."""
+        """(D,) values per distinct ratio → one per spectral coordinate."""
         return values[self.index]
 
 
@@ -54,7 +55,7 @@ class Split:
 
 
 @pydantic.dataclasses.dataclass(kw_only=True, frozen=True)
-class Conjugate(Span, KeptForOneJob[Prepared]):
+class Conjugate(Span, KeptForOneJob):
     """C-ΠGDM on diffusion paths, C-ΠGFM on flows (Pandey et al., NeurIPS 2024, 2405.17673).
 
     start and end are native times of the path (VP: 0.4 and 0.001 unless given; other paths: the times
@@ -114,36 +115,38 @@ class Conjugate(Span, KeptForOneJob[Prepared]):
             churn=self.churn,
         )
 
-    def prepare(self, prior: Prior, operator: Operator, sigma_y: float, like: Tensor) -> Prepared:
+    def prepare(self, prior: Prior, operator: Operator, sigma_y: float | Tensor, like: Tensor) -> Prepared:
         """Coefficients for a job; see `samplers.base.Sampler`."""
         check_project(self.project, sigma_y)
         if self.order > 1 and not operator.decomposed:
             kind = "measurement without a decomposition" if operator.linear else "non-linear measurement"
             raise ValueError(f"order: what a {kind} says changes with x; use order: 1")
-        settings = (sigma_y, like.device, like.dtype)
+        levels, level = (sigma_y, None) if isinstance(sigma_y, Tensor) else (None, sigma_y)
         return self.remembered(
-            (prior, operator), settings, lambda: self.compute(prior, operator, sigma_y, like)
+            "job",
+            (prior, operator, levels),
+            (level, like.device, like.dtype),
+            lambda: self.compute(prior, operator, sigma_y, like),
         )
 
-    def compute(self, prior: Prior, operator: Operator, sigma_y: float, like: Tensor) -> Prepared:
-        """Coefficients for an operator's distinct singular values, as tensors like `like`."""
-        spectrum = operator.singular_values.detach().to("cpu", torch.float64)
-        if sigma_y == 0:
-            # Without noise only the range of Hᵀ matters; two coefficients instead of thousands.
-            spectrum = (spectrum > 0).double()
-        unseen = torch.zeros(1, dtype=spectrum.dtype)
-        distinct, index = torch.unique(torch.cat([unseen, spectrum.flatten()]), return_inverse=True)
-        coefficients = self.coefficients(prior, distinct, sigma_y)
+    def compute(self, prior: Prior, operator: Operator, sigma_y: float | Tensor, like: Tensor) -> Prepared:
+        """Coefficients for an operator and noise, as tensors like `like`; those on the lattice are kept."""
+        spectrum, noisy = operator.singular_values.detach().to("cpu", torch.float64), is_noisy(sigma_y)
+        seen = torch.tensor([0.0, 1.0], dtype=torch.float64)
+        coefficients = self.remembered(
+            "coefficients",
+            (prior,),
+            (noisy,),
+            lambda: self.coefficients(prior, lattice() if noisy else seen, float(noisy)),
+        )
+        if noisy:
+            ratios = spectrum / torch.as_tensor(sigma_y, dtype=spectrum.dtype, device="cpu")
+            index, interpolate = distinct(ratios)
+            steps = [step.mapped(lambda values: interpolate(values).to(like)) for step in coefficients.steps]
+        else:
+            index = (spectrum > 0).long()  # only the range of Hᵀ matters
+            steps = [step.mapped(lambda values: values.to(like)) for step in coefficients.steps]
         path, times = coefficients.drift.path, coefficients.times
-        steps = [
-            replace(
-                step,
-                g=step.g.to(like),
-                advance=_to(step.advance, like),
-                correct=step.correct and _to(step.correct, like),
-            )
-            for step in coefficients.steps
-        ]
         noise = None
         if self.in_noise and prior.parametrization != "eps":
             of_state, of_output = Drift(path, prior.path, prior.parametrization).noise(coefficients.starts)
@@ -156,7 +159,7 @@ class Conjugate(Span, KeptForOneJob[Prepared]):
             noise=noise,
             network_times=torch.tensor([step.network_time for step in steps], dtype=torch.float64).to(like),
             # At least one-dimensional: an index of no dimension is read on the host.
-            index=index[1:].view(spectrum.shape or (1,)).to(like.device),
+            index=index.view(index.shape or (1,)).to(like.device),
         )
 
     @torch.no_grad()
@@ -167,7 +170,7 @@ class Conjugate(Span, KeptForOneJob[Prepared]):
         y: Tensor,
         noise: Noise,
         *,
-        sigma_y: float = 0.0,
+        sigma_y: float | Tensor = 0.0,
         callback: Callback | None = None,
     ) -> Restoration:
         """Restore a batch; see `samplers.base.Sampler`. The precision is the operator's."""
@@ -268,7 +271,3 @@ def sum_of(terms: Iterable[tuple[Tensor | float, Tensor]], start: Tensor | None 
         total = scale * tensor if total is None else total + scale * tensor
     assert total is not None
     return total
-
-
-def _to(weights: Weights, like: Tensor) -> Weights:
-    return Weights(**{name: value.to(like) for name, value in vars(weights).items()})

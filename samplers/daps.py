@@ -7,6 +7,7 @@ from pydantic import PositiveFloat, PositiveInt
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
+from kintsugi.numerics import larger, smaller
 from kintsugi.operators import Nonlinear, Solved
 from kintsugi.samplers.descent import PATH, Denoiser, Descent, Level, noise_in, renoise
 from kintsugi.samplers.grids import Grid, time_grid
@@ -66,10 +67,10 @@ class DAPS(Descent):
         self, problem: Problem, prediction: Tensor, variance: float, lr: float, noise: bool
     ) -> Tensor:
         """x₀ after Langevin dynamics from the prediction towards N(prediction, variance) given y."""
-        operator, y_variance = problem.operator, max(problem.sigma_y, self.beta_y) ** 2
-        lr *= y_variance / self.beta_y**2
+        operator, y_variance = problem.operator, larger(problem.sigma_y, self.beta_y) ** 2
+        largest = lr * (y_variance / self.beta_y**2)
         if isinstance(operator, Nonlinear | Solved):
-            rate = min(lr, 1 / (1 / variance + operator.lipschitz**2 / y_variance))
+            rate = smaller(largest, 1 / (1 / variance + operator.lipschitz**2 / y_variance))
             x = prediction
             for _ in range(self.langevin_steps):
                 misfit = operator.forward(x) - problem.y
@@ -80,16 +81,16 @@ class DAPS(Descent):
         # Per direction x ← x − rate · curvature (x − mean) + √(2 rate) z: a Gaussian after any number.
         squared = operator.singular_values**2
         curvature = 1 / variance + squared / y_variance
-        rates = (1 / curvature).clamp_max(lr)
+        rates = (1 / curvature).clamp_max(largest)
         shrink = rates * curvature
         kept = (1 - shrink) ** self.langevin_steps
         pull = squared / y_variance / curvature * (problem.known - operator.to_spectral(prediction))
         x = prediction + operator.from_spectral((1 - kept) * pull)
         if not noise:
             return x
-        free = torch.tensor(min(lr, variance), dtype=torch.float64)
-        unseen = langevin_deviation(free, free / variance, self.langevin_steps).item()
+        free = torch.as_tensor(smaller(largest, variance), dtype=torch.float64)
         z, inside = problem.draw(), langevin_deviation(rates, shrink, self.langevin_steps)
+        unseen = langevin_deviation(free, free / variance, self.langevin_steps).to(z)
         return x + unseen * z + operator.from_spectral((inside - unseen) * operator.to_spectral(z))
 
 

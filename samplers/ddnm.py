@@ -22,7 +22,7 @@ class DDNM(Stepwise):
 
     def step(self, problem: Problem, denoise: Denoiser, x: Tensor, now: Level, later: Level) -> Tensor:
         """The prediction with its measured part replaced by y's; with noise, DDRM's step with η_b = 1."""
-        if problem.sigma_y > 0:
+        if problem.noisy:
             return spectral_step(problem, denoise, x, now, later, self.eta, eta_b=1.0)
         prediction = denoise(x, now)
         consistent = problem.operator.impose(prediction, problem.y)

@@ -76,7 +76,7 @@ class Denoiser:
 
 
 @pydantic.dataclasses.dataclass(kw_only=True, frozen=True)
-class Descent(KeptForOneJob[list[Level]], ABC):
+class Descent(KeptForOneJob, ABC):
     """Samplers that evaluate the network at noise levels of the VP path, from noisy to clean.
 
     Args:
@@ -102,13 +102,13 @@ class Descent(KeptForOneJob[list[Level]], ABC):
         """VP times of the network's evaluations, (steps,)."""
         return time_grid(PATH, self.grid, self.start, self.end, self.steps)[:-1]
 
-    def prepare(self, prior: Prior, operator: Operator, sigma_y: float, like: Tensor) -> list[Level]:
+    def prepare(self, prior: Prior, operator: Operator, sigma_y: float | Tensor, like: Tensor) -> list[Level]:
         """The levels for a job; see `samplers.base.Sampler`."""
         check_project(self.project, sigma_y)
         if self.end >= self.start:
             raise ValueError(f"start, end: {self.start} to {self.end} does not lead from noise to data")
         settings = (like.device, like.dtype)
-        return self.remembered((prior,), settings, lambda: noise_levels(prior, self.times(), like))
+        return self.remembered("levels", (prior,), settings, lambda: noise_levels(prior, self.times(), like))
 
     @torch.no_grad()
     def __call__(
@@ -118,7 +118,7 @@ class Descent(KeptForOneJob[list[Level]], ABC):
         y: Tensor,
         noise: Noise,
         *,
-        sigma_y: float = 0.0,
+        sigma_y: float | Tensor = 0.0,
         callback: Callback | None = None,
     ) -> Restoration:
         """Restore a batch; see `samplers.base.Sampler`."""

@@ -18,12 +18,12 @@ TRUST = 0.01
 ITERATIONS, SOLVED_ITERATIONS = 30, 100
 
 
-def linear_mmse(operator: Operator, known: Tensor, sigma_y: float) -> Tensor:
+def linear_mmse(operator: Operator, known: Tensor, sigma_y: float | Tensor) -> Tensor:
     """Solve (V W Vᵀ + C⁻¹) x = V W Vᵀ H⁺y by conjugate gradients, preconditioned in the DCT.
 
     W = 1 / (σ_y²/S² + 0.01²) is the precision of the known coefficients, C the covariance of a
     stationary image with spectrum 1/f², diagonal in the DCT, in whose coefficients all is computed.
-    The number of iterations is fixed. `known` is Vᵀ H⁺y, (B, …); x is (B, C, H, W).
+    The number of iterations is fixed. `known` is Vᵀ H⁺y, (B, …); x is (B, C, H, W). σ_y may be (B, 1, 1, 1).
     """
     values = operator.singular_values
     precision = torch.where(values > 0, 1 / ((sigma_y / values) ** 2 + TRUST**2), 0)
@@ -31,7 +31,8 @@ def linear_mmse(operator: Operator, known: Tensor, sigma_y: float) -> Tensor:
     rows, columns = (cosines(n).to(known) for n in (height, width))
     prior_precision = (1 / spectrum(height, width)).to(known)
     # The average of W over all directions: exact where W is constant.
-    mean = precision.expand(known.shape[1:]).sum() / prod(operator.image_shape)
+    everywhere = precision.expand(precision.shape[:-3] + known.shape[1:])
+    mean = everywhere.sum((-3, -2, -1), keepdim=True) / prod(operator.image_shape)
     inverse = 1 / (mean + prior_precision)
     if isinstance(
         operator, Factored
@@ -39,10 +40,10 @@ def linear_mmse(operator: Operator, known: Tensor, sigma_y: float) -> Tensor:
         left, right = rows @ operator.rows_right, columns @ operator.columns_right
 
         def to_spectral(x: Tensor) -> Tensor:
-            return left.T @ x @ right
+            return left.mT @ x @ right
 
         def from_spectral(c: Tensor) -> Tensor:
-            return left @ c @ right.T
+            return left @ c @ right.mT
     else:
 
         def to_spectral(x: Tensor) -> Tensor:
@@ -59,7 +60,7 @@ def linear_mmse(operator: Operator, known: Tensor, sigma_y: float) -> Tensor:
     return rows.T @ x @ columns
 
 
-def solved_mmse(operator: Solved, y: Tensor, sigma_y: float) -> Tensor:
+def solved_mmse(operator: Solved, y: Tensor, sigma_y: float | Tensor) -> Tensor:
     """C Hᵀ (H C Hᵀ + σ_y² + 0.01²)⁻¹ y: without a decomposition the 0.01 is that of a measured pixel.
 
     C as of `linear_mmse`. By a fixed number of conjugate gradients among the measurements. y is

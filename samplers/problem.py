@@ -18,11 +18,18 @@ class Problem:
 
     Args:
         y: (B, *operator.measurement_shape). noise: see `samplers.base.Sampler`.
-        sigma_y: standard deviation of the measurement noise on the [-1, 1] scale.
+        sigma_y: see there.
+
+    Attributes:
+        noisy: whether there is measurement noise: in all samples, or in none.
+
+    Raises:
+        ValueError: of noise levels of samples one is not positive, or they are not (B, 1, 1, 1).
     """
 
-    def __init__(self, operator: Operator, y: Tensor, noise: Noise, sigma_y: float):
-        self.operator, self.y, self.noise, self.sigma_y = operator, y, noise, sigma_y
+    def __init__(self, operator: Operator, y: Tensor, noise: Noise, sigma_y: float | Tensor):
+        self.operator, self.y, self.noise = operator, y, noise
+        self.sigma_y, self.noisy = level_of_noise(sigma_y, y), is_noisy(sigma_y)
         self.pinv = operator.pinv(y)
         self._draws = 0
 
@@ -41,7 +48,7 @@ class Problem:
         operator = self.operator
         if operator.decomposed:
             return self.known
-        if variance is None or self.sigma_y == 0 or not isinstance(operator, Solved):
+        if variance is None or not self.noisy or not isinstance(operator, Solved):
             return operator.to_spectral(operator.impose(prediction, self.y))
         shift = operator.solve(self.y - operator.forward(prediction), self.sigma_y**2 / variance)
         scaled = reciprocal(self.factor(variance)) * operator.to_spectral(shift)
@@ -50,7 +57,7 @@ class Problem:
     def factor(self, variance: float) -> Tensor:
         """g = S² r² / (S² r² + σ_y²): the trust in y beside a prediction of variance r², per direction."""
         values = self.operator.singular_values
-        if self.sigma_y == 0:
+        if not self.noisy:
             return (values > 0).to(values)
         squared = values**2
         return squared * variance / (squared * variance + self.sigma_y**2)
@@ -65,7 +72,7 @@ class Problem:
             if isinstance(self.operator, Solved):
                 return solved_mmse(self.operator, self.y, self.sigma_y)
             return linear_mmse(self.operator, self.known, self.sigma_y)
-        if self.sigma_y == 0:
+        if not self.noisy:
             return self.pinv
         if isinstance(self.operator, Solved):
             return self.operator.solve(self.y, self.sigma_y**2 / variance)
@@ -94,10 +101,30 @@ class Problem:
         return self.noise.normal(f"step-{self._draws}", self.operator.image_shape).to(self.pinv)
 
 
-def check_project(project: bool, sigma_y: float) -> None:
-    """Raise a ValueError for `project` with measurement noise."""
-    if project and sigma_y > 0:
+def is_noisy(sigma_y: float | Tensor) -> bool:
+    """Whether there is measurement noise; a level for each sample is positive."""
+    return isinstance(sigma_y, Tensor) or sigma_y > 0
+
+
+def level_of_noise(sigma_y: float | Tensor, y: Tensor) -> float | Tensor:
+    """The noise level of measurements y: a number, or one for each sample, like y; raises as `Problem`."""
+    if not isinstance(sigma_y, Tensor):
+        return sigma_y
+    if sigma_y.shape != (len(y), 1, 1, 1):
+        raise ValueError(f"sigma_y: shape {tuple(sigma_y.shape)}, expected {(len(y), 1, 1, 1)}")
+    if not (sigma_y > 0).all():
         raise ValueError(
-            f"project: imposing a measurement with noise (σ = {sigma_y:g} on [-1, 1]) would put "
+            "sigma_y: a noise level for each sample must be positive; restore samples without noise by "
+            "themselves, with sigma_y=0.0"
+        )
+    return sigma_y.to(y)
+
+
+def check_project(project: bool, sigma_y: float | Tensor) -> None:
+    """Raise a ValueError for `project` with measurement noise."""
+    if project and is_noisy(sigma_y):
+        largest = sigma_y.max().item() if isinstance(sigma_y, Tensor) else sigma_y
+        raise ValueError(
+            f"project: imposing a measurement with noise (σ = {largest:g} on [-1, 1]) would put "
             "the noise into the image; use project: false"
         )
