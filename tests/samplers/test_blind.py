@@ -1,0 +1,93 @@
+"""Blind restoration: what is unknown of an operator is estimated with the sample."""
+
+import pytest
+import torch
+from kit.samplers import relative_error
+
+from kintsugi import operators, priors, samplers
+from kintsugi.errors import SpecError
+from kintsugi.numerics import cosines
+from kintsugi.operators.family import Family
+from kintsugi.samplers import KeyedNoise
+from kintsugi.samplers.blind import estimate, restore
+
+SIZE = 64
+BLUR = {"name": "gaussian_blur", "sigma": {"estimate": [0.5, 5.0]}, "taps": 31}
+
+
+def images(count, slope=2.0, seed=0):
+    """Gaussian images of spectrum 1/f^slope, grey, (B, 3, SIZE, SIZE) float64."""
+    frequencies = torch.arange(SIZE, dtype=torch.float64) / (2 * SIZE)
+    squared = frequencies[:, None] ** 2 + frequencies**2
+    squared[0, 0] = squared[0, 1]
+    generator = torch.Generator().manual_seed(seed)
+    z = torch.randn(count, 1, SIZE, SIZE, generator=generator, dtype=torch.float64)
+    basis = cosines(SIZE)
+    x = basis.T @ (z * squared ** (-slope / 4)) @ basis
+    return (0.4 * x / x.std((1, 2, 3), keepdim=True)).expand(-1, 3, -1, -1)
+
+
+def measured(spec, x, sigma_y, seed=1):
+    operator = operators.build(spec, (3, SIZE, SIZE), dtype=torch.float64)
+    y = operator.forward(x)
+    return y + sigma_y * torch.randn(y.shape, generator=torch.Generator().manual_seed(seed)).double()
+
+
+@pytest.mark.parametrize("sigma_y", [0.0, 0.04])
+@pytest.mark.parametrize("threshold", [0.0, 3e-2])
+def test_where_the_model_holds_the_estimate_is_as_far_off_as_it_says(sigma_y, threshold):
+    truths = torch.linspace(1.0, 3.0, 24, dtype=torch.float64)
+    x = images(len(truths))
+    y = torch.cat(
+        [
+            measured({**BLUR, "sigma": float(s), "threshold": threshold}, x[i : i + 1], sigma_y, seed=i)
+            for i, s in enumerate(truths)
+        ]
+    )
+    found = estimate(Family(BLUR, (3, SIZE, SIZE)), y, sigma_y)
+    scores = (found.values[:, 0] - truths) / found.deviations[:, 0]
+    assert (found.values[:, 0] / truths - 1).abs().median() < 0.02
+    assert scores.abs().max() < 5
+    assert 0.4 < scores.square().mean().sqrt() < 1.7
+
+
+def test_a_sample_alone_is_as_in_its_batch():
+    x, family = images(3), Family(BLUR, (3, SIZE, SIZE))
+    y = torch.cat(
+        [measured({**BLUR, "sigma": s}, x[i : i + 1], 0.04) for i, s in enumerate((1, 2, 3))]
+    ).float()
+    sampler, prior = (
+        samplers.build({"name": "ddnm", "steps": 2, "start": 0.3}),
+        priors.load({"name": "natural"}),
+    )
+
+    def run(rows):
+        noise = KeyedNoise(0, [f"key {i}" for i in range(3)][rows])
+        return restore(sampler, prior, family, y[rows], noise, sigma_y=0.04)
+
+    together, alone = run(slice(0, 3)), run(slice(1, 2))
+    assert relative_error(alone.image[0], together.image[1]) < 1e-5
+    for part in ("estimate", "deviation"):
+        assert getattr(alone, part)["sigma"][0] == getattr(together, part)["sigma"][1]
+    assert alone.forwards == together.forwards == 2
+
+
+def test_what_is_unknown_is_found_at_any_depth():
+    spec = {
+        "name": "anisotropic_blur",
+        "sigmas": [{"estimate": [1, 4]}, 1.0],
+        "angle": {"estimate": [0, 180]},
+    }
+    family = Family(spec, (3, SIZE, SIZE))
+    assert family.fields == ["sigmas.0", "angle"]
+    assert family.of((2.0, 30.0)) == {"name": "anisotropic_blur", "sigmas": [2.0, 1.0], "angle": 30.0}
+    inside = {"name": "compose", "operators": [BLUR, {"name": "colorize"}]}
+    assert Family(inside, (3, SIZE, SIZE)).fields == ["operators.0.sigma"]
+    (taps,) = Family({"name": "uniform_blur", "taps": {"estimate": [3, 9]}}, (3, SIZE, SIZE)).unknown
+    assert taps.between(*taps.span, 16) == [3, 5, 7, 9]
+
+
+@pytest.mark.parametrize("ask", [[4, 1], [1], "low", [1, float("inf")]])
+def test_a_range_that_is_none_is_named(ask):
+    with pytest.raises(SpecError, match=r"operator\.sigma\.estimate: two numbers"):
+        Family({"name": "gaussian_blur", "sigma": {"estimate": ask}}, (3, SIZE, SIZE))
