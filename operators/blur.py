@@ -9,6 +9,7 @@ from torch import Tensor
 
 from kintsugi.errors import ShapeError
 from kintsugi.operators.base import Factored, Linear, Separable
+from kintsugi.operators.bordered import Bordered
 from kintsugi.operators.convolution import (
     Boundary,
     Convolution,
@@ -19,7 +20,6 @@ from kintsugi.operators.convolution import (
     wrapped,
 )
 from kintsugi.operators.kernels import SUMS_TO_ZERO, kernel_of
-from kintsugi.operators.solved import Solved
 
 Taps = Annotated[int, Field(ge=1, le=1023)]
 ROUNDING = 1e-7
@@ -72,7 +72,7 @@ def blur(
     elif boundary == "reflect" and is_mirrored(taps, (row, column)):
         operator = Mirrored(image_shape, taps, threshold=threshold)
     else:
-        operator = Solved(image_shape, taps, (row, column), boundary, threshold)
+        operator = Bordered(image_shape, taps, (row, column), boundary, threshold)
     if boundary == "valid":
         operator.border = (h - 1, w - 1)
     return operator

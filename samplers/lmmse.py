@@ -73,10 +73,13 @@ def solved_mmse(operator: Solved, y: Tensor, sigma_y: float | Tensor) -> Tensor:
     def covariance(x: Tensor) -> Tensor:
         return rows.T @ (on_device * (rows @ x @ columns.T)) @ columns
 
-    on_device, squared = variances.to(y), operator.squared_frequencies()
-    squared[0, 0] = (0.25 / max(squared.shape)) ** 2
+    def density(squared: Tensor) -> Tensor:
+        squared = squared.clone()
+        squared[0, 0] = (0.25 / max(squared.shape)) ** 2
+        return variances[-1, -1].item() * highest / squared
+
+    on_device = variances.to(y)
     highest = (0.5 * (height - 1) / height) ** 2 + (0.5 * (width - 1) / width) ** 2
-    density = variances[-1, -1].item() * highest / squared
     iterates = operator.iterates(y, sigma_y**2 + TRUST**2, covariance, density)
     z, _ = next(islice(iterates, SOLVED_ITERATIONS - 1, None))
     return covariance(operator.adjoint(z))

@@ -16,9 +16,10 @@ from PIL import Image
 from kintsugi import operators
 from kintsugi.operators import SpecError
 from kintsugi.operators.base import Separable
+from kintsugi.operators.bordered import extension, fast
 from kintsugi.operators.convolution import Convolution, Mirrored
 from kintsugi.operators.kernels import MAX_BYTES
-from kintsugi.operators.solved import TOLERANCE, Solved, extension, fast
+from kintsugi.operators.solved import TOLERANCE, Solved
 
 SHAPE = (1, 11, 14)
 MODES = {"reflect": "reflect", "zero": "constant", "circular": "wrap"}

@@ -127,11 +127,11 @@ class Unknown(Mask):
         ),
         (
             [{"name": "blur", "kernel": KERNELS[0], "boundary": edge} for edge in ("zero", "reflect")],
-            "Solved operators whose edge differs",
+            "Bordered operators whose edge differs",
         ),
         (
             [{"name": "blur", "kernel": KERNELS[0], "boundary": "zero", "threshold": t} for t in (0.1, 0.2)],
-            "Solved operators whose ridge differs",
+            "Bordered operators whose ridge differs",
         ),
         ([{"name": "jpeg", "subsampling": s} for s in ("4:2:0", "4:4:4")], "subsampled differs"),
         (
