@@ -16,7 +16,8 @@ from kintsugi.pipeline.data.decode import Decoded, Measurements
 from kintsugi.pipeline.data.depth import DEVIATIONS, OVERSHOOT
 from kintsugi.pipeline.execution.degrade import levels
 from kintsugi.pipeline.execution.problems import Prepared
-from kintsugi.pipeline.execution.stage import Stage, draw_samples
+from kintsugi.pipeline.execution.samples import Samples
+from kintsugi.pipeline.execution.stage import Stage
 from kintsugi.pipeline.job import Job
 
 TENSORS = "(B, C, H, W) of floating point on [-1, 1]"
@@ -106,8 +107,7 @@ def restored(stage: Stage, keys: list[str], measured: list[np.ndarray]) -> list[
     def restore(problem: Prepared, samples: Sequence[Decoded], batch: np.ndarray) -> list[Tensor]:
         problem.begin([None] * len(samples), stage.batch_size)
         y = torch.from_numpy(batch).to(stage.device)
-        drawn, _ = draw_samples(stage.job, problem, [sample.key for sample in samples], y)
-        return list(drawn.image)
+        return list(Samples(stage.job, [sample.key for sample in samples], y).draw(problem))
 
     samples = [Decoded(key, i, image) for i, (key, image) in enumerate(zip(keys, measured, strict=True))]
     found = stage.in_batches(samples, restore)

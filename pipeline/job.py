@@ -148,8 +148,11 @@ class Job(Model):
             raise ValueError("images: restored measurements are always kept; set images=restored")
         if self.from_measurements and self.data.range is not None and not pixels:
             raise ValueError("data.range: the measurement is no image; leave it out")
-        if not self.from_measurements and self.restoration != Restoration():
-            raise ValueError("restoration: is for data.kind=measurements; leave it out")
+        several = Restoration(samples_per_image=self.restoration.samples_per_image)
+        if not self.from_measurements and self.restoration != several:
+            raise ValueError(
+                "restoration: is for data.kind=measurements; leave it out, but for samples_per_image"
+            )
         return self
 
     @property
@@ -161,6 +164,11 @@ class Job(Model):
     def from_measurements(self) -> bool:
         """Whether the data are measurements."""
         return self.data.kind == "measurements"
+
+    @property
+    def calibrated(self) -> bool:
+        """Whether several samples of each image are drawn, of which it is known how they should lie."""
+        return self.data.kind == "images" and self.restoration.samples_per_image > 1
 
     @property
     def is_score(self) -> bool:

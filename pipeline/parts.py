@@ -140,15 +140,16 @@ class Data(Model):
 
 
 class Restoration(Model):
-    """What is written of each restored measurement."""
+    """What is written of each restored measurement; of images the samples alone."""
 
     format: Literal["png", "png16", "jpeg", "webp"] = Field(
         default="png", description="png16 has 16 bits a channel; jpeg and webp have quality 95."
     )
     samples_per_image: PositiveInt = Field(
         default=1,
-        description="K > 1: the restoration is the mean of K samples; the samples and their standard "
-        "deviation per pixel are written beside it.",
+        description="K > 1: the restoration is the mean of K samples. Of measurements the samples and "
+        "their standard deviation per pixel are written beside it; of images it is measured how well they "
+        "tell the error.",
     )
     overlap: PositiveInt = Field(default=OVERLAP, description="Of neighbouring tiles at least, pixels.")
 

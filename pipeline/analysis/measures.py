@@ -16,17 +16,28 @@ import numpy as np
 from kintsugi.errors import SpecError
 from kintsugi.pipeline.analysis.intervals import mean_interval, moments
 from kintsugi.pipeline.metrics.metric import Better, ImageMetric, SetMetric
-from kintsugi.pipeline.metrics.registry import REGISTRY
+from kintsugi.pipeline.metrics.registry import COVERAGE, REGISTRY, SAMPLED
 
 BINS = 40  # of a histogram, at most
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 ARROWS: Mapping[Better, str] = {"higher": " ↑", "lower": " ↓", "one": " → 1", None: ""}
 TITLES = {
+    **{name: f"coverage of the {100 * q:g} % interval → {q:g}" for name, q in COVERAGE.items()},
+    "z_mean": "mean z-score → 0",
+    "z_rms": "RMS z-score → 1",
+    "error_rms": "error of the samples' mean, RMS ↓",
     "residual": "residual, RMS ↓",
     "spread": "deviation of the samples, RMS",
     "seconds": "sampler, s per image",
 }
 ABOUT = {
+    **{
+        name: f"Share of the pixels whose truth lies in the {100 * q:g} % interval that the samples give."
+        for name, q in COVERAGE.items()
+    },
+    "z_mean": "Mean over the pixels of the truth less the samples' mean, on the standard normal's scale.",
+    "z_rms": "Root mean square of these z-scores: more than 1 where the samples are too sure.",
+    "error_rms": "Root mean square over the pixels of the truth less the samples' mean, on [-1, 1].",
     "residual": "Root mean square of H x̂ − y, on [-1, 1].",
     "spread": "Root mean square over the pixels of the samples' standard deviation, on [-1, 1].",
     "seconds": "The sampler's time for a batch divided by its samples; to the interval a batch is one value.",
@@ -63,8 +74,8 @@ def metric_of(name: str) -> ImageMetric | SetMetric | None:
 
 
 def of_image(name: str) -> ImageMetric | None:
-    """The metric of images of this name, as `metric_of`."""
-    metric = metric_of(name)
+    """The metric of images of this name, as `metric_of`, or whose mean over several samples that is."""
+    metric = metric_of(name.removesuffix(SAMPLED))
     return metric if isinstance(metric, ImageMetric) else None
 
 
@@ -74,6 +85,9 @@ def title(name: str) -> str:
         return TITLES[name]
     if metric := metric_of(name):
         return metric.title + ARROWS[metric.better]
+    if each := of_image(name):
+        what, comma, unit = each.title.partition(", ")
+        return f"{what} of each sample{comma}{unit}{ARROWS[each.better]}"
     of = metric_of(name.removesuffix("_infinity"))
     return f"{of.title}, n → ∞ ↓" if isinstance(of, SetMetric) else name
 
@@ -81,19 +95,23 @@ def title(name: str) -> str:
 def about(name: str) -> str:
     """What a measure is; nothing where that is not known."""
     metric = metric_of(name)
+    if metric is None and of_image(name):
+        return f"Its mean over the samples. {about(name.removesuffix(SAMPLED))}"
     return metric.about.replace("\n", " ") if metric else ABOUT.get(name, "")
 
 
 def bare(name: str) -> str:
     """The title of a measure without the arrow and the unit."""
-    return re.sub(r"( [↑↓]| → 1|, .*)+$", "", title(name))
+    return re.sub(r"( [↑↓]| → [\d.]+|, .*)+$", "", title(name))
 
 
 def better(name: str) -> Better:
-    """Which values of a measure are: of residuals and seconds the lower; None where neither is."""
+    """Which values of a measure are: of residuals, errors and seconds the lower; None where neither is."""
     if metric := of_image(name):
         return metric.better
-    return "lower" if name in ("residual", "seconds") else None
+    if name == "z_rms":
+        return "one"
+    return "lower" if name in ("residual", "error_rms", "seconds") else None
 
 
 def badness(name: str, values: np.ndarray) -> np.ndarray:
@@ -110,7 +128,9 @@ def badness(name: str, values: np.ndarray) -> np.ndarray:
 
 def bounds(name: str) -> tuple[float, float]:
     """Least and largest value that a measure can have."""
-    return metric.range if (metric := of_image(name)) else (0.0, math.inf)
+    if metric := of_image(name):
+        return metric.range
+    return (-math.inf if name == "z_mean" else 0.0, 1.0 if name in COVERAGE else math.inf)
 
 
 def limited(name: str, values: np.ndarray) -> np.ndarray:

@@ -30,7 +30,14 @@ from kintsugi.pipeline.execution.directory import (
     features_file,
 )
 from kintsugi.pipeline.job import Job
-from kintsugi.pipeline.metrics.registry import BASELINES, baseline_column, columns
+from kintsugi.pipeline.metrics.registry import (
+    BASELINES,
+    CALIBRATION,
+    IMAGE,
+    baseline_column,
+    columns,
+    samples_column,
+)
 from kintsugi.pipeline.metrics.scoring import LARGEST
 from kintsugi.pipeline.storage import records
 from kintsugi.pipeline.storage.files import file_sizes, storage_failed, whole
@@ -74,20 +81,27 @@ PICTURES = ("restored", "measurement", "truth", "deviation", "samples")
 NEEDED = ("key", "shard", "status")  # columns in which there is no null
 
 
-def rows_schema(metrics: Sequence[str] = ()) -> pa.Schema:
+def rows_schema(metrics: Sequence[str] = (), calibrated: bool = False) -> pa.Schema:
     """The columns of the rows of a job that names these metrics.
 
     Each metric of images has one, and behind all of them one for either baseline, what the measurement has
     without a network where there is a truth.
+
+    Args:
+        calibrated: as `Job.calibrated`: then there are the means of these metrics over the samples, and what
+            `metrics.calibration` computes.
     """
     names = columns(metrics)
     names += [baseline_column(name, baseline) for name in names for baseline in BASELINES]
+    if calibrated:
+        names += [samples_column(name) for name in dict.fromkeys(metrics) if name in IMAGE]
+        names += CALIBRATION
     return pa.schema([*BEFORE, *(pa.field(name, pa.float64()) for name in names), *AFTER])
 
 
 def schema_of(job: Job) -> pa.Schema:
     """The columns of the rows of a job."""
-    return rows_schema(job.metrics)
+    return rows_schema(job.metrics, job.calibrated)
 
 
 ROWS = rows_schema()

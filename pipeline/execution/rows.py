@@ -58,13 +58,17 @@ def pictures(job: Job, result: Scored, sample: np.ndarray, shown: bool) -> dict[
             "restored": encode(sample[0]) if restored else None,
             "truth": encode(sample[1]) if everything else None,
         }
+    several = result.several
     if not job.from_measurements:
         return {
+            "spread": several and several.spread,
+            "deviation": array_file(several.deviation) if several and everything else None,
+            "samples": [encode(one) for one in several.samples] if several and everything else None,
             "restored": encode(result.restored) if restored else None,
             "measurement": encode(result.measurement) if everything else None,
             "truth": encode(eight_bits(sample)) if everything else None,
         }
-    form, several = job.restoration.format, result.several
+    form = job.restoration.format
     return {
         "restored": encode(result.restored, form),
         "measurement": encode(result.measurement) if shown else None,

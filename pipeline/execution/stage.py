@@ -18,6 +18,7 @@ from kintsugi.pipeline.execution.checkpoints import on_this_node
 from kintsugi.pipeline.execution.degrade import add_noise, baselines, eight_bits, levels
 from kintsugi.pipeline.execution.memory import Memory, largest_batch
 from kintsugi.pipeline.execution.problems import Prepared, Problems
+from kintsugi.pipeline.execution.samples import Samples, Several
 from kintsugi.pipeline.execution.timing import timed
 from kintsugi.pipeline.job import Job
 from kintsugi.pipeline.metrics import SETS
@@ -27,7 +28,6 @@ from kintsugi.pipeline.metrics.scoring import Scorer, residual
 from kintsugi.pipeline.metrics.weights import MissingWeights
 from kintsugi.priors import speed
 from kintsugi.samplers import KeyedNoise
-from kintsugi.samplers.base import Restoration
 
 BATCH_ON_CPU = 16  # `auto` where memory does not tell: larger batches are no faster there
 PRECISIONS = {"float32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -38,20 +38,6 @@ Work = Callable[[Prepared, Sequence[Decoded], np.ndarray], list[T]]
 
 It is called again with fewer when memory runs out.
 """
-
-
-@dataclass(frozen=True)
-class Several:
-    """Of several samples for one measurement.
-
-    Attributes:
-        samples: each, as `Restored.restored`. deviation: their standard deviation (3, H, W) float16 on
-            [-1, 1]. spread: the RMS of that.
-    """
-
-    samples: list[np.ndarray]
-    deviation: np.ndarray
-    spread: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -226,18 +212,26 @@ class Stage:
             y, truth = degrade(job, operator, keys, torch.from_numpy(arrays).to(self.device))
         before = self.seconds["sample"]
         problem.metered.begin()
-        with timed(self.seconds, "sample", self.device):
-            drawn, several = draw_samples(job, problem, keys, y)
+        drawn, scored = Samples(job, keys, y), truth if job.calibrated else None
+        while drawn.wanted:
+            with timed(self.seconds, "sample", self.device):
+                image = drawn.draw(problem)
+            if scored is not None:
+                with timed(self.seconds, "score", self.device):
+                    drawn.score(self.scorer(image, scored))
         for part, spent in problem.metered.seconds().items():
             self.seconds[part] += spent
         with timed(self.seconds, "score", self.device), torch.no_grad():
-            finite = drawn.image.isfinite().flatten(1).all(1).tolist()
-            metrics = self.score(operator, y, drawn.image, truth)
-            residuals = residual(operator.forward(drawn.image), y)
-            seen, bits = {"": levels(drawn.image, 8)}, BITS[job.restoration.format]
+            image, several = drawn.mean, drawn.several()
+            finite = image.isfinite().flatten(1).all(1).tolist()
+            metrics = self.score(operator, y, image, truth)
+            if scored is not None:
+                metrics |= drawn.calibration(scored)
+            residuals = residual(operator.forward(image), y)
+            seen, bits = {"": levels(image, 8)}, BITS[job.restoration.format]
             if truth is not None and job.reference == "truth":
                 seen[TRUTH] = eight_bits(arrays)
-            restored = seen[""] if bits == 8 else levels(drawn.image, bits)
+            restored = seen[""] if bits == 8 else levels(image, bits)
             measurement = levels(y if operator.pixels else operator.pinv(y), 8)
             features = [
                 features_of(self.extractor, key, {of: pictures[i] for of, pictures in seen.items()})
@@ -286,27 +280,6 @@ def degrade(
     return add_noise(operator.forward(truth), job.degradation, KeyedNoise(job.seed, keys)), truth
 
 
-def draw_samples(
-    job: Job, problem: Prepared, keys: Sequence[str], y: Tensor
-) -> tuple[Restoration, Sequence[Several | None]]:
-    """The mean of `restoration.samples_per_image` samples, what all cost, and where several, these."""
-    count, drawn, running = job.restoration.samples_per_image, [], RunningDeviation()
-    for number in range(count):
-        noise = KeyedNoise(job.seed, keys if number == 0 else [f"{k}\0{number}" for k in keys])
-        outcome = problem.sampler(
-            problem.metered, problem.operator, y, noise, sigma_y=job.degradation.sigma_y
-        )
-        running.add(outcome.image)
-        if count > 1:
-            drawn.append(levels(outcome.image, BITS[job.restoration.format]))
-    mean = Restoration(running.mean, count * outcome.forwards, count * outcome.vjps)
-    if count == 1:
-        return mean, [None] * len(keys)
-    spreads = running.deviation.square().mean((1, 2, 3)).sqrt().tolist()
-    deviation = running.deviation.half().cpu().numpy()
-    return mean, [Several([x[i] for x in drawn], deviation[i], spreads[i]) for i in range(len(keys))]
-
-
 def measuring(job: Job, device: torch.device) -> tuple[Scorer, Extractor]:
     """What measures images, and what sees them for metrics of sets; raises a JobError without weights."""
     try:
@@ -333,23 +306,3 @@ def end_of_rehearsal(step: int, x: Tensor, prediction: Tensor) -> None:
     """A sampler's callback: raise RehearsedError after the second evaluation."""
     if step == 1:
         raise RehearsedError
-
-
-class RunningDeviation:
-    """Mean and standard deviation of samples, one batch after another (Welford 1962)."""
-
-    def __init__(self) -> None:
-        self.count = 0
-        self.mean = self.squares = torch.zeros(())
-
-    def add(self, x: Tensor) -> None:
-        """Count one more sample of everything."""
-        self.count += 1
-        difference = x - self.mean
-        self.mean = self.mean + difference / self.count
-        self.squares = self.squares + difference * (x - self.mean)
-
-    @property
-    def deviation(self) -> Tensor:
-        """Of two or more, unbiased."""
-        return (self.squares / (self.count - 1)).sqrt()

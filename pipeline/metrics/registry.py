@@ -108,15 +108,25 @@ BASELINES: Mapping[str, str] = {"pinv": "H⁺y", "lmmse": "linear MMSE"}
 TRUTH = "_truth"
 """Ends the name of a column with the features of true images."""
 
+SAMPLED = "_samples"
+"""Ends the name of a column with the mean of a metric over several samples."""
+
+COVERAGE: Mapping[str, float] = {"coverage_50": 0.5, "coverage_90": 0.9, "coverage_95": 0.95}
+"""By column, the share of pixels that should lie in the interval that several samples give."""
+
+CALIBRATION = (*COVERAGE, "z_mean", "z_rms", "error_rms")
+"""The columns of several samples of images with their truth; see `calibration`."""
+
 NAME = re.compile(r"[a-z][a-z0-9_]*")
 TAKEN = (
     *("key", "shard", "index", "label", "source", "file", "status", "error", "seed", "seconds"),
     *("forwards", "vjps", "batch_size", "residual", "spread"),
     *("restored", "measurement", "truth", "deviation", "samples"),
+    *CALIBRATION,
     *("group", "n", "failed", "place"),
 )
 """What no metric can be named: other columns of the rows, and of tables and pages that are made of them."""
-ENDINGS = (*(f"_{baseline}" for baseline in BASELINES), "_low", "_high", "_infinity")
+ENDINGS = (*(f"_{baseline}" for baseline in BASELINES), "_low", "_high", "_infinity", SAMPLED)
 
 
 def columns(names: Sequence[str]) -> list[str]:
@@ -127,6 +137,11 @@ def columns(names: Sequence[str]) -> list[str]:
 def baseline_column(metric: str, baseline: str) -> str:
     """Where the rows hold the value that a baseline has."""
     return f"{metric}_{baseline}"
+
+
+def samples_column(metric: str) -> str:
+    """Where the rows hold the mean of a metric over several samples."""
+    return metric + SAMPLED
 
 
 def is_baseline(column: str) -> bool:

@@ -7,11 +7,20 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.csv
 
-from kintsugi.pipeline.analysis.measures import ASCENDING, bare, better, number, title, with_interval
+from kintsugi.pipeline.analysis.measures import (
+    ASCENDING,
+    bare,
+    better,
+    interval,
+    number,
+    title,
+    with_interval,
+)
 from kintsugi.pipeline.analysis.tables import Table, no_formula
 from kintsugi.pipeline.job import Job
-from kintsugi.pipeline.metrics.registry import BASELINES, baseline_column
+from kintsugi.pipeline.metrics.registry import BASELINES, COVERAGE, baseline_column
 
+IDEAL = {**{name: f"{share:g}" for name, share in COVERAGE.items()}, "z_mean": "0", "z_rms": "1"}
 STATED = ("value", "low", "high", "deviation")
 
 
@@ -65,6 +74,21 @@ def against(metrics: Mapping[str, Any]) -> Table:
         for name, baseline, v in baselines(metrics)
     ]
     return Table(["measure", "no network", "mean", "restored less this, 95 %", "improved"], rows)
+
+
+def calibration_table(metrics: Mapping[str, Any]) -> Table:
+    """What several samples say of their error, beside what it should be; no rows where there are none."""
+    columns = ["of the samples", "should be", "is", "95 %", "images"]
+    if (found := metrics.get("calibration")) is None:
+        return Table(columns, [])
+    stated = [(name, v) for name, v in metrics["metrics"].items() if name in (*IDEAL, "error_rms")]
+    rows = [
+        [bare(name), IDEAL.get(name, "–"), number(v["mean"]), interval(v["low"], v["high"]), str(v["n"])]
+        for name, v in stated
+    ]
+    ends, n = found["ratio"], str(sum(group["n"] for group in found["groups"]))
+    last = [number(ends["value"]), interval(ends["low"], ends["high"]), n]
+    return Table(columns, [*rows, ["error / spread √(1 + 1/K), RMS of all", "1", *last]])
 
 
 def about_baselines(metrics: Mapping[str, Any]) -> list[str]:

@@ -55,6 +55,7 @@ class NotReadBack(TypedDict, total=False):
     samples: Any
     units: Any
     breakdowns: Any
+    calibration: Any
     cost: Any
     failures: Any
     job: Any

@@ -15,11 +15,13 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescap
 from markupsafe import Markup
 
 from kintsugi.pipeline.analysis.aggregate import summarise
+from kintsugi.pipeline.analysis.calibration import calibration
 from kintsugi.pipeline.analysis.measures import about, bare, count, interval, number, title, with_interval
 from kintsugi.pipeline.analysis.report.gallery import choose, contact_sheet, draw_deviations, failures, fitted
 from kintsugi.pipeline.analysis.report.numbers import (
     about_baselines,
     against,
+    calibration_table,
     exact_table,
     groups_csv,
     histogram,
@@ -34,7 +36,7 @@ from kintsugi.pipeline.analysis.tables import markdown_text
 from kintsugi.pipeline.data.pictures import mime
 from kintsugi.pipeline.execution.directory import METRICS, REPORT, TABLE
 from kintsugi.pipeline.execution.run import Run
-from kintsugi.pipeline.metrics.registry import BASELINES
+from kintsugi.pipeline.metrics.registry import BASELINES, CALIBRATION, COVERAGE
 from kintsugi.pipeline.storage import records
 from kintsugi.pipeline.storage.files import parquet
 from kintsugi.pipeline.storage.location import Location
@@ -68,6 +70,8 @@ def contents(run: Run, rows: Path) -> list[tuple[str, bytes]]:
     """The files of the report but for the rows, which are written to `rows`."""
     tally, summary = summarise(run, rows)
     metrics = results(run, tally, summary, set_metrics(run))
+    if calibrated := calibration(run, rows):
+        metrics["calibration"] = calibrated
     beside = against(metrics)
     tables = [table(metrics), *([beside] if beside.rows else [])]
     found = {
@@ -88,6 +92,7 @@ def contents(run: Run, rows: Path) -> list[tuple[str, bytes]]:
             about_baselines=about_baselines(metrics),
             means={name: v["value"] for name, v in numbers(metrics).items()},
             published=published(run.job),
+            calibration=calibration_table(metrics),
             cards=list(zip(cards, pictures, strict=True)),
             kinds={kind: kind for found in pictures for kind in found},
             failed=failed,
@@ -128,6 +133,8 @@ def environments() -> Mapping[str, Environment]:
         "title": title,
         "about": about,
         "baselines": BASELINES,
+        "coverage": COVERAGE,
+        "of_calibration": CALIBRATION,
         "trade": TRADE,
         "style": Markup((files(PACKAGE) / "report.css").read_text()),
         "script": Markup(script),

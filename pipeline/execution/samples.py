@@ -1,0 +1,117 @@
+"""Samples: one or several restorations of each measurement of a batch, and what is kept of them."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from kintsugi.pipeline.data.pictures import BITS
+from kintsugi.pipeline.execution.degrade import levels
+from kintsugi.pipeline.execution.problems import Prepared
+from kintsugi.pipeline.job import Job
+from kintsugi.pipeline.metrics.calibration import calibration
+from kintsugi.pipeline.metrics.registry import samples_column
+from kintsugi.samplers import KeyedNoise
+
+SHOWN = 3  # samples of an image, of which pictures are kept: memory does not grow with their number
+
+
+@dataclass(frozen=True)
+class Several:
+    """Of several samples for one measurement.
+
+    Attributes:
+        samples: each, as `Restored.restored`; of an image the first three. deviation: the standard
+            deviation of all, (3, H, W) float16 on [-1, 1]. spread: the RMS of that.
+    """
+
+    samples: list[np.ndarray]
+    deviation: np.ndarray
+    spread: float
+
+
+class Samples:
+    """The samples of a batch, drawn one after another: of images only sums and the first pictures are kept.
+
+    Attributes:
+        forwards, vjps: of the network, for one measurement, all samples together.
+        running: their mean and deviation, (B, 3, H, W) on [-1, 1].
+    """
+
+    def __init__(self, job: Job, keys: Sequence[str], y: Tensor):
+        self.job, self.keys, self.y = job, keys, y
+        self.count = job.restoration.samples_per_image
+        self.running = RunningDeviation()
+        self.forwards = self.vjps = 0
+        self.pictures: list[np.ndarray] = []
+        self.scores: dict[str, list[float]] = {}
+
+    @property
+    def wanted(self) -> int:
+        """How many more samples of each measurement there are to be."""
+        return self.count - self.running.count
+
+    def draw(self, problem: Prepared) -> Tensor:
+        """One more sample of each measurement, (B, 3, H, W); the first is that of a job with one sample."""
+        number, job = self.running.count, self.job
+        noise = KeyedNoise(job.seed, self.keys if number == 0 else [f"{k}\0{number}" for k in self.keys])
+        outcome = problem.sampler(
+            problem.metered, problem.operator, self.y, noise, sigma_y=job.degradation.sigma_y
+        )
+        self.running.add(outcome.image)
+        self.forwards += outcome.forwards
+        self.vjps += outcome.vjps
+        if self.count > 1 and (job.from_measurements or number < SHOWN):
+            self.pictures.append(levels(outcome.image, BITS[job.restoration.format]))
+        return outcome.image
+
+    def score(self, metrics: Mapping[str, Sequence[float]]) -> None:
+        """Count the metrics of a sample: `calibration` has their mean over all samples, and no best one."""
+        for name, values in metrics.items():
+            before = self.scores.get(name, [0.0] * len(values))
+            self.scores[name] = [a + b for a, b in zip(before, values, strict=True)]
+
+    @property
+    def mean(self) -> Tensor:
+        """The mean of the samples, (B, 3, H, W) on [-1, 1]."""
+        return self.running.mean
+
+    def several(self) -> Sequence[Several | None]:
+        """What is kept of the samples of each measurement; None of a single one."""
+        if self.count == 1:
+            return [None] * len(self.keys)
+        spreads = self.running.deviation.square().mean((1, 2, 3)).sqrt().tolist()
+        deviation = self.running.deviation.half().cpu().numpy()
+        return [
+            Several([x[i] for x in self.pictures], deviation[i], spreads[i]) for i in range(len(self.keys))
+        ]
+
+    def calibration(self, truth: Tensor) -> dict[str, list[float]]:
+        """By column, how the samples of each image lie about its truth (B, 3, H, W) on [-1, 1]."""
+        found = calibration(truth, self.running.mean, self.running.deviation, self.count)
+        scores = {
+            samples_column(name): [value / self.count for value in of] for name, of in self.scores.items()
+        }
+        return scores | found
+
+
+class RunningDeviation:
+    """Mean and standard deviation of samples, one batch after another (Welford 1962)."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.mean = self.squares = torch.zeros(())
+
+    def add(self, x: Tensor) -> None:
+        """Count one more sample of everything."""
+        self.count += 1
+        difference = x - self.mean
+        self.mean = self.mean + difference / self.count
+        self.squares = self.squares + difference * (x - self.mean)
+
+    @property
+    def deviation(self) -> Tensor:
+        """Of two or more, unbiased."""
+        return (self.squares / (self.count - 1)).sqrt()
