@@ -57,7 +57,9 @@ def measurements(stage: Stage, images: Any) -> list[np.ndarray]:
             shape = tuple(images.shape)
             raise JobError(f"images: {images.dtype} with shape {shape}; tensors are {TENSORS}")
         values = images.detach().cpu().float().numpy()
-        return list(on_range(values, -1.0, 1.0, stage.job.degradation.sigma_y) if pixels else finite(values))
+        return list(
+            on_range(values, -1.0, 1.0, stage.job.degradation.most_noise) if pixels else finite(values)
+        )
     if not pixels:
         name = stage.job.degradation.operator["name"]
         raise JobError(f"images: the measurement of {name!r} is no image; give a tensor (B, C, h, w)")
@@ -73,7 +75,7 @@ def measurements(stage: Stage, images: Any) -> list[np.ndarray]:
     if images.dtype == np.uint8:
         values = images.astype(np.float32) / 127.5 - 1
     else:
-        values = on_range(images, 0.0, 1.0, stage.job.degradation.sigma_y)
+        values = on_range(images, 0.0, 1.0, stage.job.degradation.most_noise)
     return list(np.ascontiguousarray(values.transpose(0, 3, 1, 2)))
 
 

@@ -123,8 +123,11 @@ class Job(Model):
         for field in ("truth", "pattern", "truth_pattern"):
             if getattr(self.data, field) is not None:
                 raise ValueError(f"data.{field}: is for data.kind=restored; leave it out")
+        size = self.image_shape[1:]
+        for parameter in self.degradation.parameters:
+            parameter.check(self.from_measurements)
         try:
-            operator = operators.build(self.degradation.operator, self.image_shape)
+            operator = operators.build(self.degradation.typical(size).operator, self.image_shape)
         except SpecError as error:
             # Measurements have sizes of their own, which may fit where `data.size` does not.
             if not (self.from_measurements and isinstance(error.__cause__, ShapeError)):
@@ -178,7 +181,8 @@ class Job(Model):
     @property
     def wanted(self) -> Wanted:
         """Which files of a sample it reads."""
-        return Wanted()
+        members = [each.member for each in self.degradation.parameters if each.member is not None]
+        return Wanted(beside=tuple(dict.fromkeys(members)))
 
     @property
     def image_shape(self) -> tuple[int, int, int]:

@@ -1,6 +1,8 @@
 """The parts of a job: its data, what was done to them, on what it runs, and what it is compared with."""
 
 import math
+from collections.abc import Mapping
+from functools import cached_property
 from typing import Annotated, Any, Literal, NamedTuple, TypeVar
 
 from pydantic import (
@@ -10,10 +12,13 @@ from pydantic import (
     NonNegativeFloat,
     PositiveFloat,
     PositiveInt,
+    TypeAdapter,
+    ValidationError,
     field_validator,
 )
 
 from kintsugi.pipeline import metrics
+from kintsugi.pipeline.parameters import Parameter, Value, in_words, parameters_of, with_values
 from kintsugi.pipeline.storage.location import at
 from kintsugi.priors.tiled import OVERLAP
 
@@ -21,6 +26,7 @@ T = TypeVar("T")
 Spec = dict[str, Any]
 Range = Literal["[-1,1]", "[0,1]", "[0,255]", "[0,1023]", "[0,4095]", "[0,16383]", "[0,65535]"]
 
+LEVEL: TypeAdapter[float] = TypeAdapter(NonNegativeFloat)
 MAX_SIZE = 4096  # pixels: decompositions take the cube of it
 
 
@@ -158,7 +164,11 @@ class Degradation(Model):
     """What was done to the images: an operator, and noise."""
 
     operator: Spec = Field(description="{name: ..., parameters}; see `kintsugi list operators`.")
-    sigma: NonNegativeFloat = Field(default=0.0, description="Standard deviation of the Gaussian noise.")
+    sigma: NonNegativeFloat | Spec = Field(
+        default=0.0,
+        description="Standard deviation of the Gaussian noise; or, as of the operator's parameters, {member: "
+        "sigma.txt}, {draw: uniform, low: …, high: …} or {estimate: [low, high]}, of each sample its own.",
+    )
     sigma_range: Literal["[0,1]", "[-1,1]"] = Field(
         default="[0,1]", description="The range of pixel values that sigma refers to."
     )
@@ -167,10 +177,46 @@ class Degradation(Model):
         description="Photons that a white pixel receives: Poisson noise, before the Gaussian is added.",
     )
 
+    @field_validator("sigma", mode="plain")
+    @classmethod
+    def number_or_mapping(cls, value: Any) -> float | Spec:
+        """A noise level, or a mapping by which every sample has its own; else raises a ValueError."""
+        if isinstance(value, dict):
+            return value
+        try:
+            return LEVEL.validate_python(value)
+        except ValidationError as error:
+            raise ValueError(error.errors()[0]["msg"]) from None
+
+    @cached_property
+    def parameters(self) -> tuple[Parameter, ...]:
+        """Those of which every sample has its own value."""
+        return tuple(parameters_of({"operator": self.operator, "sigma": self.sigma}))
+
+    def with_values(self, values: Mapping[Parameter, Value]) -> "Degradation":
+        """With the values of one sample; raises a ValueError if its noise level is none."""
+        if not values:
+            return self
+        found = with_values({"operator": self.operator, "sigma": self.sigma}, values)
+        if not isinstance(found["sigma"], dict) and not 0 <= found["sigma"] < math.inf:
+            raise ValueError(f"degradation.sigma: {found['sigma']}; a standard deviation is not negative")
+        return self.model_copy(update=found)
+
+    def typical(self, size: tuple[int, int]) -> "Degradation":
+        """With values such as samples may have, for images of this height and width."""
+        return self.with_values({parameter: parameter.typical(size) for parameter in self.parameters})
+
+    @property
+    def level(self) -> float:
+        """`sigma`, where it is one for all samples; of one's own see `typical` and `with_values`."""
+        if isinstance(self.sigma, dict):
+            raise ValueError("degradation.sigma: every sample has its own")
+        return self.sigma
+
     @property
     def gaussian(self) -> float:
         """The standard deviation of the Gaussian noise on the [-1, 1] scale, on which all is computed."""
-        return 2 * self.sigma if self.sigma_range == "[0,1]" else self.sigma
+        return 2 * self.level if self.sigma_range == "[0,1]" else self.level
 
     @property
     def sigma_y(self) -> float:
@@ -182,11 +228,17 @@ class Degradation(Model):
         return math.hypot(self.gaussian, shot)
 
     @property
+    def most_noise(self) -> float:
+        """`sigma_y` at most; infinite where each sample has its own, so that no overshoot is too much."""
+        return math.inf if isinstance(self.sigma, dict) else self.sigma_y
+
+    @property
     def noise(self) -> str:
         """The noise in words, with its scale."""
         parts = [] if self.poisson is None else [f"Poisson, {self.poisson:g} photons at white"]
         if self.sigma:
-            parts.append(f"σ={self.sigma:g} on {self.sigma_range}")
+            level = in_words(self.sigma) if isinstance(self.sigma, dict) else f"{self.sigma:g}"
+            parts.append(f"σ={level} on {self.sigma_range}")
         return " and ".join(parts) or "noiseless"
 
 

@@ -265,8 +265,13 @@ def differing_fields(one: Run, other: Run) -> list[tuple[str, Any, Any]]:
 def deciding_fields(job: Job) -> dict[str, Any]:
     """The fields that decide which measurements were restored; an operator's with those left out."""
     found = {k: v for k, v in deciding(job).items() if k == "seed" or k.startswith("data.")}
-    noise = {"sigma on [-1, 1]": job.degradation.gaussian, "poisson": job.degradation.poisson}
-    operator = with_defaults(job.degradation.operator)
+    degradation = job.degradation
+    noise: dict[str, Any] = {"poisson": degradation.poisson}
+    if isinstance(degradation.sigma, dict):
+        noise |= {"sigma": degradation.sigma, "sigma_range": degradation.sigma_range}
+    else:
+        noise["sigma on [-1, 1]"] = degradation.gaussian
+    operator = with_defaults(degradation.operator)
     return found | flatten({"degradation": {"operator": operator, **noise}})
 
 

@@ -10,9 +10,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from kintsugi.pipeline.execution.commit import PICTURES, Commit, read_rows, schema_of
+from kintsugi.pipeline.execution.commit import Commit, is_picture, read_rows, schema_of
 from kintsugi.pipeline.execution.run import Run
 from kintsugi.pipeline.metrics.registry import is_baseline
+from kintsugi.pipeline.parameters import COLUMN
 from kintsugi.pipeline.storage.files import parquet
 from kintsugi.pipeline.storage.location import Location
 from kintsugi.pipeline.storage.records import MAX_TABLE, regular
@@ -24,13 +25,17 @@ STATE = b"kintsugi.commits"  # in the metadata of the flat table
 
 def flat_schema(rows: pa.Schema) -> pa.Schema:
     """The columns of the flat table of a run whose rows have these."""
-    kept = [field for field in rows if field.name not in PICTURES]
+    kept = [field for field in rows if not is_picture(field.name)]
     return pa.schema([*kept, pa.field("seconds", pa.float64())])
 
 
 def measures_in(schema: pa.Schema) -> list[str]:
-    """The columns that measure something of a sample: those of real numbers but for the baselines'."""
-    return [f.name for f in schema if pa.types.is_floating(f.type) and not is_baseline(f.name)]
+    """The columns that measure something of a sample: real numbers, but baselines' and its parameters."""
+    return [
+        f.name
+        for f in schema
+        if pa.types.is_floating(f.type) and not is_baseline(f.name) and not f.name.startswith(COLUMN)
+    ]
 
 
 def baselines_in(schema: pa.Schema) -> list[str]:

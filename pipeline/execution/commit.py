@@ -39,6 +39,7 @@ from kintsugi.pipeline.metrics.registry import (
     samples_column,
 )
 from kintsugi.pipeline.metrics.scoring import LARGEST
+from kintsugi.pipeline.parameters import COLUMN, columns_of, kind_of
 from kintsugi.pipeline.storage import records
 from kintsugi.pipeline.storage.files import file_sizes, storage_failed, whole
 from kintsugi.pipeline.storage.location import Location, is_remote
@@ -77,6 +78,8 @@ AFTER = pa.schema(
     ]
 )
 """The columns of rows before and after those of metrics."""
+KINDS = {"number": pa.float64(), "text": pa.string(), "file": pa.binary()}
+"""Of the columns with parameters of samples."""
 PICTURES = ("restored", "measurement", "truth", "deviation", "samples")
 NEEDED = ("key", "shard", "status")  # columns in which there is no null
 
@@ -101,7 +104,13 @@ def rows_schema(metrics: Sequence[str] = (), calibrated: bool = False) -> pa.Sch
 
 def schema_of(job: Job) -> pa.Schema:
     """The columns of the rows of a job."""
-    return rows_schema(job.metrics, job.calibrated)
+    own = [pa.field(name, type_of(name)) for name in columns_of(job.degradation.parameters)]
+    return pa.schema([*rows_schema(job.metrics, job.calibrated), *own])
+
+
+def is_picture(column: str) -> bool:
+    """Whether a column of rows holds files."""
+    return column in PICTURES or (column.startswith(COLUMN) and kind_of(column) == "file")
 
 
 ROWS = rows_schema()
@@ -325,7 +334,9 @@ def advice(folder: Location) -> str:
 
 
 def type_of(column: str) -> pa.DataType:
-    """Of a column of rows; one that not every run has is of a metric."""
+    """Of a column of rows; one that not every run has is of a parameter of samples, or of a metric."""
+    if column.startswith(COLUMN):
+        return KINDS[kind_of(column)]
     return ROWS.field(column).type if column in ROWS.names else pa.float64()
 
 

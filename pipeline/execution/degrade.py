@@ -1,38 +1,48 @@
 """What is done to a batch beside restoring it: noise, estimates without a network, levels of pictures."""
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 from torch import Tensor
 
 from kintsugi.operators import Operator, Solved
 from kintsugi.pipeline.data.depth import rounded
-from kintsugi.pipeline.parts import Degradation
 from kintsugi.samplers import KeyedNoise
 from kintsugi.samplers.lmmse import linear_mmse, solved_mmse
 
 
-def baselines(operator: Operator, y: Tensor, sigma_y: float) -> dict[str, Tensor]:
+def baselines(alone: Callable[[int], tuple[Operator, float]], y: Tensor) -> dict[str, Tensor]:
     """What measurements give without a network, (B, C, H, W): H⁺y, and of a matrix H the linear MMSE.
 
     Each by itself, so that the last digits do not depend on the batch.
+
+    Args:
+        alone: the operator of a sample, and the noise in its measurement.
     """
-    single = [operator.pinv(y[i : i + 1]) for i in range(len(y))]
-    found = {"pinv": torch.cat(single)}
-    if isinstance(operator, Solved):
-        found["lmmse"] = torch.cat([solved_mmse(operator, y[i : i + 1], sigma_y) for i in range(len(y))])
-    elif operator.linear:
-        known = map(operator.to_spectral, single)
-        found["lmmse"] = torch.cat([linear_mmse(operator, each, sigma_y) for each in known])
-    return found
+    found: dict[str, list[Tensor]] = {"pinv": [], "lmmse": []}
+    for place in range(len(y)):
+        (operator, sigma_y), own = alone(place), y[place : place + 1]
+        found["pinv"].append(operator.pinv(own))
+        if isinstance(operator, Solved):
+            found["lmmse"].append(solved_mmse(operator, own, sigma_y))
+        elif operator.linear:
+            found["lmmse"].append(linear_mmse(operator, operator.to_spectral(found["pinv"][-1]), sigma_y))
+    return {name: torch.cat(images) for name, images in found.items() if images}
 
 
-def add_noise(y: Tensor, degradation: Degradation, noise: KeyedNoise) -> Tensor:
-    """The measurement (B, …): y on the [-1, 1] scale with the job's noise, keyed by sample."""
-    if (photons := degradation.poisson) is not None:
+def add_noise(y: Tensor, photons: float | None, gaussian: float | Tensor, noise: KeyedNoise) -> Tensor:
+    """The measurement (B, …): y on the [-1, 1] scale with noise, keyed by sample.
+
+    Args:
+        photons: see `Degradation.poisson`. gaussian: a standard deviation, or (B, 1, 1, 1) of them.
+    """
+    if photons is not None:
         rates = photons * ((y + 1) / 2).clamp_min(0)
         y = noise.poisson("photons", rates) / photons * 2 - 1
-    if degradation.gaussian > 0:
-        y = y + degradation.gaussian * noise.normal("measurement", tuple(y.shape[1:])).to(y)
+    if isinstance(gaussian, Tensor) or gaussian > 0:
+        z = noise.normal("measurement", tuple(y.shape[1:])).to(y)
+        y = y + (gaussian.view(-1, *[1] * (y.ndim - 1)) if isinstance(gaussian, Tensor) else gaussian) * z
     return y
 
 

@@ -3,17 +3,20 @@
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
+from torch import Tensor
 
 from kintsugi import operators, samplers
-from kintsugi.operators import Operator, SpecError
-from kintsugi.pipeline.data.decode import MAX_PIXELS
+from kintsugi.operators import NotStackable, Operator, SpecError, stack
+from kintsugi.pipeline.data.decode import MAX_PIXELS, Decoded
 from kintsugi.pipeline.execution.identity import of_operator, refuse_changed
 from kintsugi.pipeline.execution.timing import Metered
 from kintsugi.pipeline.job import Job
+from kintsugi.pipeline.parameters import Parameter, Value
+from kintsugi.pipeline.parts import Degradation
 from kintsugi.priors.base import ClassConditional, Prior
 from kintsugi.priors.tiled import Tiled
 from kintsugi.samplers.base import Sampler
@@ -25,12 +28,41 @@ Shape = tuple[int, int, int]
 
 
 @dataclass(frozen=True)
+class Own:
+    """A sample whose degradation has parameters of its own.
+
+    Attributes:
+        operator: for it alone. values: of its parameters.
+    """
+
+    operator: Operator
+    degradation: Degradation
+    values: Mapping[Parameter, Value]
+
+
+@dataclass(frozen=True)
 class Prepared:
-    """What restoring images of one size takes. A sampler of its own, for it remembers its coefficients."""
+    """What restoring images of one size takes. A sampler of its own, for it remembers its coefficients.
+
+    Attributes:
+        gaussian, sigma_y: standard deviations, of the Gaussian noise and of what the sampler is told, on
+            [-1, 1]; of samples with levels of their own (B, 1, 1, 1).
+        own: of a batch whose samples have parameters of their own, each; empty otherwise.
+    """
 
     operator: Operator
     sampler: Sampler
     metered: Metered
+    gaussian: float | Tensor
+    sigma_y: float | Tensor
+    own: Sequence[Own] = ()
+
+    def alone(self, place: int) -> tuple[Operator, float]:
+        """The operator of one sample of the batch, and `sigma_y`."""
+        if self.own:
+            return self.own[place].operator, self.own[place].degradation.sigma_y
+        assert not isinstance(self.sigma_y, Tensor)
+        return self.operator, self.sigma_y
 
     def begin(self, labels: Sequence[int | None], tiles: int) -> None:
         """Tell the prior the next batch's classes and number of tiles; a missing class is a ValueError."""
@@ -42,6 +74,19 @@ class Prepared:
         if None in labels:
             raise ValueError("the prior is class-conditional and the sample has no .cls; set prior.label")
         prior.labels = torch.tensor(labels, device=self.metered.device)
+
+
+def together(base: Prepared, own: Sequence[Own]) -> Prepared:
+    """The problem of samples with parameters of their own; raises NotStackable if there is no common one."""
+    operator = stack([one.operator for one in own])
+    levels = [(one.degradation.gaussian, one.degradation.sigma_y) for one in own]
+    gaussian, sigma_y = levels[0]
+    if all(level == levels[0] for level in levels):
+        return replace(base, operator=operator, gaussian=gaussian, sigma_y=sigma_y, own=own)
+    if any(level == 0 for _, level in levels):
+        raise NotStackable("samples with noise and without, which samplers treat differently")
+    of_each = torch.tensor(levels, device=operator.singular_values.device).T[..., None, None, None]
+    return replace(base, operator=operator, gaussian=of_each[0], sigma_y=of_each[1], own=own)
 
 
 class Shapes(NamedTuple):
@@ -72,6 +117,7 @@ class Problems:
         self.job, self.prior, self.device, self.multiple, self.files = job, prior, device, multiple, files
         self.prepared: OrderedDict[Shape, Prepared] = OrderedDict()
         self.limit = KEPT
+        self.parameters = job.degradation.parameters
         self.typical = self.typical_shapes()
 
     def typical_shapes(self) -> Shapes | None:
@@ -101,17 +147,46 @@ class Problems:
         """The problem of images (C, H, W), made anew; raises as `of_images`."""
         job = self.job
         self.check_files()
-        operator = operators.build(job.degradation.operator, shape, device=self.device)
+        degradation = job.degradation.typical(shape[1:])
+        operator = operators.build(degradation.operator, shape, device=self.device)
         self.check_files()  # again, so that what was read in between is what is checked
         prior = self.prior
         if job.from_measurements:
             prior = Tiled(
                 prior, job.data.size, self.multiple, min(job.restoration.overlap, job.data.size // 2)
             )
-        found = Prepared(operator, samplers.build(job.sampler), Metered(prior, self.device))
+        sampler, metered = samplers.build(job.sampler), Metered(prior, self.device)
+        found = Prepared(operator, sampler, metered, degradation.gaussian, degradation.sigma_y)
         like = torch.empty(0, device=self.device)
-        found.sampler.prepare(found.metered, operator, job.degradation.sigma_y, like)
+        sampler.prepare(metered, operator, degradation.sigma_y, like)
         return found
+
+    def of_batch(self, base: Prepared, samples: Sequence[Decoded]) -> tuple[Prepared, Sequence[Decoded]]:
+        """The problem of a batch, and the samples of it that it is for: all, or the first alone.
+
+        Args:
+            base: the problem of the samples' shape, with typical parameters where they have their own.
+
+        Raises:
+            ValueError: a parameter of a sample is none, or the operator does not fit it.
+        """
+        if not self.parameters:
+            return base, samples
+        own = [self.own(base, sample) for sample in samples]
+        try:
+            return together(base, own), samples
+        except NotStackable:
+            return together(base, own[:1]), samples[:1]
+
+    def own(self, base: Prepared, sample: Decoded) -> Own:
+        """A sample's operator, with the values of its parameters; raises as `of_batch`."""
+        shape = base.operator.image_shape
+        values = {
+            parameter: parameter.of_sample(self.job.seed, sample.key, sample.beside, shape[1:])
+            for parameter in self.parameters
+        }
+        degradation = self.job.degradation.with_values(values)
+        return Own(operators.build(degradation.operator, shape, device=self.device), degradation, values)
 
     def check_files(self) -> None:
         """Raise a JobError if a file of the operator is gone or not what it must be."""

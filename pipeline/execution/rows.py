@@ -1,9 +1,11 @@
 """Rows: what is written of each sample of a unit."""
 
+import hashlib
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
+from torch import Tensor
 
 from kintsugi.pipeline.data.decode import Decoded
 from kintsugi.pipeline.data.pictures import array_file, encode
@@ -13,6 +15,7 @@ from kintsugi.pipeline.execution.degrade import eight_bits
 from kintsugi.pipeline.execution.stage import Restored, Scored
 from kintsugi.pipeline.job import Job
 from kintsugi.pipeline.metrics.features import arrays
+from kintsugi.pipeline.parameters import FILE, Parameter, Value
 from kintsugi.pipeline.storage.location import Location
 
 GALLERY = 16  # the first samples of a job keep all their pictures, for the report
@@ -35,14 +38,33 @@ def done(job: Job, unit: Unit, sample: Decoded, result: Result) -> Done:
     row = failed_row(job, unit, sample, error or "")
     if isinstance(result, str) or sample.image is None:
         return Done(row, 0.0, {})
+    shown = unit.first + sample.index - unit.start < GALLERY
     if isinstance(result, Restored):
         row |= {"forwards": result.forwards, "vjps": result.vjps, "batch_size": result.batch_size}
         row["residual"] = result.residual if result.error is None else None
     if result.error is None:
-        shown = unit.first + sample.index - unit.start < GALLERY
         row |= result.metrics | {"status": "ok", "error": None}
         row |= pictures(job, result, sample.image, shown)
+    if isinstance(result, Restored):
+        for parameter, value in result.values.items():
+            row |= cells(parameter, value, shown or job.images == "all")
     return Done(row, result.seconds, result.features)
+
+
+def cells(parameter: Parameter, value: Value, with_file: bool) -> dict[str, Any]:
+    """What a row says of a parameter of its own: a number, or the SHA-256 of a mask or kernel, and its file.
+
+    The file is of a mask (H, W) a PNG, white where it is known, and otherwise an .npy.
+    """
+    if not isinstance(value, Tensor):
+        return {parameter.column: float(value)}
+    array = value.cpu().numpy()
+    made: dict[str, Any] = {parameter.column: hashlib.sha256(array.tobytes()).hexdigest()}
+    if with_file:
+        is_mask = array.ndim == 2 and array.dtype == bool
+        file = encode(array[..., None] * np.uint8(255)) if is_mask else array_file(array)
+        made[parameter.column + FILE] = file
+    return made
 
 
 def pictures(job: Job, result: Scored, sample: np.ndarray, shown: bool) -> dict[str, Any]:

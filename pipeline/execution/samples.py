@@ -57,9 +57,7 @@ class Samples:
         """One more sample of each measurement, (B, 3, H, W); the first is that of a job with one sample."""
         number, job = self.running.count, self.job
         noise = KeyedNoise(job.seed, self.keys if number == 0 else [f"{k}\0{number}" for k in self.keys])
-        outcome = problem.sampler(
-            problem.metered, problem.operator, self.y, noise, sigma_y=job.degradation.sigma_y
-        )
+        outcome = problem.sampler(problem.metered, problem.operator, self.y, noise, sigma_y=problem.sigma_y)
         self.running.add(outcome.image)
         self.forwards += outcome.forwards
         self.vjps += outcome.vjps

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from kintsugi import priors
 from kintsugi.errors import JobError
-from kintsugi.operators import Operator, SpecError
+from kintsugi.operators import SpecError
 from kintsugi.pipeline.data.decode import Convert, Decoded, Images, Measurements
 from kintsugi.pipeline.data.pictures import BITS
 from kintsugi.pipeline.execution.checkpoints import on_this_node
@@ -26,6 +26,7 @@ from kintsugi.pipeline.metrics.features import Extractor
 from kintsugi.pipeline.metrics.registry import TRUTH, baseline_column
 from kintsugi.pipeline.metrics.scoring import Scorer, residual
 from kintsugi.pipeline.metrics.weights import MissingWeights
+from kintsugi.pipeline.parameters import Parameter, Value
 from kintsugi.priors import speed
 from kintsugi.samplers import KeyedNoise
 
@@ -62,7 +63,7 @@ class Restored(Scored):
 
     Pictures are (H, W, 3) of uint8, or of uint16 if the job wants 16 bits; `measurement` is uint8 with the
     measurement's size and channels, or is its pseudo-inverse where it is no image. `seconds` is the
-    sampler's time for the batch divided by its size.
+    sampler's time for the batch divided by its size. `values` are those of parameters of its own.
     """
 
     residual: float
@@ -72,6 +73,7 @@ class Restored(Scored):
     restored: np.ndarray
     measurement: np.ndarray
     several: Several | None = None
+    values: Mapping[Parameter, Value] = field(default_factory=dict)
 
 
 class Stage:
@@ -108,11 +110,11 @@ class Stage:
             self.problems = Problems(job, self.prior, self.device, multiple, files or {})
         except ValueError as error:
             raise JobError(f"sampler.{error}") from error
-        data, sigma_y = job.data, job.degradation.sigma_y
+        data = job.data
         self.convert: Convert = Images(data.size, data.fit, data.range)
         if job.from_measurements:
             channels, pixels = self.problems.measured
-            self.convert = Measurements(channels, data.range, sigma_y, pixels)
+            self.convert = Measurements(channels, data.range, job.degradation.most_noise, pixels)
         self.prior_sha256: str | None = self.prior.sha256
         self.notes: list[str] = []
         batch_size = BATCH_ON_CPU if job.compute.batch_size == "auto" else job.compute.batch_size
@@ -160,13 +162,17 @@ class Stage:
         noise = KeyedNoise(0, [str(i) for i in range(count)])
         problem.begin([0] * count, count)
         y = problem.operator.forward(truth)
-        sigma_y = self.job.degradation.sigma_y
         with suppress(RehearsedError):
             problem.sampler(
-                problem.metered, problem.operator, y, noise, sigma_y=sigma_y, callback=end_of_rehearsal
+                problem.metered,
+                problem.operator,
+                y,
+                noise,
+                sigma_y=problem.sigma_y,
+                callback=end_of_rehearsal,
             )
         with suppress(ValueError, ArithmeticError):  # of a metric to which a flat image is none
-            self.score(problem.operator, y, truth, truth)
+            self.score(problem, y, truth, truth)
 
     def run(self, samples: Sequence[Decoded]) -> list[Restored]:
         """Restore samples, each with its image or measurement.
@@ -197,7 +203,8 @@ class Stage:
 
         def next_batch() -> list[T]:
             part = samples[len(results) :][: self.batch_size if whole else 1]
-            return work(problem, part, np.stack([sample.array for sample in part]))
+            prepared, part = self.problems.of_batch(problem, part)
+            return work(prepared, part, np.stack([sample.array for sample in part]))
 
         while len(results) < len(samples):
             results += self.memory.persist(next_batch, whole)
@@ -209,7 +216,7 @@ class Stage:
         keys = [sample.key for sample in samples]
         job, operator, count = self.job, problem.operator, len(keys)
         with timed(self.seconds, "degrade", self.device), torch.no_grad():
-            y, truth = degrade(job, operator, keys, torch.from_numpy(arrays).to(self.device))
+            y, truth = degrade(job, problem, keys, torch.from_numpy(arrays).to(self.device))
         before = self.seconds["sample"]
         problem.metered.begin()
         drawn, scored = Samples(job, keys, y), truth if job.calibrated else None
@@ -224,7 +231,7 @@ class Stage:
         with timed(self.seconds, "score", self.device), torch.no_grad():
             image, several = drawn.mean, drawn.several()
             finite = image.isfinite().flatten(1).all(1).tolist()
-            metrics = self.score(operator, y, image, truth)
+            metrics = self.score(problem, y, image, truth)
             if scored is not None:
                 metrics |= drawn.calibration(scored)
             residuals = residual(operator.forward(image), y)
@@ -251,6 +258,7 @@ class Stage:
                 measurement=measurement[i],
                 error=None if finite[i] else "NotFinite: the sampler's result contains NaN or infinity",
                 several=several[i],
+                values=problem.own[i].values if problem.own else {},
                 features=features[i],
             )
             for i in range(count)
@@ -258,26 +266,27 @@ class Stage:
 
     @torch.no_grad()
     def score(
-        self, operator: Operator, y: Tensor, image: Tensor, truth: Tensor | None
+        self, problem: Prepared, y: Tensor, image: Tensor, truth: Tensor | None
     ) -> dict[str, list[float]]:
         """The metrics of restored images; where there is a truth, also of what y gives without a network."""
         found = self.scorer(image, truth)
         if truth is not None and found:
-            for baseline, estimate in baselines(operator, y, self.job.degradation.sigma_y).items():
+            for baseline, estimate in baselines(problem.alone, y).items():
                 values = self.scorer(estimate, truth)
                 found |= {baseline_column(name, baseline): of for name, of in values.items()}
         return found
 
 
 def degrade(
-    job: Job, operator: Operator, keys: Sequence[str], samples: Tensor
+    job: Job, problem: Prepared, keys: Sequence[str], samples: Tensor
 ) -> tuple[Tensor, Tensor | None]:
     """Measurements y on [-1, 1], and the truth (B, 3, H, W) on [-1, 1] where the samples are images."""
     if job.from_measurements:
         return samples, None
     truth = samples.permute(0, 3, 1, 2)
     truth = truth.float() / 127.5 - 1 if truth.dtype == torch.uint8 else truth
-    return add_noise(operator.forward(truth), job.degradation, KeyedNoise(job.seed, keys)), truth
+    y = problem.operator.forward(truth)
+    return add_noise(y, job.degradation.poisson, problem.gaussian, KeyedNoise(job.seed, keys)), truth
 
 
 def measuring(job: Job, device: torch.device) -> tuple[Scorer, Extractor]:

@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 from kintsugi.jobs.cli import app, main
 from kintsugi.pipeline.analysis.rows import committed
-from kintsugi.pipeline.execution.commit import ROWS
+from kintsugi.pipeline.execution.commit import schema_of
 from kintsugi.pipeline.execution.live import Live
 from kintsugi.pipeline.execution.local import in_process
 from kintsugi.pipeline.execution.open import open_or_plan
@@ -72,7 +72,7 @@ def execute(job: Job, executor: Callable[..., Any] = in_process, *extra: Any) ->
 
 
 def rows(run: Run) -> list[dict[str, Any]]:
-    return [row for table, _ in committed(run, ROWS.names) for row in table.to_pylist()]
+    return [row for table, _ in committed(run, schema_of(run.job).names) for row in table.to_pylist()]
 
 
 def digests(run: Run) -> dict[str, str]:

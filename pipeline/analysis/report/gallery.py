@@ -13,18 +13,19 @@ from PIL import Image
 
 from kintsugi import operators
 from kintsugi.errors import JobError, error_text
-from kintsugi.operators import SpecError
+from kintsugi.operators import Operator
 from kintsugi.operators.arrays import read_array
 from kintsugi.pipeline.analysis.aggregate import Distribution
 from kintsugi.pipeline.analysis.rows import measures_in
 from kintsugi.pipeline.data.decode import MAX_PIXELS, open_image
 from kintsugi.pipeline.data.pictures import encode
-from kintsugi.pipeline.execution.commit import PICTURES, read_rows, schema_of
+from kintsugi.pipeline.execution.commit import PICTURES, is_picture, read_rows, schema_of
 from kintsugi.pipeline.execution.degrade import add_noise, levels
 from kintsugi.pipeline.execution.directory import data_file
 from kintsugi.pipeline.execution.rows import GALLERY
 from kintsugi.pipeline.execution.run import Run
 from kintsugi.pipeline.job import Job
+from kintsugi.pipeline.parts import Degradation
 from kintsugi.pipeline.storage.files import parquet
 from kintsugi.pipeline.storage.location import Location
 from kintsugi.samplers import KeyedNoise
@@ -99,7 +100,7 @@ def choose(run: Run, rows_file: Location, title: str, ranked: Distribution | Non
 
 def shown_columns(run: Run) -> list[str]:
     """The columns of a run's rows, of their pictures those that are shown."""
-    return [name for name in schema_of(run.job).names if name in KINDS or name not in PICTURES]
+    return [name for name in schema_of(run.job).names if name in KINDS or not is_picture(name)]
 
 
 def rows_at(
@@ -170,12 +171,15 @@ def with_pseudo_inverses(job: Job, cards: list[Card]) -> list[Card]:
     It is made again from the truth, as the measurement in the row is rounded and clipped: by the noise that
     belongs to the key it is what the sampler began with.
     """
-    try:
-        operator = operators.build(job.degradation.operator, job.image_shape)
-    except SpecError:  # of measurements, which have sizes of their own
-        return cards
+    made = None
     for card in cards:
         pictures = card.pictures
+        try:
+            if made is None or job.degradation.parameters:
+                made = degrading(job, card.key)
+        except ValueError:  # measurements have sizes, and perhaps parameters, of their own
+            continue
+        degradation, operator = made
         if not operator.pixels:
             named = {"measurement": "pseudo-inverse"}
             card.pictures = {named.get(kind, kind): content for kind, content in pictures.items()}
@@ -187,12 +191,20 @@ def with_pseudo_inverses(job: Job, cards: list[Card]) -> list[Card]:
                 )
             noise = KeyedNoise(job.seed, [card.key])
             with torch.no_grad():
-                y = add_noise(operator.forward(x), job.degradation, noise)
+                y = add_noise(operator.forward(x), degradation.poisson, degradation.gaussian, noise)
                 seen, pseudo_inverse = levels(y, 8)[0], levels(operator.pinv(y), 8)[0]
             if not np.array_equal(seen, pseudo_inverse):
                 before = {kind: pictures[kind] for kind in ("truth", "measurement")}
                 card.pictures = before | {"pseudo-inverse": encode(pseudo_inverse)} | pictures
     return cards
+
+
+def degrading(job: Job, key: str) -> tuple[Degradation, Operator]:
+    """What degraded a sample's image; raises a ValueError where that is known from files beside it alone."""
+    shape, parameters = job.image_shape, job.degradation.parameters
+    values = {each: each.of_sample(job.seed, key, {}, shape[1:]) for each in parameters}
+    degradation = job.degradation.with_values(values)
+    return degradation, operators.build(degradation.operator, shape)
 
 
 def fitted(cards: Sequence[Card]) -> tuple[list[dict[str, bytes]], str]:

@@ -10,12 +10,14 @@ from typing import Any
 import pyarrow as pa
 
 from kintsugi import operators
+from kintsugi.operators import masks
 from kintsugi.pipeline.analysis.aggregate import Summary
 from kintsugi.pipeline.analysis.measures import percent
 from kintsugi.pipeline.analysis.rows import Tally
 from kintsugi.pipeline.execution.run import Run
 from kintsugi.pipeline.job import Job
 from kintsugi.pipeline.metrics.sets import SetResult
+from kintsugi.pipeline.parameters import in_words
 
 PARTS = {
     "read": "waiting for images",
@@ -91,6 +93,8 @@ def convention(job: Job) -> str:
     if job.is_score:
         return "not known: restored images were given"
     degradation = job.degradation
+    if isinstance(degradation.sigma, dict):
+        return f"{degradation.noise}; of each sample its own, which the sampler is told or estimates"
     if not degradation.sigma_y:
         return "no noise"
     return f"{degradation.noise}; standard deviation {degradation.sigma_y:g} on [-1, 1] for the sampler"
@@ -119,8 +123,8 @@ def title(job: Job) -> str:
         return " against ".join(", ".join(one) if isinstance(one, list) else str(one) for one in both)
 
     def line(spec: dict[str, Any]) -> str:
-        settings = [f"{k}={v}" for k, v in spec.items() if k != "name"]
-        return " ".join([str(spec["name"]), *settings])
+        words = {name: in_words(of) if isinstance(of, dict) else of for name, of in spec.items()}
+        return " ".join([words.pop("name"), *(f"{name}={of}" for name, of in words.items())])
 
     parts = [line(job.degradation.operator), job.degradation.noise, line(job.sampler), line(job.prior)]
     return " · ".join(parts)
@@ -170,7 +174,10 @@ def mask_sources(spec: Mapping[str, Any]) -> Iterator[str]:
     for _, one in operators.specs_in(spec, "operator"):
         if (mask := one.get("mask")) is None:
             continue
-        if not mask.endswith((".png", ".npz")):
+        if isinstance(mask, Mapping):
+            yield f"{in_words(mask)}, of each sample its own; SHA-256 in its row"
+            continue
+        if not mask.lower().endswith(masks.SUFFIXES):
             drawn = f", drawn with seed {one.get('seed', 0)}" if mask in ("random", "freeform") else ""
             yield f"{mask}{drawn} (operators/masks.py)"
             continue

@@ -50,7 +50,7 @@ def test_values_are_those_of_the_estimates_whatever_the_batch(make_job):
     for key, image, found in zip(KEYS, images, stage.run(samples(KEYS, images)), strict=True):
         alone = stage.run(samples([key], [image]))[0].metrics
         truth = torch.from_numpy(image).permute(2, 0, 1)[None].float() / 127.5 - 1
-        y = add_noise(operator.forward(truth), job.degradation, KeyedNoise(job.seed, [key]))
+        y = add_noise(operator.forward(truth), None, job.degradation.gaussian, KeyedNoise(job.seed, [key]))
         pinv = operator.pinv(y)
         lmmse = linear_mmse(operator, operator.to_spectral(pinv), job.degradation.sigma_y)
         for baseline, estimate in (("pinv", pinv), ("lmmse", lmmse)):

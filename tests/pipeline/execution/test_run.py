@@ -457,7 +457,7 @@ def test_poisson_noise_has_the_stated_number_of_photons():
     """At white the variance is 1/photons on [0, 1], at black there is none; mid-grey sets σ_y."""
     degradation = Degradation(operator={"name": "denoise"}, poisson=100.0)
     levels = torch.tensor([-1.0, 0.0, 1.0]).view(1, 3, 1, 1).expand(1, 3, 200, 200)
-    y = add_noise(levels, degradation, KeyedNoise(0, ["a"]))
+    y = add_noise(levels, degradation.poisson, degradation.gaussian, KeyedNoise(0, ["a"]))
     deviation = y[0].flatten(1).std(1)
     torch.testing.assert_close(deviation, 2 * torch.tensor([0.0, 0.005, 0.01]) ** 0.5, rtol=0.02, atol=0)
     torch.testing.assert_close(y.mean((0, 2, 3)), levels[0, :, 0, 0], rtol=0, atol=3e-3)

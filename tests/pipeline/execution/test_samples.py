@@ -2,7 +2,6 @@
 
 import io
 import json
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -19,6 +18,7 @@ from kintsugi import operators, samplers
 from kintsugi.pipeline.analysis.report import write_report
 from kintsugi.pipeline.analysis.rows import committed, flat_schema
 from kintsugi.pipeline.execution.commit import schema_of
+from kintsugi.pipeline.execution.problems import Prepared
 from kintsugi.pipeline.execution.samples import SHOWN, Samples
 from kintsugi.pipeline.execution.stage import Stage
 from kintsugi.pipeline.execution.verify import Finding, verify
@@ -42,7 +42,7 @@ def calibrate(make_job):
         noisy = {"operator": {"name": "bicubic", "factor": 2}, "sigma": SIGMA_Y / 2}
         job = make_job(degradation=noisy, restoration={"samples_per_image": count})
         samples = Samples(job, [str(i) for i in range(images)], y)
-        problem = SimpleNamespace(sampler=samplers.build(spec), metered=gaussian.prior, operator=operator)
+        problem = Prepared(operator, samplers.build(spec), gaussian.prior, SIGMA_Y, SIGMA_Y)
         while samples.wanted:
             samples.draw(problem)
         spread = samples.running.deviation.square().mean((1, 2, 3)).sqrt()
