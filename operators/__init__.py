@@ -20,7 +20,7 @@ from kintsugi.operators.channels import colorize
 from kintsugi.operators.compose import chain
 from kintsugi.operators.hadamard import compressed_sensing
 from kintsugi.operators.jpeg import jpeg
-from kintsugi.operators.motion import motion_blur
+from kintsugi.operators.motion import linear_motion_blur, motion_blur
 from kintsugi.operators.nonlinear import hdr, phase_retrieval, quantize
 from kintsugi.operators.pointwise import Mask, denoise, inpaint
 from kintsugi.operators.resize import average_pool, bicubic, resize
@@ -81,6 +81,7 @@ BUILTIN: dict[str, Callable[..., Operator]] = {
     "hdr": hdr,
     "inpaint": inpaint,
     "jpeg": jpeg,
+    "linear_motion_blur": linear_motion_blur,
     "motion_blur": motion_blur,
     "phase_retrieval": phase_retrieval,
     "quantize": quantize,

@@ -1,10 +1,11 @@
 """Motion blur: the path of a shaken camera, drawn as a kernel."""
 
+import math
 from typing import Annotated
 
 import numpy as np
 import torch
-from pydantic import Field, NonNegativeFloat, NonNegativeInt
+from pydantic import Field, FiniteFloat, NonNegativeFloat, NonNegativeInt
 from torch import Tensor
 
 from kintsugi.operators.blur import Taps, offsets
@@ -33,6 +34,25 @@ def motion_blur(
     """
     kernel = draw(path(intensity, seed) * (taps - 1), offsets(taps))
     return convolution(image_shape, kernel, boundary, threshold)
+
+
+def linear_motion_blur(
+    image_shape: tuple[int, int, int],
+    *,
+    length: Annotated[float, Field(gt=0, le=1000)] = 15.0,
+    angle: FiniteFloat = 0.0,
+    boundary: Boundary = "circular",
+    threshold: NonNegativeFloat = 3e-2,
+) -> Convolution:
+    """Blur along a straight line of `length` pixels, turned by `angle` degrees counter-clockwise.
+
+    The camera moves at constant speed while the shutter is open: MATLAB's `fspecial("motion")`, but with
+    every point of the line shared by the pixels around it. For the circular boundary only.
+    """
+    along = (torch.arange(STEPS, dtype=torch.float64) + 0.5) / STEPS * length
+    radians = math.radians(angle)
+    points = torch.stack([-math.sin(radians) * along, math.cos(radians) * along], dim=1)  # rows count down
+    return convolution(image_shape, draw(points, offsets(2 * math.ceil(length / 2) + 3)), boundary, threshold)
 
 
 def path(intensity: float, seed: int) -> Tensor:

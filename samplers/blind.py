@@ -83,8 +83,6 @@ def restored(
 ) -> Restoration:
     """A batch whose samples have an operator each: at once if they can be stacked, else one by one."""
     try:
-        if isinstance(sigma_y, Tensor):
-            raise NotStackable("noise levels that differ")
         return sampler(prior, stack(operators), y, noise, sigma_y=sigma_y, callback=callback)
     except NotStackable:
         parts = [
@@ -102,7 +100,7 @@ def only(noise: Noise, i: int) -> Noise:
 
 
 def at(sigma_y: float | Tensor, i: int) -> float:
-    """The noise level of one sample."""
+    """The noise level of one sample of a batch."""
     return float(sigma_y[i]) if isinstance(sigma_y, Tensor) else sigma_y
 
 

@@ -22,8 +22,8 @@ from kintsugi.operators import Operator
 from kintsugi.operators.base import Separable
 from kintsugi.operators.convolution import Convolution, Mirrored
 
-SLOPE, SLOPE_DEVIATION = 2.0, 0.3
-"""Of β before anything is seen."""
+SLOPE, SLOPE_DEVIATION = 2.6, 0.3
+"""Of β before anything is seen: 2.6 ± 0.45 of 80 photographs, 2.9 ± 0.25 of 80 faces, at 128² and 256²."""
 ROUNDING = (2 / 255) / 12**0.5
 """The deviation of what rounding to 8 bits does on the [-1, 1] scale."""
 ITERATIONS = 12

@@ -50,6 +50,7 @@ PER_SAMPLE = [
     each("uniform_blur", "taps", (3, 5, 9)),
     each("anisotropic_blur", "sigmas", ((2.0, 0.7), (20.0, 1.0), (0.5, 3.0))),
     each("anisotropic_blur", "angle", (20.0, 30.0, 75.0), sigmas=(2.0, 0.7)),
+    each("linear_motion_blur", "angle", (0.0, 30.0, 100.0), length=4.0),
     each("average_pool", "factor", (2, 2, 2)),
     each("bicubic", "factor", (2, 2, 2)),
     each("resize", "kernel", ("cubic", "box", "lanczos3"), factor=1.7),

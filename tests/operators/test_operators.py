@@ -84,6 +84,7 @@ EXAMPLES = {
         {"mask": channel_mask()},
     ],
     "jpeg": [{}, {"quality": 60, "subsampling": "4:4:4"}],
+    "linear_motion_blur": [{}, {"length": 6.0, "angle": 30.0}],
     "motion_blur": [{}, {"taps": 7, "intensity": 1.0, "seed": 1}],
     "phase_retrieval": [{}, {"oversample": 0.0}],
     "quantize": [{}, {"bits": 1}],
