@@ -15,7 +15,7 @@ SIZE = 64
 BLUR = {"name": "gaussian_blur", "sigma": {"estimate": [0.5, 5.0]}, "taps": 31}
 
 
-def images(count, slope=2.0, seed=0):
+def images(count, slope=2.6, seed=0):
     """Gaussian images of spectrum 1/f^slope, grey, (B, 3, SIZE, SIZE) float64."""
     frequencies = torch.arange(SIZE, dtype=torch.float64) / (2 * SIZE)
     squared = frequencies[:, None] ** 2 + frequencies**2
