@@ -68,7 +68,7 @@ def load_for_cluster(name: str, overrides: list[str]) -> Job:
     values, source = read_values(name, overrides)
     files = [(field, spec[parameter]) for field, spec, parameter in files_of(values)]  # as they are written
     job = check(values, source)
-    both = (("data.shards", job.data.shards), ("data.truth", job.data.truth or []))
+    both = (("data.shards", job.data.shards), ("data.truth", job.data.true_images or []))
     shards = [(field, one) for field, of in both for one in ([of] if isinstance(of, str) else of)]
     paths = [("output", job.output), *shards, *files]
     for field, text in paths:

@@ -62,12 +62,12 @@ class Base:
 
 
 def read_base(name: str, sets: list[str], out: str | None) -> Base:
-    """The job that is varied, as `files.load_job`; raises a JobError if it restores measurements."""
+    """The job that is varied, as `files.load_job`; raises a JobError if it has no truth."""
     values, source = read_values(name, sets)
     job = check(copy.deepcopy(values), source)
     if job.is_score:
         raise JobError("data.kind: a sweep restores images, and these are restored already")
-    if job.from_measurements:
+    if not job.has_truth:
         raise JobError("data.kind: a sweep compares with the truth, which measurements do not have")
     return Base(values, source, job, located("--out", out or f"{job.output}-sweep"))
 
@@ -130,7 +130,7 @@ def make_trials(base: Base, tried: list[Settings], tune: int, metrics: list[str]
         "data.limit": tune,
         # Of single images: a set of a few images is too small for the others.
         "metrics": list(dict.fromkeys([*(name for name in base.job.metrics if name in IMAGE), *metrics])),
-        "images": "none",
+        "images": "restored" if base.job.from_measurements else "none",
         # So that several actors have something to do and a rung is not much too large.
         "compute.unit_size": min(unit_size, 8 if batch == "auto" else batch),
     }

@@ -45,10 +45,11 @@ LATER = {"reference": "truth", "data.range": "[-1,1]"}
 
 
 def default_metrics(fields: dict[str, Any]) -> list[str]:
-    """What a job measures that names nothing; of measurements, which have no truth, nothing."""
+    """What a job measures that names nothing; of measurements without a truth, nothing."""
     data = fields.get("data")
-    smaller = {"measurements": [], "restored": ["psnr", "ssim"]}
-    return smaller.get(data.kind if isinstance(data, Data) else "", ["psnr", "ssim", "ms_ssim"])
+    if not isinstance(data, Data) or data.kind == "images":
+        return ["psnr", "ssim", "ms_ssim"]
+    return [] if data.truth is None else ["psnr", "ssim"]
 
 
 class Job(Model):
@@ -66,7 +67,7 @@ class Job(Model):
         default_factory=default_metrics,
         validate_default=True,
         description="See `kintsugi list metrics`; psnr, ssim and ms_ssim; of restored images, which may be "
-        "small, without the last, and of measurements none.",
+        "small, without the last, and so of measurements with a truth; of others none.",
     )
     reference: Published | str = Field(
         default="truth",
@@ -110,7 +111,7 @@ class Job(Model):
     def check_score(self) -> "Job":
         """Raise a ValueError for what comparing restored images has no use for, or lacks."""
         check_metrics(self.metrics, MAX_SIZE, True, self.reference)  # each image is asked for its own size
-        if self.data.truth is None:
+        if self.data.true_images is None:
             raise ValueError("data.truth: missing; name the true images, with which restored are compared")
         unused = {"data.fit": self.data.fit != "exact", "data.range": self.data.range is not None}
         for field, given in (unused | {"restoration": self.restoration != Restoration()}).items():
@@ -120,9 +121,15 @@ class Job(Model):
 
     def check_restoring(self) -> "Job":
         """Raise a ValueError for a degradation, prior or sampler that cannot be, or what does not fit it."""
-        for field in ("truth", "pattern", "truth_pattern"):
-            if getattr(self.data, field) is not None:
+        data = self.data
+        unused = {"truth": data.true_images, "pattern": data.pattern, "truth_pattern": data.truth_pattern}
+        for field, given in unused.items():
+            if given is not None:
                 raise ValueError(f"data.{field}: is for data.kind=restored; leave it out")
+        if data.truth is not None and not self.from_measurements:
+            raise ValueError("data.truth: images are the truth of what is made of them; leave it out")
+        if data.wanted.truth is not None and data.wanted.truth.member == data.member:
+            raise ValueError("data.truth.member: is that of the measurement, data.member; name another file")
         size = self.image_shape[1:]
         for parameter in self.degradation.parameters:
             parameter.check(self.from_measurements)
@@ -144,7 +151,9 @@ class Job(Model):
         priors.check(self.prior)
         if isinstance(path := self.prior.get("path"), str):
             at(path)
-        check_metrics(self.metrics, self.data.size, not self.from_measurements, self.reference)
+        # Of measurements each image is asked for its own size, where they have a truth.
+        smallest = self.data.size if self.data.truth is None else MAX_SIZE
+        check_metrics(self.metrics, smallest, self.has_truth, self.reference)
         if self.from_measurements and self.data.fit != "exact":
             raise ValueError("data.fit: measurements are restored in the size they have; leave it out")
         if self.from_measurements and self.images != "restored":
@@ -170,8 +179,8 @@ class Job(Model):
 
     @property
     def calibrated(self) -> bool:
-        """Whether several samples of each image are drawn, of which it is known how they should lie."""
-        return self.data.kind == "images" and self.restoration.samples_per_image > 1
+        """Whether several samples are drawn of images whose truth is known: is their spread right?"""
+        return self.has_truth and self.restoration.samples_per_image > 1
 
     @property
     def is_score(self) -> bool:
@@ -179,10 +188,15 @@ class Job(Model):
         return self.data.kind == "restored"
 
     @property
+    def has_truth(self) -> bool:
+        """Whether there is a true image for each sample."""
+        return not self.from_measurements or self.data.truth is not None
+
+    @property
     def wanted(self) -> Wanted:
         """Which files of a sample it reads."""
         members = [each.member for each in self.degradation.parameters if each.member is not None]
-        return Wanted(beside=tuple(dict.fromkeys(members)))
+        return self.data.wanted._replace(beside=tuple(dict.fromkeys(members)))
 
     @property
     def image_shape(self) -> tuple[int, int, int]:

@@ -55,6 +55,13 @@ MemberName = Annotated[str, Field(pattern=r"^[^./][^/]*$")]
 """What follows the key and a dot in the name of a file of a sample, such as `mask.png`."""
 
 
+class Truth(NamedTuple):
+    """The true image beside a measurement, by what follows the key in its name; range: `data.range`."""
+
+    member: str
+    range: Range | None = None
+
+
 class Wanted(NamedTuple):
     """Which files of a sample a job reads; names are as `MemberName`, and as they are written.
 
@@ -64,9 +71,21 @@ class Wanted(NamedTuple):
 
     member: str | None = None
     beside: tuple[str, ...] = ()
+    truth: Truth | None = None
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """All that are read beside the image."""
+        return self.beside if self.truth is None else (*self.beside, self.truth.member)
 
 
 IMAGE_ONLY = Wanted()
+
+
+class Beside(Model):
+    """A file of each sample."""
+
+    member: MemberName = Field(description="What follows the key and a dot in its name, such as hr.png.")
 
 
 class Subset(Model):
@@ -80,8 +99,8 @@ class Subset(Model):
     )
 
 
-class Data(Model):
-    """The images or measurements: WebDataset shards, uncompressed tars, folders, or Parquet."""
+class Source(Model):
+    """Where the samples are, and by which names: in WebDataset shards, folders or Parquet."""
 
     shards: str | list[str] = Field(
         description="Paths and s3:// or gs:// URLs, with braces {0000..0049} and globs; a folder stands for "
@@ -94,10 +113,17 @@ class Data(Model):
         "in any size. restored are images that any method made: they are compared with `truth`, in any "
         "size, and the job has no degradation, prior and sampler.",
     )
-    truth: str | list[str] | None = Field(
+    member: MemberName | None = Field(
         default=None,
         exclude_if=absent,
-        description="Of restored images, the true ones, named as `shards`; they are paired by their keys.",
+        description="What follows the key and a dot in the name of the file that is the sample, such as "
+        "hr.png of KEY.lr.png and KEY.hr.png; other files of its key are not looked at.",
+    )
+    truth: str | list[str] | Beside | None = Field(
+        default=None,
+        exclude_if=absent,
+        description="Of restored images, the true ones, named as `shards`; they are paired by their keys. Of "
+        "measurements, {member: hr.png}: the true image beside each, with which the restoration is compared.",
     )
     pattern: str | None = Field(
         default=None,
@@ -109,6 +135,18 @@ class Data(Model):
         exclude_if=absent,
         description="What names of the true images are like, such as '{key}_SRF_4_HR.png'.",
     )
+
+    _locations = field_validator("shards", "truth")(refuse_no_location)
+
+    @property
+    def true_images(self) -> str | list[str] | None:
+        """Where the true images are, unless they lie beside the samples."""
+        return None if isinstance(self.truth, Beside) else self.truth
+
+
+class Data(Source):
+    """The images or measurements."""
+
     size: PositiveInt = Field(
         default=256,
         le=MAX_SIZE,
@@ -142,7 +180,11 @@ class Data(Model):
         default=None, lt=2**63, description="Only the first N samples, of the subset where there is one."
     )
 
-    _locations = field_validator("shards", "truth")(refuse_no_location)
+    @property
+    def wanted(self) -> Wanted:
+        """Which files of a sample are its image and its truth."""
+        truth = Truth(self.truth.member, self.range) if isinstance(self.truth, Beside) else None
+        return Wanted(self.member, (), truth)
 
 
 class Restoration(Model):

@@ -13,8 +13,8 @@ from kintsugi.errors import UnreadableImage, error_text
 from kintsugi.operators.arrays import read_array
 from kintsugi.pipeline.data.colour import in_srgb
 from kintsugi.pipeline.data.depth import deep, of_eight_bits, on_range, rounded
-from kintsugi.pipeline.data.names import IMAGE_SUFFIXES
-from kintsugi.pipeline.parts import Range
+from kintsugi.pipeline.data.names import IMAGE_SUFFIXES, kind_of
+from kintsugi.pipeline.parts import Range, Truth
 from kintsugi.pipeline.storage.location import pause
 
 # fmt: off
@@ -45,6 +45,7 @@ class Decoded:
         image: an image (H, W, 3), uint8 or, of more than 8 bits, float32 on [-1, 1]; or a measurement
             (C, h, w) float32 on [-1, 1].
         beside: the contents of the files that are wanted beside it, by what follows the key in their names.
+        truth: of a measurement that has one beside it, as an image.
         skipped: it was not to be decoded; there is neither image nor error.
         fetching, decoding: seconds that a thread took to get its bytes, and to make the image of them.
     """
@@ -57,6 +58,7 @@ class Decoded:
     source: str | None = None
     file: str | None = None
     beside: Mapping[str, bytes] = field(default_factory=dict)
+    truth: np.ndarray | None = None
     skipped: bool = False
     fetching: float = 0.0
     decoding: float = 0.0
@@ -70,9 +72,18 @@ class Decoded:
 
 
 def decode(
-    key: str, index: int, content: Content, convert: Convert, file: str | None, skipped: bool = False
+    key: str,
+    index: int,
+    content: Content,
+    convert: Convert,
+    file: str | None,
+    skipped: bool = False,
+    truth: Truth | None = None,
 ) -> Decoded:
-    """Decode one sample, unless it is to be skipped; every failure becomes the sample's error."""
+    """Decode one sample, unless it is to be skipped; every failure becomes the sample's error.
+
+    truth: what of the files beside it is its truth.
+    """
     if skipped:
         return Decoded(key, index, file=file, skipped=True)
     label = source = None
@@ -89,7 +100,9 @@ def decode(
                 raise content
             label = read_label(content)
             image = convert({name: of for name, of in content.items() if name != BESIDE}, note)
-            return Decoded(key, index, image, None, label, source, file, content.get(BESIDE, {}))
+            beside = content.get(BESIDE, {})
+            true = None if truth is None else true_image(beside[truth.member], truth)
+            return Decoded(key, index, image, None, label, source, file, beside, true)
         except Exception as error:  # one bad sample is one failed row
             failed = Decoded(key, index, None, error_text(error), label, source, file)
             if not isinstance(error, MemoryError):  # of the machine, which others use too: it may come back
@@ -172,6 +185,24 @@ class Measurements:
         if not np.isfinite(values).all():
             raise UnreadableImage("the array holds NaN or infinity")
         return on_range(values, self.range, self.deviation) if self.pixels else values.astype(np.float32)
+
+
+def true_image(content: bytes, truth: Truth) -> np.ndarray:
+    """The true image beside a measurement, of any size, as `Images` has them.
+
+    Raises:
+        UnreadableImage: there is none in the file. MemoryError: there is too little of it.
+    """
+    try:
+        with image_of({kind_of(truth.member): content}, lambda what: None) as image:
+            levels = deep(image, truth.range)
+            if levels is None or of_eight_bits(levels):
+                return np.asarray(to_rgb(image) if levels is None else as_rgb(levels))
+            return np.repeat(levels, 3 // levels.shape[-1], -1)
+    except MemoryError:  # of the machine, which others use too
+        raise
+    except Exception as error:
+        raise UnreadableImage(f"its truth, {truth.member}: {error_text(error)}") from error
 
 
 def readable() -> tuple[str, ...]:

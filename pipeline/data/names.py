@@ -59,6 +59,11 @@ def suffix_of(name: str) -> str:
     return PurePosixPath(name).suffix.lower()[1:]
 
 
+def kind_of(member: str) -> str:
+    """The suffix of files by what follows their key, `hr.png` or `png`."""
+    return suffix_of(f"key.{member}")
+
+
 def key_of(name: str) -> str:
     """The path without its suffix, `./` and doubled slashes, in Unicode's form NFC.
 
@@ -78,7 +83,7 @@ def as_key(path: str) -> str:
 def wanted_as(name: str, wanted: Wanted) -> tuple[str, str] | None:
     """The key of a file that is wanted by what follows the key in its name, and this; None of others."""
     path = str(PurePosixPath(name))
-    ends = [end for end in (*wanted.beside, wanted.member) if end and path.endswith(f".{end}")]
+    ends = [end for end in (*wanted.files, wanted.member) if end and path.endswith(f".{end}")]
     if not ends:
         return None
     end = max(ends, key=len)

@@ -69,7 +69,7 @@ class Pairing:
         self.limit, self.chosen = data.limit, chosen
         self.restored = Pattern("data.pattern", data.pattern)
         self.true = Pattern("data.truth_pattern", data.truth_pattern)
-        places = Collection("data.truth", data.truth or "").places
+        places = Collection("data.truth", data.true_images or "").places
         keys = ((self.true.key_in(name), name) for name in places)
         self.truth = {key: places[name] for key, name in keys if key is not None}
         self.true.refuse_no_name()

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from kintsugi.ahead import map_ahead
 from kintsugi.errors import JobError
 from kintsugi.pipeline.data import shards
-from kintsugi.pipeline.data.names import NAMES
+from kintsugi.pipeline.data.names import IMAGE_SUFFIXES, NAMES, SUFFIXES, kind_of, stem_of
 from kintsugi.pipeline.data.pairs import Pairing
 from kintsugi.pipeline.data.pictures import SUFFIX
 from kintsugi.pipeline.data.shards import SHA256SUMS, Place
@@ -72,6 +72,7 @@ def make_plan(
         JobError: missing or damaged shards (unless salvaged), a key that occurs twice, restorations that
             cannot have names of their own, or no samples.
     """
+    refuse_no_image(wanted)
     summary, hashes = PlanSummary([str(path) for path in paths], 0, 0, {}, []), array("Q")
     last: dict[str, Unit] = {}  # of each shard
     pairing = Pairing(data, partial(belongs, subset=data.subset)) if data.kind == "restored" else None
@@ -95,8 +96,18 @@ def make_plan(
         refuse_unusable(summary, data)
         refuse_duplicates(temporary, np.frombuffer(hashes, np.uint64))
         if restoration is not None:
-            refuse_names(temporary, restoration)
+            refuse_names(temporary, restoration, wanted)
     return summary
+
+
+def refuse_no_image(wanted: Wanted) -> None:
+    """Raise a JobError for a member that is named as an image, and is none by its suffix."""
+    images = {"data.truth": (wanted.truth and wanted.truth.member, IMAGE_SUFFIXES)}
+    for field, (name, suffixes) in {"data": (wanted.member, SUFFIXES), **images}.items():
+        if name is not None and kind_of(name) not in suffixes:
+            raise JobError(
+                f"{field}.member: {name!r} is no image; its suffix is none of {', '.join(suffixes)}"
+            )
 
 
 def refuse_unusable(summary: PlanSummary, data: Data) -> None:
@@ -308,7 +319,7 @@ def restored_names(stem: PurePosixPath, restoration: Restoration) -> list[str]:
     return [f"{stem}.{suffix}", *samples, f"{stem}.std.npy"]
 
 
-def refuse_names(plan: Path, restoration: Restoration) -> None:
+def refuse_names(plan: Path, restoration: Restoration, wanted: Wanted) -> None:
     """Raise a JobError for files of a folder whose restorations cannot be written beside each other.
 
     In a tar they can: its keys are unique and have no dots, and its names any length.
@@ -317,7 +328,7 @@ def refuse_names(plan: Path, restoration: Restoration) -> None:
     for row in rows_of(pq.ParquetFile(plan), ["shard", "files"]):
         files.setdefault(row["shard"], []).extend(row["files"] or ())
     for shard, names in files.items():
-        stems = {PurePosixPath(name).with_suffix(""): name for name in names}
+        stems = {PurePosixPath(stem_of(name, wanted)): name for name in names}
         restored = {restored_names(stem, restoration)[0]: name for stem, name in stems.items()}
         for stem, name in stems.items():
             for one in restored_names(stem, restoration):

@@ -49,7 +49,7 @@ def read_unit(
     def decoded(work: tuple[str, int, str | None, tuple[Content, float]]) -> Decoded:
         key, index, file, (content, fetching) = work
         mark = time.perf_counter()
-        sample = decode(key, index, refuse(key) or content, convert, file, key in skip)
+        sample = decode(key, index, refuse(key) or content, convert, file, key in skip, wanted.truth)
         return replace(sample, fetching=fetching, decoding=time.perf_counter() - mark)
 
     contents = contents_of(unit, members, wanted)
@@ -66,9 +66,10 @@ def read_unit(
 
 
 def size_of(sample: Decoded) -> int:
-    """Bytes of its image, and of the files beside it; 0: it has none."""
+    """Bytes of its image and truth, and of the files beside it; 0: it has no image."""
     beside = sum(map(len, sample.beside.values()))
-    return 0 if sample.image is None else sample.image.nbytes + beside
+    arrays = [array.nbytes for array in (sample.image, sample.truth) if array is not None]
+    return sum(arrays) + beside
 
 
 def timed(contents: Iterator[Content]) -> Iterator[tuple[Content, float]]:
@@ -85,9 +86,9 @@ def in_folder(unit: Unit, files: Sequence[str], wanted: Wanted) -> Iterator[Cont
     for name in files:
         try:
             content: dict[str, Any] = {suffix_of(name): file_of(folder, name, MAX_BYTES)}
-            if wanted.beside:
+            if wanted.files:
                 stem = stem_of(name, wanted)
-                content[BESIDE] = {end: file_beside(folder, f"{stem}.{end}") for end in wanted.beside}
+                content[BESIDE] = {end: file_beside(folder, f"{stem}.{end}") for end in wanted.files}
             yield content
         except (UnreadableImage, MissingMember) as error:
             yield error
@@ -212,7 +213,7 @@ def content_at(shard: Location, place: Place) -> Content:
 def content_of(tar: Tar, group: list[Member], wanted: Wanted) -> Content:
     """The members of a sample by suffix, or why they are not all there."""
     beside = {one.beside: one for one in group if one.beside is not None}
-    if (end := next((end for end in wanted.beside if end not in beside), None)) is not None:
+    if (end := next((end for end in wanted.files if end not in beside), None)) is not None:
         return MissingMember(f"{group[0].base}.{end} is not next to it in the tar")
     if large := next((one for one in beside.values() if one.size > MAX_BESIDE), None):
         return UnreadableImage(f"{large.name}: a file of {large.size:,} bytes, more than {MAX_BESIDE:,}")

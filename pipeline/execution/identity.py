@@ -91,7 +91,8 @@ def of_reference(job: Job) -> Digests:
 
 def of_truth(job: Job) -> Digests:
     """Of which true images are compared with, not of what is in them; raises as `Collection`."""
-    return {} if job.data.truth is None else {"data.truth": Collection("data.truth", job.data.truth).digest()}
+    truth = job.data.true_images
+    return {} if truth is None else {"data.truth": Collection("data.truth", truth).digest()}
 
 
 def of_job(job: Job) -> Digests:

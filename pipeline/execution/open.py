@@ -109,10 +109,11 @@ def refuse_another(run: Run, job: Job, prior: Examined) -> None:
 
 def with_absolute_shards(job: Job) -> Job:
     """The job with shards that are the same from any folder, so that job.yaml works from there."""
-    shards, truth = job.data.shards, job.data.truth
+    shards, truth = job.data.shards, job.data.true_images
     with called("data.truth"):
-        truth = None if truth is None else from_root(truth)
-    return with_data(job, shards=shards if shards == builtin.SCIKIT_IMAGE else from_root(shards), truth=truth)
+        found = {} if truth is None else {"truth": from_root(truth)}
+    shards = shards if shards == builtin.SCIKIT_IMAGE else from_root(shards)
+    return with_data(job, shards=shards, **found)
 
 
 def as_written(before: Job, now: Job) -> Job:
@@ -163,7 +164,7 @@ def plan(job: Job, folder: Location, on_unit: Callable[[Unit], None]) -> PlanSum
     paths = shard_paths(job, folder)
     output = job.folder
     with called("data.truth"):
-        true = [] if job.data.truth is None else expand(job.data.truth)
+        true = [] if job.data.true_images is None else expand(job.data.true_images)
     for path, field in [*((one, "data.shards") for one in paths), *((one, "data.truth") for one in true)]:
         if lies_in(output, path):
             raise JobError(

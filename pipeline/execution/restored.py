@@ -17,6 +17,7 @@ from typing import IO, Any, cast
 
 from kintsugi.ahead import map_ahead
 from kintsugi.errors import JobError
+from kintsugi.pipeline.data.names import stem_of
 from kintsugi.pipeline.data.plan import restored_names
 from kintsugi.pipeline.data.shards import stays_inside
 from kintsugi.pipeline.data.units import Unit, read_members
@@ -201,8 +202,8 @@ def restored_files(run: Run, unit: tuple[Unit, Commit], *, by_file: bool) -> Ite
             name = str(row["file"] if by_file else row["key"])
             if not stays_inside(name):
                 raise JobError(f"unit {commit.unit}: {name!r} is not the name of a file in a folder")
-            stem = PurePosixPath(name)
-            yield from members(stem.with_suffix("") if by_file else stem, row, run.job.restoration)
+            stem = PurePosixPath(stem_of(name, run.job.wanted) if by_file else name)
+            yield from members(stem, row, run.job.restoration)
 
 
 def members(

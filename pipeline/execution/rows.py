@@ -44,7 +44,7 @@ def done(job: Job, unit: Unit, sample: Decoded, result: Result) -> Done:
         row["residual"] = result.residual if result.error is None else None
     if result.error is None:
         row |= result.metrics | {"status": "ok", "error": None}
-        row |= pictures(job, result, sample.image, shown)
+        row |= pictures(job, result, sample, shown)
     if isinstance(result, Restored):
         for parameter, value in result.values.items():
             row |= cells(parameter, value, shown or job.images == "all")
@@ -67,18 +67,15 @@ def cells(parameter: Parameter, value: Value, with_file: bool) -> dict[str, Any]
     return made
 
 
-def pictures(job: Job, result: Scored, sample: np.ndarray, shown: bool) -> dict[str, Any]:
-    """The pictures of a row that are kept, as files; `shown`: in the report.
-
-    Args:
-        sample: an image, a measurement, or a pair of a restored image and its truth.
-    """
+def pictures(job: Job, result: Scored, sample: Decoded, shown: bool) -> dict[str, Any]:
+    """The pictures of a row that are kept, as files; `shown`: in the report."""
+    given, truth = sample.array, sample.truth
     everything = shown or job.images == "all"
     restored = shown or job.images != "none"
     if not isinstance(result, Restored):
         return {
-            "restored": encode(sample[0]) if restored else None,
-            "truth": encode(sample[1]) if everything else None,
+            "restored": encode(given[0]) if restored else None,
+            "truth": encode(given[1]) if everything else None,
         }
     several = result.several
     if not job.from_measurements:
@@ -88,12 +85,13 @@ def pictures(job: Job, result: Scored, sample: np.ndarray, shown: bool) -> dict[
             "samples": [encode(one) for one in several.samples] if several and everything else None,
             "restored": encode(result.restored) if restored else None,
             "measurement": encode(result.measurement) if everything else None,
-            "truth": encode(eight_bits(sample)) if everything else None,
+            "truth": encode(eight_bits(given)) if everything else None,
         }
     form = job.restoration.format
     return {
         "restored": encode(result.restored, form),
         "measurement": encode(result.measurement) if shown else None,
+        "truth": encode(eight_bits(truth)) if shown and truth is not None else None,
         "deviation": several and array_file(several.deviation),
         "spread": several and several.spread,
         "samples": several and [encode(one, form) for one in several.samples],

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from kintsugi import priors
-from kintsugi.errors import JobError
-from kintsugi.operators import SpecError
+from kintsugi.errors import JobError, UnreadableImage
+from kintsugi.operators import Operator, SpecError
 from kintsugi.pipeline.data.decode import Convert, Decoded, Images, Measurements
 from kintsugi.pipeline.data.pictures import BITS
 from kintsugi.pipeline.execution.checkpoints import on_this_node
@@ -21,7 +21,7 @@ from kintsugi.pipeline.execution.problems import Prepared, Problems
 from kintsugi.pipeline.execution.samples import Samples, Several
 from kintsugi.pipeline.execution.timing import timed
 from kintsugi.pipeline.job import Job
-from kintsugi.pipeline.metrics import SETS
+from kintsugi.pipeline.metrics import REGISTRY, SETS
 from kintsugi.pipeline.metrics.features import Extractor
 from kintsugi.pipeline.metrics.registry import TRUTH, baseline_column
 from kintsugi.pipeline.metrics.scoring import Scorer, residual
@@ -34,6 +34,9 @@ BATCH_ON_CPU = 16  # `auto` where memory does not tell: larger batches are no fa
 PRECISIONS = {"float32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 T = TypeVar("T")
+Form = tuple[tuple[tuple[int, ...], np.dtype], tuple[tuple[int, ...], np.dtype] | None]
+"""Shape and type of a sample, and of its truth if that lies beside it."""
+
 Work = Callable[[Prepared, Sequence[Decoded], np.ndarray], list[T]]
 """Of a problem, a batch of samples, and their arrays stacked, makes a result for each.
 
@@ -186,9 +189,9 @@ class Stage:
 
     def in_batches(self, samples: Sequence[Decoded], work: Work[T]) -> list[T]:
         """What the work returns for each sample, in their order; raises as `run`."""
-        alike: dict[tuple[tuple[int, ...], np.dtype], list[int]] = {}
+        alike: dict[Form, list[int]] = {}
         for place, sample in enumerate(samples):
-            alike.setdefault((sample.array.shape, sample.array.dtype), []).append(place)
+            alike.setdefault(form_of(sample), []).append(place)
         results: dict[int, T] = {}
         for places in alike.values():
             results |= zip(places, self.of_one_shape([samples[p] for p in places], work), strict=True)
@@ -216,7 +219,8 @@ class Stage:
         keys = [sample.key for sample in samples]
         job, operator, count = self.job, problem.operator, len(keys)
         with timed(self.seconds, "degrade", self.device), torch.no_grad():
-            y, truth = degrade(job, problem, keys, torch.from_numpy(arrays).to(self.device))
+            beside = [sample.truth for sample in samples if sample.truth is not None]
+            y, truth = degrade(job, problem, keys, torch.from_numpy(arrays).to(self.device), beside)
         before = self.seconds["sample"]
         problem.metered.begin()
         drawn, scored = Samples(job, keys, y), truth if job.calibrated else None
@@ -237,7 +241,7 @@ class Stage:
             residuals = residual(operator.forward(image), y)
             seen, bits = {"": levels(image, 8)}, BITS[job.restoration.format]
             if truth is not None and job.reference == "truth":
-                seen[TRUTH] = eight_bits(arrays)
+                seen[TRUTH] = eight_bits(np.stack(beside) if beside else arrays)
             restored = seen[""] if bits == 8 else levels(image, bits)
             measurement = levels(y if operator.pixels else operator.pinv(y), 8)
             features = [
@@ -277,16 +281,43 @@ class Stage:
         return found
 
 
+def form_of(sample: Decoded) -> Form:
+    """What samples that are restored together have in common."""
+    true = None if sample.truth is None else (sample.truth.shape, sample.truth.dtype)
+    return (sample.array.shape, sample.array.dtype), true
+
+
 def degrade(
-    job: Job, problem: Prepared, keys: Sequence[str], samples: Tensor
+    job: Job, problem: Prepared, keys: Sequence[str], samples: Tensor, beside: Sequence[np.ndarray]
 ) -> tuple[Tensor, Tensor | None]:
-    """Measurements y on [-1, 1], and the truth (B, 3, H, W) on [-1, 1] where the samples are images."""
-    if job.from_measurements:
+    """Measurements y on [-1, 1], and the truth (B, 3, H, W) on [-1, 1] where there is one.
+
+    Args:
+        samples: images (B, H, W, 3), or measurements (B, C, h, w).
+        beside: the true images of measurements that have such, (H, W, 3) each.
+
+    Raises:
+        UnreadableImage: the true images have another size than the restored ones, or one too small.
+    """
+    if not job.has_truth:
         return samples, None
-    truth = samples.permute(0, 3, 1, 2)
+    true = torch.from_numpy(np.stack(beside)).to(samples.device) if beside else samples
+    truth = true.permute(0, 3, 1, 2)
     truth = truth.float() / 127.5 - 1 if truth.dtype == torch.uint8 else truth
+    if job.from_measurements:
+        refuse_other_size(job, problem.operator, truth)
+        return samples, truth
     y = problem.operator.forward(truth)
     return add_noise(y, job.degradation.poisson, problem.gaussian, KeyedNoise(job.seed, keys)), truth
+
+
+def refuse_other_size(job: Job, operator: Operator, truth: Tensor) -> None:
+    """Raise UnreadableImage unless the truth of measurements can be compared with what is restored."""
+    (height, width), (h, w) = truth.shape[2:], operator.image_shape[1:]
+    if (height, width) != (h, w):
+        raise UnreadableImage(f"its truth has {width}x{height} pixels, the restored image {w}x{h}")
+    if min(h, w) < (smallest := max((REGISTRY[name].smallest for name in job.metrics), default=1)):
+        raise UnreadableImage(f"a metric needs sides of at least {smallest} pixels")
 
 
 def measuring(job: Job, device: torch.device) -> tuple[Scorer, Extractor]:

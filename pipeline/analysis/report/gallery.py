@@ -183,7 +183,7 @@ def with_pseudo_inverses(job: Job, cards: list[Card]) -> list[Card]:
         if not operator.pixels:
             named = {"measurement": "pseudo-inverse"}
             card.pictures = {named.get(kind, kind): content for kind, content in pictures.items()}
-        elif "truth" in pictures and "measurement" in pictures:
+        elif not job.from_measurements and "truth" in pictures and "measurement" in pictures:
             with Image.open(BytesIO(pictures["truth"])) as truth:
                 x = (
                     torch.from_numpy(np.array(truth.convert("RGB"))).permute(2, 0, 1)[None].float() / 127.5

@@ -119,7 +119,7 @@ def title(job: Job) -> str:
     """What was done, in a line: "bicubic factor=4 · conjugate steps=5 · natural", "theirs against truth"."""
 
     if job.is_score:
-        both = (job.data.shards, job.data.truth)
+        both = (job.data.shards, job.data.true_images)
         return " against ".join(", ".join(one) if isinstance(one, list) else str(one) for one in both)
 
     def line(spec: dict[str, Any]) -> str:

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from kit.shards import SIZE, encode, picture, special, tar_of, write_parquet, write_tar
+from pydantic import ValidationError
 
 from kintsugi.errors import JobError
 from kintsugi.pipeline.data import read
@@ -14,7 +15,7 @@ from kintsugi.pipeline.data.decode import Decoded, Images
 from kintsugi.pipeline.data.plan import make_plan
 from kintsugi.pipeline.data.read import read_unit
 from kintsugi.pipeline.data.units import PlanSummary, read_members, read_units
-from kintsugi.pipeline.parts import IMAGE_ONLY, Data, Wanted
+from kintsugi.pipeline.parts import IMAGE_ONLY, Data, Truth, Wanted
 from kintsugi.pipeline.storage.location import Location
 from kintsugi.pipeline.storage.publish import publish_bytes
 
@@ -223,3 +224,77 @@ def test_parquet_has_no_members(tmp_path):
     table = write_parquet(tmp_path / "t.parquet", [(encode(picture(0)), "a.png")])
     with pytest.raises(JobError, match=r"is Parquet, whose rows have no member mask\.png; use a tar or a fo"):
         planned(table, tmp_path / "plan")
+
+
+HIGH = Wanted("hr.png")
+
+
+@pytest.mark.parametrize("kind", ["tar", "folder"])
+def test_a_member_is_the_sample_and_what_else_its_key_has_is_not_looked_at(place, tmp_path, kind):
+    content = [
+        ("x/a.cls", b"7"),
+        ("x/a.lr.png", b"never decoded"),
+        ("x/a.hr.png", encode(picture(0))),
+        ("x/b.hr.png", encode(picture(1))),
+        ("x/b.json", b"{}"),
+        ("x/b.lr.png", b"never decoded"),
+        ("x/c.lr.png", b"of no sample"),
+    ]
+    for unit_size in (1, 2):
+        summary, samples = planned(written(place, content, kind), tmp_path / "plan", HIGH, unit_size)
+        assert [sample.key for sample in samples] == ["x/a", "x/b"]
+        for number, sample in enumerate(samples):
+            np.testing.assert_array_equal(sample.image, picture(number))
+        assert samples[0].label == (7 if kind == "tar" else None)
+        assert [row[1:] for row in summary.left_out_first] == [
+            ["x/c.lr.png", "its key has no hr.png next to it"]
+        ]
+
+
+@pytest.mark.parametrize("kind", ["tar", "folder"])
+def test_a_member_is_the_whole_of_what_follows_the_key_where_it_can_be(tmp_path, kind):
+    content = [
+        ("a.mask.png", b"another file of a, not the sample a_mask"),
+        ("a.png", encode(picture(0))),
+        ("photo.v1.hr.png", b"another file of no sample"),
+        ("photo.v1.png", encode(picture(1))),
+        ("photo.v2.png", encode(picture(2))),
+    ]
+    shard = written(tmp_path / kind, content, kind)
+    _, samples = planned(shard, tmp_path / "plan", Wanted("png"))
+    assert [sample.key for sample in samples] == ["a", "photo_v1_hr", "photo_v1", "photo_v2"]
+    shard = written(tmp_path / f"{kind}2", content, kind)
+    _, [sample] = planned(shard, tmp_path / "plan", HIGH)
+    assert sample.key == "photo_v1"
+
+
+@pytest.mark.parametrize("kind", ["tar", "folder"])
+def test_a_member_may_have_files_beside_it_and_one_may_be_what_else_would_be_the_image(tmp_path, kind):
+    content = [("a.png", b"one"), ("a.hr.png", encode(picture(0))), ("a.k.npy", b"two")]
+    shard = written(tmp_path / kind, content, kind)
+    _, [sample] = planned(shard, tmp_path / "plan", Wanted("hr.png", ("png", "k.npy")))
+    assert sample.beside == {"png": b"one", "k.npy": b"two"}
+    np.testing.assert_array_equal(sample.image, picture(0))
+
+
+def test_a_member_that_is_no_image_is_refused(tmp_path):
+    shard = write_tar(tmp_path / "s.tar", [("a.mat", b"")])
+    with pytest.raises(JobError, match=r"data\.member: 'x\.mat' is no image; its suffix is none of png, "):
+        planned(shard, tmp_path / "plan", Wanted("x.mat"))
+    with pytest.raises(JobError, match=r"data\.truth\.member: 'hr\.npy' is no image"):
+        planned(shard, tmp_path / "plan", Wanted("png", (), Truth("hr.npy")))
+
+
+@pytest.mark.parametrize("name", ["", ".png", "a/b.png", "../a.png", "/png", "."])
+def test_a_name_that_is_none_of_a_member_is_refused(name):
+    with pytest.raises(ValidationError, match="member"):
+        Data(shards="unused", member=name)
+
+
+def test_old_jobs_are_as_they_were_and_a_member_is_a_part_of_a_new_one():
+    plain = Data(shards="unused")
+    assert {"member", "truth"}.isdisjoint(plain.model_dump(mode="json"))
+    assert plain.wanted == IMAGE_ONLY
+    found = Data(shards="unused", member="lr.png", truth={"member": "hr.png"}, kind="measurements")
+    assert Data.model_validate(found.model_dump(mode="json")) == found
+    assert found.wanted == Wanted("lr.png", (), Truth("hr.png"))
