@@ -46,6 +46,14 @@ ListOption = Annotated[
     Path | None,
     typer.Option("--list", metavar="FILE", help="Only these, in this order: lines NAME or NAME LABEL."),
 ]
+MemberOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--member",
+        metavar="NAME",
+        help="Once for each: KEY.lr.png and KEY.hr.png are one sample, for lr.png and hr.png.",
+    ),
+]
 
 
 def shard(
@@ -56,6 +64,7 @@ def shard(
     crop: CropOption = "center",
     labels: LabelsOption = None,
     names: ListOption = None,
+    member: MemberOption = None,
     per_shard: Annotated[int, typer.Option(min=1, help="Images per shard.")] = 1000,
 ) -> None:
     """Make WebDataset shards of images, with a manifest and checksums; keys are the images' paths.
@@ -73,13 +82,15 @@ def shard(
 
         kintsugi shard church_outdoor_val_lmdb/ shards/ --size 256 --filter box
 
+        kintsugi shard pairs/ shards/ --member lr.png --member hr.png
+
         kintsugi shard ILSVRC2012/val/ shards/ --size 256 --crop adm --list sr3_top1k.txt
     """
     from kintsugi.pipeline.data.make import make_shards
     from kintsugi.pipeline.data.make.choosing import Options
     from kintsugi.pipeline.data.make.manifest import MANIFEST
 
-    options = Options(size, filter, crop, per_shard, labels, names)
+    options = Options(size, filter, crop, per_shard, labels, names, tuple(member or ()))
     try:
         with images_bar() as on_image:
             made = make_shards(source, out, options, on_image)

@@ -17,10 +17,11 @@ import PIL
 
 from kintsugi.ahead import map_ahead
 from kintsugi.errors import JobError
-from kintsugi.pipeline.data.make.choosing import Listed, Options, choose
+from kintsugi.pipeline.data.make.choosing import Listed, Options, choose, complete
 from kintsugi.pipeline.data.make.manifest import MANIFEST, UNFINISHED, Manifest, listing_hash, recorded
 from kintsugi.pipeline.data.make.sources import Source, open_source, shown
-from kintsugi.pipeline.data.make.writing import DECODERS, Stored, store, write_shard
+from kintsugi.pipeline.data.make.writing import DECODERS, Stored, store_all, write_shard
+from kintsugi.pipeline.data.names import IMAGE_SUFFIXES, kind_of
 from kintsugi.pipeline.data.shards import SHA256SUMS
 from kintsugi.pipeline.storage.publish import temporary_name
 from kintsugi.pipeline.storage.records import write_sums
@@ -51,7 +52,7 @@ def make_shards(
     """
     source = checked_source(source, out, options)
     with open_source(source) as opened:
-        samples, classes, left_out = choose(opened, source, options)
+        samples, classes, left_out = choose(complete(opened, options), source, options)
         # With a list, the rest was not asked for.
         others = [] if options.names else sorted((shown(name), shown(why)) for name, why in opened.others)
         stem = re.sub(r"[^\w .-]", "_", source.stem) or "images"
@@ -84,6 +85,11 @@ def checked_source(source: Path, out: Path, options: Options) -> Path:
     """
     if options.size is None and (options.filter, options.crop) != (Options.filter, Options.crop):
         raise JobError("--filter and --crop say how to resize; give --size too")
+    if options.members and options.size is not None:
+        raise JobError("--member: images that belong to each other are stored as they are; leave --size out")
+    for name in options.members:
+        if kind_of(name) not in IMAGE_SUFFIXES or name.startswith(".") or "/" in name:
+            raise JobError(f"--member {name}: what follows the key in the name of an image, such as hr.png")
     for place in (source, out):
         if re.match(r"[a-zA-Z][\w+.-]+:/", str(place)):  # pathlib leaves one slash of two
             raise JobError(f"shard: {place}: only files of this machine; copy them to or from a store")
@@ -108,7 +114,7 @@ def write_missing(
     on_image(done, total)
 
     def stored(sample: Listed) -> tuple[Listed, Stored]:
-        return sample, store(source, sample.name, options)
+        return sample, store_all(source, sample, options)
 
     def counted(items: Iterator[tuple[Listed, Stored]]) -> Iterator[tuple[Listed, Stored]]:
         nonlocal done

@@ -4,13 +4,24 @@ import re
 import tarfile
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal, NamedTuple
 
 from kintsugi.errors import JobError
 from kintsugi.pipeline.data.make.sources import Source, shown
-from kintsugi.pipeline.data.names import IMAGE_SUFFIXES, SKIPPED, key_of, told_apart
+from kintsugi.pipeline.data.names import (
+    IMAGE_SUFFIXES,
+    SKIPPED,
+    accompanies,
+    key_in,
+    key_of,
+    lacks,
+    stem_of,
+    told_apart,
+    wanted_as,
+)
+from kintsugi.pipeline.parts import IMAGE_ONLY, Wanted
 
 MAX_LINE = 4096  # characters of a list's line: the work on one grows with the square of its folders
 LABEL = re.compile(r"[0-9]{1,18}")  # what pipeline.read takes for a label
@@ -30,6 +41,8 @@ class Options:
         labels: "folders": the position of an image's first folder among all of them, sorted. Else a file of
             lines NAME LABEL. None: no labels, or those of `names` or of the source.
         names: a file of lines NAME or NAME LABEL: these images in this order.
+        members: of the images that make a sample, what follows its key in their names, as in KEY.lr.png and
+            KEY.hr.png; by the first of them a sample is named and listed. None: each image is a sample.
     """
 
     size: int | None = None
@@ -38,6 +51,12 @@ class Options:
     per_shard: int = 1000
     labels: str | None = None
     names: Path | None = None
+    members: tuple[str, ...] = ()
+
+    @property
+    def wanted(self) -> Wanted:
+        """The files of a sample."""
+        return Wanted(self.members[0], self.members[1:]) if self.members else IMAGE_ONLY
 
     def described(self) -> dict[str, Any]:
         """For the manifest: without the folders of files, which are private."""
@@ -49,15 +68,44 @@ class Options:
             "per_shard": self.per_shard,
             "labels": self.labels and Path(self.labels).name,
             "list": self.names and self.names.name,
+            **({"members": list(self.members)} if self.members else {}),
         }
 
 
 class Listed(NamedTuple):
-    """An image that becomes a sample: its name in the source, its key and its class."""
+    """An image that becomes a sample: its name in the source, its key, its class, and its other members."""
 
     name: str
     key: str
     label: int | None
+    beside: tuple[str, ...] = ()
+
+
+def complete(source: Source, options: Options) -> Source:
+    """The source with only the first member of each sample, where there are all; what is not is left out."""
+    wanted = options.wanted
+    if not options.members:
+        return source
+    found: dict[str, dict[str, str]] = {}  # by key and member
+    others = []
+    for name in source.images:
+        if (role := wanted_as(name, wanted)) is None:
+            others.append(name)
+        else:
+            found.setdefault(role[0], {})[role[1]] = name
+    lacking = {
+        key: next((end for end in options.members if end not in of), None) for key, of in found.items()
+    }
+    images = {of[wanted.member or ""] for key, of in found.items() if lacking[key] is None}
+    keys = {key for key, lost in lacking.items() if lost is None}
+    left_out = [(name, lacks(wanted)) for name in others if not accompanies(name, keys)]
+    for key, lost in lacking.items():
+        left_out += [(name, f"its key has no {lost}") for name in found[key].values() if lost is not None]
+    return replace(
+        source,
+        images={name: size for name, size in source.images.items() if name in images},
+        left_out=[*source.left_out, *left_out],
+    )
 
 
 def why_no_member(key: str) -> str | None:
@@ -84,7 +132,7 @@ def choose(
     names: dict[str, str] = {}  # by key
     left_out = list(source.left_out)
     for name in source.images if source.in_order else sorted(source.images):
-        key = key_of(name)
+        key = key_in(name, options.wanted)
         if why := why_no_member(key):
             left_out.append((name, why))
         elif key in names:
@@ -125,7 +173,15 @@ def choose(
         given = {key: label for _, key, label in lines if key is not None}
         refuse(where, f"in {path} and not in it", [names[key] for key in labels if key not in given])
         labels = {key: given[key] for key in labels}
-    return [Listed(names[key], key, label) for key, label in labels.items()], classes, left_out
+    samples = [
+        Listed(names[key], key, label, beside_of(names[key], options)) for key, label in labels.items()
+    ]
+    return samples, classes, left_out
+
+
+def beside_of(name: str, options: Options) -> tuple[str, ...]:
+    """The other members of the sample whose first one has this name."""
+    return tuple(f"{stem_of(name, options.wanted)}.{end}" for end in options.members[1:])
 
 
 def read_lines(where: str, file: Path, keys: Iterable[str]) -> list[tuple[str, str | None, int | None]]:

@@ -80,6 +80,7 @@ def recorded(out: Path, head: dict[str, Any]) -> Manifest:
 def listing_hash(samples: list[Listed], source: Source) -> str:
     """Of names, sizes in bytes and labels, in order: what decides the contents of the shards."""
     digest = hashlib.sha256()
-    for name, _, label in samples:
-        digest.update(json.dumps([name, source.images[name], label]).encode())
+    for name, _, label, beside in samples:
+        others = [[one, source.images[one]] for one in beside]
+        digest.update(json.dumps([name, source.images[name], label, *others]).encode())
     return digest.hexdigest()

@@ -21,12 +21,29 @@ FILTERS = {
     "box": Image.Resampling.BOX,
     "lanczos": Image.Resampling.LANCZOS,
 }
-Stored = tuple[str, bytes] | str
-"""Suffix and bytes of an image, or the reason why it is left out."""
+Stored = dict[str, bytes] | str
+"""The images of a sample by what follows its key, or the reason why it is left out."""
 
 
-def store(source: Source, name: str, options: Options) -> Stored:
-    """Suffix and bytes to store. The image is decoded either way, so that shards hold no broken ones."""
+def store_all(source: Source, sample: Listed, options: Options) -> Stored:
+    """What is stored of a sample."""
+    if not options.members:
+        stored = store(source, sample.name, options)
+        return stored if isinstance(stored, str) else dict([stored])
+    kept: dict[str, bytes] = {}
+    for end, name in zip(options.members, (sample.name, *sample.beside), strict=True):
+        stored = store(source, name, options)
+        if isinstance(stored, str):
+            return f"{end}: {stored}"
+        kept[end] = stored[1]
+    return kept
+
+
+def store(source: Source, name: str, options: Options) -> tuple[str, bytes] | str:
+    """Suffix and bytes of an image, or the reason why it is left out.
+
+    It is decoded either way, so that shards hold no broken ones.
+    """
     try:
         if source.images[name] > MAX_BYTES:
             raise ValueError(f"{source.images[name]:,} bytes, more than {MAX_BYTES:,}")
@@ -66,9 +83,8 @@ def write_shard(
                 if isinstance(content, str):
                     left_out.append((sample.name, content))
                     continue
-                suffix, image = content
                 label = {} if sample.label is None else {"cls": str(sample.label).encode()}
-                writer.write({"__key__": sample.key, suffix: image, **label})
+                writer.write({"__key__": sample.key, **content, **label})
                 samples += 1
     shard = {"name": target.name, "samples": samples, "bytes": tar.bytes, "sha256": tar.sha256.hexdigest()}
     return shard, left_out

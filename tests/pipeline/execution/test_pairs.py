@@ -2,6 +2,8 @@
 
 import io
 import json
+import tarfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,6 +12,7 @@ from kit.shards import SIZE, encode, picture, write_tar
 from PIL import Image
 from pydantic import ValidationError
 
+from kintsugi.errors import JobError
 from kintsugi.pipeline.analysis.report.write import write_report
 from kintsugi.pipeline.execution.restored import write_restored
 from kintsugi.pipeline.metrics.registry import BASELINES
@@ -24,6 +27,10 @@ def pooled(image: np.ndarray) -> np.ndarray:
     height, width, channels = image.shape
     means = image.reshape(height // 4, 4, width // 4, 4, channels).mean((1, 3))
     return means.round().astype(np.uint8)
+
+
+def manifest(shards: Path) -> dict:
+    return json.loads((shards / "manifest.json").read_text())
 
 
 def psnr(image: np.ndarray, truth: np.ndarray) -> float:
@@ -158,6 +165,31 @@ def test_a_run_of_pairs_from_the_command_to_report_verify_and_compare(make_pairs
     assert "different degradations" not in compared.output
     page = (tmp_path / "compared" / "compare.md").read_text()
     assert all(label in page for label in BASELINES.values())
+
+
+def test_pairs_of_a_folder_stay_together_in_the_tars_that_are_made_of_it(make_pairs_job, tmp_path):
+    content = [*PAIRS, ("x/b.v1.lr.png", PAIRS[0][1]), ("x/b.v1.hr.png", PAIRS[1][1])]
+    content += [("lost.lr.png", PAIRS[0][1]), ("scene0.other.png", PAIRS[0][1]), ("odd.png", PAIRS[0][1])]
+    content += [("broken.lr.png", PAIRS[0][1]), ("broken.hr.png", b"none")]
+    for name, of in content:
+        (tmp_path / "in" / name).parent.mkdir(exist_ok=True, parents=True)
+        (tmp_path / "in" / name).write_bytes(of)
+    made = kintsugi("shard", tmp_path / "in", tmp_path / "out", "--member", "lr.png", "--member", "hr.png")
+    assert made.exit_code == 2, "what is left out is said"
+    named = {one["name"]: one["reason"] for one in manifest(tmp_path / "out")["left_out"]}
+    assert named.keys() == {"lost.lr.png", "odd.png", "broken.lr.png"}
+    assert named["lost.lr.png"] == "its key has no hr.png"
+    assert named["broken.lr.png"].startswith("hr.png: ")
+    with tarfile.open(tmp_path / "out" / "in-000000.tar") as tar:
+        names = tar.getnames()
+    keys = [f"scene{i}" for i in range(5)] + ["x/b_v1"]
+    assert names == [f"{key}.{end}" for key in keys for end in ("hr.png", "lr.png")]
+    again = kintsugi("shard", tmp_path / "in", tmp_path / "out", "--member", "lr.png", "--member", "hr.png")
+    assert again.exit_code == 2
+    found = rows(execute(make_pairs_job(tmp_path / "out" / "in-000000.tar")))
+    assert {row["key"]: row["status"] for row in found} == dict.fromkeys(keys, "ok")
+    with pytest.raises(JobError, match="--member: images that belong to each other are stored as they are"):
+        kintsugi("shard", tmp_path / "in", tmp_path / "out2", "--member", "lr.png", "--size", "32")
 
 
 def test_what_has_no_truth_is_not_asked_for_it(make_pairs_job, tmp_path):
