@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from itertools import pairwise, product
 
 import torch
@@ -10,16 +11,25 @@ from torch import Tensor
 from kintsugi.operators import Operator
 from kintsugi.operators.base import Linear
 from kintsugi.operators.family import Family
+from kintsugi.operators.jpeg import JPEG
 from kintsugi.operators.stack import NotStackable, stack
 from kintsugi.priors.base import Prior
 from kintsugi.samplers.base import Callback, Restoration, Sampler
 from kintsugi.samplers.evidence import Axes, axes_of, coarseness, dispersion, fit, transfer
 from kintsugi.samplers.noise import KeyedNoise, Noise
+from kintsugi.samplers.quality import LatticeLikelihood
 
-COARSE = {1: 16, 2: 16, 3: 8}
+COARSE = {1: 16, 2: 12, 3: 6}
 """Values along each axis of the first grid, by how many numbers are unknown."""
+WHOLE = 128
+"""The same of one whole number: all, usually."""
+LINE = 64
+"""Values along one axis, of several, through the best of the first grid."""
 ROUNDS, RESOLVED = 8, 0.5
 """A grid is refined until the log-likelihood falls by less than this to the neighbours, so often at most."""
+
+KEPT = 300
+"""Values whose transfers are kept."""
 
 Values = tuple[float, ...]
 
@@ -110,10 +120,19 @@ def estimate(family: Family, y: Tensor, sigma_y: float | Tensor = 0.0) -> Estima
     The operator is taken as it is, and without its threshold, whichever is likelier: what is below a
     threshold is lost in measurements that this program made, and is not in a photograph.
     """
-    likelihood = SpectralLikelihood(family, y.device)
+    likelihood = likelihood_of(family, y.device)
     found = [search(family, likelihood.of(y[i], at(sigma_y, i))) for i in range(len(y))]
     values, deviations = zip(*found, strict=True)
     return Estimate(torch.tensor(values, dtype=torch.float64), torch.tensor(deviations, dtype=torch.float64))
+
+
+@lru_cache(maxsize=4)
+def likelihood_of(family: Family, device: torch.device) -> "SpectralLikelihood | LatticeLikelihood":
+    """How likely a family's values are under a measurement: of JPEG by its lattice, of others by spectra."""
+    middle = [one.value(sum(one.span) / 2) for one in family.unknown]
+    if isinstance(family.operator(middle), JPEG):
+        return LatticeLikelihood(family, device)
+    return SpectralLikelihood(family, device)
 
 
 class SpectralLikelihood:
@@ -138,10 +157,13 @@ class SpectralLikelihood:
 
     def transfer(self, values: Values) -> list[Tensor]:
         """T (h, w) of these values, with and without the threshold."""
-        if values not in self.transfers:
-            operators = (each.operator(values, torch.float64) for each in self.families)
-            self.transfers[values] = [transfer(one, self.axes) for one in operators]
-        return self.transfers[values]
+        if values in self.transfers:
+            return self.transfers[values]
+        operators = (each.operator(values, torch.float64) for each in self.families)
+        found = [transfer(one, self.axes) for one in operators]
+        if len(self.transfers) < KEPT:  # the first grid, which is that of every sample
+            self.transfers[values] = found
+        return found
 
     def of(self, y: Tensor, sigma_y: float) -> Callable[[Sequence[Values]], Tensor]:
         """The log-likelihoods (G,) of values under a measurement y (C, h, w), over its dispersion."""
@@ -164,12 +186,21 @@ class SpectralLikelihood:
 def search(family: Family, log_likelihood: Callable[[Sequence[Values]], Tensor]) -> tuple[Values, Values]:
     """The likeliest values, and their standard deviations, by a grid that is refined around the best."""
     count = COARSE[len(family.unknown)]
+    if [one.stride is not None for one in family.unknown] == [True]:
+        count = WHOLE
     axes = [one.between(*one.span, count) for one in family.unknown]
     steps = [
         (one.span[1] - one.span[0]) / (len(axis) - 1) for one, axis in zip(family.unknown, axes, strict=True)
     ]
     grid: list[Values] = list(product(*axes))
     seen = dict(zip(grid, log_likelihood(grid).tolist(), strict=True))
+    if len(axes) > 1:
+        # The lengths of a motion have narrow peaks, at whole fractions too: one axis after the other, finely.
+        for position, one in enumerate(family.unknown):
+            best = max(seen, key=lambda values: seen[values])
+            line = [(*best[:position], v, *best[position + 1 :]) for v in one.between(*one.span, LINE)]
+            new = [values for values in line if values not in seen]
+            seen |= dict(zip(new, log_likelihood(new).tolist(), strict=True))
     for _ in range(ROUNDS):
         best = max(seen, key=lambda values: seen[values])
         steps = [step / 2 for step in steps]

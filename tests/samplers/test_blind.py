@@ -91,3 +91,26 @@ def test_what_is_unknown_is_found_at_any_depth():
 def test_a_range_that_is_none_is_named(ask):
     with pytest.raises(SpecError, match=r"operator\.sigma\.estimate: two numbers"):
         Family({"name": "gaussian_blur", "sigma": {"estimate": ask}}, (3, SIZE, SIZE))
+
+
+@pytest.mark.parametrize("sigma_y", [0.0, 0.04])
+@pytest.mark.parametrize("quality", [15, 60, 90])
+def test_the_quality_of_a_jpeg_is_found_clipped_and_rounded_or_noisy(quality, sigma_y):
+    y = measured({"name": "jpeg", "quality": quality}, images(1), sigma_y)
+    if sigma_y == 0:
+        y = ((y.clamp(-1, 1) + 1) * 127.5).round() / 127.5 - 1
+    found = estimate(Family({"name": "jpeg", "quality": {"estimate": [5, 95]}}, (3, SIZE, SIZE)), y, sigma_y)
+    assert found.values.item() == quality
+
+
+def test_the_angle_of_a_motion_is_found():
+    motion = {"name": "linear_motion_blur", "length": 9.0, "angle": 40.0}
+    ask = {"length": {"estimate": [3, 16]}, "angle": {"estimate": [0, 180]}}
+    found = estimate(Family({**motion, **ask}, (3, SIZE, SIZE)), measured(motion, images(1), 0.04), 0.04)
+    assert abs(found.values[0, 1].item() - 40.0) < 8.0  # of the length see docs/blind.md
+
+
+def test_an_operator_without_a_likelihood_is_refused():
+    family = Family({"name": "hdr", "factor": {"estimate": [1.5, 3.0]}}, (3, SIZE, SIZE))
+    with pytest.raises(ValueError, match="'hdr' is not linear"):
+        estimate(family, images(1))

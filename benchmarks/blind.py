@@ -1,0 +1,103 @@
+"""Blind deblurring: the width of a Gaussian blur estimated with each image, and what that costs in PSNR.
+
+    python benchmarks/blind.py imagenet256-sample-0000.tar
+
+The images (a tar of png or jpg) are cut square and made --size²; each is blurred by a width drawn uniformly
+from [1, 4] pixels, which is then estimated within [0.5, 6], and restored with the estimate and with the
+truth. Prints a Markdown table. σ_y is on [0, 1]. "8 bits": y rounded as in a file. "no threshold": y also
+holds what the operator of the restoration takes for lost.
+"""
+
+import io
+import tarfile
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import torch
+import typer
+from PIL import Image
+from torch import Tensor
+
+from kintsugi import operators, priors, samplers
+from kintsugi.operators.family import Family
+from kintsugi.samplers.blind import restore
+
+LOW, HIGH = 1.0, 4.0
+CASES = {
+    "noiseless": (0.0, False, 3e-2),
+    "noiseless, 8 bits": (0.0, True, 3e-2),
+    "noiseless, 8 bits, no threshold": (0.0, True, 0.0),
+    "σ_y 0.02": (0.02, False, 3e-2),
+}
+
+
+def read(tar: Path, count: int, size: int) -> list[tuple[str, Tensor]]:
+    """(name, (1, 3, size, size) on [-1, 1]) of the first images of a tar."""
+    images = []
+    with tarfile.open(tar) as file:
+        for member in file:
+            if member.name.lower().endswith((".png", ".jpg")) and len(images) < count:
+                image = Image.open(io.BytesIO(file.extractfile(member).read())).convert("RGB")
+                side = min(image.size)
+                left, top = (image.width - side) // 2, (image.height - side) // 2
+                image = image.crop((left, top, left + side, top + side)).resize((size, size), Image.BICUBIC)
+                x = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None].float() / 127.5 - 1
+                images.append((member.name, x))
+    return images
+
+
+def psnr(image: Tensor, truth: Tensor) -> float:
+    """In dB, of images on [-1, 1]."""
+    return -10 * float((image.clamp(-1, 1) - truth).div(2).square().mean().log10())
+
+
+def main(
+    tar: Annotated[Path, typer.Argument(help="Images.")],
+    images: Annotated[int, typer.Option(help="How many.")] = 50,
+    size: Annotated[int, typer.Option(help="Pixels of a side.")] = 128,
+    sampler: Annotated[str, typer.Option(help="Its name.")] = "ddnm",
+    steps: Annotated[int, typer.Option(help="Network evaluations.")] = 5,
+) -> None:
+    torch.set_num_threads(1)
+    prior, built = (
+        priors.load({"name": "natural"}),
+        samplers.build({"name": sampler, "steps": steps, "start": 0.4}),
+    )
+    shape = (3, size, size)
+    family = Family({"name": "gaussian_blur", "sigma": {"estimate": [0.5, 6.0]}}, shape)
+    widths = torch.rand(images, generator=torch.Generator().manual_seed(0)) * (HIGH - LOW) + LOW
+    truths = read(tar, images, size)
+    print(
+        "| measurement | relative error: median, 90 %, worst | stated deviation | within 2 of these "
+        "| PSNR blind | known | difference: mean, median |\n|---|---|---|---|---|---|---|"
+    )
+    for name, (sigma, rounded, threshold) in CASES.items():
+        errors, deviations, blind, known = [], [], [], []
+        for (key, x), width in zip(truths, widths.tolist(), strict=True):
+            spec = {"name": "gaussian_blur", "sigma": width}
+            y = operators.build({**spec, "threshold": threshold}, shape).forward(x)
+            noise = samplers.KeyedNoise(0, [key])
+            y = y + 2 * sigma * noise.normal("measurement", shape)
+            y = ((y + 1) * 127.5).round() / 127.5 - 1 if rounded else y
+            found = restore(built, prior, family, y, noise, sigma_y=2 * sigma)
+            given = built(prior, operators.build(spec, shape), y, noise, sigma_y=2 * sigma)
+            errors.append(found.estimate["sigma"].item() / width - 1)
+            deviations.append(found.deviation["sigma"].item() / width)
+            blind.append(psnr(found.image, x))
+            known.append(psnr(given.image, x))
+        off, stated = torch.tensor(errors).abs(), torch.tensor(deviations)
+        lost = np.array(blind) - np.array(known)
+        cells = [
+            name,
+            f"{off.median():.1%}, {off.quantile(0.9):.1%}, {off.max():.1%}",
+            f"{stated.median():.1%}",
+            f"{(off < 2 * stated).float().mean():.0%}",
+            *(f"{np.mean(values):.2f}" for values in (blind, known)),
+            f"{lost.mean():+.2f}, {np.median(lost):+.2f}",
+        ]
+        print(f"| {' | '.join(cells)} |", flush=True)
+
+
+if __name__ == "__main__":
+    typer.run(main)
