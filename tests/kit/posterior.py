@@ -4,12 +4,14 @@ from dataclasses import dataclass
 from typing import Any
 from zlib import crc32
 
+import numpy as np
 import torch
 from kit.operators import dense
 from torch import Tensor
 
 from kintsugi import operators, samplers
 from kintsugi.operators import Operator
+from kintsugi.pipeline.metrics.calibration import calibration
 from kintsugi.priors.analytic import Analytic, StandardNormal, StationaryGaussian, natural_spectrum
 from kintsugi.samplers import KeyedNoise
 
@@ -128,3 +130,23 @@ def bias(spec: Spec, gaussian: Gaussian, task: str, samples: int) -> Bias:
         total=(spread.square().sum() / count / posterior.covariance.trace()).item(),
         uncertainty=posterior.uncertainty(count // 2),
     )
+
+
+def calibrated(
+    spec: Spec, gaussian: Gaussian, task: str, images: int, samples: int, seed: int = 0
+) -> dict[str, np.ndarray]:
+    """As the rows have it, by column (images,), of images of the prior with samples given y; and `spread`."""
+    degradation, sigma_y = TASKS[task]
+    operator = operators.build(degradation, SHAPE, dtype=torch.float64)
+    generator = torch.Generator().manual_seed(seed)
+    truth = gaussian.draw(images, generator)
+    y = operator.forward(truth)
+    y = y + sigma_y * torch.randn(y.shape, generator=generator, dtype=torch.float64)
+    noise = KeyedNoise(seed, [str(i) for i in range(images * samples)])
+    repeated = y.repeat_interleave(samples, dim=0)
+    drawn = samplers.build(spec)(gaussian.prior, operator, repeated, noise, sigma_y=sigma_y).image
+    drawn = drawn.view(images, samples, *SHAPE)
+    deviation = drawn.std(1)
+    found = calibration(truth, drawn.mean(1), deviation, samples)
+    found["spread"] = deviation.square().mean((1, 2, 3)).sqrt().tolist()
+    return {name: np.array(values) for name, values in found.items()}
