@@ -19,7 +19,7 @@ from kintsugi.samplers.evidence import Axes, axes_of, coarseness, dispersion, fi
 from kintsugi.samplers.noise import KeyedNoise, Noise
 from kintsugi.samplers.quality import LatticeLikelihood
 
-COARSE = {1: 16, 2: 12, 3: 6}
+COARSE = {1: 48, 2: 12, 3: 6}
 """Values along each axis of the first grid, by how many numbers are unknown."""
 WHOLE = 128
 """The same of one whole number: all, usually."""
