@@ -68,7 +68,7 @@ def read_base(name: str, sets: list[str], out: str | None) -> Base:
     if job.is_score:
         raise JobError("data.kind: a sweep restores images, and these are restored already")
     if not job.has_truth:
-        raise JobError("data.kind: a sweep compares with the truth, which measurements do not have")
+        raise JobError("data.kind: a sweep compares with the truth, which measurements have by data.truth")
     return Base(values, source, job, located("--out", out or f"{job.output}-sweep"))
 
 

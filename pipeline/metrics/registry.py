@@ -175,7 +175,8 @@ def check(names: Sequence[str], size: int, has_truth: bool, reference: object) -
         if isinstance(metric, ImageMetric):
             if metric.needs_truth and not has_truth:
                 raise SpecError(
-                    f"metrics: {name} compares with the truth, which measurements do not have; leave it out"
+                    f"metrics: {name} compares with the truth, which measurements do not have; leave it out, "
+                    "or name their truth by data.truth"
                 )
         elif reference == "truth" and not has_truth:
             raise SpecError(

@@ -13,6 +13,7 @@ from PIL import Image
 from pydantic import ValidationError
 
 from kintsugi.errors import JobError
+from kintsugi.jobs.trials import make_trials, read_base
 from kintsugi.pipeline.analysis.report.write import write_report
 from kintsugi.pipeline.execution.restored import write_restored
 from kintsugi.pipeline.metrics.registry import BASELINES
@@ -203,6 +204,15 @@ def test_what_has_no_truth_is_not_asked_for_it(make_pairs_job, tmp_path):
     assert "data.truth.member: is that of the measurement" in refused(data={"member": "hr.png"})
     assert "compares with the truth" in refused(data={"truth": None})
     assert make_pairs_job(tmp_path, data={"truth": None}, metrics=[]).metrics == []
+
+
+def test_a_sweep_takes_pairs_and_no_measurements_without_a_truth(make_pairs_job, tmp_path):
+    base = read_base(str(write_job(tmp_path / "pairs.yaml", make_pairs_job(tmp_path))), [], None)
+    [trial] = make_trials(base, [{"sampler.w": 5.0}], 4, ["psnr"])
+    assert (trial.job.images, trial.job.metrics) == ("restored", ["psnr", "ssim"])
+    without = make_pairs_job(tmp_path, data={"truth": None}, metrics=[])
+    with pytest.raises(JobError, match=r"which measurements have by data\.truth"):
+        read_base(str(write_job(tmp_path / "without.yaml", without)), [], None)
 
 
 def test_the_default_metrics_of_pairs_need_no_size(make_pairs_job, tmp_path):
