@@ -109,7 +109,8 @@ def restored(stage: Stage, keys: list[str], measured: list[np.ndarray]) -> list[
     def restore(problem: Prepared, samples: Sequence[Decoded], batch: np.ndarray) -> list[Tensor]:
         problem.begin([None] * len(samples), stage.batch_size)
         y = torch.from_numpy(batch).to(stage.device)
-        return list(Samples(stage.job, [sample.key for sample in samples], y).draw(problem))
+        keys = [sample.key for sample in samples]
+        return list(Samples(stage.job, keys, y).draw(stage.problems.as_told(problem, y)))
 
     samples = [Decoded(key, i, image) for i, (key, image) in enumerate(zip(keys, measured, strict=True))]
     found = stage.in_batches(samples, restore)

@@ -30,8 +30,8 @@ KINDS: dict[str, Kind] = {"mask": "mask", "kernel": "kernel"}
 """Parameters that are no numbers, whatever operator has them."""
 SUFFIXES = {"mask": masks.SUFFIXES, "kernel": kernels.SUFFIXES, "number": (".json", ".txt")}
 MAX_NUMBER = 1 << 12  # bytes of a file with a number
-COLUMN, FILE = ("operator_", "sigma"), "_file"
-"""How names of columns with parameters of samples begin, and end where they hold files."""
+COLUMN, FILE, ESTIMATE, DEVIATION = ("operator_", "sigma"), "_file", "_estimate", "_deviation"
+"""How names of columns with parameters of samples begin, and end where these are files or estimates."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,6 +65,11 @@ class Parameter:
     def member(self) -> str | None:
         """What is behind the key in the name of the sample's file, if the value comes from one."""
         return self.source.get("member")
+
+    @property
+    def has_source(self) -> bool:
+        """Whether it is known where its values come from; else it is only estimated."""
+        return not self.source.keys().isdisjoint(SOURCES)
 
     @property
     def range(self) -> tuple[float, float] | None:
@@ -187,9 +192,12 @@ def columns_of(parameters: Iterable[Parameter]) -> list[str]:
     """The columns of rows with parameters of samples."""
     found = []
     for parameter in parameters:
-        found.append(parameter.column)
+        if parameter.has_source:
+            found.append(parameter.column)
         if parameter.kind != "number":
             found.append(parameter.column + FILE)
+        if parameter.range is not None:
+            found += [parameter.column + ESTIMATE, parameter.column + DEVIATION]
     return found
 
 
@@ -218,7 +226,7 @@ def is_mapping(value: object) -> bool:
     return isinstance(value, Mapping) and not value.keys().isdisjoint({*SOURCES, "estimate"})
 
 
-def with_values(degradation: Mapping[str, Any], values: Mapping[Parameter, Value]) -> dict[str, Any]:
+def with_values(degradation: Mapping[str, Any], values: Mapping[Parameter, Any]) -> dict[str, Any]:
     """A degradation {operator, sigma, …} with the values of one sample in their places."""
     found = dict(degradation) | {"operator": copied(degradation["operator"])}
     for parameter, value in values.items():

@@ -249,6 +249,11 @@ class Degradation(Model):
         return self.with_values({parameter: parameter.typical(size) for parameter in self.parameters})
 
     @property
+    def scale(self) -> float:
+        """What `sigma` is multiplied by to be on [-1, 1]."""
+        return 2.0 if self.sigma_range == "[0,1]" else 1.0
+
+    @property
     def level(self) -> float:
         """`sigma`, where it is one for all samples; of one's own see `typical` and `with_values`."""
         if isinstance(self.sigma, dict):
@@ -258,7 +263,7 @@ class Degradation(Model):
     @property
     def gaussian(self) -> float:
         """The standard deviation of the Gaussian noise on the [-1, 1] scale, on which all is computed."""
-        return 2 * self.level if self.sigma_range == "[0,1]" else self.level
+        return self.scale * self.level
 
     @property
     def sigma_y(self) -> float:

@@ -13,10 +13,9 @@ from kintsugi import operators, samplers
 from kintsugi.operators import NotStackable, Operator, SpecError, stack
 from kintsugi.pipeline.data.decode import MAX_PIXELS, Decoded
 from kintsugi.pipeline.execution.identity import of_operator, refuse_changed
+from kintsugi.pipeline.execution.own import Own, as_told, own_of
 from kintsugi.pipeline.execution.timing import Metered
 from kintsugi.pipeline.job import Job
-from kintsugi.pipeline.parameters import Parameter, Value
-from kintsugi.pipeline.parts import Degradation
 from kintsugi.priors.base import ClassConditional, Prior
 from kintsugi.priors.tiled import Tiled
 from kintsugi.samplers.base import Sampler
@@ -25,19 +24,6 @@ MAX_SIDE = 16_384  # whose decomposition takes minutes
 KEPT = 8  # sizes of measurements whose decompositions are kept
 
 Shape = tuple[int, int, int]
-
-
-@dataclass(frozen=True)
-class Own:
-    """A sample whose degradation has parameters of its own.
-
-    Attributes:
-        operator: for it alone. values: of its parameters.
-    """
-
-    operator: Operator
-    degradation: Degradation
-    values: Mapping[Parameter, Value]
 
 
 @dataclass(frozen=True)
@@ -161,32 +147,31 @@ class Problems:
         sampler.prepare(metered, operator, degradation.sigma_y, like)
         return found
 
-    def of_batch(self, base: Prepared, samples: Sequence[Decoded]) -> tuple[Prepared, Sequence[Decoded]]:
-        """The problem of a batch, and the samples of it that it is for: all, or the first alone.
+    def of_batch(self, base: Prepared, samples: Sequence[Decoded]) -> Prepared:
+        """The problem of a batch.
 
         Args:
             base: the problem of the samples' shape, with typical parameters where they have their own.
 
         Raises:
-            ValueError: a parameter of a sample is none, or the operator does not fit it.
+            ValueError: a parameter of a sample is none, or the operator does not fit it; or, as NotStackable,
+                several samples have no common problem.
         """
         if not self.parameters:
-            return base, samples
-        own = [self.own(base, sample) for sample in samples]
-        try:
-            return together(base, own), samples
-        except NotStackable:
-            return together(base, own[:1]), samples[:1]
+            return base
+        own = [own_of(self.job, sample, base.operator.image_shape, self.device) for sample in samples]
+        return together(base, own)
 
-    def own(self, base: Prepared, sample: Decoded) -> Own:
-        """A sample's operator, with the values of its parameters; raises as `of_batch`."""
-        shape = base.operator.image_shape
-        values = {
-            parameter: parameter.of_sample(self.job.seed, sample.key, sample.beside, shape[1:])
-            for parameter in self.parameters
-        }
-        degradation = self.job.degradation.with_values(values)
-        return Own(operators.build(degradation.operator, shape, device=self.device), degradation, values)
+    def as_told(self, problem: Prepared, y: Tensor) -> Prepared:
+        """The problem of a batch as the sampler is told it: what is to be estimated is, from measurements y.
+
+        Raises:
+            ValueError: a measurement does not say it; or, as NotStackable, there is no common problem.
+        """
+        if all(parameter.range is None for parameter in self.parameters):
+            return problem
+        told = [as_told(self.job, one, y[i : i + 1]) for i, one in enumerate(problem.own)]
+        return together(problem, told)
 
     def check_files(self) -> None:
         """Raise a JobError if a file of the operator is gone or not what it must be."""

@@ -15,7 +15,7 @@ from kintsugi.pipeline.execution.degrade import eight_bits
 from kintsugi.pipeline.execution.stage import Restored, Scored
 from kintsugi.pipeline.job import Job
 from kintsugi.pipeline.metrics.features import arrays
-from kintsugi.pipeline.parameters import FILE, Parameter, Value
+from kintsugi.pipeline.parameters import DEVIATION, ESTIMATE, FILE, Parameter, Value
 from kintsugi.pipeline.storage.location import Location
 
 GALLERY = 16  # the first samples of a job keep all their pictures, for the report
@@ -45,9 +45,11 @@ def done(job: Job, unit: Unit, sample: Decoded, result: Result) -> Done:
     if result.error is None:
         row |= result.metrics | {"status": "ok", "error": None}
         row |= pictures(job, result, sample, shown)
-    if isinstance(result, Restored):
-        for parameter, value in result.values.items():
+    if isinstance(result, Restored) and result.own is not None:
+        for parameter, value in result.own.values.items():
             row |= cells(parameter, value, shown or job.images == "all")
+        for parameter, (value, deviation) in result.own.estimates.items():
+            row |= {parameter.column + ESTIMATE: value, parameter.column + DEVIATION: deviation}
     return Done(row, result.seconds, result.features)
 
 

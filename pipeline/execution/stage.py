@@ -11,12 +11,13 @@ from torch import Tensor
 
 from kintsugi import priors
 from kintsugi.errors import JobError, UnreadableImage
-from kintsugi.operators import Operator, SpecError
+from kintsugi.operators import NotStackable, Operator, SpecError
 from kintsugi.pipeline.data.decode import Convert, Decoded, Images, Measurements
 from kintsugi.pipeline.data.pictures import BITS
 from kintsugi.pipeline.execution.checkpoints import on_this_node
 from kintsugi.pipeline.execution.degrade import add_noise, baselines, eight_bits, levels
 from kintsugi.pipeline.execution.memory import Memory, largest_batch
+from kintsugi.pipeline.execution.own import Own
 from kintsugi.pipeline.execution.problems import Prepared, Problems
 from kintsugi.pipeline.execution.samples import Samples, Several
 from kintsugi.pipeline.execution.timing import timed
@@ -26,8 +27,8 @@ from kintsugi.pipeline.metrics.features import Extractor
 from kintsugi.pipeline.metrics.registry import TRUTH, baseline_column
 from kintsugi.pipeline.metrics.scoring import Scorer, residual
 from kintsugi.pipeline.metrics.weights import MissingWeights
-from kintsugi.pipeline.parameters import Parameter, Value
 from kintsugi.priors import speed
+from kintsugi.priors.base import NetworkPrior
 from kintsugi.samplers import KeyedNoise
 
 BATCH_ON_CPU = 16  # `auto` where memory does not tell: larger batches are no faster there
@@ -66,7 +67,7 @@ class Restored(Scored):
 
     Pictures are (H, W, 3) of uint8, or of uint16 if the job wants 16 bits; `measurement` is uint8 with the
     measurement's size and channels, or is its pseudo-inverse where it is no image. `seconds` is the
-    sampler's time for the batch divided by its size. `values` are those of parameters of its own.
+    sampler's time for the batch divided by its size. `own`: where it has parameters of its own.
     """
 
     residual: float
@@ -76,7 +77,7 @@ class Restored(Scored):
     restored: np.ndarray
     measurement: np.ndarray
     several: Several | None = None
-    values: Mapping[Parameter, Value] = field(default_factory=dict)
+    own: Own | None = None
 
 
 class Stage:
@@ -98,17 +99,7 @@ class Stage:
     def __init__(self, job: Job, device: str | torch.device, files: Mapping[str, str] | None = None):
         self.job, self.device = job, torch.device(device)
         self.scorer, self.extractor = measuring(job, self.device)
-        try:
-            here = on_this_node(job.prior)
-            self.prior = priors.load(here, device=device)
-            multiple = priors.describe(here).multiple
-        except (SpecError, OSError) as error:
-            raise JobError(str(error)) from error
-        precision = PRECISIONS[job.compute.precision]
-        if precision is not None:
-            speed.half_precision(self.prior, precision)
-            if self.device.type == "cuda":
-                speed.channels_last(self.prior)
+        self.prior, multiple = prior_of(job, self.device)
         try:
             self.problems = Problems(job, self.prior, self.device, multiple, files or {})
         except ValueError as error:
@@ -204,10 +195,16 @@ class Stage:
         whole = max(problem.operator.image_shape[1:]) <= self.job.data.size
         results: list[T] = []
 
+        def together(part: Sequence[Decoded]) -> list[T]:
+            prepared = self.problems.of_batch(problem, part)
+            return work(prepared, part, np.stack([sample.array for sample in part]))
+
         def next_batch() -> list[T]:
             part = samples[len(results) :][: self.batch_size if whole else 1]
-            prepared, part = self.problems.of_batch(problem, part)
-            return work(prepared, part, np.stack([sample.array for sample in part]))
+            try:
+                return together(part)
+            except NotStackable:
+                return together(part[:1])
 
         while len(results) < len(samples):
             results += self.memory.persist(next_batch, whole)
@@ -217,11 +214,14 @@ class Stage:
         """Restore samples, whose arrays are (B, H, W, 3) or (B, C, h, w); raises as `run`."""
         problem.begin([sample.label for sample in samples], self.batch_size)
         keys = [sample.key for sample in samples]
-        job, operator, count = self.job, problem.operator, len(keys)
+        job, count = self.job, len(keys)
         with timed(self.seconds, "degrade", self.device), torch.no_grad():
             beside = [sample.truth for sample in samples if sample.truth is not None]
             y, truth = degrade(job, problem, keys, torch.from_numpy(arrays).to(self.device), beside)
         before = self.seconds["sample"]
+        with timed(self.seconds, "sample", self.device), torch.no_grad():
+            problem = self.problems.as_told(problem, y)
+        operator = problem.operator
         problem.metered.begin()
         drawn, scored = Samples(job, keys, y), truth if job.calibrated else None
         while drawn.wanted:
@@ -262,7 +262,7 @@ class Stage:
                 measurement=measurement[i],
                 error=None if finite[i] else "NotFinite: the sampler's result contains NaN or infinity",
                 several=several[i],
-                values=problem.own[i].values if problem.own else {},
+                own=problem.own[i] if problem.own else None,
                 features=features[i],
             )
             for i in range(count)
@@ -279,6 +279,25 @@ class Stage:
                 values = self.scorer(estimate, truth)
                 found |= {baseline_column(name, baseline): of for name, of in values.items()}
         return found
+
+
+def prior_of(job: Job, device: torch.device) -> tuple[NetworkPrior, int]:
+    """A job's prior in its precision, and what sides of images must be divisible by.
+
+    Raises:
+        JobError: it cannot be loaded.
+    """
+    try:
+        here = on_this_node(job.prior)
+        prior, multiple = priors.load(here, device=device), priors.describe(here).multiple
+    except (SpecError, OSError) as error:
+        raise JobError(str(error)) from error
+    precision = PRECISIONS[job.compute.precision]
+    if precision is not None:
+        speed.half_precision(prior, precision)
+        if device.type == "cuda":
+            speed.channels_last(prior)
+    return prior, multiple
 
 
 def form_of(sample: Decoded) -> Form:

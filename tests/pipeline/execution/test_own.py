@@ -44,7 +44,7 @@ def test_a_sample_is_restored_as_in_any_batch(make_job, degradation, name):
     stage = Stage(job, "cpu")
     batch = samples(KEYS, map(picture, range(5)))
     together = stage.run(batch)
-    assert len({str(cells(*value, False)) for found in together for value in found.values.items()}) == 5
+    assert len({str(cells(*value, False)) for found in together for value in found.own.values.items()}) == 5
     for sample, found in zip(batch, together, strict=True):
         (alone,) = stage.run([sample])
         assert np.abs(alone.restored.astype(int) - found.restored).max() <= 1
@@ -124,3 +124,52 @@ def test_a_sample_whose_file_is_missing_or_broken_fails_alone(make_job, tmp_path
     assert [row["status"] for row in found] == ["ok", "failed", "failed"]
     assert "b.mask.png" in found[1]["error"]
     assert "c.mask.png" in found[2]["error"]
+
+
+BLIND = {
+    "operator": {"name": "gaussian_blur", "taps": 13, "sigma": UNIFORM | {"estimate": [0.5, 4.0]}},
+    "sigma": {"value": 0.02, "estimate": [0.005, 0.1]},
+}
+
+
+def test_what_is_estimated_is_in_the_row_beside_what_is_true_and_is_what_the_sampler_is_told(make_job):
+    found = rows(execute(make_job(degradation=BLIND)))
+    for row in found:
+        assert row["operator_sigma_estimate"] == pytest.approx(row["operator_sigma"], rel=0.35)
+        assert row["operator_sigma_deviation"] > 0
+        assert row["sigma"] == 0.02
+        assert row["sigma_estimate"] == pytest.approx(0.02, rel=0.5)
+    assert len({row["operator_sigma_estimate"] for row in found}) > len(found) / 2
+
+
+def test_an_estimate_does_not_depend_on_the_batch_nor_on_what_is_true(make_job):
+    job = make_job(degradation=BLIND)
+    stage = Stage(job, "cpu")
+    batch = samples(KEYS, map(picture, range(5)))
+    for sample, found in zip(batch, stage.run(batch), strict=True):
+        (alone,) = stage.run([sample])
+        for parameter, (value, deviation) in alone.own.estimates.items():
+            assert found.own.estimates[parameter] == (
+                pytest.approx(value, rel=1e-5),
+                pytest.approx(deviation, rel=1e-3),
+            )
+            assert parameter.range[0] <= value <= parameter.range[1]
+        assert np.abs(alone.restored.astype(int) - found.restored).max() <= 1
+
+
+def test_a_measurement_is_restored_with_what_it_says_itself(tmp_path, make_job):
+    """The same by a job of images, whose truth is known, and by one of its measurements."""
+    operator = {"name": "gaussian_blur", "taps": 13, "sigma": {"value": 1.5, "estimate": [0.5, 4.0]}}
+    images = execute(make_job(degradation={"operator": operator}, images="all"))
+    files = [(f"{row['key']}.png", row["measurement"]) for row in rows(images)]
+    asked = operator | {"sigma": {"estimate": [0.5, 4.0]}}
+    job = make_job(
+        data={"shards": str(write_tar(tmp_path / "y.tar", files)), "kind": "measurements", "size": SIZE},
+        degradation={"operator": asked},
+        metrics=[],
+        output=str(tmp_path / "measurements"),
+    )
+    for row, other in zip(rows(execute(job)), rows(images), strict=True):
+        assert row["operator_sigma_estimate"] == pytest.approx(1.5, rel=0.35)
+        assert row["operator_sigma_estimate"] == pytest.approx(other["operator_sigma_estimate"], rel=0.1)
+        assert "operator_sigma" not in row
