@@ -46,8 +46,8 @@ def linear_motion_blur(
 ) -> Convolution:
     """Blur along a straight line of `length` pixels, turned by `angle` degrees counter-clockwise.
 
-    The camera moves at constant speed while the shutter is open: MATLAB's `fspecial("motion")`, but with
-    every point of the line shared by the pixels around it. For the circular boundary only.
+    The camera moves at constant speed while the shutter is open, and every point of the line is shared by
+    the pixels around it. For the circular boundary only. Source: MATLAB's fspecial("motion"), but for that.
     """
     along = (torch.arange(STEPS, dtype=torch.float64) + 0.5) / STEPS * length
     radians = math.radians(angle)

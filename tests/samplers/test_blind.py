@@ -46,7 +46,7 @@ def test_where_the_model_holds_the_estimate_is_as_far_off_as_it_says(sigma_y, th
     )
     found = estimate(Family(BLUR, (3, SIZE, SIZE)), y, sigma_y)
     scores = (found.values[:, 0] - truths) / found.deviations[:, 0]
-    assert (found.values[:, 0] / truths - 1).abs().median() < 0.02
+    assert (found.values[:, 0] / truths - 1).abs().median() < (0.03 if sigma_y else 0.01)
     assert scores.abs().max() < 5
     assert 0.4 < scores.square().mean().sqrt() < 1.7
 
