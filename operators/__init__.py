@@ -20,6 +20,7 @@ from kintsugi.operators.channels import colorize
 from kintsugi.operators.compose import chain
 from kintsugi.operators.hadamard import compressed_sensing
 from kintsugi.operators.jpeg import jpeg
+from kintsugi.operators.module import from_deepinv, of_module
 from kintsugi.operators.motion import linear_motion_blur, motion_blur
 from kintsugi.operators.nonlinear import hdr, phase_retrieval, quantize
 from kintsugi.operators.pointwise import Mask, denoise, inpaint
@@ -40,6 +41,8 @@ __all__ = [
     "SpecError",
     "build",
     "files_of",
+    "from_deepinv",
+    "of_module",
     "stack",
 ]
 

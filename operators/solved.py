@@ -62,16 +62,21 @@ class Solved(Linear):
             shape: of a measurement, perhaps with one channel where each is by itself.
         """
         v = torch.randn(1, *shape, generator=torch.Generator().manual_seed(0)).double()
-        count = None
-        for number, (_, residual) in enumerate(islice(self.iterates(v, self.ridge), MOST), 1):
-            if residual.norm() <= tolerance * v.norm():
-                count = number + number // 8 + 1
-                break
-        if count is None:
+        single = deepcopy(self).float()
+        reached = [self.reaches(v, tolerance), single.reaches(v.float(), SINGLE)]
+        if None in reached:
             return None
-        found, _ = next(islice(deepcopy(self).float().iterates(v.float(), self.ridge), count - 1, None))
+        count = max(filter(None, reached))
+        count += count // 8 + 1
+        found, _ = next(islice(single.iterates(v.float(), self.ridge), count - 1, None))
         left = v - self.forward(self.adjoint(found.double())) - self.ridge * found.double()
         return count if left.norm() <= SINGLE * v.norm() else None
+
+    def reaches(self, v: Tensor, tolerance: float) -> int | None:
+        """Which iterate, from 1, is the first whose relative residual is within `tolerance`, if any."""
+        residuals = (residual.norm() for _, residual in islice(self.iterates(v, self.ridge), MOST))
+        limit = tolerance * v.norm()
+        return next((number for number, left in enumerate(residuals, 1) if left <= limit), None)
 
     def solve(self, v: Tensor, ridge: float | Tensor = 0.0) -> Tensor:
         """Hᵀ (H Hᵀ + max(ridge, λ))⁻¹ v, (B, *measurement_shape) → (B, C, H, W).

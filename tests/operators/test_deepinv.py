@@ -4,12 +4,13 @@ import pytest
 import torch
 from kit.operators import channel_mask, draw
 
-from kintsugi import operators
+from kintsugi import operators, testing
 
 pytest.importorskip("deepinv", reason="deepinv, the library compared with, is not installed")
 physics = pytest.importorskip("deepinv.physics")
 
 SHAPE = (3, 16, 24)
+KERNEL = torch.tensor([[1.0, 2.0, 0.0], [2.0, 4.0, 1.0], [0.0, 1.0, 1.0]])[None, None] / 12
 
 
 def build(name, shape=SHAPE, **parameters):
@@ -75,3 +76,38 @@ def test_hadamard_coefficients():
     torch.testing.assert_close(
         ours.forward(x).flatten(1).sort().values, theirs.A(x).flatten(1).sort().values, rtol=0, atol=1e-5
     )
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: physics.Blur(filter=KERNEL, padding="constant"),
+        lambda: physics.Blur(filter=KERNEL, padding="valid"),
+        lambda: physics.Tomography(angles=6, img_width=12, normalize=True),
+    ],
+    ids=["blur", "valid", "tomography"],
+)
+def test_a_physics_is_an_operator(make, monkeypatch):
+    monkeypatch.setitem(
+        operators.BUILTIN, "of_a_physics", lambda shape: operators.from_deepinv(make(), shape)
+    )
+    testing.check_operator({"name": "of_a_physics"}, (1, 12, 12))
+
+
+def test_the_measurement_of_a_linear_physics_is_moved_from_0_1():
+    """Of an image u in [0, 1] and x = 2u − 1: H x = 2 A u − A 1."""
+    theirs = physics.Tomography(angles=6, img_width=12, normalize=True)
+    ours = operators.from_deepinv(theirs, (1, 12, 12)).float()
+    u = torch.rand(2, 1, 12, 12, generator=torch.Generator().manual_seed(0))
+    moved = 2 * theirs.A(u) - theirs.A(torch.ones_like(u))
+    torch.testing.assert_close(ours.forward(2 * u - 1), moved, rtol=0, atol=1e-5)
+    assert ours.linear
+    assert not ours.pixels
+
+
+def test_a_physics_that_is_not_linear_keeps_the_scale():
+    theirs = physics.Physics(A=lambda u: u**2)
+    ours = operators.from_deepinv(theirs, (1, 6, 6)).float()
+    u = torch.rand(2, 1, 6, 6, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(ours.forward(2 * u - 1), 2 * u**2 - 1, rtol=0, atol=1e-6)
+    assert not ours.linear
