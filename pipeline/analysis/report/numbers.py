@@ -91,6 +91,22 @@ def calibration_table(metrics: Mapping[str, Any]) -> Table:
     return Table(columns, [*rows, ["error / spread √(1 + 1/K), RMS of all", "1", *last]])
 
 
+def estimates_table(metrics: Mapping[str, Any]) -> Table:
+    """What was estimated with each sample, and how far from the truth; no rows where nothing was."""
+    columns = ["estimated", "range", "error, median", "error, 90 %", "deviation", "within 2 of it, 95 %", "n"]
+    rows = []
+    for found in metrics.get("estimates", []):
+        shares = [
+            "–" if found.get(name) is None else f"{100 * found[name]:.1f} %" for name in ("error", "error_90")
+        ]
+        within = found.get("within")
+        covered = with_interval(*(within[part] for part in STATED[:3])) if within else "–"
+        span = " … ".join(f"{end:g}" for end in found["range"])
+        stated = number(found.get("deviation"))
+        rows.append([found["field"], span, *shares, stated, covered, str(found["n"])])
+    return Table(columns, rows)
+
+
 def about_baselines(metrics: Mapping[str, Any]) -> list[str]:
     """In words, where restoring did worse than that, and which of it there is not."""
     known = list(baselines(metrics))

@@ -56,6 +56,7 @@ class NotReadBack(TypedDict, total=False):
     units: Any
     breakdowns: Any
     calibration: Any
+    estimates: Any
     cost: Any
     failures: Any
     job: Any

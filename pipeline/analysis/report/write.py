@@ -16,12 +16,14 @@ from markupsafe import Markup
 
 from kintsugi.pipeline.analysis.aggregate import summarise
 from kintsugi.pipeline.analysis.calibration import calibration
+from kintsugi.pipeline.analysis.estimates import estimates
 from kintsugi.pipeline.analysis.measures import about, bare, count, interval, number, title, with_interval
 from kintsugi.pipeline.analysis.report.gallery import choose, contact_sheet, draw_deviations, failures, fitted
 from kintsugi.pipeline.analysis.report.numbers import (
     about_baselines,
     against,
     calibration_table,
+    estimates_table,
     exact_table,
     groups_csv,
     histogram,
@@ -72,6 +74,8 @@ def contents(run: Run, rows: Path) -> list[tuple[str, bytes]]:
     metrics = results(run, tally, summary, set_metrics(run))
     if calibrated := calibration(run, rows):
         metrics["calibration"] = calibrated
+    if estimated := estimates(run, rows):
+        metrics["estimates"] = estimated
     beside = against(metrics)
     tables = [table(metrics), *([beside] if beside.rows else [])]
     found = {
@@ -93,6 +97,7 @@ def contents(run: Run, rows: Path) -> list[tuple[str, bytes]]:
             means={name: v["value"] for name, v in numbers(metrics).items()},
             published=published(run.job),
             calibration=calibration_table(metrics),
+            estimates=estimates_table(metrics),
             cards=list(zip(cards, pictures, strict=True)),
             kinds={kind: kind for found in pictures for kind in found},
             failed=failed,
