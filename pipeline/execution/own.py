@@ -1,7 +1,10 @@
 """Samples with parameters of their own: the operator of each, estimates of what is unknown, and the batch."""
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -49,6 +52,20 @@ def own_of(job: Job, sample: Decoded, shape: tuple[int, int, int], device: torch
     return Own(operators.build(degradation.operator, shape, device=device), degradation, values)
 
 
+def family_of(spec: dict[str, Any], shape: tuple[int, int, int], device: torch.device) -> Family:
+    """The operators of a spec with ranges; of the same spec the same, which remember what they compute."""
+    try:
+        return remembered_family(json.dumps(spec), shape, device)
+    except TypeError:  # a mask or kernel of the sample's own, in whose family there is no other sample
+        return Family(spec, shape, device=device)
+
+
+@lru_cache(maxsize=8)
+def remembered_family(spec: str, shape: tuple[int, int, int], device: torch.device) -> Family:
+    """As `family_of`, of the spec's JSON."""
+    return Family(json.loads(spec), shape, device=device)
+
+
 def as_told(job: Job, one: Own, y: Tensor) -> Own:
     """A sample as the sampler is told of it: in place of true values what the measurement says of them.
 
@@ -75,7 +92,7 @@ def as_told(job: Job, one: Own, y: Tensor) -> Own:
     if inside:
         ranges = {each: {"estimate": each.range} for each in inside.values()}
         asked = with_values({"operator": told.operator, "sigma": 0.0}, ranges)["operator"]
-        family = Family(asked, shape, device=device)
+        family = family_of(asked, shape, device)
         found = estimate(family, y, told.sigma_y)
         pairs = torch.stack([found.values[0], found.deviations[0]]).T.tolist()
         for each, (value, deviation) in zip(family.unknown, pairs, strict=True):
