@@ -79,12 +79,12 @@ def test_in_single_precision_too(name, case, sigma_y):
     assert_alone_is_in_batch(build(name), case, sigma_y, torch.float32, 1e-5)
 
 
-@pytest.mark.parametrize("sigma_y", [0.0, LEVELS], ids=["noiseless", "levels"])
+@pytest.mark.parametrize("sigma_y", [0.0, LEVELS + 0.1], ids=["noiseless", "levels"])
 @pytest.mark.parametrize("case", [*LINEAR, "solved for"])
 @ALL
 def test_from_the_linear_mmse_too(name, case, sigma_y):
-    """Its iterations end before they converge, and make 1e-8 to 1e-7 of a rounding."""
-    assert_alone_is_in_batch(build(name, init="lmmse", start=0.4), case, sigma_y, limit=1e-5)
+    """With less noise its iterations end before they converge, and make 1e-8 of a rounding."""
+    assert_alone_is_in_batch(build(name, init="lmmse", start=0.4), case, sigma_y)
 
 
 @pytest.mark.parametrize(
