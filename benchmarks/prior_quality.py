@@ -22,7 +22,7 @@ from rich.progress import track
 from safetensors.torch import load_file
 
 from kintsugi import priors
-from kintsugi.pipeline.data.decode import Images
+from kintsugi.pipeline.data.convert import Images
 from kintsugi.pipeline.data.plan import make_plan
 from kintsugi.pipeline.data.read import read_unit
 from kintsugi.pipeline.data.shards import expand

@@ -199,17 +199,16 @@ class Run:
             return read_metrics(self.report.parent / METRICS)
 
     def picture(self, key: str, kind: Picture = "restored") -> Image.Image:
-        """A picture that a sample's row keeps, 8 bits.
+        """A picture that a sample's row keeps, 8 bits of grey or RGB.
+
+        Of many channels it shows the first three, of two the first.
 
         Raises:
             JobError: there is no such sample, or no such picture of it; the message says why.
         """
-        from io import BytesIO
-
-        from PIL import Image
-
         from kintsugi.pipeline.analysis.query import rows_of
         from kintsugi.pipeline.analysis.report.gallery import rows_at
+        from kintsugi.pipeline.data.pictures import shown
         from kintsugi.pipeline.storage.files import parquet
 
         if kind not in ("restored", "measurement", "truth"):
@@ -223,7 +222,7 @@ class Run:
             if row[kind] is None:
                 why = row["error"] or "the job keeps no such pictures: see its field `images`"
                 raise JobError(f"picture: there is no {kind} of {key!r}: {why}")
-            return Image.open(BytesIO(row[kind]))
+            return shown(row[kind])
 
     def __repr__(self) -> str:
         from kintsugi.jobs.terminal import to_text

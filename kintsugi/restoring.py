@@ -12,7 +12,8 @@ from torch import Tensor
 
 from kintsugi.device import default_device
 from kintsugi.errors import JobError
-from kintsugi.pipeline.data.decode import Decoded, Measurements
+from kintsugi.pipeline.data.convert import Measurements
+from kintsugi.pipeline.data.decode import Decoded
 from kintsugi.pipeline.data.depth import DEVIATIONS, OVERSHOOT
 from kintsugi.pipeline.execution.degrade import levels
 from kintsugi.pipeline.execution.problems import Prepared

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 from contextlib import suppress
 from typing import Any, Literal
 
@@ -9,6 +10,7 @@ from pydantic import Field, field_validator, model_validator
 
 from kintsugi import operators, priors, samplers
 from kintsugi.errors import ShapeError, SpecError
+from kintsugi.pipeline.metrics.metric import GREY_OR_RGB
 from kintsugi.pipeline.metrics.registry import check as check_metrics
 from kintsugi.pipeline.parts import (
     MAX_SIZE,
@@ -25,6 +27,8 @@ from kintsugi.pipeline.parts import (
     refuse_no_location,
 )
 from kintsugi.pipeline.storage.location import Location, Written, at
+
+MAX_VALUES = 1 << 28  # of an image
 
 OPERATIONAL = (
     "output",
@@ -110,7 +114,8 @@ class Job(Model):
 
     def check_score(self) -> "Job":
         """Raise a ValueError for what comparing restored images has no use for, or lacks."""
-        check_metrics(self.metrics, MAX_SIZE, True, self.reference)  # each image is asked for its own size
+        # Each image is asked for its own size.
+        check_metrics(self.metrics, MAX_SIZE, True, self.reference, self.data.channels)
         if self.data.true_images is None:
             raise ValueError("data.truth: missing; name the true images, with which restored are compared")
         unused = {"data.fit": self.data.fit != "exact", "data.range": self.data.range is not None}
@@ -126,6 +131,10 @@ class Job(Model):
         for field, given in unused.items():
             if given is not None:
                 raise ValueError(f"data.{field}: is for data.kind=restored; leave it out")
+        if math.prod(self.image_shape) > MAX_VALUES:
+            raise ValueError(
+                f"data.channels: with data.size they make more than {MAX_VALUES:,} values an image"
+            )
         if data.truth is not None and not self.from_measurements:
             raise ValueError("data.truth: images are the truth of what is made of them; leave it out")
         if data.wanted.truth is not None and data.wanted.truth.member == data.member:
@@ -152,8 +161,8 @@ class Job(Model):
         if isinstance(path := self.prior.get("path"), str):
             at(path)
         # Of measurements each image is asked for its own size, where they have a truth.
-        smallest = self.data.size if self.data.truth is None else MAX_SIZE
-        check_metrics(self.metrics, smallest, self.has_truth, self.reference)
+        smallest = data.size if data.truth is None else MAX_SIZE
+        check_metrics(self.metrics, smallest, self.has_truth, self.reference, data.channels)
         if self.from_measurements and self.data.fit != "exact":
             raise ValueError("data.fit: measurements are restored in the size they have; leave it out")
         if self.from_measurements and self.images != "restored":
@@ -164,6 +173,11 @@ class Job(Model):
         if not self.from_measurements and self.restoration != several:
             raise ValueError(
                 "restoration: is for data.kind=measurements; leave it out, but for samples_per_image"
+            )
+        if self.data.channels not in GREY_OR_RGB and not self.restoration.format.startswith("png"):
+            raise ValueError(
+                f"restoration.format: {self.restoration.format} holds 1 or 3 channels, data.channels is "
+                f"{self.data.channels}; png and png16 are written as .npy"
             )
         return self
 
@@ -201,7 +215,7 @@ class Job(Model):
     @property
     def image_shape(self) -> tuple[int, int, int]:
         """(C, H, W) of the square images."""
-        return (3, self.data.size, self.data.size)
+        return (self.data.channels, self.data.size, self.data.size)
 
 
 def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -41,6 +41,11 @@ def absent(value: object) -> bool:
     return not (value.operator if isinstance(value, Degradation) else value)
 
 
+def is_rgb(channels: int) -> bool:
+    """Whether a job file leaves `data.channels` out."""
+    return channels == 3
+
+
 def refuse_no_location(value: T) -> T:
     """The value of a field; raises ValueError for text, or a text among several, that is no path or URL."""
     for name in value if isinstance(value, list) else [value]:
@@ -56,10 +61,11 @@ MemberName = Annotated[str, Field(pattern=r"^[^./][^/]*$")]
 
 
 class Truth(NamedTuple):
-    """The true image beside a measurement, by what follows the key in its name; range: `data.range`."""
+    """The true image beside a measurement, by what follows the key in its name; as of the data."""
 
     member: str
     range: Range | None = None
+    channels: int = 3
 
 
 class Wanted(NamedTuple):
@@ -153,6 +159,13 @@ class Data(Source):
         description="Side of the square images, pixels; of measurements, the side of the tiles that the "
         "network sees of larger images.",
     )
+    channels: PositiveInt = Field(
+        default=3,
+        le=256,
+        exclude_if=is_rgb,
+        description="Of the images, as they are restored. 3: sRGB. 1: grey; colours become their luma. Any "
+        "other number: .npy (C, H, W), or pictures that have just as many, such as 4 of RGBA.",
+    )
     fit: Literal["exact", "resize_crop"] = Field(
         default="exact",
         description="exact: an image of another size is a failed row. resize_crop: shorter side to "
@@ -183,7 +196,9 @@ class Data(Source):
     @property
     def wanted(self) -> Wanted:
         """Which files of a sample are its image and its truth."""
-        truth = Truth(self.truth.member, self.range) if isinstance(self.truth, Beside) else None
+        truth = (
+            Truth(self.truth.member, self.range, self.channels) if isinstance(self.truth, Beside) else None
+        )
         return Wanted(self.member, (), truth)
 
 

@@ -14,8 +14,9 @@ import torch
 from kintsugi.errors import SpecError
 from kintsugi.priors.base import NetworkPrior, Prior
 from kintsugi.priors.cache import checksum
-from kintsugi.priors.checkpoint import Described, check_intact
+from kintsugi.priors.checkpoint import Described, channels_of, check_intact
 from kintsugi.priors.formats import adm, diffusers_model, rectified_flow
+from kintsugi.priors.grouped import said as said_of_channels
 from kintsugi.priors.natural import describe as describe_natural
 from kintsugi.priors.natural import natural
 from kintsugi.priors.published import PUBLISHED
@@ -88,6 +89,8 @@ def examine(spec: Mapping[str, Any], image_shape: tuple[int, int, int]) -> Exami
         title += f", {classes} classes"
     if said := getattr(found, "said", ""):
         title += f", {said}"
+    if said := said_of_channels(channels_of(found), image_shape[0]):
+        title += f"; {said}"
     return Examined(sha256, title)
 
 

@@ -81,6 +81,12 @@ class Described(Protocol):
         """All that decides what the prior computes."""
 
 
+def channels_of(described: Described) -> int | None:
+    """The channels that it takes, None for any; one that does not say `image_channels` is of RGB."""
+    channels: int | None = getattr(described, "image_channels", 3)
+    return channels
+
+
 def read(path: Path, device: str = "cpu") -> Any:
     """The content of a checkpoint: safetensors, or torch.save's format without any code.
 

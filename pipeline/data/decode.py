@@ -1,20 +1,18 @@
-"""Decode a sample: an image of its members, or a measurement, or why there is none."""
+"""Decode a sample: what is made of its members, or why there is none; and how image files are opened."""
 
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from io import BytesIO
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from kintsugi.errors import UnreadableImage, error_text
-from kintsugi.operators.arrays import read_array
 from kintsugi.pipeline.data.colour import in_srgb
-from kintsugi.pipeline.data.depth import deep, of_eight_bits, on_range, rounded
-from kintsugi.pipeline.data.names import IMAGE_SUFFIXES, kind_of
-from kintsugi.pipeline.parts import Range, Truth
+from kintsugi.pipeline.data.depth import deep, rounded
+from kintsugi.pipeline.data.names import IMAGE_SUFFIXES
 from kintsugi.pipeline.storage.location import pause
 
 # fmt: off
@@ -25,7 +23,6 @@ FORMATS = {
 # fmt: on
 """What Pillow may take a file for, with a suffix: some of its other decoders start programs."""
 MAX_PIXELS = 100_000_000
-LUMINANCE = np.array([0.299, 0.587, 0.114], np.float32)  # of BT.601, as Pillow's mode L
 MAX_PAGES = 64  # that are looked at for whether they are images of their own
 REDUCED_OR_MASK, SUBFILE_TYPE = 5, 254  # of TIFF: the page belongs to another one
 MEMORY_ATTEMPTS = 4  # to decode a sample for which there is too little
@@ -42,7 +39,7 @@ class Decoded:
     """One sample of a unit, or the error that takes its place.
 
     Attributes:
-        image: an image (H, W, 3), uint8 or, of more than 8 bits, float32 on [-1, 1]; or a measurement
+        image: an image (H, W, C), uint8 or, of more than 8 bits, float32 on [-1, 1]; or a measurement
             (C, h, w) float32 on [-1, 1].
         beside: the contents of the files that are wanted beside it, by what follows the key in their names.
         truth: of a measurement that has one beside it, as an image.
@@ -78,11 +75,11 @@ def decode(
     convert: Convert,
     file: str | None,
     skipped: bool = False,
-    truth: Truth | None = None,
+    true: Callable[[Mapping[str, bytes]], np.ndarray] | None = None,
 ) -> Decoded:
     """Decode one sample, unless it is to be skipped; every failure becomes the sample's error.
 
-    truth: what of the files beside it is its truth.
+    true: makes its true image of the files beside it.
     """
     if skipped:
         return Decoded(key, index, file=file, skipped=True)
@@ -101,108 +98,13 @@ def decode(
             label = read_label(content)
             image = convert({name: of for name, of in content.items() if name != BESIDE}, note)
             beside = content.get(BESIDE, {})
-            true = None if truth is None else true_image(beside[truth.member], truth)
-            return Decoded(key, index, image, None, label, source, file, beside, true)
+            truth = None if true is None else true(beside)
+            return Decoded(key, index, image, None, label, source, file, beside, truth)
         except Exception as error:  # one bad sample is one failed row
             failed = Decoded(key, index, None, error_text(error), label, source, file)
             if not isinstance(error, MemoryError):  # of the machine, which others use too: it may come back
                 break
     return failed
-
-
-@dataclass(frozen=True)
-class Images:
-    """Images of one size: (H, W, 3), uint8 or, of more than 8 bits, float32 on [-1, 1]."""
-
-    size: int
-    fit: Literal["exact", "resize_crop"]
-    range: Range | None = None
-
-    def __call__(self, content: dict[str, Any], note: Callable[[str], None]) -> np.ndarray:
-        with image_of(content, note) as image:
-            if self.fit == "exact" and image.size != (self.size, self.size):  # before it is decoded
-                raise UnreadableImage(
-                    f"{image.width}x{image.height} pixels, but data.size is {self.size}; "
-                    "set data.fit=resize_crop to resize and crop"
-                )
-            levels = deep(image, self.range)
-            if levels is None or of_eight_bits(levels):
-                rgb = to_rgb(image) if levels is None else as_rgb(levels)
-                return np.asarray(resize_crop(rgb, self.size))
-        planes = [resize_crop(Image.fromarray(levels[..., i]), self.size) for i in range(levels.shape[-1])]
-        cropped = np.stack([np.asarray(plane) for plane in planes], -1).clip(-1, 1)
-        return np.repeat(cropped, 3 // cropped.shape[-1], -1)
-
-
-@dataclass(frozen=True)
-class Measurements:
-    """Measurements of any size: (channels, h, w) float32 on [-1, 1].
-
-    Attributes:
-        range: `data.range`. deviation: of the noise, on [-1, 1].
-        pixels: whether measurements are images; the values of others have no range.
-    """
-
-    channels: int
-    range: Range | None = None
-    deviation: float = 0.0
-    pixels: bool = True
-
-    def __call__(self, content: dict[str, Any], note: Callable[[str], None]) -> np.ndarray:
-        if "npy" in content:
-            return self.from_array(content["npy"], note)
-        with image_of(content, note) as image:
-            return self.from_image(image)
-
-    def from_image(self, image: Image.Image) -> np.ndarray:
-        """An image of any mode, upright, over white; raises as `deep` and `to_rgb`."""
-        levels = deep(image, self.range)
-        if levels is None:
-            converted = to_rgb(image)
-            levels = np.asarray(converted if self.channels == 3 else converted.convert("L"), np.float32)
-            levels = levels.reshape(*levels.shape[:2], -1) / 127.5 - 1
-        elif levels.shape[-1] > self.channels:
-            levels = (levels @ LUMINANCE)[..., None]
-        else:
-            levels = np.repeat(levels, self.channels // levels.shape[-1], -1)
-        return np.ascontiguousarray(levels.transpose(2, 0, 1))
-
-    def from_array(self, content: bytes, note: Callable[[str], None]) -> np.ndarray:
-        """An .npy file, which must hold floating point numbers."""
-
-        def check(shape: tuple[int, ...], kind: np.dtype) -> None:
-            note(f"NPY {kind} {'x'.join(map(str, shape))}")
-            if kind.kind != "f" or len(shape) != 3:
-                raise UnreadableImage(
-                    f"an array of {kind} with shape {shape}; measurements are float (C, h, w), on [-1, 1] or "
-                    "data.range"
-                )
-
-        try:
-            values = read_array(content, 3 * MAX_PIXELS, check)
-        except ValueError as error:
-            raise UnreadableImage(str(error)) from error
-        if not np.isfinite(values).all():
-            raise UnreadableImage("the array holds NaN or infinity")
-        return on_range(values, self.range, self.deviation) if self.pixels else values.astype(np.float32)
-
-
-def true_image(content: bytes, truth: Truth) -> np.ndarray:
-    """The true image beside a measurement, of any size, as `Images` has them.
-
-    Raises:
-        UnreadableImage: there is none in the file. MemoryError: there is too little of it.
-    """
-    try:
-        with image_of({kind_of(truth.member): content}, lambda what: None) as image:
-            levels = deep(image, truth.range)
-            if levels is None or of_eight_bits(levels):
-                return np.asarray(to_rgb(image) if levels is None else as_rgb(levels))
-            return np.repeat(levels, 3 // levels.shape[-1], -1)
-    except MemoryError:  # of the machine, which others use too
-        raise
-    except Exception as error:
-        raise UnreadableImage(f"its truth, {truth.member}: {error_text(error)}") from error
 
 
 def readable() -> tuple[str, ...]:

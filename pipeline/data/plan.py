@@ -19,7 +19,7 @@ from kintsugi.errors import JobError
 from kintsugi.pipeline.data import shards
 from kintsugi.pipeline.data.names import IMAGE_SUFFIXES, NAMES, SUFFIXES, kind_of, stem_of
 from kintsugi.pipeline.data.pairs import Pairing
-from kintsugi.pipeline.data.pictures import SUFFIX
+from kintsugi.pipeline.data.pictures import suffix_of
 from kintsugi.pipeline.data.shards import SHA256SUMS, Place
 from kintsugi.pipeline.data.tar import DamagedShard
 from kintsugi.pipeline.data.units import (
@@ -96,7 +96,7 @@ def make_plan(
         refuse_unusable(summary, data)
         refuse_duplicates(temporary, np.frombuffer(hashes, np.uint64))
         if restoration is not None:
-            refuse_names(temporary, restoration, wanted)
+            refuse_names(temporary, restoration, data.channels, wanted)
     return summary
 
 
@@ -310,16 +310,16 @@ def place_of(found: tuple[str, str | None]) -> str:
     return shard if file is None else f"{shard}/{ascii(file)[1:-1]}"
 
 
-def restored_names(stem: PurePosixPath, restoration: Restoration) -> list[str]:
+def restored_names(stem: PurePosixPath, restoration: Restoration, channels: int) -> list[str]:
     """The files of one restored sample: the restoration; of several samples each, and their deviation."""
-    suffix, count = SUFFIX[restoration.format], restoration.samples_per_image
+    suffix, count = suffix_of(restoration.format, channels), restoration.samples_per_image
     if count == 1:
         return [f"{stem}.{suffix}"]
     samples = [f"{stem}.sample{number:02d}.{suffix}" for number in range(count)]
     return [f"{stem}.{suffix}", *samples, f"{stem}.std.npy"]
 
 
-def refuse_names(plan: Path, restoration: Restoration, wanted: Wanted) -> None:
+def refuse_names(plan: Path, restoration: Restoration, channels: int, wanted: Wanted) -> None:
     """Raise a JobError for files of a folder whose restorations cannot be written beside each other.
 
     In a tar they can: its keys are unique and have no dots, and its names any length.
@@ -329,9 +329,9 @@ def refuse_names(plan: Path, restoration: Restoration, wanted: Wanted) -> None:
         files.setdefault(row["shard"], []).extend(row["files"] or ())
     for shard, names in files.items():
         stems = {PurePosixPath(stem_of(name, wanted)): name for name in names}
-        restored = {restored_names(stem, restoration)[0]: name for stem, name in stems.items()}
+        restored = {restored_names(stem, restoration, channels)[0]: name for stem, name in stems.items()}
         for stem, name in stems.items():
-            for one in restored_names(stem, restoration):
+            for one in restored_names(stem, restoration, channels):
                 if (length := len(PurePosixPath(one).name.encode())) > MAX_NAME:
                     raise JobError(
                         f"data.shards: {shard}: the restoration of {name!r} would have a name of {length} "

@@ -4,11 +4,13 @@ import time
 from collections.abc import Callable, Container, Iterator, Sequence
 from contextlib import closing
 from dataclasses import replace
+from functools import partial
 from itertools import islice
 from typing import Any
 
 from kintsugi.ahead import map_ahead
 from kintsugi.errors import JobError, MissingMember, UnreadableImage
+from kintsugi.pipeline.data.convert import true_image
 from kintsugi.pipeline.data.decode import BESIDE, Content, Convert, Decoded, decode
 from kintsugi.pipeline.data.members import Member
 from kintsugi.pipeline.data.names import key_of, stem_of, suffix_of
@@ -46,10 +48,12 @@ def read_unit(
         wanted: which files of a sample are read, as the plan was made with.
     """
 
+    make_true = None if wanted.truth is None else partial(true_image, truth=wanted.truth)
+
     def decoded(work: tuple[str, int, str | None, tuple[Content, float]]) -> Decoded:
         key, index, file, (content, fetching) = work
         mark = time.perf_counter()
-        sample = decode(key, index, refuse(key) or content, convert, file, key in skip, wanted.truth)
+        sample = decode(key, index, refuse(key) or content, convert, file, key in skip, make_true)
         return replace(sample, fetching=fetching, decoding=time.perf_counter() - mark)
 
     contents = contents_of(unit, members, wanted)

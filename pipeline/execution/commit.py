@@ -73,11 +73,14 @@ AFTER = pa.schema(
         ("restored", pa.binary()),  # of measurements in restoration.format, else PNG
         ("measurement", pa.binary()),  # PNG
         ("truth", pa.binary()),  # PNG
-        ("deviation", pa.binary()),  # of the samples, .npy of float16 (3, H, W) on the [-1, 1] scale
+        ("deviation", pa.binary()),  # of the samples, .npy of float16 (C, H, W) on the [-1, 1] scale
         ("samples", pa.list_(pa.binary())),  # in restoration.format
     ]
 )
-"""The columns of rows before and after those of metrics."""
+"""The columns of rows before and after those of metrics.
+
+Pictures of neither 1 nor 3 channels are .npy (C, H, W), whatever the format.
+"""
 KINDS = {"number": pa.float64(), "text": pa.string(), "file": pa.binary()}
 """Of the columns with parameters of samples."""
 PICTURES = ("restored", "measurement", "truth", "deviation", "samples")

@@ -111,7 +111,7 @@ class Problems:
         size = self.job.data.size
         for side in range(size, size + size // 4 if self.job.from_measurements else size + 1):
             with suppress(SpecError):
-                operator = self.of_images((3, side, side)).operator
+                operator = self.of_images((self.job.data.channels, side, side)).operator
                 return Shapes(operator.image_shape, operator.measurement_shape, operator.border)
         return None
 
@@ -188,11 +188,11 @@ class Problems:
     def measured(self) -> tuple[int, bool]:
         """Channels of a measurement, and whether it is an image."""
         if self.typical is None:
-            return 3, True
+            return self.job.data.channels, True
         return self.typical.measurement[0], self.of_images(self.typical.image).operator.pixels
 
     def of_samples(self, shape: tuple[int, ...]) -> Prepared:
-        """The problem of samples of this shape: of images, (H, W, 3), or of measurements, (C, h, w).
+        """The problem of samples of this shape: of images, (H, W, C), or of measurements, (C, h, w).
 
         Raises:
             ValueError: there is none, or its images would be too large.
@@ -200,7 +200,8 @@ class Problems:
         if not self.job.from_measurements:
             height, width, channels = shape
             return self.of_images((channels, height, width))
-        image, measurement, border = self.typical or Shapes((3, 1, 1), (3, 1, 1))
+        pixel = (self.job.data.channels, 1, 1)
+        image, measurement, border = self.typical or Shapes(pixel, pixel)
         if measurement == shape:
             return self.of_images(image)
         height, width = (
@@ -212,7 +213,7 @@ class Problems:
                 f"its restoration would have {height}x{width} pixels, more than {MAX_PIXELS:,} or a side of "
                 f"{MAX_SIDE:,}"
             )
-        found = self.of_images((3, height, width))
+        found = self.of_images((self.job.data.channels, height, width))
         if found.operator.measurement_shape != shape:
             raise ValueError(
                 f"a measurement of shape {shape}; of images of {height}x{width} the operator makes "

@@ -1,7 +1,7 @@
 """Export: restored measurements as shards with the names and keys of those they came from.
 
-A tar becomes RUN/restored/NAME.tar with KEY.png for each restored sample (or .jpg, .webp), Parquet too; a
-folder becomes RUN/restored/NAME/ with the same files. Where there are several samples per image,
+A tar becomes RUN/restored/NAME.tar with KEY.png for each restored sample (or .jpg, .webp, .npy), Parquet
+too; a folder becomes RUN/restored/NAME/ with the same files. Where there are several samples per image,
 KEY.sample00.png … and KEY.std.npy lie beside it. Failed samples are left out: they are in the rows.
 
 All of it is a function of the committed rows, whose checksums are in their records. So what lies there is
@@ -25,7 +25,7 @@ from kintsugi.pipeline.execution.commit import READERS, Commit, read_rows
 from kintsugi.pipeline.execution.directory import PLAN, RESTORED
 from kintsugi.pipeline.execution.open import refuse_shard_names, restored_name
 from kintsugi.pipeline.execution.run import Run
-from kintsugi.pipeline.parts import Restoration
+from kintsugi.pipeline.job import Job
 from kintsugi.pipeline.storage.files import lexists
 from kintsugi.pipeline.storage.location import Location
 from kintsugi.pipeline.storage.publish import publish, publish_bytes
@@ -203,12 +203,11 @@ def restored_files(run: Run, unit: tuple[Unit, Commit], *, by_file: bool) -> Ite
             if not stays_inside(name):
                 raise JobError(f"unit {commit.unit}: {name!r} is not the name of a file in a folder")
             stem = PurePosixPath(stem_of(name, run.job.wanted) if by_file else name)
-            yield from members(stem, row, run.job.restoration)
+            yield from members(stem, row, run.job)
 
 
-def members(
-    stem: PurePosixPath, row: dict[str, Any], restoration: Restoration
-) -> Iterator[tuple[str, bytes]]:
+def members(stem: PurePosixPath, row: dict[str, Any], job: Job) -> Iterator[tuple[str, bytes]]:
     """The files of one restored sample: name and content."""
     several = [] if row["deviation"] is None else [*row["samples"], row["deviation"]]
-    return zip(restored_names(stem, restoration), [row["restored"], *several], strict=True)
+    names = restored_names(stem, job.restoration, job.data.channels)
+    return zip(names, [row["restored"], *several], strict=True)

@@ -12,7 +12,8 @@ from torch import Tensor
 from kintsugi import priors
 from kintsugi.errors import JobError, UnreadableImage
 from kintsugi.operators import NotStackable, Operator, SpecError
-from kintsugi.pipeline.data.decode import Convert, Decoded, Images, Measurements
+from kintsugi.pipeline.data.convert import Images, Measurements
+from kintsugi.pipeline.data.decode import Convert, Decoded
 from kintsugi.pipeline.data.pictures import BITS
 from kintsugi.pipeline.execution.checkpoints import on_this_node
 from kintsugi.pipeline.execution.degrade import add_noise, baselines, eight_bits, levels
@@ -29,6 +30,8 @@ from kintsugi.pipeline.metrics.scoring import Scorer, residual
 from kintsugi.pipeline.metrics.weights import MissingWeights
 from kintsugi.priors import speed
 from kintsugi.priors.base import NetworkPrior
+from kintsugi.priors.checkpoint import Described, channels_of
+from kintsugi.priors.grouped import grouped, said
 from kintsugi.samplers import KeyedNoise
 
 BATCH_ON_CPU = 16  # `auto` where memory does not tell: larger batches are no faster there
@@ -65,7 +68,7 @@ class Scored:
 class Restored(Scored):
     """One restored sample.
 
-    Pictures are (H, W, 3) of uint8, or of uint16 if the job wants 16 bits; `measurement` is uint8 with the
+    Pictures are (H, W, C) of uint8, or of uint16 if the job wants 16 bits; `measurement` is uint8 with the
     measurement's size and channels, or is its pseudo-inverse where it is no image. `seconds` is the
     sampler's time for the batch divided by its size. `own`: where it has parameters of its own.
     """
@@ -99,18 +102,19 @@ class Stage:
     def __init__(self, job: Job, device: str | torch.device, files: Mapping[str, str] | None = None):
         self.job, self.device = job, torch.device(device)
         self.scorer, self.extractor = measuring(job, self.device)
-        self.prior, multiple = prior_of(job, self.device)
+        self.prior, described = prior_of(job, self.device)
         try:
-            self.problems = Problems(job, self.prior, self.device, multiple, files or {})
+            prior = grouped(self.prior, channels_of(described), job.data.channels)
+            self.problems = Problems(job, prior, self.device, described.multiple, files or {})
         except ValueError as error:
             raise JobError(f"sampler.{error}") from error
         data = job.data
-        self.convert: Convert = Images(data.size, data.fit, data.range)
+        self.convert: Convert = Images(data.size, data.fit, data.range, data.channels)
         if job.from_measurements:
             channels, pixels = self.problems.measured
             self.convert = Measurements(channels, data.range, job.degradation.most_noise, pixels)
         self.prior_sha256: str | None = self.prior.sha256
-        self.notes: list[str] = []
+        self.notes: list[str] = [note] if (note := said(channels_of(described), job.data.channels)) else []
         batch_size = BATCH_ON_CPU if job.compute.batch_size == "auto" else job.compute.batch_size
         self.memory = Memory(self.problems, self.prior, batch_size, self.notes)
         self.seconds = dict.fromkeys(("degrade", "sample", "forward", "vjp", "score"), 0.0)
@@ -211,7 +215,7 @@ class Stage:
         return results
 
     def run_batch(self, problem: Prepared, samples: Sequence[Decoded], arrays: np.ndarray) -> list[Restored]:
-        """Restore samples, whose arrays are (B, H, W, 3) or (B, C, h, w); raises as `run`."""
+        """Restore samples, whose arrays are (B, H, W, C) or (B, C, h, w); raises as `run`."""
         problem.begin([sample.label for sample in samples], self.batch_size)
         keys = [sample.key for sample in samples]
         job, count = self.job, len(keys)
@@ -281,15 +285,15 @@ class Stage:
         return found
 
 
-def prior_of(job: Job, device: torch.device) -> tuple[NetworkPrior, int]:
-    """A job's prior in its precision, and what sides of images must be divisible by.
+def prior_of(job: Job, device: torch.device) -> tuple[NetworkPrior, Described]:
+    """A job's prior in its precision, and what is known of it.
 
     Raises:
         JobError: it cannot be loaded.
     """
     try:
         here = on_this_node(job.prior)
-        prior, multiple = priors.load(here, device=device), priors.describe(here).multiple
+        prior, described = priors.load(here, device=device), priors.describe(here)
     except (SpecError, OSError) as error:
         raise JobError(str(error)) from error
     precision = PRECISIONS[job.compute.precision]
@@ -297,7 +301,7 @@ def prior_of(job: Job, device: torch.device) -> tuple[NetworkPrior, int]:
         speed.half_precision(prior, precision)
         if device.type == "cuda":
             speed.channels_last(prior)
-    return prior, multiple
+    return prior, described
 
 
 def form_of(sample: Decoded) -> Form:
@@ -309,11 +313,11 @@ def form_of(sample: Decoded) -> Form:
 def degrade(
     job: Job, problem: Prepared, keys: Sequence[str], samples: Tensor, beside: Sequence[np.ndarray]
 ) -> tuple[Tensor, Tensor | None]:
-    """Measurements y on [-1, 1], and the truth (B, 3, H, W) on [-1, 1] where there is one.
+    """Measurements y on [-1, 1], and the truth (B, C, H, W) on [-1, 1] where there is one.
 
     Args:
-        samples: images (B, H, W, 3), or measurements (B, C, h, w).
-        beside: the true images of measurements that have such, (H, W, 3) each.
+        samples: images (B, H, W, C), or measurements (B, C, h, w).
+        beside: the true images of measurements that have such, (H, W, C) each.
 
     Raises:
         UnreadableImage: the true images have another size than the restored ones, or one too small.
@@ -349,7 +353,7 @@ def measuring(job: Job, device: torch.device) -> tuple[Scorer, Extractor]:
 
 
 def features_of(extractor: Extractor, key: str, pictures: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """What metrics of sets see of pictures (H, W, 3) uint8, by space with their names behind it."""
+    """What metrics of sets see of pictures (H, W, C) uint8, by space with their names behind it."""
     return {
         space + of: values
         for of, picture in pictures.items()

@@ -42,8 +42,10 @@ class Extractor:
         """Features by space: float32 multiples of 2⁻¹⁶, of patches float16.
 
         Args:
-            picture: (H, W, 3) uint8. key: decides where its patches are taken.
+            picture: (H, W, 1 or 3) uint8, of which one stands for three. key: decides where its patches are
+                taken.
         """
+        picture = np.repeat(picture, 3 // picture.shape[-1], -1)
         found = {}
         for space in self.spaces:
             if space == "patches":

@@ -20,6 +20,8 @@ Measure = Callable[..., Tensor]
 Each is an image (1, C, H, W), float64 in [0, 1], that it must leave as it is.
 """
 
+GREY_OR_RGB = (1, 3)
+"""Channels of images that a network for colours sees, grey as three equal ones."""
 SPACE_WEIGHTS: Mapping[str, Weights | None] = {
     "clean": INCEPTION,
     "legacy_tensorflow": INCEPTION,
@@ -40,6 +42,7 @@ class ImageMetric:
         range: least and largest value, within which intervals stay.
         most: larger values, infinite ones too, count as this in every mean, difference and interval.
         smallest: side of the smallest image, pixels.
+        channels: how many an image may have; None: any number.
         weights: a file that it needs.
     """
 
@@ -51,6 +54,7 @@ class ImageMetric:
     range: tuple[float, float] = (0.0, math.inf)
     most: float = math.inf
     smallest: PositiveInt = 1
+    channels: tuple[PositiveInt, ...] | None = None
     weights: Weights | None = None
 
 
@@ -81,6 +85,11 @@ class SetMetric:
     def smallest(self) -> int:
         """Side of the smallest image, pixels."""
         return 8 if self.space == "patches" else 1
+
+    @property
+    def channels(self) -> tuple[int, ...]:
+        """How many an image may have: grey is three equal channels to it."""
+        return GREY_OR_RGB
 
 
 def plain(measure: Measure) -> Callable[[torch.device], Measure]:

@@ -149,16 +149,16 @@ def is_baseline(column: str) -> bool:
     return column.endswith(tuple(f"_{baseline}" for baseline in BASELINES))
 
 
-def check(names: Sequence[str], size: int, has_truth: bool, reference: object) -> None:
+def check(names: Sequence[str], size: int, has_truth: bool, reference: object, channels: int = 3) -> None:
     """Refuse metrics that cannot be computed, before anything runs.
 
     Args:
         size: side of the images, pixels. has_truth: whether there is one for each.
-        reference: what sets are compared with.
+        reference: what sets are compared with. channels: of the images.
 
     Raises:
-        SpecError: an unknown metric, a plug-in that cannot be used, one that needs larger images, or one
-            without what it compares with.
+        SpecError: an unknown metric, a plug-in that cannot be used, one that needs larger images or others'
+            channels, or one without what it compares with.
     """
     for name in names:
         if (metric := REGISTRY.get(name)) is None:
@@ -172,6 +172,9 @@ def check(names: Sequence[str], size: int, has_truth: bool, reference: object) -
             raise SpecError(
                 f"metrics: {name} needs images of at least {metric.smallest} pixels, data.size is {size}"
             )
+        if metric.channels is not None and channels not in metric.channels:
+            few = " or ".join(map(str, metric.channels))
+            raise SpecError(f"metrics: {name} is of images with {few} channels, data.channels is {channels}")
         if isinstance(metric, ImageMetric):
             if metric.needs_truth and not has_truth:
                 raise SpecError(

@@ -31,8 +31,7 @@ from kintsugi.priors.formats.diffusers_files import (
 )
 from kintsugi.priors.formats.diffusers_training import SCHEDULERS, Convention, score_ve
 
-CHANNELS = 3
-MOST_LAYERS, MOST_LABELS = 64, 100_000
+MOST_LAYERS, MOST_LABELS, MOST_CHANNELS = 64, 100_000, 256
 
 Variant = Annotated[str, Field(pattern=r"^[\w-]+$")]
 
@@ -56,6 +55,12 @@ class Description:
     def multiple(self) -> int:
         """What the sides of images must be divisible by."""
         return 2 ** (len(self.network.config.block_out_channels) - 1)
+
+    @property
+    def image_channels(self) -> int:
+        """Of the images."""
+        channels: int = self.network.config.in_channels
+        return channels
 
     @property
     def parameters(self) -> int:
@@ -86,7 +91,7 @@ class Description:
 
 
 class DiffusersPrior:
-    """A network of diffusers as a prior for images (B, 3, H, W), H and W divisible by `multiple`.
+    """A network of diffusers as a prior for images (B, C, H, W), H and W divisible by `multiple`.
 
     Attributes:
         sha256: checksum of the weights and the configurations.
@@ -108,7 +113,7 @@ class DiffusersPrior:
     def evaluate(self, x: Tensor, time: Tensor) -> Tensor:
         """The bare network, less the channels with which it may predict the variance."""
         output: Tensor = self.network(x, time, return_dict=False)[0]
-        return output[:, :CHANNELS]
+        return output[:, : x.shape[1]]
 
 
 def diffusers_model(
@@ -118,7 +123,7 @@ def diffusers_model(
     revision: str | None = None,
     variant: Variant | None = None,
 ) -> DiffusersPrior:
-    """Any unconditional `UNet2DModel` pipeline for RGB images saved by diffusers.
+    """Any unconditional `UNet2DModel` pipeline saved by diffusers, for images of any number of channels.
 
     Args:
         path: a folder, or a hub id such as google/ddpm-ema-celebahq-256, downloaded once into the hub's
@@ -237,16 +242,17 @@ def check_network(network: Any, scheduler: Any) -> None:
         CheckpointError: the message names the field of config.json.
     """
     config = network.config
+    channels = config.in_channels
     learned_variance = str(scheduler.config.get("variance_type")).startswith("learned")
     embeddings = ["positional"]
     if SCHEDULERS[type(scheduler).__name__] is score_ve:
         # It takes the logarithm of the time and divides by it: a noise level, never 0 or negative.
         embeddings.append("fourier")
     problems = {
-        "in_channels": config.in_channels != CHANNELS and "images must be RGB, 3 channels",
+        "in_channels": not 1 <= channels <= MOST_CHANNELS and f"1 to {MOST_CHANNELS} channels are expected",
         "out_channels": config.out_channels
-        not in ([CHANNELS, 2 * CHANNELS] if learned_variance else [CHANNELS])
-        and "3 channels are expected, or 6 with a learned variance_type",
+        not in ([channels, 2 * channels] if learned_variance else [channels])
+        and f"{channels} channels are expected, or {2 * channels} with a learned variance_type",
         "num_class_embeds": config.num_class_embeds is not None and "the network must be unconditional",
         "class_embed_type": config.class_embed_type is not None and "the network must be unconditional",
         "time_embedding_type": config.time_embedding_type not in embeddings

@@ -19,7 +19,7 @@ from kintsugi.priors.paths import DDPM, Path, RectifiedFlow, VarianceExploding, 
 T = TypeVar("T")
 
 Network = Callable[[Tensor, Tensor], Tensor]
-"""The bare network: images (B, 3, H, W) and the times (B,) it was trained with → (B, 3, H, W)."""
+"""The bare network: images (B, C, H, W) and the times (B,) it was trained with → (B, C, H, W)."""
 
 
 @dataclass(frozen=True)

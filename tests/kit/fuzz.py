@@ -39,7 +39,8 @@ from PIL import Image, ImageCms
 from kintsugi.errors import JobError, SpecError
 from kintsugi.operators import kernels, masks
 from kintsugi.pipeline.data.collection import as_it_is
-from kintsugi.pipeline.data.decode import Images, Measurements, decode
+from kintsugi.pipeline.data.convert import Images, Measurements
+from kintsugi.pipeline.data.decode import decode
 from kintsugi.pipeline.data.make import make_shards
 from kintsugi.pipeline.data.make.choosing import Options
 from kintsugi.pipeline.data.make.sources import Source

@@ -528,7 +528,7 @@ def test_a_hub_model_out_of_reach_is_refused(tmp_path, monkeypatch):
 
 
 REFUSED = {
-    "channels": ("unet", {"in_channels": 1}, r"config\.json has in_channels 1"),
+    "channels": ("unet", {"in_channels": 0}, r"config\.json has in_channels 0"),
     "outputs": ("unet", {"out_channels": 6}, r"out_channels 6"),
     "classes": ("unet", {"num_class_embeds": 10}, r"num_class_embeds 10.*unconditional"),
     "class type": ("unet", {"class_embed_type": "timestep"}, r"class_embed_type 'timestep'"),

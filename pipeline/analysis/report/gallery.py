@@ -17,8 +17,7 @@ from kintsugi.operators import Operator
 from kintsugi.operators.arrays import read_array
 from kintsugi.pipeline.analysis.aggregate import Distribution
 from kintsugi.pipeline.analysis.rows import measures_in
-from kintsugi.pipeline.data.decode import MAX_PIXELS, open_image
-from kintsugi.pipeline.data.pictures import encode
+from kintsugi.pipeline.data.pictures import MAX_VALUES, decoded, encode, shown
 from kintsugi.pipeline.execution.commit import PICTURES, is_picture, read_rows, schema_of
 from kintsugi.pipeline.execution.degrade import add_noise, levels
 from kintsugi.pipeline.execution.directory import data_file
@@ -36,7 +35,6 @@ BUDGET = 5 << 20  # bytes of all pictures; a third more as text in the file
 FORMS = ((512, None), (512, 90), (256, 90), (256, 60), (128, 60))
 SAMPLES = 3  # of those drawn for one measurement
 FAILURES = 24
-MAX_VALUES = 3 * MAX_PIXELS  # of a deviation
 SHEET_ROWS, GAP = 4, 4  # of pictures.png
 SHEET_SIDE = 1024  # pixels of a picture in it, at most
 KINDS = {"truth": "truth", "measurement": "measurement", "restored": "restoration"}
@@ -135,8 +133,7 @@ def refuse_no_pictures(row: dict[str, Any], file: Location) -> None:
                 if name == "deviation":
                     read_array(one, MAX_VALUES, refuse_no_deviation)
                 else:
-                    with open_image(one) as image:
-                        image.load()
+                    decoded(one)
             except Exception as error:  # whatever Pillow makes of it
                 raise JobError(f"{file}: {name} of {row['key']!r}: {error_text(error)}") from error
 
@@ -184,11 +181,8 @@ def with_pseudo_inverses(job: Job, cards: list[Card]) -> list[Card]:
             named = {"measurement": "pseudo-inverse"}
             card.pictures = {named.get(kind, kind): content for kind, content in pictures.items()}
         elif not job.from_measurements and "truth" in pictures and "measurement" in pictures:
-            with Image.open(BytesIO(pictures["truth"])) as truth:
-                x = (
-                    torch.from_numpy(np.array(truth.convert("RGB"))).permute(2, 0, 1)[None].float() / 127.5
-                    - 1
-                )
+            truth = decoded(pictures["truth"]).transpose(2, 0, 1).copy()
+            x = torch.from_numpy(truth)[None].float() / 127.5 - 1
             noise = KeyedNoise(job.seed, [card.key])
             with torch.no_grad():
                 y = add_noise(operator.forward(x), degradation.poisson, degradation.gaussian, noise)
@@ -219,8 +213,7 @@ def fitted(cards: Sequence[Card]) -> tuple[list[dict[str, bytes]], str]:
 
 def webp(content: bytes, side: int, quality: int | None) -> bytes:
     """A picture reduced to at most `side` pixels a side; without loss if `quality` is None."""
-    with Image.open(BytesIO(content)) as image:
-        picture = image.convert("RGB")
+    picture = shown(content).convert("RGB")
     picture.thumbnail((side, side), Image.Resampling.LANCZOS)
     buffer = BytesIO()
     picture.save(
@@ -235,7 +228,7 @@ def contact_sheet(cards: Sequence[Card]) -> Image.Image:
         [c.pictures[kind] for kind in ("measurement", "restoration", "truth") if kind in c.pictures]
         for c in cards[:SHEET_ROWS]
     ]
-    images = [[Image.open(BytesIO(content)).convert("RGB") for content in row] for row in rows]
+    images = [[shown(content) for content in row] for row in rows]
     # A row is as large as its largest picture, up to a bound.
     sides = [reduced(max(picture.size for picture in row)) for row in images]
     width = max(len(row) * (w + GAP) - GAP for row, (w, _) in zip(images, sides, strict=True))

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from kintsugi.pipeline.metrics.metric import ImageMetric, Measure
+from kintsugi.pipeline.metrics.metric import GREY_OR_RGB, ImageMetric, Measure
 from kintsugi.pipeline.metrics.weights import ALEXNET, Weights
 
 
@@ -19,7 +19,8 @@ def lpips(network: str, weights: Weights) -> Callable[[torch.device], Measure]:
         net = LearnedPerceptualImagePatchSimilarity(net_type=network, normalize=True).net.to(device)
 
         def measure(restored: Tensor, truth: Tensor) -> Tensor:
-            return net(restored.float(), truth.float(), normalize=True).squeeze()
+            seen, true = (image.float().expand(-1, 3, -1, -1) for image in (restored, truth))
+            return net(seen, true, normalize=True).squeeze()
 
         return measure
 
@@ -30,8 +31,9 @@ METRIC = ImageMetric(
     "LPIPS (AlexNet)",
     "lower",
     "Distance of deep features, 0 for equal images: AlexNet, version 0.1.\n"
-    "Inputs on [-1, 1], no resizing (Zhang et al., CVPR 2018, 1801.03924).",
+    "Inputs on [-1, 1], no resizing; grey as three equal channels (Zhang et al., CVPR 2018, 1801.03924).",
     lpips("alex", ALEXNET),
     smallest=32,
+    channels=GREY_OR_RGB,
     weights=ALEXNET,
 )

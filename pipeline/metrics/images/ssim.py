@@ -16,7 +16,7 @@ METRIC = ImageMetric(
     "SSIM",
     "higher",
     "Structural similarity, at most 1.\n"
-    "Gaussian window of σ = 1.5 and 11 pixels, on RGB; borders are "
+    "Gaussian window of σ = 1.5 and 11 pixels, mean of the channels; borders are "
     "reflected, so that every pixel counts, where Wang's code leaves out 5 at each side "
     "(Wang et al., IEEE TIP 2004).",
     plain(ssim),

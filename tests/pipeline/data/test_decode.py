@@ -13,7 +13,8 @@ from PIL import Image, ImageCms
 
 from kintsugi.pipeline.data import decode as decoding
 from kintsugi.pipeline.data.collection import as_it_is
-from kintsugi.pipeline.data.decode import Decoded, Images, Measurements, decode
+from kintsugi.pipeline.data.convert import Images, Measurements
+from kintsugi.pipeline.data.decode import Decoded, decode
 from kintsugi.pipeline.data.depth import RANGES
 from kintsugi.pipeline.data.make.choosing import Options
 from kintsugi.pipeline.data.make.sources import Source

@@ -17,7 +17,8 @@ from kit.shards import SIZE, encode, picture, special, write_tar
 from kintsugi.errors import JobError
 from kintsugi.pipeline.data import shards as shards_module
 from kintsugi.pipeline.data.collection import Collection
-from kintsugi.pipeline.data.decode import Decoded, Images
+from kintsugi.pipeline.data.convert import Images
+from kintsugi.pipeline.data.decode import Decoded
 from kintsugi.pipeline.data.make import make_shards
 from kintsugi.pipeline.data.make.choosing import Options
 from kintsugi.pipeline.data.names import SUFFIXES, key_of

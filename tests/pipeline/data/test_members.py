@@ -11,7 +11,8 @@ from pydantic import ValidationError
 
 from kintsugi.errors import JobError
 from kintsugi.pipeline.data import read
-from kintsugi.pipeline.data.decode import Decoded, Images
+from kintsugi.pipeline.data.convert import Images
+from kintsugi.pipeline.data.decode import Decoded
 from kintsugi.pipeline.data.plan import make_plan
 from kintsugi.pipeline.data.read import read_unit
 from kintsugi.pipeline.data.units import PlanSummary, read_members, read_units

@@ -17,7 +17,8 @@ from kintsugi.errors import JobError
 from kintsugi.jobs.terminal import EXIT_SOME_FAILED
 from kintsugi.pipeline.data import parquet
 from kintsugi.pipeline.data.collection import Collection
-from kintsugi.pipeline.data.decode import Decoded, Images
+from kintsugi.pipeline.data.convert import Images
+from kintsugi.pipeline.data.decode import Decoded
 from kintsugi.pipeline.data.make import make_shards
 from kintsugi.pipeline.data.make.choosing import Options
 from kintsugi.pipeline.data.plan import make_plan

@@ -9,7 +9,8 @@ import pytest
 from kit.shards import SIZE, encode, picture, write_tar
 from PIL import Image
 
-from kintsugi.pipeline.data.decode import Decoded, Images, decode
+from kintsugi.pipeline.data.convert import Images
+from kintsugi.pipeline.data.decode import Decoded, decode
 from kintsugi.pipeline.data.plan import make_plan
 from kintsugi.pipeline.data.read import read_unit
 from kintsugi.pipeline.data.units import read_members, read_units

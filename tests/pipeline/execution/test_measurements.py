@@ -223,7 +223,7 @@ def test_a_16_bit_measurement_keeps_its_bits(make_measurement_job, tmp_path):
 @pytest.mark.parametrize(
     ("array", "message"),
     [
-        (np.zeros((3, 8), np.float32), r"shape \(3, 8\); measurements are float \(C, h, w\)"),
+        (np.zeros((3, 8), np.float32), r"shape \(3, 8\); it must be \(C, h, w\)"),
         (np.zeros((3, 8, 8), np.int64), "int64 with shape"),
         (np.full((3, 8, 8), np.nan), "NaN or infinity"),
         (np.zeros((1, 8, 8)), r"shape \(1, 8, 8\); of images of 32x32 the operator makes \(3, 8, 8\)"),

@@ -19,7 +19,7 @@ from PIL import Image
 from kintsugi import priors, samplers
 from kintsugi.errors import JobError
 from kintsugi.pipeline.analysis.rows import committed
-from kintsugi.pipeline.data import decode
+from kintsugi.pipeline.data import convert
 from kintsugi.pipeline.execution import stage as restore
 from kintsugi.pipeline.execution import worker
 from kintsugi.pipeline.execution.actors import RayWorker, on_ray
@@ -270,7 +270,7 @@ def test_memory_of_the_machine_that_is_lacking_for_a_while_is_waited_for(make_jo
     where = {
         "network": (NaturalPrior, "__call__"),
         "unit": (worker, "read_members"),
-        "decoding": (decode.Images, "__call__"),
+        "decoding": (convert.Images, "__call__"),
     }
     monkeypatch.setattr(*where[place], lacking(getattr(*where[place])))
     run = execute(make_job())

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from kintsugi.errors import JobError
-from kintsugi.pipeline.data.decode import Images
+from kintsugi.pipeline.data.convert import Images
 from kintsugi.pipeline.data.read import read_unit
 from kintsugi.pipeline.data.units import read_members
 from kintsugi.pipeline.execution import worker as module
