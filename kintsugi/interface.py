@@ -94,7 +94,8 @@ def restore(
 
     What comes in says what the values are, and comes back of the same kind:
 
-    * a PIL image, or a list of them (of any sizes): 8-bit RGB comes back;
+    * a PIL image, or a list of them (of any sizes): 8-bit RGB comes back, or grey if all are grey
+      and the operator does not make grey of colours;
     * an array (B, H, W, C) of uint8 on 0 … 255, or of floating point on [0, 1], clipped to that;
     * a tensor (B, C, H, W) on [-1, 1], as the operators have it; the only kind for a measurement that is no
       image. What comes back has its type and device, and is not clipped.
@@ -113,11 +114,12 @@ def restore(
     """
     with job_errors():
         from kintsugi.jobs.files import job_of
-        from kintsugi.restoring import restore_images
+        from kintsugi.restoring import channels_of, restore_images
 
+        of = spec_of(operator)
         fields = {
-            "data": {"kind": "measurements", "shards": "images"},
-            "degradation": {"operator": spec_of(operator), "sigma": sigma},
+            "data": {"kind": "measurements", "shards": "images", "channels": channels_of(images, of)},
+            "degradation": {"operator": of, "sigma": sigma},
             "prior": spec_of(prior),
             "sampler": spec_of(sampler),
             "seed": seed,

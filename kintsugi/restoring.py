@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -10,8 +11,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from kintsugi import operators
 from kintsugi.device import default_device
-from kintsugi.errors import JobError
+from kintsugi.errors import JobError, SpecError
+from kintsugi.pipeline.data.colour import GREY
 from kintsugi.pipeline.data.convert import Measurements
 from kintsugi.pipeline.data.decode import Decoded
 from kintsugi.pipeline.data.depth import DEVIATIONS, OVERSHOOT
@@ -21,6 +24,7 @@ from kintsugi.pipeline.execution.samples import Samples
 from kintsugi.pipeline.execution.stage import Stage
 from kintsugi.pipeline.job import Job
 
+SIDE = 256  # of images by which an operator is asked for its channels
 TENSORS = "(B, C, H, W) of floating point on [-1, 1]"
 KINDS = "a PIL image, a list of them, an array (B, H, W, C) or a tensor (B, C, H, W)"
 
@@ -99,8 +103,25 @@ def finite(values: np.ndarray) -> np.ndarray:
     return values.astype(np.float32)
 
 
+def channels_of(images: Any, operator: Mapping[str, Any]) -> int:
+    """Those of the restorations: three where what came in measures RGB, else as many as came in."""
+    came, height, width = 3, SIDE, SIDE
+    if isinstance(images, Image.Image | list | tuple):
+        pictures = [images] if isinstance(images, Image.Image) else images
+        if pictures and all(isinstance(one, Image.Image) and one.mode in GREY for one in pictures):
+            came, (width, height) = 1, pictures[0].size
+    elif isinstance(images, Tensor) and images.ndim == 4:
+        came, height, width = images.shape[1:]
+    elif isinstance(images, np.ndarray) and images.ndim == 4:
+        height, width, came = images.shape[1:]
+    for shape in () if came == 3 else ((3, SIDE, SIDE), (3, height, width)):
+        with suppress(SpecError):  # it fits images of another size; or none, which the job will say
+            return 3 if operators.build(operator, shape).measurement_shape[0] == came else came
+    return came
+
+
 def restored(stage: Stage, keys: list[str], measured: list[np.ndarray]) -> list[Tensor]:
-    """The restorations (3, H, W) on [-1, 1], in the batches in which a run would make them.
+    """The restorations (C, H, W) on [-1, 1], in the batches in which a run would make them.
 
     Raises:
         JobError: a result is not finite.
@@ -122,9 +143,10 @@ def restored(stage: Stage, keys: list[str], measured: list[np.ndarray]) -> list[
 
 
 def like(images: Any, restorations: list[Tensor]) -> Any:
-    """Restorations (3, H, W) on [-1, 1] as images of the kind that was given."""
+    """Restorations (C, H, W) on [-1, 1] as images of the kind that was given."""
     if isinstance(images, Image.Image | list | tuple):
-        pictures = [Image.fromarray(levels(one[None], 8)[0]) for one in restorations]
+        pixels = (levels(one[None], 8)[0] for one in restorations)
+        pictures = [Image.fromarray(one[..., 0] if one.shape[-1] == 1 else one) for one in pixels]
         return pictures[0] if isinstance(images, Image.Image) else pictures
     if not restorations:
         return images

@@ -28,6 +28,7 @@ from kintsugi.pipeline.metrics.sets import evaluate
 from kintsugi.priors import Prior
 from kintsugi.priors.analytic import LowRankMixture
 from kintsugi.priors.base import Parametrization
+from kintsugi.priors.checkpoint import channels_of
 from kintsugi.priors.paths import Path, VariancePreserving
 from kintsugi.samplers import KeyedNoise, Restoration, Sampler
 
@@ -245,11 +246,11 @@ def check_prior(spec: Spec, image_shape: tuple[int, int, int] | None = None) -> 
     """What every prior is: as `describe` says it, a function of each image alone, and differentiable in it.
 
     Args:
-        image_shape: (C, H, W), by default the smallest of three channels that it takes, at least 16 pixels.
+        image_shape: (C, H, W), by default the smallest that it takes, at least 16 pixels.
     """
     found, prior = priors.describe(spec), priors.load(spec)
     side = found.multiple * -(-16 // found.multiple)
-    shape = image_shape or (3, side, side)
+    shape = image_shape or (channels_of(found) or 3, side, side)
     assert prior.sha256 == priors.examine(spec, shape).sha256, "the checksum is not of the files described"
     assert not any(weight.requires_grad for weight in prior.network.parameters())
     assert not prior.network.training

@@ -40,8 +40,9 @@ class JPEG(Nonlinear):
     """y = the decoded image, neither clipped nor rounded to 8 bits; H⁺ y = y.
 
     Subsampled chroma is the mean of 2 × 2 pixels and is decoded by repeating it, so that coding twice is
-    coding once (but where sides are not multiples of the block). Sides are extended to whole blocks
-    by their last pixel. Rounding counts as the identity in the gradient (straight through).
+    coding once (but where sides are not multiples of the block). A grey image is all luminance. Sides are
+    extended to whole blocks by their last pixel. Rounding counts as the identity in the gradient (straight
+    through).
     """
 
     per_sample: ClassVar = {"luminance": 3, "chrominance": 3}
@@ -58,18 +59,14 @@ class JPEG(Nonlinear):
         self.lipschitz = math.sqrt(3) * math.hypot(*LUMA) if subsampled else 1.0
         red, green, blue = LUMA
         self.register_buffer("transform", torch.kron(cosines(8), cosines(8)))
-        self.register_buffer(
-            "colours",
-            torch.tensor(
-                [
-                    LUMA,
-                    [-red / 1.772, -green / 1.772, (1 - blue) / 1.772],
-                    [(1 - red) / 1.402, -green / 1.402, -blue / 1.402],
-                ],
-                dtype=torch.float64,
-            ),
-        )
-        self.register_buffer("inverse_colours", torch.linalg.inv(self.colours))
+        rows = [
+            LUMA,
+            (-red / 1.772, -green / 1.772, (1 - blue) / 1.772),
+            ((1 - red) / 1.402, -green / 1.402, -blue / 1.402),
+        ]
+        colours = torch.tensor(rows if image_shape[0] == 3 else [[1.0]], dtype=torch.float64)
+        self.register_buffer("colours", colours)
+        self.register_buffer("inverse_colours", torch.linalg.inv(colours))
         for name, table in (("luminance", LUMINANCE), ("chrominance", CHROMINANCE)):
             self.register_buffer(name, quantisation(table, quality))
 
@@ -80,13 +77,13 @@ class JPEG(Nonlinear):
         bytes_ = F.pad((x + 1) * 127.5, (0, -width % block, 0, -height % block), mode="replicate")
         # The level shift: only luminance is not centred on zero.
         colours = mix(self.colours, bytes_)
-        luma = self.code(colours[:, :1] - 128, self.luminance) + 128
+        planes = [self.code(colours[:, :1] - 128, self.luminance) + 128]
         if self.subsampled:
             chroma = self.code(F.avg_pool2d(colours[:, 1:], 2), self.chrominance)
-            chroma = F.interpolate(chroma, scale_factor=2)
-        else:
-            chroma = self.code(colours[:, 1:], self.chrominance)
-        decoded = mix(self.inverse_colours, torch.cat([luma, chroma], dim=1))
+            planes.append(F.interpolate(chroma, scale_factor=2))
+        elif len(self.colours) > 1:
+            planes.append(self.code(colours[:, 1:], self.chrominance))
+        decoded = mix(self.inverse_colours, torch.cat(planes, dim=1))
         return decoded[..., :height, :width] / 127.5 - 1
 
     def code(self, planes: Tensor, table: Tensor) -> Tensor:
@@ -109,11 +106,12 @@ def jpeg(
 ) -> JPEG:
     """JPEG at libjpeg's `quality`, chroma in half resolution (4:2:0) or full. Source: ITU-T T.81, JFIF.
 
-    Setting: quality 10 in DDRM-JPEG (2209.11888) and ΠGDM.
+    Of RGB, or of grey, which has no chroma. Setting: quality 10 in DDRM-JPEG (2209.11888) and ΠGDM.
     """
-    if image_shape[0] != 3:
-        raise ValueError(f"image_shape: jpeg needs images of 3 channels, these have {image_shape[0]}")
-    return JPEG(image_shape, quality, subsampling == "4:2:0")
+    channels = image_shape[0]
+    if channels not in (1, 3):
+        raise ValueError(f"image_shape: jpeg needs images of 1 or 3 channels, these have {channels}")
+    return JPEG(image_shape, quality, channels == 3 and subsampling == "4:2:0")
 
 
 def quantisation(table: str, quality: int) -> Tensor:

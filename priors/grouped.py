@@ -111,7 +111,7 @@ def shift_of(path: Path, parametrization: Parametrization, copies: int, t: Tenso
 @lru_cache(maxsize=4)
 def differences(copies: int, height: int, width: int) -> Tensor:
     """Standard normal noise (1, copies, H, W), less its mean over the copies; always the same."""
-    noise = np.random.default_rng(0).standard_normal((1, copies, height, width), np.float32)
+    noise = np.random.default_rng(0).standard_normal((1, copies, height, width))
     return torch.from_numpy(noise - noise.mean(1, keepdims=True))
 
 

@@ -43,7 +43,7 @@ class LatticeLikelihood:
         return self.operators[values]
 
     def of(self, y: Tensor, sigma_y: float) -> Callable[[Sequence[Values]], Tensor]:
-        """The log-likelihoods (G,) of qualities under a measurement y (3, h, w)."""
+        """The log-likelihoods (G,) of qualities under a measurement y (C, h, w)."""
         noise = ((127.5 * sigma_y) ** 2 + ROUNDING**2) ** 0.5
 
         def log_likelihood(grid: Sequence[Values]) -> Tensor:
@@ -63,7 +63,7 @@ class LatticeLikelihood:
 
 
 def coefficients(operator: JPEG, y: Tensor) -> tuple[Tensor, Tensor]:
-    """Of luminance (1, 64, n) and of both chrominances (2, 64, m), of the whole blocks of y (3, h, w)."""
+    """Of luminance (1, 64, n), chrominances (2, 64, m), none of grey, of the whole blocks of y (C, h, w)."""
     side = 16 if operator.subsampled else 8
     height, width = (n // side * side for n in y.shape[-2:])
     colours = mix(operator.colours, (y[None, :, :height, :width] + 1) * 127.5)
@@ -72,7 +72,9 @@ def coefficients(operator: JPEG, y: Tensor) -> tuple[Tensor, Tensor]:
         chroma = F.avg_pool2d(chroma, 2)
     planes = []
     for plane in (luma[0], chroma[0]):
-        blocks = F.pixel_unshuffle(plane[:, None], 8).flatten(2)
+        count, rows, columns = len(plane), plane.shape[-2] // 8, plane.shape[-1] // 8
+        blocks = plane.view(count, rows, 8, columns, 8).permute(0, 2, 4, 1, 3)
+        blocks = blocks.reshape(count, 64, rows * columns)
         planes.append(operator.transform @ blocks[..., :: max(1, blocks.shape[-1] // BLOCKS)])
     return planes[0], planes[1]
 

@@ -9,10 +9,13 @@ import numpy as np
 
 from kintsugi.ahead import map_ahead
 from kintsugi.errors import JobError, UnreadableImage
-from kintsugi.pipeline.data.decode import Content, Decoded, decode, image_of, to_rgb
+from kintsugi.pipeline.data.convert import array_of, eight_bits_of, refuse_channels
+from kintsugi.pipeline.data.decode import Content, Decoded, decode, image_of
+from kintsugi.pipeline.data.depth import rounded
 from kintsugi.pipeline.data.read import DECODERS, content_at
 from kintsugi.pipeline.data.shards import Place, called, checked_key, checksum, expand, index
 from kintsugi.pipeline.data.tar import DamagedShard
+from kintsugi.pipeline.metrics.metric import GREY_OR_RGB
 from kintsugi.pipeline.storage.location import Location, is_remote
 
 READERS = 16  # files read at once where all are read
@@ -91,9 +94,13 @@ class Collection:
         return map_ahead(self.read, keys, DECODERS)
 
 
-def as_it_is(content: dict[str, Any], note: Callable[[str], None]) -> np.ndarray:
-    """Of any size, as 8-bit RGB."""
+def as_it_is(content: dict[str, Any], note: Callable[[str], None], channels: int = 3) -> np.ndarray:
+    """Of any size, (H, W, channels) of 8 bits; of neither 1 nor 3 channels perhaps of an array."""
+    if "npy" in content and channels not in GREY_OR_RGB:
+        planes = array_of(content["npy"], note, channels, None)
+        refuse_channels(len(planes), channels, f"an array of {len(planes)} channels")
+        return (planes if planes.dtype == np.uint8 else rounded(planes)).transpose(1, 2, 0)
     if "npy" in content:
         raise UnreadableImage("an array; metrics are of images")
     with image_of(content, note) as image:
-        return np.asarray(to_rgb(image))
+        return eight_bits_of(image, channels)

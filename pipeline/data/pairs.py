@@ -111,17 +111,18 @@ class Pairing:
 
 @dataclass(frozen=True)
 class Both:
-    """A restored image and its truth: (2, H, W, 3) uint8.
+    """A restored image and its truth: (2, H, W, channels) uint8.
 
     Attributes:
         smallest: side that their metrics need, pixels.
     """
 
     smallest: int
+    channels: int = 3
 
     def __call__(self, content: dict[str, Any], note: Callable[[str], None]) -> np.ndarray:
-        restored = image("restored", content[RESTORED], note)
-        truth = image("true", content[TRUTH], lambda what: None)
+        restored = image("restored", content[RESTORED], note, self.channels)
+        truth = image("true", content[TRUTH], lambda what: None, self.channels)
         if restored.shape != truth.shape:
             (h, w), (height, width) = restored.shape[:2], truth.shape[:2]
             raise UnreadableImage(f"it has {w}x{h} pixels, its truth {width}x{height}")
@@ -130,12 +131,12 @@ class Both:
         return np.stack([restored, truth])
 
 
-def image(which: str, content: Content, note: Callable[[str], None]) -> np.ndarray:
+def image(which: str, content: Content, note: Callable[[str], None], channels: int) -> np.ndarray:
     """One of both; raises an UnreadableImage that says which, or a MemoryError."""
     try:
         if isinstance(content, Exception):
             raise content
-        return as_it_is(content, note)
+        return as_it_is(content, note, channels)
     except MemoryError:  # of the machine, which others use too
         raise
     except Exception as error:

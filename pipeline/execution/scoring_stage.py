@@ -29,13 +29,14 @@ class ScoringStage:
     def __init__(self, job: Job, device: str | torch.device):
         self.device = torch.device(device)
         self.scorer, self.extractor = measuring(job, self.device)
-        self.convert: Convert = Both(max((REGISTRY[name].smallest for name in job.metrics), default=1))
+        smallest = max((REGISTRY[name].smallest for name in job.metrics), default=1)
+        self.convert: Convert = Both(smallest, job.data.channels)
         self.with_truth = job.reference == "truth"
         self.seconds = {"score": 0.0}
         self.notes: list[str] = []
 
     def run(self, samples: Sequence[Decoded]) -> list[Scored]:
-        """The metrics of pairs (2, H, W, 3) uint8, restored and true; raises what a metric raised."""
+        """The metrics of pairs (2, H, W, C) uint8, restored and true; raises what a metric raised."""
         with timed(self.seconds, "score", self.device):
             return [self.score(sample.key, sample.array) for sample in samples]
 

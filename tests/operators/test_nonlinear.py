@@ -115,6 +115,15 @@ def test_jpeg_is_pillows(subsampling, decibel, quality, side):
 
 
 @pytest.mark.parametrize("quality", [5, 10, 50, 75, 95])
+def test_a_grey_jpeg_is_pillows(quality):
+    grey = np.asarray(Image.fromarray(photograph(90)).convert("L"))
+    buffer = io.BytesIO()
+    Image.fromarray(grey).save(buffer, "JPEG", quality=quality)
+    y = build("jpeg", (1, 90, 90), quality=quality).forward(to_tensor(grey[..., None]))[0, 0].numpy()
+    assert psnr(((y + 1) * 127.5).clip(0, 255).round(), np.asarray(Image.open(buffer))) > 43
+
+
+@pytest.mark.parametrize("quality", [5, 10, 50, 75, 95])
 def test_the_planes_of_a_jpeg_are_pillows(quality):
     """Luminance and chrominance without the conversion of colours, which Pillow rounds to 8 bits."""
     ycc = Image.fromarray(photograph()).convert("YCbCr")

@@ -3,13 +3,16 @@
 import pytest
 import torch
 
+from kintsugi import operators, samplers
 from kintsugi.priors.analytic import StationaryGaussian, natural_spectrum
 from kintsugi.priors.base import data_prediction
 from kintsugi.priors.grouped import Grouped, grouped, said
 from kintsugi.priors.paths import DDPM, RectifiedFlow, VarianceExploding, VariancePreserving
+from kintsugi.priors.tiled import Tiled
+from kintsugi.samplers import KeyedNoise
 
 SIZE = 8
-CLOSE = {"rtol": 1e-5, "atol": 2e-5}  # the mean of the noise that is given is 0 in float32
+CLOSE = {"rtol": 1e-9, "atol": 1e-9}
 POWER = natural_spectrum(SIZE, SIZE)
 TIMES = {  # at which √3 times the noise is still on the path
     "vp": (VariancePreserving(), (0.02, 0.3, 0.8)),
@@ -136,6 +139,24 @@ def test_alone_is_as_in_a_batch_and_always_the_same():
     batch = prior(x, t)
     for i in range(3):
         torch.testing.assert_close(prior(x[i : i + 1], t[i : i + 1]), batch[i : i + 1])
+
+
+def test_grey_is_restored_as_by_a_prior_for_grey():
+    operator = operators.build({"name": "inpaint", "mask": "random"}, (1, SIZE, SIZE), dtype=torch.float64)
+    y = operator.forward(torch.randn(2, 1, SIZE, SIZE, generator=torch.manual_seed(3), dtype=torch.float64))
+    restored = [
+        samplers.build({"name": "conjugate"})(prior, operator, y, KeyedNoise(0, ["a", "b"])).image
+        for prior in (Grouped(Grey(POWER), 3), StationaryGaussian(POWER))
+    ]
+    torch.testing.assert_close(*restored, rtol=1e-7, atol=1e-7)
+
+
+def test_tiles_of_grey_are_grey_each():
+    path, t, x = case("vp")
+    wide = torch.cat([x[:, :1], x[:, 1:2]], -1)
+    tiles = Tiled(Grouped(Grey(POWER, path), 3), SIZE, SIZE, 0)(wide, t)
+    expected = [StationaryGaussian(POWER, path)(plane, t) for plane in (x[:, :1], x[:, 1:2])]
+    torch.testing.assert_close(tiles, torch.cat(expected, -1), **CLOSE)
 
 
 def test_labels_pass_through():

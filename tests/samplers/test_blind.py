@@ -103,6 +103,13 @@ def test_the_quality_of_a_jpeg_is_found_clipped_and_rounded_or_noisy(quality, si
     assert found.values.item() == quality
 
 
+def test_the_quality_of_a_grey_jpeg_is_found():
+    grey = images(1).mean(1, keepdim=True)
+    y = operators.build({"name": "jpeg", "quality": 60}, (1, SIZE, SIZE)).forward(grey.float())
+    found = estimate(Family({"name": "jpeg", "quality": {"estimate": [5, 95]}}, (1, SIZE, SIZE)), y, 0.0)
+    assert found.values.item() == 60
+
+
 def test_the_angle_of_a_motion_is_found():
     motion = {"name": "linear_motion_blur", "length": 9.0, "angle": 40.0}
     ask = {"length": {"estimate": [3, 16]}, "angle": {"estimate": [0, 180]}}
