@@ -30,8 +30,8 @@ KINDS: dict[str, Kind] = {"mask": "mask", "kernel": "kernel"}
 """Parameters that are no numbers, whatever operator has them."""
 SUFFIXES = {"mask": masks.SUFFIXES, "kernel": kernels.SUFFIXES, "number": (".json", ".txt")}
 MAX_NUMBER = 1 << 12  # bytes of a file with a number
-COLUMN, FILE, ESTIMATE, DEVIATION = ("operator_", "sigma"), "_file", "_estimate", "_deviation"
-"""How names of columns with parameters of samples begin, and end where these are files or estimates."""
+FILE, ESTIMATE, DEVIATION = "_file", "_estimate", "_deviation"
+"""How names of columns with parameters of samples end where they are files or estimates."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -202,7 +202,7 @@ def columns_of(parameters: Iterable[Parameter]) -> list[str]:
 
 
 def kind_of(column: str) -> Literal["number", "text", "file"]:
-    """What is in a column whose name begins as `COLUMN`."""
+    """What is in a column with parameters of samples."""
     if column.endswith(FILE):
         return "file"
     return "text" if column.rpartition("_")[2] in KINDS else "number"

@@ -1,6 +1,7 @@
 """The parts of a job: its data, what was done to them, on what it runs, and what it is compared with."""
 
 import math
+import reprlib
 from collections.abc import Mapping
 from functools import cached_property
 from typing import Annotated, Any, Literal, NamedTuple, TypeVar
@@ -26,7 +27,7 @@ T = TypeVar("T")
 Spec = dict[str, Any]
 Range = Literal["[-1,1]", "[0,1]", "[0,255]", "[0,1023]", "[0,4095]", "[0,16383]", "[0,65535]"]
 
-LEVEL: TypeAdapter[float] = TypeAdapter(NonNegativeFloat)
+LEVEL: TypeAdapter[float] = TypeAdapter(Annotated[float, Field(ge=0, allow_inf_nan=False)])
 MAX_SIZE = 4096  # pixels: decompositions take the cube of it
 
 
@@ -243,7 +244,7 @@ class Degradation(Model):
         try:
             return LEVEL.validate_python(value)
         except ValidationError as error:
-            raise ValueError(error.errors()[0]["msg"]) from None
+            raise ValueError(f"{error.errors()[0]['msg']} (got {reprlib.repr(value)})") from None
 
     @cached_property
     def parameters(self) -> tuple[Parameter, ...]:

@@ -39,6 +39,7 @@ from kintsugi.pipeline.analysis.report import write_report
 from kintsugi.pipeline.data import read
 from kintsugi.pipeline.data.shards import why_unsafe
 from kintsugi.pipeline.execution import ledger
+from kintsugi.pipeline.parts import Wanted
 from kintsugi.pipeline.storage.location import Remote
 from kintsugi.pipeline.storage.records import sealed, unsealed
 from kintsugi.priors import checkpoint
@@ -422,6 +423,6 @@ def test_a_file_that_may_not_be_read_is_a_failed_row(tmp_path, monkeypatch):
     class Unit:
         shard = str(tmp_path)
 
-    first, second = read.in_folder(Unit, ["a.png", "b.png"])
+    first, second = read.in_folder(Unit, ["a.png", "b.png"], Wanted())
     assert str(first) == "the file may not be read"
     assert second == {"png": GOOD}

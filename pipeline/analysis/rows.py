@@ -12,8 +12,7 @@ import pyarrow.parquet as pq
 
 from kintsugi.pipeline.execution.commit import Commit, is_picture, read_rows, schema_of
 from kintsugi.pipeline.execution.run import Run
-from kintsugi.pipeline.metrics.registry import is_baseline
-from kintsugi.pipeline.parameters import COLUMN
+from kintsugi.pipeline.metrics.registry import BEGINNINGS, is_baseline
 from kintsugi.pipeline.storage.files import parquet
 from kintsugi.pipeline.storage.location import Location
 from kintsugi.pipeline.storage.records import MAX_TABLE, regular
@@ -34,7 +33,7 @@ def measures_in(schema: pa.Schema) -> list[str]:
     return [
         f.name
         for f in schema
-        if pa.types.is_floating(f.type) and not is_baseline(f.name) and not f.name.startswith(COLUMN)
+        if pa.types.is_floating(f.type) and not is_baseline(f.name) and not f.name.startswith(BEGINNINGS)
     ]
 
 

@@ -32,6 +32,7 @@ from kintsugi.pipeline.execution.directory import (
 from kintsugi.pipeline.job import Job
 from kintsugi.pipeline.metrics.registry import (
     BASELINES,
+    BEGINNINGS,
     CALIBRATION,
     IMAGE,
     baseline_column,
@@ -39,7 +40,7 @@ from kintsugi.pipeline.metrics.registry import (
     samples_column,
 )
 from kintsugi.pipeline.metrics.scoring import LARGEST
-from kintsugi.pipeline.parameters import COLUMN, columns_of, kind_of
+from kintsugi.pipeline.parameters import columns_of, kind_of
 from kintsugi.pipeline.storage import records
 from kintsugi.pipeline.storage.files import file_sizes, storage_failed, whole
 from kintsugi.pipeline.storage.location import Location, is_remote
@@ -113,7 +114,7 @@ def schema_of(job: Job) -> pa.Schema:
 
 def is_picture(column: str) -> bool:
     """Whether a column of rows holds files."""
-    return column in PICTURES or (column.startswith(COLUMN) and kind_of(column) == "file")
+    return column in PICTURES or (column.startswith(BEGINNINGS) and kind_of(column) == "file")
 
 
 ROWS = rows_schema()
@@ -338,7 +339,7 @@ def advice(folder: Location) -> str:
 
 def type_of(column: str) -> pa.DataType:
     """Of a column of rows; one that not every run has is of a parameter of samples, or of a metric."""
-    if column.startswith(COLUMN):
+    if column.startswith(BEGINNINGS):
         return KINDS[kind_of(column)]
     return ROWS.field(column).type if column in ROWS.names else pa.float64()
 

@@ -126,6 +126,8 @@ TAKEN = (
     *("group", "n", "failed", "place"),
 )
 """What no metric can be named: other columns of the rows, and of tables and pages that are made of them."""
+BEGINNINGS = ("operator_", "sigma")
+"""How names of columns with parameters of samples begin."""
 ENDINGS = (*(f"_{baseline}" for baseline in BASELINES), "_low", "_high", "_infinity", SAMPLED)
 
 
@@ -163,10 +165,12 @@ def check(names: Sequence[str], size: int, has_truth: bool, reference: object, c
     for name in names:
         if (metric := REGISTRY.get(name)) is None:
             raise SpecError(f"metrics: no metric {name!r}; choose from {choices(REGISTRY)}")
-        if not NAME.fullmatch(name) or name in TAKEN or name.endswith(ENDINGS):
+        taken = name in TAKEN or name.startswith(BEGINNINGS) or name.endswith(ENDINGS)
+        if not NAME.fullmatch(name) or taken:
             raise SpecError(
                 f"metrics: no metric can be named {name!r}: a name is of a-z, 0-9 and _, is that of no other "
-                f"column ({', '.join(TAKEN)}), and does not end with {', '.join(ENDINGS)}"
+                f"column ({', '.join(TAKEN)}), does not begin with "
+                f"{', '.join(BEGINNINGS)}, and does not end with {', '.join(ENDINGS)}"
             )
         if size < metric.smallest:
             raise SpecError(
