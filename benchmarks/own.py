@@ -14,6 +14,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import typer
 from PIL import Image
@@ -55,8 +56,7 @@ def pictures(tars: list[Path], count: int, size: int) -> list[Decoded]:
                     content = file.extractfile(member)
                     assert content is not None
                     image = Image.open(io.BytesIO(content.read())).convert("RGB")
-                    picture = torch.tensor(list(resize_crop(image, size).tobytes()), dtype=torch.uint8)
-                    found.append(Decoded(member.name, len(found), picture.view(size, size, 3).numpy()))
+                    found.append(Decoded(member.name, len(found), np.asarray(resize_crop(image, size))))
     return found
 
 

@@ -76,8 +76,6 @@ def as_told(job: Job, one: Own, y: Tensor) -> Own:
         ValueError: the measurement does not say it.
     """
     unknown = {each: each.range for each in job.degradation.parameters if each.range is not None}
-    if not unknown:
-        return one
     shape, device = one.operator.image_shape, one.operator.singular_values.device
     # Nothing of the true values: what is not estimated yet is in the middle of its range.
     told = one.degradation.with_values({each: (low + high) / 2 for each, (low, high) in unknown.items()})
