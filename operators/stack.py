@@ -1,14 +1,17 @@
 """Of operators for one sample each, one for their batch."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from copy import deepcopy
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from kintsugi.operators.base import Operator
+
+T = TypeVar("T")
+R = TypeVar("R")
 
 
 class NotStackable(ValueError):
@@ -46,6 +49,14 @@ def stack(operators: Sequence[Operator]) -> Operator:
         if isinstance(joined, Operator):
             join(joined, parts)
     return whole
+
+
+def all_or_first(samples: Sequence[T], work: Callable[[Sequence[T]], R]) -> R:
+    """What `work` makes of the samples, or, where it finds them `NotStackable`, of the first alone."""
+    try:
+        return work(samples)
+    except NotStackable:
+        return work(samples[:1])
 
 
 def join(whole: Operator, parts: Sequence[nn.Module]) -> None:

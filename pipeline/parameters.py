@@ -62,6 +62,11 @@ class Parameter:
         return "_".join(str(part) for part in self.path if part != "operators")
 
     @property
+    def of_operator(self) -> bool:
+        """Whether it is the operator's, and not the level of the noise."""
+        return self.path[0] == "operator"
+
+    @property
     def member(self) -> str | None:
         """What is behind the key in the name of the sample's file, if the value comes from one."""
         return self.source.get("member")

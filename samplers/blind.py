@@ -12,7 +12,7 @@ from kintsugi.operators import Operator
 from kintsugi.operators.base import Linear
 from kintsugi.operators.family import Family
 from kintsugi.operators.jpeg import JPEG
-from kintsugi.operators.stack import NotStackable, stack
+from kintsugi.operators.stack import all_or_first, stack
 from kintsugi.priors.base import Prior
 from kintsugi.samplers.base import Callback, Restoration, Sampler
 from kintsugi.samplers.evidence import Axes, axes_of, coarseness, dispersion, fit, transfer
@@ -91,22 +91,23 @@ def restored(
     sigma_y: float | Tensor,
     callback: Callback | None,
 ) -> Restoration:
-    """A batch whose samples have an operator each: at once if they can be stacked, else one by one."""
-    try:
-        return sampler(prior, stack(operators), y, noise, sigma_y=sigma_y, callback=callback)
-    except NotStackable:
-        parts = [
-            sampler(prior, one, y[i : i + 1], only(noise, i), sigma_y=at(sigma_y, i), callback=callback)
-            for i, one in enumerate(operators)
-        ]
-        return Restoration(torch.cat([part.image for part in parts]), parts[0].forwards, parts[0].vjps)
+    """A batch whose samples have an operator each: at once as far as these can be stacked."""
+
+    def restore_some(places: Sequence[int]) -> Restoration:
+        some = slice(places[0], places[-1] + 1)
+        level = sigma_y[some] if isinstance(sigma_y, Tensor) else sigma_y
+        operator = stack(operators[some])
+        return sampler(prior, operator, y[some], only(noise, some), sigma_y=level, callback=callback)
+
+    parts: list[Restoration] = []
+    while (done := sum(len(part.image) for part in parts)) < len(operators):
+        parts.append(all_or_first(range(done, len(operators)), restore_some))
+    return Restoration(torch.cat([part.image for part in parts]), parts[0].forwards, parts[0].vjps)
 
 
-def only(noise: Noise, i: int) -> Noise:
-    """The noise of one sample of a batch."""
-    if isinstance(noise, KeyedNoise):
-        return KeyedNoise(noise.seed, noise.keys[i : i + 1])
-    return noise[i : i + 1]
+def only(noise: Noise, some: slice) -> Noise:
+    """The noise of some samples of a batch."""
+    return KeyedNoise(noise.seed, noise.keys[some]) if isinstance(noise, KeyedNoise) else noise[some]
 
 
 def at(sigma_y: float | Tensor, i: int) -> float:

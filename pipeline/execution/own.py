@@ -35,21 +35,32 @@ class Own:
     estimates: Mapping[Parameter, tuple[float, float]] = field(default_factory=dict)
 
 
-def own_of(job: Job, sample: Decoded, shape: tuple[int, int, int], device: torch.device) -> Own:
-    """A sample's degradation, its image of `shape` (C, H, W); in place of what is unknown what is typical.
+def own_of(job: Job, sample: Decoded, typical: Operator) -> Own:
+    """A sample's degradation; in place of what is unknown what is typical.
+
+    Args:
+        typical: the operator with typical values, for the sample's image; its own where no value is known
+            that makes it another.
 
     Raises:
         ValueError: a parameter is none, or the operator does not fit the image.
     """
-    values: dict[Parameter, Value] = {}
-    typical: dict[Parameter, Value] = {}
-    for parameter in job.degradation.parameters:
-        if parameter.has_source:
-            values[parameter] = parameter.of_sample(job.seed, sample.key, sample.beside, shape[1:])
-        else:
-            typical[parameter] = parameter.typical(shape[1:])
-    degradation = job.degradation.with_values(values | typical)
-    return Own(operators.build(degradation.operator, shape, device=device), degradation, values)
+    size, parameters = typical.image_shape[1:], job.degradation.parameters
+    values = {
+        each: each.of_sample(job.seed, sample.key, sample.beside, size)
+        for each in parameters
+        if each.has_source
+    }
+    others: dict[Parameter, Value] = {each: each.typical(size) for each in parameters if each not in values}
+    degradation = job.degradation.with_values(values | others)
+    operator = built_like(typical, degradation) if any(each.of_operator for each in values) else typical
+    return Own(operator, degradation, values)
+
+
+def built_like(operator: Operator, degradation: Degradation) -> Operator:
+    """The operator of a degradation, for images of the shape and on the device of another's."""
+    device = operator.singular_values.device
+    return operators.build(degradation.operator, operator.image_shape, device=device)
 
 
 def family_of(spec: dict[str, Any], shape: tuple[int, int, int], device: torch.device) -> Family:
@@ -76,24 +87,25 @@ def as_told(job: Job, one: Own, y: Tensor) -> Own:
         ValueError: the measurement does not say it.
     """
     unknown = {each: each.range for each in job.degradation.parameters if each.range is not None}
-    shape, device = one.operator.image_shape, one.operator.singular_values.device
+    inside = {each.path[1:]: each for each in unknown if each.of_operator}
     # Nothing of the true values: what is not estimated yet is in the middle of its range.
     told = one.degradation.with_values({each: (low + high) / 2 for each, (low, high) in unknown.items()})
-    estimates: dict[Parameter, tuple[float, float]] = {}
-    for parameter in [each for each in unknown if each.path == ("sigma",)]:
-        level = noise_level(operators.build(told.operator, shape, device=device), y)
+    operator, estimates = one.operator, dict[Parameter, tuple[float, float]]()
+    for parameter in [each for each in unknown if not each.of_operator]:
+        middle = built_like(operator, told) if any(each.has_source for each in inside.values()) else operator
+        level = noise_level(middle, y)
         low, high = unknown[parameter]
         value, deviation = level.sigma.item() / told.scale, level.deviation.item() / told.scale
         estimates[parameter] = min(max(value, low), high), deviation
         told = told.with_values({parameter: estimates[parameter][0]})
-    inside = {each.path[1:]: each for each in unknown if each not in estimates}
     if inside:
         ranges = {each: {"estimate": each.range} for each in inside.values()}
         asked = with_values({"operator": told.operator, "sigma": 0.0}, ranges)["operator"]
-        family = family_of(asked, shape, device)
+        family = family_of(asked, operator.image_shape, operator.singular_values.device)
         found = estimate(family, y, told.sigma_y)
         pairs = torch.stack([found.values[0], found.deviations[0]]).T.tolist()
         for each, (value, deviation) in zip(family.unknown, pairs, strict=True):
             estimates[inside[each.place]] = value, deviation
         told = told.with_values({each: estimates[each][0] for each in inside.values()})
-    return Own(operators.build(told.operator, shape, device=device), told, one.values, estimates)
+        operator = built_like(operator, told)
+    return Own(operator, told, one.values, estimates)

@@ -159,7 +159,7 @@ class Problems:
         """
         if not self.parameters:
             return base
-        own = [own_of(self.job, sample, base.operator.image_shape, self.device) for sample in samples]
+        own = [own_of(self.job, sample, base.operator) for sample in samples]
         return together(base, own)
 
     def as_told(self, problem: Prepared, y: Tensor) -> Prepared:

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from kintsugi import priors
 from kintsugi.errors import JobError, UnreadableImage
-from kintsugi.operators import NotStackable, Operator, SpecError
+from kintsugi.operators import Operator, SpecError
+from kintsugi.operators.stack import all_or_first
 from kintsugi.pipeline.data.convert import Images, Measurements
 from kintsugi.pipeline.data.decode import Convert, Decoded
 from kintsugi.pipeline.data.pictures import BITS
@@ -205,10 +206,7 @@ class Stage:
 
         def next_batch() -> list[T]:
             part = samples[len(results) :][: self.batch_size if whole else 1]
-            try:
-                return together(part)
-            except NotStackable:
-                return together(part[:1])
+            return all_or_first(part, together)
 
         while len(results) < len(samples):
             results += self.memory.persist(next_batch, whole)

@@ -9,7 +9,8 @@ from kintsugi.errors import SpecError
 from kintsugi.numerics import cosines
 from kintsugi.operators.family import Family
 from kintsugi.samplers import KeyedNoise
-from kintsugi.samplers.blind import estimate, restore
+from kintsugi.samplers.base import Restoration
+from kintsugi.samplers.blind import estimate, restore, restored
 
 SIZE = 64
 BLUR = {"name": "gaussian_blur", "sigma": {"estimate": [0.5, 5.0]}, "taps": 31}
@@ -70,6 +71,25 @@ def test_a_sample_alone_is_as_in_its_batch():
     for part in ("estimate", "deviation"):
         assert getattr(alone, part)["sigma"][0] == getattr(together, part)["sigma"][1]
     assert alone.forwards == together.forwards == 2
+
+
+def test_operators_of_several_kinds_restore_the_samples_that_they_belong_to():
+    """Of widths along the axes and a slanted blur, which make no batch with them."""
+    specs = [{"name": "gaussian_blur", "sigma": s} for s in (0.6, 0.8, 1.0)]
+    specs.insert(1, {"name": "anisotropic_blur", "sigmas": [1.0, 0.7], "angle": 30.0})
+    built = [operators.build(spec, (3, SIZE, SIZE), dtype=torch.float64) for spec in specs]
+    x, noise, levels = images(4), torch.randn(4, 3, SIZE, SIZE), torch.arange(4.0).view(-1, 1, 1, 1)
+    y = torch.cat([each.forward(x[i : i + 1]) for i, each in enumerate(built)])
+    batches = []
+
+    def sampler(prior, operator, y, noise, *, sigma_y, callback):
+        batches.append(len(y))
+        return Restoration(operator.pinv(y) + sigma_y * noise, 1, 0)
+
+    found = restored(sampler, None, built, y, noise, levels, None)
+    expected = [each.pinv(y[i : i + 1]) + i * noise[i] for i, each in enumerate(built)]
+    assert relative_error(found.image, torch.cat(expected)) < 1e-6
+    assert batches == [1, 1, 2]
 
 
 def test_what_is_unknown_is_found_at_any_depth():

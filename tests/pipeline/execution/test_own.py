@@ -8,6 +8,7 @@ from kit.jobs import digests, execute, rows
 from kit.shards import SIZE, encode, picture, samples, write_tar
 from PIL import Image
 
+from kintsugi import operators
 from kintsugi.pipeline.execution.actors import on_ray
 from kintsugi.pipeline.execution.rows import cells
 from kintsugi.pipeline.execution.stage import Stage
@@ -140,6 +141,26 @@ def test_what_is_estimated_is_in_the_row_beside_what_is_true_and_is_what_the_sam
         assert row["sigma"] == 0.02
         assert row["sigma_estimate"] == pytest.approx(0.02, rel=0.5)
     assert len({row["operator_sigma_estimate"] for row in found}) > len(found) / 2
+
+
+@pytest.mark.parametrize(
+    ("operator", "sigma", "built"),
+    [
+        ({"name": "average_pool", "factor": 4}, UNIFORM | {"high": 1.5}, 0),
+        ({"name": "average_pool", "factor": 4}, {"value": 0.1, "estimate": [0.01, 0.3]}, 0),
+        ({"name": "gaussian_blur", "taps": 9, "sigma": UNIFORM}, {"value": 0.1, "estimate": [0.01, 0.3]}, 1),
+        ({"name": "gaussian_blur", "taps": 9, "sigma": UNIFORM | {"estimate": [0.5, 4.0]}}, 0.02, 2),
+    ],
+    ids=["noise", "noise, not told", "width", "width, not told"],
+)
+def test_no_operator_is_built_twice(make_job, monkeypatch, operator, sigma, built):
+    """Of two samples each its own and what the sampler is told; none where it is that of all samples."""
+    stage = Stage(make_job(degradation={"operator": operator, "sigma": sigma}), "cpu")
+    made = []
+    build = operators.build
+    monkeypatch.setattr(operators, "build", lambda *args, **keys: made.append(args) or build(*args, **keys))
+    stage.run(samples(KEYS[:2], map(picture, range(2))))
+    assert len(made) == 2 * built
 
 
 def test_an_estimate_does_not_depend_on_the_batch_nor_on_what_is_true(make_job):
