@@ -14,8 +14,16 @@ import pyarrow.compute as pc
 
 from kintsugi.pipeline.analysis.compare import Comparison, Paired
 from kintsugi.pipeline.analysis.compare_inputs import Input
-from kintsugi.pipeline.analysis.compare_runs import references
-from kintsugi.pipeline.analysis.measures import ASCENDING, badness, bare, better, number, title, with_interval
+from kintsugi.pipeline.analysis.compare_runs import left_out_images, references
+from kintsugi.pipeline.analysis.measures import (
+    ASCENDING,
+    badness_of,
+    bare,
+    better,
+    number,
+    title,
+    with_interval,
+)
 from kintsugi.pipeline.analysis.report.gallery import KINDS, Card, fitted, rows_at, with_pseudo_inverses
 from kintsugi.pipeline.analysis.report.write import environments
 from kintsugi.pipeline.analysis.tables import Table, csv_text, markdown_text
@@ -84,21 +92,7 @@ def paired_csv(comparison: Comparison) -> str:
 
 def left_out(comparison: Comparison) -> list[str]:
     """In words, what was not compared, and why."""
-    found = []
-    for run in comparison.runs:
-        counts = {"failed": run.failed, "are not there": run.absent}
-        if reasons := [f"{count} {what}" for what, count in counts.items() if count]:
-            found.append(f"{run.label}: of {run.rows + run.absent} images, {' and '.join(reasons)}")
-        found += [
-            f"{run.label}: {count} values of {name} are infinite"
-            for name, count in run.infinite.items()
-            if count
-        ]
-        found += [
-            f"{run.label}: {name} is of its {of['n']} images, not of the {comparison.images} compared"
-            for name, of in run.sets.items()
-            if of.get("n") not in (None, comparison.images)
-        ]
+    found = left_out_images(comparison.runs, comparison.images)
     found += [
         f"{bare(name)} is left out: only {', '.join(labels)} {'has' if len(labels) == 1 else 'have'} it"
         for name, labels in comparison.not_shared.items()
@@ -116,17 +110,12 @@ def draw_frontier(comparison: Comparison, narrow: bool = False) -> bytes:
     values = {name: [run.estimate(name)[0] for run in runs] for name in [*FRONTIER, comparison.measures[0]]}
     known = [name for name in FRONTIER if any(value is not None for value in values[name])]
     qualities = [
-        Quality(title(name), values[name], [None if v is None else badness_of(name, v) for v in values[name]])
+        Quality(title(name), values[name], [badness_of(name, v) for v in values[name]])
         for name in known or comparison.measures[:1]
     ]
     return draw_costs(
         [run.label for run in runs], [run.cost for run in runs], qualities, narrow, comparison.ranked
     )
-
-
-def badness_of(name: str, value: float) -> float:
-    """Of FID, which is no measure of images, it is the value."""
-    return float(badness(name, np.array([value]))[0])
 
 
 def make_cards(comparison: Comparison, inputs: Sequence[Input]) -> list[Card]:
@@ -243,9 +232,9 @@ def best_runs(comparison: Comparison) -> dict[str, int]:
     """Which run is the best in each measure, where that is one alone, and they can be ranked."""
     found = {}
     for name in comparison.measures if comparison.ranked else ():
-        means = [run.measures[name][0] for run in comparison.runs]
-        badness_by_run = {i: badness_of(name, mean) for i, mean in enumerate(means) if mean is not None}
-        first = [i for i, value in badness_by_run.items() if value == min(badness_by_run.values())]
+        badness = [badness_of(name, run.measures[name][0]) for run in comparison.runs]
+        least = min((value for value in badness if value is not None), default=None)
+        first = [i for i, value in enumerate(badness) if value is not None and value == least]
         if len(first) == 1:
             found[name] = first[0]
     return found

@@ -140,6 +140,26 @@ def set_warnings(runs: Sequence[RunNumbers]) -> list[str]:
     return found
 
 
+def left_out_images(runs: Sequence[RunNumbers], images: int) -> list[str]:
+    """In words, what of the runs is not among the images that are compared, and why."""
+    found = []
+    for run in runs:
+        counts = {"failed": run.failed, "are not there": run.absent}
+        if reasons := [f"{count} {what}" for what, count in counts.items() if count]:
+            found.append(f"{run.label}: of {run.rows + run.absent} images, {' and '.join(reasons)}")
+        found += [
+            f"{run.label}: {count} values of {name} are infinite"
+            for name, count in run.infinite.items()
+            if count
+        ]
+        found += [
+            f"{run.label}: {name} is of its {of['n']} images, not of the {images} compared"
+            for name, of in run.sets.items()
+            if of.get("n") not in (None, images)
+        ]
+    return found
+
+
 def references(runs: Sequence[RunNumbers], name: str) -> dict[str, str]:
     """What each run's set was compared with, and the checksum of that, by run."""
     found = {}

@@ -107,7 +107,7 @@ def bare(name: str) -> str:
 
 def better(name: str) -> Better:
     """Which values of a measure are: of residuals, errors and seconds the lower; None where neither is."""
-    if metric := of_image(name):
+    if metric := metric_of(name.removesuffix(SAMPLED)):
         return metric.better
     if name == "z_rms":
         return "one"
@@ -124,6 +124,11 @@ def badness(name: str, values: np.ndarray) -> np.ndarray:
                 return np.abs(np.log(values))
         case _:
             return values
+
+
+def badness_of(name: str, value: float | None) -> float | None:
+    """Of one value, or mean; None of none."""
+    return None if value is None else float(badness(name, np.array([value]))[0])
 
 
 def bounds(name: str) -> tuple[float, float]:

@@ -21,7 +21,6 @@ from kintsugi.jobs.query import query
 from kintsugi.pipeline.analysis.compare import compare
 from kintsugi.pipeline.analysis.compare_inputs import labels, open_inputs
 from kintsugi.pipeline.analysis.compare_page import (
-    badness_of,
     best_runs,
     draw_frontier,
     json_value,
@@ -32,6 +31,7 @@ from kintsugi.pipeline.analysis.compare_page import (
 from kintsugi.pipeline.analysis.compare_runs import Cost
 from kintsugi.pipeline.analysis.figures import Quality, draw_costs, pareto
 from kintsugi.pipeline.analysis.intervals import holm, mean_interval, paired_p_value
+from kintsugi.pipeline.analysis.measures import badness_of
 from kintsugi.pipeline.analysis.query import LOCKS, ask, rows_file
 from kintsugi.pipeline.analysis.report.numbers import groups_csv
 from kintsugi.pipeline.analysis.tables import Table, no_formula

@@ -1,0 +1,310 @@
+"""One task of a suite: its methods on the images that all of them restored, with ranks and differences."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from kintsugi.errors import JobError, redacted
+from kintsugi.pipeline.analysis.compare import Paired, pair
+from kintsugi.pipeline.analysis.compare_inputs import (
+    Input,
+    Shared,
+    differing_fields,
+    find_shared,
+    known_columns,
+)
+from kintsugi.pipeline.analysis.compare_runs import (
+    Cost,
+    RunNumbers,
+    describe,
+    left_out_images,
+    run_numbers,
+    set_warnings,
+)
+from kintsugi.pipeline.analysis.measures import badness_of, bare, better, limited
+from kintsugi.pipeline.analysis.ranks import fronts, ranks
+from kintsugi.pipeline.analysis.set_metrics import set_metrics
+from kintsugi.pipeline.metrics.registry import BASELINES, baseline_column
+
+SHOWN = 8  # images, at most
+
+
+@dataclass(frozen=True)
+class Standing:
+    """A method in a task.
+
+    Attributes:
+        numbers: means over the images that are compared; of several runs together. runs: how many.
+        distortion, perception: ranks, 1 the best; equal ones share the mean of their places.
+        by_evaluations, by_seconds: whether no method that costs at most as much is at least as good in both
+            and better in one; None where that is not known.
+    """
+
+    numbers: RunNumbers
+    runs: int
+    distortion: float | None
+    perception: float | None
+    by_evaluations: bool | None
+    by_seconds: bool | None
+
+
+@dataclass(frozen=True)
+class Task:
+    """What the methods make of one task.
+
+    Attributes:
+        images: those that all methods restored; only these are compared. shown: keys of the first of them.
+        against: the method that others are compared with; None where it is not there.
+        standings: by rank in distortion. baselines: what the measurements give without a network.
+        measures: that any method has, of single images and of the set.
+        paired: other methods less `against`; p-values are corrected for the tests of all tasks.
+        notes: what is left out, and what must be read with care.
+    """
+
+    name: str
+    images: int
+    against: str | None
+    standings: list[Standing]
+    baselines: list[RunNumbers]
+    measures: list[str]
+    paired: list[Paired]
+    shown: list[str]
+    notes: list[str]
+
+
+@dataclass(frozen=True)
+class Axes:
+    """The measures of the ranks, those that are tested, and the method that others are compared with."""
+
+    distortion: str
+    perception: str | None
+    family: tuple[str, ...]
+    against: str | None
+
+
+@dataclass(frozen=True)
+class Method:
+    """A method in a task: what it is by itself, of how many runs, and the values of the images by measure."""
+
+    numbers: RunNumbers
+    runs: int
+    values: dict[str, np.ndarray]
+
+    @property
+    def label(self) -> str:
+        """Its name."""
+        return self.numbers.label
+
+
+def summarize_task(name: str, inputs: Sequence[Input], tables: Sequence[pa.Table], by: Axes) -> Task:
+    """A task, of runs that restored at least one image each.
+
+    Args:
+        inputs: those with the same label are seeds of one method. tables: all rows of each.
+    """
+    if not inputs:
+        return Task(name, 0, None, [], [], [], [], [], ["no run is finished"])
+    try:
+        shared = find_shared(inputs, tables)
+    except JobError as error:
+        return Task(name, 0, None, [], [], [], [], [], [redacted(str(error))])
+    inputs, unknown = with_sets(inputs)
+    methods = gather(inputs, tables, shared)
+    standings = rank(methods, by)
+    best = standings[0].numbers.label if standings[0].distortion is not None else None
+    against = best if by.against is None else by.against
+    base = next((one for one in methods if one.label == against), None)
+    runs = [one.numbers for one in methods]
+    sets = dict.fromkeys(of for run in runs for of in run.sets)
+    measures = [of for of in shared.having if better(of) is not None and of != "seconds"]
+    baselines = without_network(shared, measures)
+    notes = [
+        *(f"nothing is compared with {against}, which is not there" for _ in range(base is None)),
+        *other_measurements(inputs),
+        *unknown,
+        *set_warnings(runs),
+        *left_out_images(runs, len(shared.places)),
+        *worse_than_nothing(runs, baselines, [of for of in (by.distortion, by.perception) if of]),
+    ]
+    return Task(
+        name,
+        len(shared.places),
+        None if base is None else base.label,
+        standings,
+        baselines,
+        [*measures, *sets],
+        [] if base is None else differences(base, methods, by.family),
+        [shared.tables[0]["key"][i].as_py() for i in np.argsort(shared.places)[:SHOWN].tolist()],
+        notes,
+    )
+
+
+def with_sets(inputs: Sequence[Input]) -> tuple[list[Input], list[str]]:
+    """The runs with their metrics of sets in the report, and which of them cannot be computed."""
+    found, notes = [], []
+    for one in inputs:
+        sets: dict[str, Any] = {}
+        try:
+            if one.run is not None:
+                sets = {name: asdict(result) for name, result in set_metrics(one.run).items()}
+        except JobError as error:
+            notes.append(redacted(f"{one.label}: {error}"))
+        found.append(replace(one, report={"sets": sets}))
+    return found, notes
+
+
+def gather(inputs: Sequence[Input], tables: Sequence[pa.Table], shared: Shared) -> list[Method]:
+    """The runs by method, in order; several of one are averaged."""
+    keys = len(pa.chunked_array([chunk for table in tables for chunk in table["key"].chunks]).unique())
+    methods = []
+    for label in dict.fromkeys(shared.labels):
+        of = [i for i, one in enumerate(inputs) if one.label == label]
+        each = [
+            run_numbers(
+                inputs[i],
+                tables[i],
+                keys - len(tables[i]),
+                shared.tables[i],
+                describe(shared.values[i], {}),
+            )
+            for i in of
+        ]
+        values = averaged([shared.values[i] for i in of])
+        methods.append(Method(together(each, values), len(of), values))
+    return methods
+
+
+def averaged(values: Sequence[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    """The mean of each image over runs, in the measures that all have; of several as `limited` says."""
+    if len(values) == 1:
+        return dict(values[0])
+    with np.errstate(invalid="ignore"):
+        return {
+            name: np.mean([limited(name, of[name]) for of in values], axis=0)
+            for name in values[0]
+            if all(name in of for of in values)
+        }
+
+
+def together(each: Sequence[RunNumbers], values: Mapping[str, np.ndarray]) -> RunNumbers:
+    """What several runs of one method are; of a metric of the set the mean, which then has no interval."""
+    first = each[0]
+    if len(each) == 1:
+        return first
+    sets = {}
+    for name in first.sets:
+        found = [run.sets[name]["value"] for run in each if name in run.sets]
+        known = [value for value in found if value is not None]
+        mean = sum(known) / len(each) if len(known) == len(each) else None
+        sets[name] = first.sets[name] | {"value": mean, "low": None, "high": None}
+    forwards, vjps, seconds = (
+        [getattr(run.cost, what) for run in each] for what in ("forwards", "vjps", "seconds")
+    )
+    cost = Cost(
+        None if None in forwards else max(forwards),
+        None if None in vjps else max(vjps),
+        None if None in seconds else sum(seconds) / len(each),
+    )
+    return replace(
+        first,
+        rows=sum(run.rows for run in each),
+        failed=sum(run.failed for run in each),
+        absent=sum(run.absent for run in each),
+        measures=describe(values, {})[0],
+        infinite={name: sum(run.infinite.get(name, 0) for run in each) for name in values},
+        sets=sets,
+        cost=cost,
+    )
+
+
+def rank(methods: Sequence[Method], by: Axes) -> list[Standing]:
+    """The methods by rank in distortion, of equal ones by rank in perception; those without one last."""
+    runs = [one.numbers for one in methods]
+    distortion, perception = (
+        [None if name is None else badness_of(name, run.estimate(name)[0]) for run in runs]
+        for name in (by.distortion, by.perception)
+    )
+    on = [
+        fronts(costs, distortion, perception)
+        for costs in ([run.cost.evaluations for run in runs], [run.cost.seconds for run in runs])
+    ]
+    places = zip(methods, ranks(distortion), ranks(perception), *on, strict=True)
+    found = [Standing(one.numbers, one.runs, first, second, a, b) for one, first, second, a, b in places]
+
+    def place(one: Standing) -> tuple[float, ...]:
+        return tuple(len(runs) + 1 if of is None else of for of in (one.distortion, one.perception))
+
+    return sorted(found, key=place)
+
+
+def differences(base: Method, methods: Sequence[Method], family: Sequence[str]) -> list[Paired]:
+    """Of the other methods less this one, where there are images that have the measure in both."""
+    found = [
+        pair(name, base.label, one.label, base.values[name], one.values[name])
+        for name in family
+        for one in methods
+        if one is not base and name in base.values and name in one.values
+    ]
+    return [one for one in found if one.n]
+
+
+def without_network(shared: Shared, measures: Sequence[str]) -> list[RunNumbers]:
+    """What the measurements give without a network; of several seeds the mean of each image."""
+    found = []
+    for baseline, label in BASELINES.items():
+        columns = {name: baseline_column(name, baseline) for name in measures}
+        each = [known_columns(table, columns) for table in shared.tables]
+        values = {
+            name: averaged([{name: of[name]} for of in each if name in of])[name]
+            for name in measures
+            if any(name in of for of in each)
+        }
+        if values:
+            found.append(
+                RunNumbers(label, "", len(shared.places), 0, 0, *describe(values, {}), {}, [], Cost())
+            )
+    return found
+
+
+def other_measurements(inputs: Sequence[Input]) -> list[str]:
+    """Why methods may have restored other measurements than the first: differing fields, and other seeds."""
+    found = []
+    first = inputs[0]
+    for other in inputs[1:]:
+        if first.restoring is None or other.restoring is None:
+            what = "whether they were restored from the same measurements is not known"
+            found.append(f"{other.label} scores images that were given: {what}")
+            continue
+        found += [
+            f"{other.label}: {field} is {given!r}, of {first.label} {expected!r}: "
+            "they did not restore the same measurements"
+            for field, expected, given in differing_fields(first.restoring, other.restoring)
+            if field != "seed"
+        ]
+    seeds: dict[str, set[int]] = {}
+    for one in inputs:
+        if one.restoring is not None:
+            seeds.setdefault(one.label, set()).add(one.restoring.job.seed)
+    if len({frozenset(of) for of in seeds.values()}) > 1:
+        of_each = ", ".join(f"{label} {', '.join(map(str, sorted(of)))}" for label, of in seeds.items())
+        found.append(f"not all have the same seeds, and so the same noise: {of_each}")
+    return list(dict.fromkeys(found))
+
+
+def worse_than_nothing(
+    runs: Sequence[RunNumbers], baselines: Sequence[RunNumbers], names: Sequence[str]
+) -> list[str]:
+    """Where the mean of a baseline is better than a method's."""
+    found = []
+    for name in names:
+        values = {run.label: badness_of(name, run.estimate(name)[0]) for run in runs}
+        for baseline in baselines:
+            bar = badness_of(name, baseline.estimate(name)[0])
+            worse = [of for of, v in values.items() if v is not None and bar is not None and v > bar]
+            if worse:
+                better_than = f"is better than {', '.join(worse)}"
+                found.append(f"{bare(name)}: {baseline.label}, which needs no network, {better_than}")
+    return found
