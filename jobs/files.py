@@ -19,15 +19,18 @@ if TYPE_CHECKING:
     from kintsugi.pipeline.job import Job
     from kintsugi.pipeline.storage.location import Location
 
-FOLDER = Path(__file__).parent / "ready"
+FOLDERS = tuple(Path(__file__).parent / name for name in ("ready", "protocols"))
 ALTERNATIVE = re.compile(r"(constrained-|literal\[|list\[|function-|Published$|str$|int$|float$)")
 """How pydantic names the types of which a value may be one, behind the field."""
 SHOWN = 60  # characters of a value that does not fit
 
 
 def ready_jobs() -> dict[str, Path]:
-    """The job files that ship with Kintsugi, by name: a field that they leave out has its default."""
-    return {path.stem: path for path in sorted(FOLDER.glob("*.yaml"))}
+    """The job files that ship with Kintsugi, by name: a field that they leave out has its default.
+
+    Those in `protocols` are experiments of the literature, with the prior and metrics of their papers.
+    """
+    return {path.stem: path for folder in FOLDERS for path in sorted(folder.glob("*.yaml"))}
 
 
 def describe(path: Path) -> str:
