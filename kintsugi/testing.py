@@ -27,8 +27,7 @@ from kintsugi.pipeline.metrics.scoring import Scorer
 from kintsugi.pipeline.metrics.sets import evaluate
 from kintsugi.priors import Prior
 from kintsugi.priors.analytic import LowRankMixture
-from kintsugi.priors.base import Parametrization
-from kintsugi.priors.checkpoint import channels_of
+from kintsugi.priors.base import Parametrization, channels_of
 from kintsugi.priors.paths import Path, VariancePreserving
 from kintsugi.samplers import KeyedNoise, Restoration, Sampler
 

@@ -11,10 +11,10 @@ from typing import Any
 
 import torch
 
+from kintsugi.cache import checksum
+from kintsugi.checkpoint import check_intact
 from kintsugi.errors import SpecError
-from kintsugi.priors.base import NetworkPrior, Prior
-from kintsugi.priors.cache import checksum
-from kintsugi.priors.checkpoint import Described, channels_of, check_intact
+from kintsugi.priors.base import Described, NetworkPrior, Prior, channels_of
 from kintsugi.priors.formats import adm, diffusers_model, rectified_flow
 from kintsugi.priors.grouped import said as said_of_channels
 from kintsugi.priors.natural import describe as describe_natural

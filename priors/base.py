@@ -1,5 +1,7 @@
 """What a prior is: a network output u(x, t), the path it was trained on, and what u predicts."""
 
+from collections.abc import Sequence
+from pathlib import Path as FilePath
 from typing import Literal, Protocol, runtime_checkable
 
 import torch
@@ -49,6 +51,28 @@ class ClassConditional(Protocol):
     classes: int | None
     label: int | None
     labels: Tensor | None
+
+
+class Described(Protocol):
+    """What a prior with weights in files is, before they are loaded."""
+
+    @property
+    def multiple(self) -> int:
+        """What the sides of images must be divisible by."""
+
+    @property
+    def parameters(self) -> int:
+        """How many the network has."""
+
+    @property
+    def files(self) -> Sequence[FilePath]:
+        """All that decides what the prior computes."""
+
+
+def channels_of(described: Described) -> int | None:
+    """The channels that it takes, None for any; one that does not say `image_channels` is of RGB."""
+    channels: int | None = getattr(described, "image_channels", 3)
+    return channels
 
 
 def data_prediction(path: Path, parametrization: Parametrization, t: Tensor) -> tuple[Tensor, Tensor]:

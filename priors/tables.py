@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import Tensor
 
-from kintsugi.priors.checkpoint import CheckpointError, State, difference, tensors
+from kintsugi.checkpoint import CheckpointError, State, difference, tensors
 
 AVERAGE = re.compile(r"(?<![a-z])(ema|swa|averaged?|shadow)(?![a-z])")
 DEPTH = 4

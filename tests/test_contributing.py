@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from typer.testing import CliRunner
 
 import kintsugi
-from kintsugi.priors.checkpoint import CheckpointError
+from kintsugi.checkpoint import CheckpointError
 from kintsugi.registry import construct
 from kintsugi.samplers import KeyedNoise
 

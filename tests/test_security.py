@@ -33,6 +33,8 @@ from kit.hostile import (
 from kit.jobs import execute, told
 from kit.shards import SIZE, encode, picture, tar_of, write_tar
 
+from kintsugi import checkpoint
+from kintsugi.checkpoint import CheckpointError, tensors
 from kintsugi.errors import JobError, redacted
 from kintsugi.jobs.files import load_job
 from kintsugi.pipeline.analysis.report import write_report
@@ -42,8 +44,6 @@ from kintsugi.pipeline.execution import ledger
 from kintsugi.pipeline.parts import Wanted
 from kintsugi.pipeline.storage.location import Remote
 from kintsugi.pipeline.storage.records import sealed, unsealed
-from kintsugi.priors import checkpoint
-from kintsugi.priors.checkpoint import CheckpointError, tensors
 
 ROOT = Path(__file__).parent.parent
 

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 from kintsugi.ahead import map_ahead
+from kintsugi.cache import cache_folder, locked
 from kintsugi.errors import JobError
 from kintsugi.pipeline.parts import Spec
 from kintsugi.pipeline.storage.files import walk
 from kintsugi.pipeline.storage.location import BLOCK, Remote, at, is_remote
-from kintsugi.priors.cache import cache_folder, locked
 
 REQUESTS = 8  # at once, each for a block
 

@@ -30,8 +30,7 @@ from kintsugi.pipeline.metrics.registry import TRUTH, baseline_column
 from kintsugi.pipeline.metrics.scoring import Scorer, residual
 from kintsugi.pipeline.metrics.weights import MissingWeights
 from kintsugi.priors import speed
-from kintsugi.priors.base import NetworkPrior
-from kintsugi.priors.checkpoint import Described, channels_of
+from kintsugi.priors.base import Described, NetworkPrior, channels_of
 from kintsugi.priors.grouped import grouped, said
 from kintsugi.samplers import KeyedNoise
 

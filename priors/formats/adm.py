@@ -16,11 +16,12 @@ import torch
 from pydantic import NonNegativeInt, PositiveInt
 from torch import Tensor, nn
 
+from kintsugi import checkpoint
+from kintsugi.cache import sha256
+from kintsugi.checkpoint import CheckpointError, CheckpointPath, State
 from kintsugi.errors import SpecError
-from kintsugi.priors import checkpoint, tables
+from kintsugi.priors import tables
 from kintsugi.priors.base import Parametrization
-from kintsugi.priors.cache import sha256
-from kintsugi.priors.checkpoint import CheckpointError, CheckpointPath, State
 from kintsugi.priors.formats.layout import Entry, Shape, UNetLayout, affine, in_file, module_names
 from kintsugi.priors.paths import DDPM, Path
 

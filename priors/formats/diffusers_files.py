@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from kintsugi.priors.checkpoint import CheckpointError, State, read, tensors
+from kintsugi.checkpoint import CheckpointError, State, read, tensors
 
 CONFIGS = (
     "model_index.json",

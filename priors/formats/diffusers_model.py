@@ -15,8 +15,8 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from kintsugi.priors.cache import checksum
-from kintsugi.priors.checkpoint import CheckpointError, adopt, difference, empty
+from kintsugi.cache import checksum
+from kintsugi.checkpoint import CheckpointError, adopt, difference, empty
 from kintsugi.priors.formats.diffusers_files import (
     CONFIGS,
     component,

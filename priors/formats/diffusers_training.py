@@ -11,8 +11,8 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from kintsugi.checkpoint import CheckpointError
 from kintsugi.priors.base import Parametrization
-from kintsugi.priors.checkpoint import CheckpointError
 from kintsugi.priors.formats.diffusers_files import misfit
 from kintsugi.priors.paths import DDPM, Path, RectifiedFlow, VarianceExploding, VariancePreserving
 

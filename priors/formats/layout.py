@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from kintsugi.priors.checkpoint import State
+from kintsugi.checkpoint import State
 
 Shape = tuple[int, ...]
 

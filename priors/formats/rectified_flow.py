@@ -14,10 +14,11 @@ from pathlib import Path as FilePath
 import torch
 from torch import Tensor, nn
 
-from kintsugi.priors import checkpoint, tables
+from kintsugi import checkpoint
+from kintsugi.cache import sha256
+from kintsugi.checkpoint import CheckpointError, CheckpointPath, State
+from kintsugi.priors import tables
 from kintsugi.priors.base import Parametrization
-from kintsugi.priors.cache import sha256
-from kintsugi.priors.checkpoint import CheckpointError, CheckpointPath, State
 from kintsugi.priors.formats.layout import Entry, UNetLayout, affine, in_file, module_names
 from kintsugi.priors.paths import Path, RectifiedFlow
 

@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from kintsugi.cache import sha256
+from kintsugi.checkpoint import adopt, empty, read
 from kintsugi.priors.base import Parametrization
-from kintsugi.priors.cache import sha256
-from kintsugi.priors.checkpoint import adopt, empty, read
 from kintsugi.priors.paths import Path, VariancePreserving
 
 FOLDER = FilePath(__file__).parent
@@ -49,7 +49,7 @@ def read_config() -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Description:
-    """What the embedded prior is; see `priors.checkpoint.Described`."""
+    """What the embedded prior is; see `priors.base.Described`."""
 
     multiple: int
     parameters: int

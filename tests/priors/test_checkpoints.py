@@ -16,11 +16,10 @@ import torch
 from kit.networks import ADM, NCSNPP, Weights, adm_reference, draw, make_adm, make_ncsnpp
 from safetensors.torch import save_file
 
-from kintsugi import priors
+from kintsugi import cache, checkpoint, priors
+from kintsugi.checkpoint import CheckpointError
 from kintsugi.errors import SpecError
-from kintsugi.priors import cache, checkpoint
 from kintsugi.priors.base import data_prediction
-from kintsugi.priors.checkpoint import CheckpointError
 from kintsugi.priors.formats import adm, rectified_flow
 from kintsugi.priors.formats.layout import in_file
 from kintsugi.priors.paths import DDPM

@@ -17,9 +17,9 @@ from kit.pipelines import make_unet, save
 from safetensors.torch import load_file, save_file
 
 from kintsugi import operators, priors, samplers
+from kintsugi.cache import checksum
+from kintsugi.checkpoint import CheckpointError
 from kintsugi.priors.base import data_prediction
-from kintsugi.priors.cache import checksum
-from kintsugi.priors.checkpoint import CheckpointError
 from kintsugi.priors.formats.diffusers_model import describe, diffusers_model
 from kintsugi.priors.paths import DDPM, log_snr
 from kintsugi.testing import check_prior

@@ -3,11 +3,11 @@
 import torch
 from pydantic.dataclasses import dataclass
 
+from kintsugi.cache import checksum
 from kintsugi.operators import Mask
 from kintsugi.pipeline.metrics import ImageMetric, plain
 from kintsugi.priors import Format
 from kintsugi.priors.analytic import StandardNormal
-from kintsugi.priors.cache import checksum
 from kintsugi.priors.natural import Description
 from kintsugi.samplers.descent import Stepwise, noise_in, renoise
 

@@ -6,9 +6,9 @@ from typing import Any
 
 import torch
 
+from kintsugi.cache import checksum
 from kintsugi.priors import Format
 from kintsugi.priors.analytic import StandardNormal
-from kintsugi.priors.cache import checksum
 from kintsugi.priors.natural import Description
 from kintsugi.samplers.base import Restoration
 

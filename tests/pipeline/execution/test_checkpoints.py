@@ -14,14 +14,14 @@ import torch
 from kit.processes import at_once, read_for
 
 from kintsugi import priors
+from kintsugi.cache import remembered, sha256
+from kintsugi.checkpoint import CheckpointError, check_intact
 from kintsugi.errors import JobError
 from kintsugi.pipeline.execution import checkpoints as weights
 from kintsugi.pipeline.execution.checkpoints import on_this_node
 from kintsugi.pipeline.storage.files import walk
 from kintsugi.pipeline.storage.location import BLOCK, at
 from kintsugi.pipeline.storage.publish import publish
-from kintsugi.priors.cache import remembered, sha256
-from kintsugi.priors.checkpoint import CheckpointError, check_intact
 
 LARGE = 50_000_000
 

@@ -11,17 +11,17 @@ import pickletools
 import re
 import warnings
 import zipfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from io import BufferedReader
 from pathlib import Path
-from typing import Annotated, Any, Protocol, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import torch
 from pydantic import AfterValidator
 from torch import Tensor, nn
 
+from kintsugi.cache import remembered
 from kintsugi.errors import SpecError
-from kintsugi.priors.cache import remembered
 
 # With ~ expanded, here so that all who are given the path agree on it; pathlib's raises for unknown users.
 CheckpointPath = Annotated[Path, AfterValidator(lambda path: Path(os.path.expanduser(path)))]
@@ -63,28 +63,6 @@ def check_intact(path: Path) -> None:
         return "intact"
 
     remembered(path, "intact", intact)
-
-
-class Described(Protocol):
-    """What a prior with weights in files is, before they are loaded."""
-
-    @property
-    def multiple(self) -> int:
-        """What the sides of images must be divisible by."""
-
-    @property
-    def parameters(self) -> int:
-        """How many the network has."""
-
-    @property
-    def files(self) -> Sequence[Path]:
-        """All that decides what the prior computes."""
-
-
-def channels_of(described: Described) -> int | None:
-    """The channels that it takes, None for any; one that does not say `image_channels` is of RGB."""
-    channels: int | None = getattr(described, "image_channels", 3)
-    return channels
 
 
 def read(path: Path, device: str = "cpu") -> Any:
