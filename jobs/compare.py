@@ -49,7 +49,7 @@ def compare(
     for line in [*found.warnings, *left_out(found)]:
         errors.print(line, style="yellow")
     console.print(to_rich(transpose(runs_table(found))))
-    console.print(to_rich(abridge(paired_table(found))))
+    console.print(to_rich(abridge(paired_table(found.differences))))
     with console.status("writing"):
         page = write_page(found, inputs, folder)
     console.print(f"{found.images} images compared · {page}")

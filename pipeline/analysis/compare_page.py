@@ -3,7 +3,7 @@
 import json
 import math
 from base64 import b64encode
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, fields
 from datetime import UTC, datetime
 from typing import Any
@@ -65,7 +65,7 @@ def runs_csv(comparison: Comparison) -> str:
     return csv_text([list(rows[0]), *(list(row.values()) for row in rows)])
 
 
-def paired_table(comparison: Comparison) -> Table:
+def paired_table(pairs: Iterable[Paired]) -> Table:
     """A difference in each row."""
     return Table(
         ["measure", "baseline", "other", "pairs", "difference", "p", "p, Holm", "wins"],
@@ -79,7 +79,7 @@ def paired_table(comparison: Comparison) -> Table:
                 *map(number, (one.p, one.corrected)),
                 "–" if one.wins is None else f"{100 * one.wins:.0f} %",
             ]
-            for one in comparison.differences
+            for one in pairs
         ],
     )
 
@@ -182,7 +182,7 @@ def write_page(comparison: Comparison, inputs: Sequence[Input], folder: Location
     """
     folder.mkdir(parents=True, exist_ok=True)
     figure = draw_frontier(comparison)
-    runs, pairs = runs_table(comparison), paired_table(comparison)
+    runs, pairs = runs_table(comparison), paired_table(comparison.differences)
     lines = [f"{run.label}: {run.title}" for run in comparison.runs if run.title]
     lines += [*comparison.warnings, *left_out(comparison)]
     listed = "".join(f"- {markdown_text(line)}\n" for line in lines)

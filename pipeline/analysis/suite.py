@@ -15,7 +15,6 @@ from kintsugi.pipeline.analysis.query import rows_of
 from kintsugi.pipeline.analysis.suite_task import Axes, Task, summarize_task
 from kintsugi.pipeline.execution.run import Run
 from kintsugi.pipeline.metrics import SETS
-from kintsugi.pipeline.metrics.registry import columns
 
 PERCEPTION = ("lpips", "spectrum_ratio", "swd")  # in the order of preference
 
@@ -95,6 +94,7 @@ class Suite:
 
     Attributes:
         distortion, perception: the measures of the ranks. family: those that are tested.
+        against: the method that others are compared with, where it was named.
         overall: methods in all tasks first, by mean rank in distortion.
     """
 
@@ -102,6 +102,7 @@ class Suite:
     distortion: str
     perception: str | None
     family: tuple[str, ...]
+    against: str | None
     tasks: list[Task]
     overall: list[Overall]
     runs: list[Listed]
@@ -142,7 +143,7 @@ def summarize(entries: Sequence[Entry], wanted: Wanted) -> Suite:
         tasks.append(summarize_task(name, inputs, tables, by))
     tasks = correct(tasks)
     overall = summarize_methods(methods, tasks)
-    return Suite(wanted.title, by.distortion, by.perception, by.family, tasks, overall, runs)
+    return Suite(wanted.title, by.distortion, by.perception, by.family, by.against, tasks, overall, runs)
 
 
 def listed(entry: Entry) -> Listed:
@@ -186,8 +187,8 @@ def choose_measures(runs: Sequence[Run], wanted: Wanted) -> tuple[str, str | Non
     Raises:
         JobError: one that is asked for is in no run, or is none of single images where only that will do.
     """
-    of_runs = [{*columns(run.job.metrics), *run.job.metrics} for run in runs]
-    any_run = list(dict.fromkeys(name for names in of_runs for name in sorted(names)))
+    of_runs = [[*run.job.metrics, "residual"] for run in runs]
+    any_run = list(dict.fromkeys(name for names in of_runs for name in names))
     asked = {"distortion": wanted.distortion, "perception": wanted.perception}
     asked |= {f"family.{i}": name for i, name in enumerate(wanted.family)}
     for field, name in asked.items():

@@ -56,11 +56,12 @@ class Task:
     """What the methods make of one task.
 
     Attributes:
-        images: those that all methods restored; only these are compared. shown: keys of the first of them.
+        images: those that all methods restored; only these are compared.
         against: the method that others are compared with; None where it is not there.
         standings: by rank in distortion. baselines: what the measurements give without a network.
         measures: that any method has, of single images and of the set.
         paired: other methods less `against`; p-values are corrected for the tests of all tasks.
+        shown: by key, of the first images, the distortion by method.
         notes: what is left out, and what must be read with care.
     """
 
@@ -71,7 +72,7 @@ class Task:
     baselines: list[RunNumbers]
     measures: list[str]
     paired: list[Paired]
-    shown: list[str]
+    shown: dict[str, dict[str, float]]
     notes: list[str]
 
 
@@ -106,11 +107,11 @@ def summarize_task(name: str, inputs: Sequence[Input], tables: Sequence[pa.Table
         inputs: those with the same label are seeds of one method. tables: all rows of each.
     """
     if not inputs:
-        return Task(name, 0, None, [], [], [], [], [], ["no run is finished"])
+        return Task(name, 0, None, [], [], [], [], {}, ["no run is finished"])
     try:
         shared = find_shared(inputs, tables)
     except JobError as error:
-        return Task(name, 0, None, [], [], [], [], [], [redacted(str(error))])
+        return Task(name, 0, None, [], [], [], [], {}, [redacted(str(error))])
     inputs, unknown = with_sets(inputs)
     methods = gather(inputs, tables, shared)
     standings = rank(methods, by)
@@ -137,7 +138,14 @@ def summarize_task(name: str, inputs: Sequence[Input], tables: Sequence[pa.Table
         baselines,
         [*measures, *sets],
         [] if base is None else differences(base, methods, by.family),
-        [shared.tables[0]["key"][i].as_py() for i in np.argsort(shared.places)[:SHOWN].tolist()],
+        {
+            shared.tables[0]["key"][i].as_py(): {
+                one.label: float(one.values[by.distortion][i])
+                for one in methods
+                if by.distortion in one.values
+            }
+            for i in np.argsort(shared.places)[:SHOWN].tolist()
+        },
         notes,
     )
 

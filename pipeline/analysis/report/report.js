@@ -1,4 +1,5 @@
-// Sorts the samples, compares two pictures of each, and enlarges what the pointer is over.
+// Sorts the samples, compares two pictures of each, and enlarges what the pointer is over: in a report those
+// of one sample, in a suite the same spot of all methods.
 "use strict";
 const SHARE = 0.1; // of the picture's width and height in an enlargement
 const browser = document.getElementById("browser");
@@ -78,8 +79,33 @@ function prepare(card) {
   window.addEventListener("load", () => enlarge(0.5));
 }
 
+function enlargeTogether(section) {
+  const zoom = section.querySelector("select");
+  zoom.addEventListener("change", () => section.style.setProperty("--zoom", zoom.value));
+  for (const row of section.querySelectorAll(".same")) {
+    let spot = [50, 50];
+    const move = (to) => {
+      spot = to.map((at) => Math.min(Math.max(at, 0), 100));
+      ["--x", "--y"].forEach((axis, i) => row.style.setProperty(axis, `${spot[i]}%`));
+    };
+    const follow = (event) => {
+      const box = event.target.closest(".spot")?.getBoundingClientRect();
+      if (box) move([(100 * (event.clientX - box.left)) / box.width, (100 * (event.clientY - box.top)) / box.height]);
+    };
+    row.addEventListener("pointermove", follow);
+    row.addEventListener("pointerdown", follow);
+    row.addEventListener("keydown", (event) => {
+      const step = { ArrowLeft: [-5, 0], ArrowRight: [5, 0], ArrowUp: [0, -5], ArrowDown: [0, 5] }[event.key];
+      if (!step) return;
+      event.preventDefault(); // else the page scrolls
+      move(spot.map((at, i) => at + step[i]));
+    });
+  }
+}
+
+document.documentElement.classList.add("js");
+document.querySelectorAll(".pictures").forEach(enlargeTogether);
 if (browser) {
-  document.documentElement.classList.add("js");
   order.value = location.hash.slice(1);
   order.addEventListener("change", sort);
   for (const select of [left, right]) {
