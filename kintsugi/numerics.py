@@ -5,6 +5,10 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
+NORMAL_QUARTILE = 0.6744897501960817
+DB2 = (-0.48296291314453414, 0.8365163037378079, -0.2241438680420134, -0.12940952255126037)
+"""The high-pass filter of Daubechies' wavelet with two vanishing moments."""
+
 
 def reflect(positions: Tensor, n: int) -> Tensor:
     """Fold positions outside 0…n−1 back, the border pixel itself repeated: … 1 0 | 0 1 …"""
@@ -63,3 +67,30 @@ def conjugate_gradients(
         preconditioned = inverse(r)
         before, energy = energy, inner(r, preconditioned)
         direction = preconditioned + energy / before.clamp_min(torch.finfo(x.dtype).tiny) * direction
+
+
+def diagonal_details(planes: Tensor) -> Tensor:
+    """The finest diagonal wavelet coefficients of planes (C, h, w), beyond whose borders is their mirror."""
+    filters = planes.new_tensor(DB2)
+    for axis in (1, 2):
+        n = planes.shape[axis]
+        outputs = 2 * torch.arange((n + 3) // 2)[:, None] + 1 - torch.arange(4)
+        folded = reflect(outputs, n).to(planes.device)
+        planes = (planes.movedim(axis, -1)[..., folded] @ filters).movedim(-1, axis)
+    return planes
+
+
+def noise_in_details(details: Tensor) -> Tensor:
+    """σ of the noise in planes, a number: their mean, of the `diagonal_details` (C, h, w) that are not 0.
+
+    The median absolute value over that of a standard normal variable (Donoho & Johnstone 1994), as
+    `skimage.restoration.estimate_sigma` has it; 0 where there are none.
+    """
+    return torch.stack([median_level(plane[plane != 0]) for plane in details]).mean()
+
+
+def median_level(details: Tensor) -> Tensor:
+    """σ of normal variables of which a few are not: their median absolute value over a standard one's."""
+    if details.numel() == 0:
+        return details.new_zeros(())
+    return details.abs().quantile(0.5) / NORMAL_QUARTILE

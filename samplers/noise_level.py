@@ -5,16 +5,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from kintsugi.numerics import reflect
+from kintsugi.numerics import diagonal_details, noise_in_details
 from kintsugi.operators import Operator
 
 FEWEST = 256
 """Directions that the operator must leave unseen for these to be used."""
-NORMAL_QUARTILE = 0.6744897501960817
 MEDIAN_DEVIATION = 1.1664
 """√n times the relative deviation of σ by the median of n absolute values."""
-DB2 = (-0.48296291314453414, 0.8365163037378079, -0.2241438680420134, -0.12940952255126037)
-"""The high-pass filter of Daubechies' wavelet with two vanishing moments."""
 
 
 @dataclass(frozen=True)
@@ -55,25 +52,7 @@ def noise_level(operator: Operator, y: Tensor) -> NoiseLevel:
     counts, sigmas = [], []
     for planes in y.double():
         details = diagonal_details(planes)
-        sigmas.append(torch.stack([median_level(plane[plane != 0]) for plane in details]).mean())
+        sigmas.append(noise_in_details(details))
         counts.append(details.numel())
     sigma = torch.stack(sigmas)
     return NoiseLevel(sigma, MEDIAN_DEVIATION * sigma / torch.tensor(counts).to(sigma).sqrt(), unseen=False)
-
-
-def median_level(details: Tensor) -> Tensor:
-    """σ of normal variables of which a few are not: their median absolute value over a standard one's."""
-    if details.numel() == 0:
-        return details.new_zeros(())
-    return details.abs().quantile(0.5) / NORMAL_QUARTILE
-
-
-def diagonal_details(planes: Tensor) -> Tensor:
-    """The finest diagonal wavelet coefficients of planes (C, h, w), beyond whose borders is their mirror."""
-    filters = planes.new_tensor(DB2)
-    for axis in (1, 2):
-        n = planes.shape[axis]
-        outputs = 2 * torch.arange((n + 3) // 2)[:, None] + 1 - torch.arange(4)
-        folded = reflect(outputs, n).to(planes.device)
-        planes = (planes.movedim(axis, -1)[..., folded] @ filters).movedim(-1, axis)
-    return planes

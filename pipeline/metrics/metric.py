@@ -14,7 +14,7 @@ from kintsugi.pipeline.metrics.weights import INCEPTION, PT_INCEPTION, Weights
 
 Better = Literal["higher", "lower", "one"] | None
 Space = Literal["clean", "legacy_tensorflow", "legacy_pytorch", "patches"]
-Measure = Callable[..., Tensor]
+Measure = Callable[..., Tensor | float]
 """(restored, truth), or (restored) where no truth is needed, to a number.
 
 Each is an image (1, C, H, W), float64 in [0, 1], that it must leave as it is.

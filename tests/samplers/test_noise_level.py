@@ -5,7 +5,8 @@ import torch
 from kit.operators import PER_SAMPLE
 
 from kintsugi import operators
-from kintsugi.samplers.noise_level import diagonal_details, noise_level
+from kintsugi.numerics import diagonal_details
+from kintsugi.samplers.noise_level import noise_level
 
 SHAPE = (3, 64, 64)
 LINEAR = [specs[0] for specs in PER_SAMPLE if specs[0]["name"] != "inpaint" or specs[0]["mask"] != "half"]
