@@ -23,6 +23,8 @@ from kintsugi.operators.jpeg import jpeg
 from kintsugi.operators.module import from_deepinv, of_module
 from kintsugi.operators.motion import linear_motion_blur, motion_blur
 from kintsugi.operators.nonlinear import hdr, phase_retrieval, quantize
+from kintsugi.operators.nonlinear_blur import SUFFIXES as WEIGHTS
+from kintsugi.operators.nonlinear_blur import nonlinear_blur
 from kintsugi.operators.pointwise import Mask, denoise, inpaint
 from kintsugi.operators.resize import average_pool, bicubic, resize
 from kintsugi.operators.solved import Solved
@@ -46,7 +48,7 @@ __all__ = [
     "stack",
 ]
 
-FILES = {"mask": masks.SUFFIXES, "kernel": kernels.SUFFIXES, "kernels": kernels.SETS}
+FILES = {"mask": masks.SUFFIXES, "kernel": kernels.SUFFIXES, "kernels": kernels.SETS, "weights": WEIGHTS}
 """Parameters that may name a file, and the suffixes by which a value is one."""
 
 
@@ -86,6 +88,7 @@ BUILTIN: dict[str, Callable[..., Operator]] = {
     "jpeg": jpeg,
     "linear_motion_blur": linear_motion_blur,
     "motion_blur": motion_blur,
+    "nonlinear_blur": nonlinear_blur,
     "phase_retrieval": phase_retrieval,
     "quantize": quantize,
     "resize": resize,

@@ -1,6 +1,7 @@
 """Operators one after another, as long as the decomposition of the whole can be written down."""
 
 import math
+from functools import cached_property
 from typing import ClassVar, cast
 
 from torch import Tensor, nn
@@ -57,7 +58,11 @@ class Chain(Nonlinear):
         super().__init__(operators[0].image_shape, operators[-1].measurement_shape)
         self.registered = nn.ModuleList(operators)
         self.pixels = all(operator.pixels for operator in operators)
-        self.lipschitz = math.prod(map(lipschitz, operators))
+
+    @cached_property
+    def lipschitz(self) -> float | Tensor:  # type: ignore[override]  # that of a network takes a while
+        """The product of those of its operators."""
+        return math.prod(map(lipschitz, self.operators))
 
     @property
     def operators(self) -> list[Operator]:

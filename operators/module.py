@@ -22,7 +22,7 @@ from kintsugi.operators.solved import Map, Solved
 POWER_ITERATIONS, MARGIN = 50, 1.1
 """Of the estimate of ‖H‖, and what it is multiplied by: power iteration approaches it from below."""
 POINTS = 4
-"""At which the gain of a non-linear operator is measured: mid-grey and random images."""
+"""At which the gain of a non-linear operator is measured."""
 SHARES = (1.0, 0.5, 0.25, 0.0625)
 """Of a Gauss–Newton step: the first that lessens the misfit is made."""
 
@@ -120,23 +120,60 @@ def examined(function: Callable[[Tensor], Tensor], image_shape: tuple[int, int, 
     return channels, height, width
 
 
+def points_in(image_shape: tuple[int, int, int]) -> Tensor:
+    """Where the gain of a non-linear operator is measured: mid-grey and random images, (POINTS, C, H, W)."""
+    points = torch.rand(POINTS, *image_shape, generator=torch.Generator().manual_seed(2)).double() * 2 - 1
+    points[0] = 0
+    return points
+
+
+def directions(count: int, image_shape: tuple[int, int, int]) -> Tensor:
+    """From which power iteration begins, (count, C, H, W) float64."""
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(count, *image_shape, generator=generator, dtype=torch.float64)
+
+
+def linearised(function: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tensor, Map, Map]:
+    """H(x), and v ↦ J v and v ↦ Jᵀ v with J = ∂H/∂x there; J by the derivative of Jᵀ v in v."""
+    with torch.enable_grad():
+        leaf = x.detach().requires_grad_()
+        y = function(leaf)
+        cotangent = torch.zeros_like(y, requires_grad=True)
+        (gradient,) = torch.autograd.grad(y, leaf, cotangent, create_graph=True)
+
+    def push(v: Tensor) -> Tensor:
+        return torch.autograd.grad(gradient, cotangent, v, retain_graph=True)[0]
+
+    def pull(v: Tensor) -> Tensor:
+        return torch.autograd.grad(y, leaf, v, retain_graph=True)[0]
+
+    return y.detach(), push, pull
+
+
 def largest_gain(square: Map, points: int, image_shape: tuple[int, int, int]) -> float:
-    """The largest ‖J‖ at several points, by power iteration of v ↦ JᵀJ v, v (points, C, H, W), and a margin.
+    """The largest of the `gains` at several points, from random v in float64.
 
     Raises:
         ValueError: it is zero, or not finite.
     """
-    generator = torch.Generator().manual_seed(0)
-    v = torch.randn(points, *image_shape, generator=generator, dtype=torch.float64)
-    energy = torch.zeros(points, dtype=torch.float64)
-    for _ in range(POWER_ITERATIONS):
-        v = v / v.flatten(1).norm(dim=1).clamp_min(torch.finfo(v.dtype).tiny).view(-1, 1, 1, 1)
-        image = square(v)
-        energy, v = (v * image).flatten(1).sum(1), image
-    gain = MARGIN * energy.max().clamp_min(0).sqrt().item()
+    gain = gains(square, directions(points, image_shape)).max().item()
     if not 0 < gain < float("inf"):
         raise ValueError(f"forward: its derivative has the norm {gain:g}; nothing would be measured")
     return gain
+
+
+def gains(square: Map, v: Tensor, iterations: int = POWER_ITERATIONS) -> Tensor:
+    """‖J‖ at several points, (points,), by power iteration of v ↦ JᵀJ v, v (points, C, H, W), and a margin.
+
+    Args:
+        v: where it begins.
+    """
+    energy = v.new_zeros(len(v))
+    for _ in range(iterations):
+        v = v / v.flatten(1).norm(dim=1).clamp_min(torch.finfo(v.dtype).tiny).view(-1, 1, 1, 1)
+        image = square(v)
+        energy, v = (v * image).flatten(1).sum(1), image
+    return MARGIN * energy.clamp_min(0).sqrt()
 
 
 class LinearModule(Solved):
@@ -226,31 +263,13 @@ class Module(Nonlinear):
         super().__init__(image_shape, examined(function, image_shape))
         self.function, self.steps, self.iterations = function, steps, iterations
         self.pixels = self.measurement_shape == image_shape
-        points = torch.rand(POINTS, *image_shape, generator=torch.Generator().manual_seed(2)).double() * 2 - 1
-        points[0] = 0
-        _, push, pull = self.linearised(points)
+        _, push, pull = linearised(self.forward, points_in(image_shape))
         self.lipschitz = largest_gain(lambda v: pull(push(v)), POINTS, image_shape)
         self.ridge = (threshold * self.lipschitz) ** 2
 
     def forward(self, x: Tensor) -> Tensor:
         """H(x)."""
         return measured(self.function, x)
-
-    def linearised(self, x: Tensor) -> tuple[Tensor, Map, Map]:
-        """H(x), and v ↦ J v and v ↦ Jᵀ v with J = ∂H/∂x there; J by the derivative of Jᵀ v in v."""
-        with torch.enable_grad():
-            leaf = x.detach().requires_grad_()
-            y = self.forward(leaf)
-            cotangent = torch.zeros_like(y, requires_grad=True)
-            (gradient,) = torch.autograd.grad(y, leaf, cotangent, create_graph=True)
-
-        def push(v: Tensor) -> Tensor:
-            return torch.autograd.grad(gradient, cotangent, v, retain_graph=True)[0]
-
-        def pull(v: Tensor) -> Tensor:
-            return torch.autograd.grad(y, leaf, v, retain_graph=True)[0]
-
-        return y.detach(), push, pull
 
     def pinv(self, y: Tensor) -> Tensor:
         """An image with this measurement, near mid-grey, or near y where that is an image."""
@@ -263,7 +282,7 @@ class Module(Nonlinear):
             return (y - found).square().sum((1, 2, 3), keepdim=True)
 
         for _ in range(self.steps):
-            now, push, pull = self.linearised(x)
+            now, push, pull = linearised(self.forward, x)
             iterates = conjugate_gradients(partial(self.normal, push, pull), lambda r: r, y - now)
             z, _ = next(islice(iterates, self.iterations - 1, None))
             step, before, moved = pull(z), misfit(now), x

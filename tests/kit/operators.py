@@ -1,6 +1,14 @@
-"""Operators as matrices."""
+"""Operators as matrices, and the files that some need."""
 
+import tempfile
+from functools import cache
+from pathlib import Path
+from zlib import crc32
+
+import numpy as np
 import torch
+
+from kintsugi.operators.nonlinear_blur import Network, Sizes
 
 SHAPE = (3, 8, 16)
 
@@ -18,6 +26,35 @@ def dense(function, shape):
     """The matrix of a linear function, from the images of the unit vectors."""
     n = int(torch.tensor(shape).prod())
     return function(torch.eye(n, dtype=torch.float64).view(n, *shape)).flatten(1).T
+
+
+def blur_weights(sizes):
+    """Random weights with the published names and shapes, each a function of its name alone."""
+
+    def drawn(name, shape):
+        scale = 0.1 if len(shape) == 1 else 0.9 * np.prod(shape[1:]) ** -0.5
+        return torch.from_numpy(
+            scale * np.random.RandomState(crc32(name.encode())).standard_normal(shape)
+        ).float()
+
+    return {name: drawn(name, tuple(value.shape)) for name, value in Network(sizes).state_dict().items()}
+
+
+SMALL = Sizes(image=3, features=1, code=8, last=1, before=1, behind=1)
+
+
+@cache
+def blur_file():
+    """Of a network for `nonlinear_blur`, of the smallest sizes."""
+    folder = tempfile.TemporaryDirectory()
+    file = Path(folder.name) / "blur.pth"
+    torch.save(blur_weights(SMALL), file)
+    FOLDERS.append(folder)
+    return str(file)
+
+
+FOLDERS = []
+"""Kept until the process ends."""
 
 
 SKEW = [[0.0, 1.0, 0.0, 2.0], [3.0, 4.0, 1.0, 0.0], [0.0, 2.0, 0.5, 0.0]]
@@ -63,6 +100,7 @@ PER_SAMPLE = [
     each("gaussian_blur_rediff", "name", ("gaussian_blur_rediff",) * 3),
     each("hdr", "factor", (1.5, 2.0, 3.0)),
     each("inpaint", "mask", ("box", "half", channel_mask())),
+    each("nonlinear_blur", "seed", (0, 1, 2), weights=blur_file()),
     each("phase_retrieval", "oversample", (1.0, 1.0, 1.0)),
     each("quantize", "bits", (1, 2, 3)),
     composed(WIDTHS, each("resize", "kernel", ("cubic", "box", "linear"), factor=1.5)),

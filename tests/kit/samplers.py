@@ -1,11 +1,14 @@
 """What every sampler is tried with."""
 
+from kit.operators import blur_file
+
 REQUIRED = {
     "blur": {
         "kernel": [[0.0, 1.0, 0.0, 2.0], [3.0, 4.0, 1.0, 0.0], [0.0, 2.0, 0.5, 0.0]],
         "boundary": "valid",
     },
     "inpaint": {"mask": "random"},
+    "nonlinear_blur": {"weights": blur_file()},
     "compose": {"operators": [{"name": "bicubic", "factor": 2}, {"name": "denoise"}]},
 }
 

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from kit.operators import SHAPE, channel_mask, dense, draw
+from kit.operators import SHAPE, blur_file, channel_mask, dense, draw
 
 from kintsugi import operators
 from kintsugi.operators import SpecError
@@ -86,6 +86,7 @@ EXAMPLES = {
     "jpeg": [{}, {"quality": 60, "subsampling": "4:4:4"}],
     "linear_motion_blur": [{}, {"length": 6.0, "angle": 30.0}],
     "motion_blur": [{}, {"taps": 7, "intensity": 1.0, "seed": 1}],
+    "nonlinear_blur": [{"weights": blur_file()}],
     "phase_retrieval": [{}, {"oversample": 0.0}],
     "quantize": [{}, {"bits": 1}],
     "resize": [{}, {"factor": 1.7}, *({"factor": 2.5, "kernel": k} for k in ("box", "linear", "lanczos3"))],
@@ -111,7 +112,9 @@ def label(value):
         return "-".join(label(v) for v in value.values())
     if isinstance(value, list):
         return "+".join(label(v) for v in value)
-    return "tensor" if isinstance(value, torch.Tensor) else str(value)
+    return (
+        "tensor" if isinstance(value, torch.Tensor) else str(value).rpartition("/")[2]
+    )  # of a file its name
 
 
 @pytest.fixture(params=LINEAR, ids=label)
@@ -136,7 +139,7 @@ def test_every_operator_has_the_properties_that_are_offered_to_authors(spec):
 CHANNELWISE = [
     spec
     for name, (spec, *_) in ((name, [s for s in SPECS if s["name"] == name]) for name in EXAMPLES)
-    if name not in ("colorize", "compose", "jpeg")
+    if name not in ("colorize", "compose", "jpeg", "nonlinear_blur")
 ]
 
 
