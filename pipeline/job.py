@@ -165,8 +165,8 @@ class Job(Model):
         check_metrics(self.metrics, smallest, self.has_truth, self.reference, data.channels)
         if self.from_measurements and self.data.fit != "exact":
             raise ValueError("data.fit: measurements are restored in the size they have; leave it out")
-        if self.from_measurements and self.images != "restored":
-            raise ValueError("images: restored measurements are always kept; set images=restored")
+        if self.from_measurements and self.images == "none":
+            raise ValueError("images: restored measurements are always kept; set images=restored, or all")
         if self.from_measurements and self.data.range is not None and not pixels:
             raise ValueError("data.range: the measurement is no image; leave it out")
         several = Restoration(samples_per_image=self.restoration.samples_per_image)

@@ -166,8 +166,8 @@ class Parameter:
         return self.read(f"{key}.{self.member}", beside[self.member], size)
 
     def given(self) -> Value:
-        """The one value for all samples; raises a ValueError if it is no number."""
-        value = self.source["value"]
+        """The one value for all samples; raises a ValueError if there is none, or it is no number."""
+        value = self.source.get("value")
         if self.kind != "number" or not isinstance(value, int | float):
             raise ValueError(f"{self.field}: value: a number, not {value!r}")
         return value

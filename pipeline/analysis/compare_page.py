@@ -24,7 +24,14 @@ from kintsugi.pipeline.analysis.measures import (
     title,
     with_interval,
 )
-from kintsugi.pipeline.analysis.report.gallery import KINDS, Card, fitted, rows_at, with_pseudo_inverses
+from kintsugi.pipeline.analysis.report.gallery import (
+    KINDS,
+    Card,
+    estimates_in,
+    fitted,
+    rows_at,
+    with_pseudo_inverses,
+)
 from kintsugi.pipeline.analysis.report.write import environments
 from kintsugi.pipeline.analysis.tables import Table, csv_text, markdown_text
 from kintsugi.pipeline.storage.files import parquet
@@ -148,6 +155,7 @@ def make_cards(comparison: Comparison, inputs: Sequence[Input]) -> list[Card]:
             kept = {KINDS[n]: row[n] for n in ("truth", "measurement") if row[n] is not None}
             if len(kept) > len(card.pictures):
                 card.pictures = kept
+                card.estimates = estimates_in(row)
                 bases.append(card)
         with_pseudo_inverses(one.run.job, bases)
     for card in cards.values():

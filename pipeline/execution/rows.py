@@ -92,8 +92,8 @@ def pictures(job: Job, result: Scored, sample: Decoded, shown: bool) -> dict[str
     form = job.restoration.format
     return {
         "restored": encode(result.restored, form),
-        "measurement": encode(result.measurement) if shown else None,
-        "truth": encode(eight_bits(truth)) if shown and truth is not None else None,
+        "measurement": encode(result.measurement) if everything else None,
+        "truth": encode(eight_bits(truth)) if everything and truth is not None else None,
         "deviation": several and array_file(several.deviation),
         "spread": several and several.spread,
         "samples": several and [encode(one, form) for one in several.samples],

@@ -1,7 +1,7 @@
 """The pictures of a report: which samples are shown, and in how many bytes."""
 
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from io import BytesIO
 from typing import Any
 
@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 from PIL import Image
+from torch import Tensor
 
 from kintsugi import operators
 from kintsugi.errors import JobError, error_text
@@ -24,6 +25,7 @@ from kintsugi.pipeline.execution.directory import data_file
 from kintsugi.pipeline.execution.rows import GALLERY
 from kintsugi.pipeline.execution.run import Run
 from kintsugi.pipeline.job import Job
+from kintsugi.pipeline.parameters import ESTIMATE, Parameter, Value
 from kintsugi.pipeline.parts import Degradation
 from kintsugi.pipeline.storage.files import parquet
 from kintsugi.pipeline.storage.location import Location
@@ -51,6 +53,7 @@ class Card:
         pictures: encoded, by what they show: those of truth, measurement, pseudo-inverse and restoration
             that there are, and of several samples the first ones.
         deviation: of the samples, (H, W) on [-1, 1], mean of the channels.
+        estimates: of parameters of its degradation, by column.
     """
 
     key: str
@@ -59,6 +62,7 @@ class Card:
     why: list[str]
     pictures: dict[str, bytes]
     deviation: np.ndarray | None = None
+    estimates: Mapping[str, float] = field(default_factory=dict)
 
 
 def choose(run: Run, rows_file: Location, title: str, ranked: Distribution | None) -> list[Card]:
@@ -88,12 +92,19 @@ def choose(run: Run, rows_file: Location, title: str, ranked: Distribution | Non
         if row["status"] == "ok" and pictures:
             known = ((name, row.get(name)) for name in measured)
             measures = {name: value for name, value in known if value is not None and value == value}
-            card = Card(row["key"], place, measures, why.get(row["key"], []), pictures)
+            reasons = why.get(row["key"], [])
+            card = Card(row["key"], place, measures, reasons, pictures, estimates=estimates_in(row))
             if row.get("deviation") is not None:
                 card.deviation = read_array(row["deviation"], MAX_VALUES).astype(float).mean(0)
                 card.pictures |= {f"sample {i}": one for i, one in enumerate(row["samples"][:SAMPLES], 1)}
             cards.append(card)
     return with_pseudo_inverses(run.job, cards)
+
+
+def estimates_in(row: Mapping[str, Any]) -> dict[str, float]:
+    """What was estimated of a sample's degradation, by the parameter's column."""
+    found = {name.removesuffix(ESTIMATE): of for name, of in row.items() if name.endswith(ESTIMATE)}
+    return {name: value for name, value in found.items() if value is not None}
 
 
 def shown_columns(run: Run) -> list[str]:
@@ -165,27 +176,23 @@ def draw_deviations(cards: Sequence[Card]) -> float | None:
 def with_pseudo_inverses(job: Job, cards: list[Card]) -> list[Card]:
     """The cards with H⁺y where that is another picture than y; where y is no image, H⁺y is what rows hold.
 
-    It is made again from the truth, as the measurement in the row is rounded and clipped: by the noise that
-    belongs to the key it is what the sampler began with.
+    It is there where the truth is: of images that were degraded here, and of pairs.
     """
     made = None
     for card in cards:
-        pictures = card.pictures
+        pictures, shape = card.pictures, image_shape(job, card)
         try:
-            if made is None or job.degradation.parameters:
-                made = degrading(job, card.key)
+            if made is None or job.degradation.parameters or made[1].image_shape != shape:
+                made = degrading(job, card, shape)
         except ValueError:  # measurements have sizes, and perhaps parameters, of their own
             continue
         degradation, operator = made
         if not operator.pixels:
             named = {"measurement": "pseudo-inverse"}
             card.pictures = {named.get(kind, kind): content for kind, content in pictures.items()}
-        elif not job.from_measurements and "truth" in pictures and "measurement" in pictures:
-            truth = decoded(pictures["truth"]).transpose(2, 0, 1).copy()
-            x = torch.from_numpy(truth)[None].float() / 127.5 - 1
-            noise = KeyedNoise(job.seed, [card.key])
+        elif "truth" in pictures and "measurement" in pictures:
             with torch.no_grad():
-                y = add_noise(operator.forward(x), degradation.poisson, degradation.gaussian, noise)
+                y = measured(job, card, degradation, operator)
                 seen, pseudo_inverse = levels(y, 8)[0], levels(operator.pinv(y), 8)[0]
             if not np.array_equal(seen, pseudo_inverse):
                 before = {kind: pictures[kind] for kind in ("truth", "measurement")}
@@ -193,12 +200,42 @@ def with_pseudo_inverses(job: Job, cards: list[Card]) -> list[Card]:
     return cards
 
 
-def degrading(job: Job, key: str) -> tuple[Degradation, Operator]:
+def image_shape(job: Job, card: Card) -> tuple[int, int, int]:
+    """(C, H, W) of a sample's image: of a pair its truth's, else the job's."""
+    if job.from_measurements and "truth" in card.pictures:
+        channels, height, width = tensor_of(card.pictures["truth"]).shape[1:]
+        return channels, height, width
+    return job.image_shape
+
+
+def degrading(job: Job, card: Card, shape: tuple[int, int, int]) -> tuple[Degradation, Operator]:
     """What degraded a sample's image; raises a ValueError where that is known from files beside it alone."""
-    shape, parameters = job.image_shape, job.degradation.parameters
-    values = {each: each.of_sample(job.seed, key, {}, shape[1:]) for each in parameters}
+    values: dict[Parameter, Value] = {}
+    for each in job.degradation.parameters:
+        if not each.has_source and each.column in card.estimates:
+            values[each] = card.estimates[each.column]
+        else:
+            values[each] = each.of_sample(job.seed, card.key, {}, shape[1:])
     degradation = job.degradation.with_values(values)
     return degradation, operators.build(degradation.operator, shape)
+
+
+def measured(job: Job, card: Card, degradation: Degradation, operator: Operator) -> Tensor:
+    """The measurement y (1, C, h, w) of a sample whose truth is known, on [-1, 1].
+
+    It is made again from the truth, as that in the row is rounded and clipped: by the noise that belongs to
+    the key it is what the sampler began with. Of a pair the one in the row must do.
+    """
+    if job.from_measurements:
+        return tensor_of(card.pictures["measurement"])
+    y = operator.forward(tensor_of(card.pictures["truth"]))
+    noise = KeyedNoise(job.seed, [card.key])
+    return add_noise(y, degradation.poisson, degradation.gaussian, noise)
+
+
+def tensor_of(picture: bytes) -> Tensor:
+    """A picture of 8 bits as (1, C, H, W) on [-1, 1]."""
+    return torch.from_numpy(decoded(picture).transpose(2, 0, 1).copy())[None].float() / 127.5 - 1
 
 
 def fitted(cards: Sequence[Card]) -> tuple[list[dict[str, bytes]], str]:

@@ -1,6 +1,5 @@
 """What a report states, as JSON values: all of metrics.json."""
 
-import hashlib
 import shlex
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
@@ -14,6 +13,7 @@ from kintsugi.operators import masks
 from kintsugi.pipeline.analysis.aggregate import Summary
 from kintsugi.pipeline.analysis.measures import percent
 from kintsugi.pipeline.analysis.rows import Tally
+from kintsugi.pipeline.execution.identity import recorded
 from kintsugi.pipeline.execution.run import Run
 from kintsugi.pipeline.job import Job
 from kintsugi.pipeline.metrics.sets import SetResult
@@ -71,6 +71,7 @@ def results(run: Run, tally: Tally, summary: Summary, sets: Mapping[str, SetResu
             "left_out": {"files": run.summary.left_out, "first": run.summary.left_out_first},
         },
         "convention": convention(run.job),
+        "files": list(own_files(run)),
         "masks": list(mask_sources(run.job.degradation.operator)),
         "provenance": {
             "prior": [run.prior.title],
@@ -170,19 +171,25 @@ def spent(tally: Tally) -> dict[str, Any]:
 
 
 def mask_sources(spec: Mapping[str, Any]) -> Iterator[str]:
-    """Where the masks of an operator come from: a file and its checksum, or a rule and its seed."""
+    """Where the masks of an operator come from: a file, and what is known by it, or a rule and its seed."""
     for _, one in operators.specs_in(spec, "operator"):
         if (mask := one.get("mask")) is None:
             continue
         if isinstance(mask, Mapping):
             yield f"{in_words(mask)}, of each sample its own; SHA-256 in its row"
             continue
-        if not mask.lower().endswith(masks.SUFFIXES):
-            drawn = f", drawn with seed {one.get('seed', 0)}" if mask in ("random", "freeform") else ""
-            yield f"{mask}{drawn} (operators/masks.py)"
+        if mask.lower().endswith(masks.SUFFIXES):
+            yield f"{mask}, {one['known']} is known"
             continue
-        try:
-            checksum = f"SHA-256 {hashlib.sha256(Path(mask).read_bytes()).hexdigest()}"
-        except OSError:
-            checksum = "which is not there any more"
-        yield f"{mask}, {one['known']} is known, {checksum}"
+        drawn = f", drawn with seed {one.get('seed', 0)}" if mask in ("random", "freeform") else ""
+        yield f"{mask}{drawn} (operators/masks.py)"
+
+
+def own_files(run: Run) -> Iterator[dict[str, str | None]]:
+    """The masks and kernels that are files of the job's own: what each is, its name, and its SHA-256.
+
+    It is that with which the run was begun, whatever the file is now; None of a run of an early version.
+    """
+    digests = recorded(run.folder)
+    for field, spec, parameter in operators.files_of(run.job.degradation.operator, "degradation.operator"):
+        yield {"what": parameter, "name": Path(spec[parameter]).name, "sha256": digests.get(field)}

@@ -31,7 +31,7 @@ from kintsugi.pipeline.analysis.aggregate import describe
 from kintsugi.pipeline.analysis.measures import number
 from kintsugi.pipeline.analysis.report import gallery, results, write, write_report
 from kintsugi.pipeline.analysis.report.numbers import histogram, orders
-from kintsugi.pipeline.analysis.report.results import mask_sources, spent
+from kintsugi.pipeline.analysis.report.results import own_files, spent
 from kintsugi.pipeline.analysis.rows import Tally
 from kintsugi.pipeline.execution.commit import read_rows
 from kintsugi.pipeline.execution.ledger import Task
@@ -201,15 +201,29 @@ def test_what_bounds_a_run_is_said(part, device, words):
     assert time["parts"]["the rest"]["seconds"] == pytest.approx(0.5)
 
 
-def test_masks_are_traced_to_their_file(tmp_path):
-    file = tmp_path / "mask.png"
-    file.write_bytes(encode(picture(1)))
-    spec = {"name": "inpaint", "mask": str(file), "known": "black"}
-    (found,) = mask_sources({"name": "compose", "operators": [{"name": "bicubic"}, spec]})
-    assert hashlib.sha256(file.read_bytes()).hexdigest() in found
-    assert "black is known" in found
-    file.unlink()
-    assert "not there any more" in next(mask_sources(spec))
+@pytest.mark.parametrize("what", ["mask", "kernel"])
+def test_masks_and_kernels_are_traced_to_the_files_they_were_when_the_run_was_begun(make_job, tmp_path, what):
+    file = tmp_path / "<b>|k.png"
+    file.write_bytes(encode((picture(1)[..., 0] > 99) * np.uint8(255)))
+    digest = hashlib.sha256(file.read_bytes()).hexdigest()
+    spec = {"mask": {"name": "inpaint", "known": "black"}, "kernel": {"name": "blur"}}[what]
+    job = make_job(degradation={"operator": spec | {what: str(file)}})
+    job = job.model_copy(update={"data": job.data.model_copy(update={"limit": 1})})
+    run, metrics, html = report_of(job)
+    text = (run.folder / "report" / "report.md").read_text()
+    assert metrics["files"] == [{"what": what, "name": file.name, "sha256": digest}]
+    assert metrics["masks"] == ([f"{file}, black is known"] if what == "mask" else [])
+    described = html[html.index("<p>") : html.index("</p>")]
+    assert "&lt;b&gt;|k.png" in described
+    for page in (described, text):
+        assert f"SHA-256 {digest[:12]}." in page
+    for page in (html, text):
+        assert digest in page
+        assert "<b>|k.png" not in page
+    file.write_bytes(b"another")
+    assert next(own_files(run))["sha256"] == digest
+    (run.folder / "files.json").unlink()
+    assert next(own_files(run))["sha256"] is None
 
 
 def test_histograms_have_bars_as_high_as_the_counts_of_equal_bins():

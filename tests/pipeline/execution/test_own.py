@@ -9,8 +9,10 @@ from kit.shards import SIZE, encode, picture, samples, write_tar
 from PIL import Image
 
 from kintsugi import operators
+from kintsugi.pipeline.analysis.report.write import write_report
 from kintsugi.pipeline.execution.actors import on_ray
 from kintsugi.pipeline.execution.rows import cells
+from kintsugi.pipeline.execution.run import Run
 from kintsugi.pipeline.execution.stage import Stage
 
 UNIFORM = {"draw": "uniform", "low": 1.0, "high": 2.0}
@@ -194,3 +196,6 @@ def test_a_measurement_is_restored_with_what_it_says_itself(tmp_path, make_job):
         assert row["operator_sigma_estimate"] == pytest.approx(1.5, rel=0.35)
         assert row["operator_sigma_estimate"] == pytest.approx(other["operator_sigma_estimate"], rel=0.1)
         assert "operator_sigma" not in row
+    report = write_report(Run.open(tmp_path / "measurements")).read_text()
+    assert "degradation.operator.sigma" in report
+    assert "estimate against truth" not in report

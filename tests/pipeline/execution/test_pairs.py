@@ -7,15 +7,24 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from kit.jobs import digests, execute, kintsugi, rows, write_job
 from kit.shards import SIZE, encode, picture, write_tar
 from PIL import Image
 from pydantic import ValidationError
 
+from kintsugi import operators
 from kintsugi.errors import JobError
 from kintsugi.jobs.trials import make_trials, read_base
+from kintsugi.pipeline.analysis.aggregate import summarise
+from kintsugi.pipeline.analysis.report import gallery
+from kintsugi.pipeline.analysis.report.gallery import Card, choose
 from kintsugi.pipeline.analysis.report.write import write_report
+from kintsugi.pipeline.data.pictures import decoded
+from kintsugi.pipeline.execution import rows as rows_module
+from kintsugi.pipeline.execution.degrade import levels
 from kintsugi.pipeline.execution.restored import write_restored
+from kintsugi.pipeline.execution.run import Run
 from kintsugi.pipeline.metrics.registry import BASELINES
 from kintsugi.pipeline.storage.publish import publish_bytes
 
@@ -41,6 +50,12 @@ def psnr(image: np.ndarray, truth: np.ndarray) -> float:
 
 def pair(key: str, image: np.ndarray) -> list[tuple[str, bytes]]:
     return [(f"{key}.lr.png", encode(pooled(image))), (f"{key}.hr.png", encode(image))]
+
+
+def cards_of(run: Run, folder: Path) -> list[Card]:
+    """What the report shows."""
+    _, summary = summarise(run, folder / "rows.parquet")
+    return choose(run, folder / "rows.parquet", "PSNR", summary.measures["psnr"])
 
 
 PAIRS = [member for i in range(5) for member in pair(f"scene{i}", picture(i))]
@@ -127,6 +142,40 @@ def test_what_is_wrong_with_a_truth_fails_its_own_sample(make_pairs_job, tmp_pat
     assert [row[1:] for row in run.summary.left_out_first] == [
         ["e.hr.png", "its key has no lr.png next to it"]
     ]
+
+
+@pytest.mark.parametrize(("images", "kept"), [("restored", 2), ("all", 4)])
+def test_a_row_keeps_measurement_and_truth_as_that_of_a_degraded_image(
+    make_pairs_job, tmp_path, monkeypatch, images, kept
+):
+    monkeypatch.setattr(rows_module, "GALLERY", 2)
+    monkeypatch.setattr(gallery, "GALLERY", 2)
+    run = execute(make_pairs_job(write_tar(tmp_path / "s.tar", PAIRS[:8]), images=images))
+    for i, row in enumerate(rows(run)):
+        assert (row["truth"] is not None) == (row["measurement"] is not None) == (i < kept)
+        assert row["restored"] is not None
+    for i, card in enumerate(cards_of(run, tmp_path)):
+        all_kept = ["truth", "measurement", "pseudo-inverse", "restoration"]
+        assert list(card.pictures) == (all_kept if i < kept else ["restoration"])
+
+
+def test_the_report_of_pairs_of_any_size_shows_h_plus_y_by_what_was_estimated(make_pairs_job, tmp_path):
+    wide = np.concatenate([picture(8), picture(9)], 1)
+    spec = {"name": "gaussian_blur", "taps": 9, "sigma": 1.0}
+    blurs = [operators.build(spec, (3, SIZE, width)) for width in (SIZE, 2 * SIZE)]
+    content, measured = [], []
+    for key, image, blur in zip("ab", (picture(0), wide), blurs, strict=True):
+        x = torch.from_numpy(image).permute(2, 0, 1)[None].float() / 127.5 - 1
+        measured.append(levels(blur.forward(x), 8)[0])
+        content += [(f"{key}.lr.png", encode(measured[-1])), (f"{key}.hr.png", encode(image))]
+    operator = spec | {"sigma": {"estimate": [0.5, 2.0]}}
+    job = make_pairs_job(write_tar(tmp_path / "s.tar", content), degradation={"operator": operator})
+    run = execute(job)
+    for card, row, y in zip(cards_of(run, tmp_path), rows(run), measured, strict=True):
+        told = operators.build(spec | {"sigma": row["operator_sigma_estimate"]}, (3, y.shape[0], y.shape[1]))
+        y = torch.from_numpy(y).permute(2, 0, 1)[None].float() / 127.5 - 1
+        np.testing.assert_array_equal(decoded(card.pictures["pseudo-inverse"]), levels(told.pinv(y), 8)[0])
+        assert np.asarray(Image.open(io.BytesIO(card.pictures["truth"]))).shape[1] == y.shape[-1]
 
 
 def test_a_truth_of_16_bits_is_compared_with_all_of_them(make_pairs_job, tmp_path):
