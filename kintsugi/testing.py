@@ -301,10 +301,10 @@ def check_image_metric(name: str, metric: ImageMetric) -> None:
     scorer, images = Scorer([name]), [((x[:1].double() + 1) / 2).clamp(0, 1) for x in (noisy[-1], truth)]
 
     def values(x: Tensor, y: Tensor = truth) -> np.ndarray:
-        return np.array(scorer(x, y)[name])
+        return np.array(scorer(x, y, y)[name])
 
     before = [image.clone() for image in images]
-    scorer.measures[name](*images[: 1 + metric.needs_truth])
+    scorer.measures[name](*images[: 1 + (metric.needs_truth or metric.needs_prior)])
     assert all(map(torch.equal, images, before)), "it changes the images that it is given"
     found = np.stack([values(x) for x in noisy])  # (noise, image)
     assert np.isfinite(found[1:]).all(), "a noisy image has no finite value"
@@ -321,7 +321,9 @@ def check_image_metric(name: str, metric: ImageMetric) -> None:
         assert (worse[1:] > worse[:-1]).all(), f"better is {metric.better}, and with more noise it is {found}"
         assert metric.better != "one" or np.allclose(found[0], 1), "equal images are not 1"
     if torch.cuda.is_available():
-        assert_close(Scorer([name], "cuda")(noisy[2], truth)[name], found[2].tolist(), rtol=1e-3, atol=1e-4)
+        assert_close(
+            Scorer([name], "cuda")(noisy[2], truth, truth)[name], found[2].tolist(), rtol=1e-3, atol=1e-4
+        )
 
 
 def check_set_metric(name: str, metric: SetMetric) -> None:

@@ -11,6 +11,7 @@ from pydantic import Field, field_validator, model_validator
 from kintsugi import operators, priors, samplers
 from kintsugi.errors import ShapeError, SpecError
 from kintsugi.pipeline.metrics.metric import GREY_OR_RGB
+from kintsugi.pipeline.metrics.registry import IMAGE
 from kintsugi.pipeline.metrics.registry import check as check_metrics
 from kintsugi.pipeline.parts import (
     MAX_SIZE,
@@ -27,6 +28,7 @@ from kintsugi.pipeline.parts import (
     refuse_no_location,
 )
 from kintsugi.pipeline.storage.location import Location, Written, at
+from kintsugi.samplers.inversion import EVALUATIONS
 
 MAX_VALUES = 1 << 28  # of an image
 
@@ -115,7 +117,7 @@ class Job(Model):
     def check_score(self) -> "Job":
         """Raise a ValueError for what comparing restored images has no use for, or lacks."""
         # Each image is asked for its own size.
-        check_metrics(self.metrics, MAX_SIZE, True, self.reference, self.data.channels)
+        check_metrics(self.metrics, MAX_SIZE, True, self.reference, self.data.channels, has_prior=False)
         if self.data.true_images is None:
             raise ValueError("data.truth: missing; name the true images, with which restored are compared")
         unused = {"data.fit": self.data.fit != "exact", "data.range": self.data.range is not None}
@@ -195,6 +197,13 @@ class Job(Model):
     def calibrated(self) -> bool:
         """Whether several samples are drawn of images whose truth is known: is their spread right?"""
         return self.has_truth and self.restoration.samples_per_image > 1
+
+    @property
+    def measuring(self) -> int:
+        """Network forwards per sample by which it is measured, beside those of the sampler."""
+        if not any(name in IMAGE and IMAGE[name].needs_prior for name in self.metrics):
+            return 0
+        return EVALUATIONS * (1 + self.restoration.samples_per_image if self.calibrated else 1)
 
     @property
     def is_score(self) -> bool:

@@ -33,6 +33,7 @@ from kintsugi.priors import speed
 from kintsugi.priors.base import Described, NetworkPrior, channels_of
 from kintsugi.priors.grouped import grouped, said
 from kintsugi.samplers import KeyedNoise
+from kintsugi.samplers.inversion import there_and_back
 
 BATCH_ON_CPU = 16  # `auto` where memory does not tell: larger batches are no faster there
 PRECISIONS = {"float32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -230,7 +231,7 @@ class Stage:
                 image = drawn.draw(problem)
             if scored is not None:
                 with timed(self.seconds, "score", self.device):
-                    drawn.score(self.scorer(image, scored))
+                    drawn.score(self.scorer(image, scored, again(self.scorer, problem, image)))
         for part, spent in problem.metered.seconds().items():
             self.seconds[part] += spent
         with timed(self.seconds, "score", self.device), torch.no_grad():
@@ -274,12 +275,17 @@ class Stage:
         self, problem: Prepared, y: Tensor, image: Tensor, truth: Tensor | None
     ) -> dict[str, list[float]]:
         """The metrics of restored images; where there is a truth, also of what y gives without a network."""
-        found = self.scorer(image, truth)
+        found = self.scorer(image, truth, again(self.scorer, problem, image))
         if truth is not None and found:
             for baseline, estimate in baselines(problem.alone, y).items():
                 values = self.scorer(estimate, truth)
                 found |= {baseline_column(name, baseline): of for name, of in values.items()}
         return found
+
+
+def again(scorer: Scorer, problem: Prepared, image: Tensor) -> Tensor | None:
+    """What the prior makes of restored images there and back, if a metric asks for it."""
+    return there_and_back(problem.metered.prior, image.clamp(-1, 1)).image if scorer.needs_prior else None
 
 
 def prior_of(job: Job, device: torch.device) -> tuple[NetworkPrior, Described]:

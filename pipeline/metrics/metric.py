@@ -15,7 +15,7 @@ from kintsugi.pipeline.metrics.weights import INCEPTION, PT_INCEPTION, Weights
 Better = Literal["higher", "lower", "one"] | None
 Space = Literal["clean", "legacy_tensorflow", "legacy_pytorch", "patches"]
 Measure = Callable[..., Tensor | float]
-"""(restored, truth), or (restored) where no truth is needed, to a number.
+"""(restored, truth), or (restored) where no truth is needed, to a number; see `ImageMetric.needs_prior`.
 
 Each is an image (1, C, H, W), float64 in [0, 1], that it must leave as it is.
 """
@@ -39,6 +39,8 @@ class ImageMetric:
         title: as it heads a column. better: which values are; None: neither.
         about: definition, range, network and source; the first line says it in short.
         load: makes the function for a device. needs_truth: whether that takes the truth, too.
+        needs_prior: whether it takes, in the truth's place, what the job's prior makes of the image there and
+            back (`samplers.inversion`). Only of what a job restores, not of its baselines.
         range: least and largest value, within which intervals stay.
         most: larger values, infinite ones too, count as this in every mean, difference and interval.
         smallest: side of the smallest image, pixels.
@@ -51,6 +53,7 @@ class ImageMetric:
     about: str
     load: Callable[[torch.device], Measure]
     needs_truth: bool = True
+    needs_prior: bool = False
     range: tuple[float, float] = (0.0, math.inf)
     most: float = math.inf
     smallest: PositiveInt = 1

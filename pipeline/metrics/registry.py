@@ -151,12 +151,20 @@ def is_baseline(column: str) -> bool:
     return column.endswith(tuple(f"_{baseline}" for baseline in BASELINES))
 
 
-def check(names: Sequence[str], size: int, has_truth: bool, reference: object, channels: int = 3) -> None:
+def check(
+    names: Sequence[str],
+    size: int,
+    has_truth: bool,
+    reference: object,
+    channels: int = 3,
+    has_prior: bool = True,
+) -> None:
     """Refuse metrics that cannot be computed, before anything runs.
 
     Args:
         size: side of the images, pixels. has_truth: whether there is one for each.
         reference: what sets are compared with. channels: of the images.
+        has_prior: whether a job restores them.
 
     Raises:
         SpecError: an unknown metric, a plug-in that cannot be used, one that needs larger images or others'
@@ -180,6 +188,10 @@ def check(names: Sequence[str], size: int, has_truth: bool, reference: object, c
             few = " or ".join(map(str, metric.channels))
             raise SpecError(f"metrics: {name} is of images with {few} channels, data.channels is {channels}")
         if isinstance(metric, ImageMetric):
+            if metric.needs_prior and not has_prior:
+                raise SpecError(
+                    f"metrics: {name} asks the job's prior, which restored images do not have; leave it out"
+                )
             if metric.needs_truth and not has_truth:
                 raise SpecError(
                     f"metrics: {name} compares with the truth, which measurements do not have; leave it out, "

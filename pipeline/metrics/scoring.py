@@ -30,24 +30,38 @@ class Scorer:
         self.measures = {name: load(name, torch.device(device)) for name in names if name in IMAGE}
 
     @torch.no_grad()
-    def __call__(self, restored: Tensor, truth: Tensor | None) -> dict[str, list[float]]:
-        """The values of each metric.
+    def __call__(
+        self, restored: Tensor, truth: Tensor | None, again: Tensor | None = None
+    ) -> dict[str, list[float]]:
+        """The values of each metric that there is what it needs for.
 
         Args:
             restored, truth: (B, C, H, W) in [-1, 1]; `restored` is clipped. Without a truth only metrics that
                 need none are among the names.
+            again: what the prior made of `restored` there and back, where it is known.
 
         Raises:
             Exception: what a metric raises, with a note of its name; ValueError if it gives no number.
         """
-        pairs = [
-            [((x[i : i + 1].double() + 1) / 2).clamp(0, 1) for x in (restored, truth) if x is not None]
-            for i in range(len(restored))
-        ]
-        return {
-            name: [value(name, measure, pair if IMAGE[name].needs_truth else pair[:1]) for pair in pairs]
-            for name, measure in self.measures.items()
-        }
+        found = {}
+        for name, measure in self.measures.items():
+            metric = IMAGE[name]
+            if metric.needs_prior and again is None:
+                continue
+            beside = truth if metric.needs_truth else again if metric.needs_prior else None
+            pair = [restored] if beside is None else [restored, beside]
+            found[name] = [value(name, measure, [of_unit(x[i]) for x in pair]) for i in range(len(restored))]
+        return found
+
+    @property
+    def needs_prior(self) -> bool:
+        """Whether a metric takes what the prior makes of an image."""
+        return any(IMAGE[name].needs_prior for name in self.measures)
+
+
+def of_unit(image: Tensor) -> Tensor:
+    """An image (C, H, W) on [-1, 1] as metrics see it: (1, C, H, W), float64 in [0, 1]."""
+    return ((image[None].double() + 1) / 2).clamp(0, 1)
 
 
 def load(name: str, device: torch.device) -> Measure:

@@ -61,7 +61,7 @@ def results(run: Run, tally: Tally, summary: Summary, sets: Mapping[str, SetResu
             by: {"groups": len(groups), "largest": largest(groups, list(summary.measures))}
             for by, groups in summary.breakdowns.items()
         },
-        "cost": {"forwards": summary.forwards, "vjps": summary.vjps},
+        "cost": {"forwards": summary.forwards, "vjps": summary.vjps} | measuring(run.job),
         "time": spent(tally),
         "failures": asdict(summary.failures),
         "shards": {
@@ -87,6 +87,11 @@ def results(run: Run, tally: Tally, summary: Summary, sets: Mapping[str, SetResu
         "job": run.job.model_dump(mode="json"),
         "command": f"kintsugi run {shlex.quote(str(run.folder / 'job.yaml'))} --set output=NEW-FOLDER",
     }
+
+
+def measuring(job: Job) -> dict[str, int]:
+    """The forwards per sample by which it is measured, where there are such."""
+    return {"measuring": job.measuring} if job.measuring else {}
 
 
 def convention(job: Job) -> str:

@@ -69,7 +69,7 @@ def test_the_smallest_image_can_be_measured_and_a_smaller_one_is_refused(name, s
     size = IMAGE[name].smallest
     generator = torch.Generator().manual_seed(0)
     x = torch.rand(1, 3, size, size, generator=generator) * 2 - 1
-    assert not math.isnan(scorers(name)(0.9 * x, x)[name][0])
+    assert not math.isnan(scorers(name)(0.9 * x, x, x)[name][0])
     check([name], size, True, "truth")
     if size > 1:
         with pytest.raises(ValueError, match=f"metrics: {name} needs images of at least {size} pixels"):
