@@ -58,6 +58,7 @@ class NotReadBack(TypedDict, total=False):
     calibration: Any
     estimates: Any
     cost: Any
+    files: Any
     failures: Any
     job: Any
     without_truth: Any
