@@ -8,15 +8,13 @@ truth. Prints a Markdown table. σ_y is on [0, 1]. "8 bits": y rounded as in a f
 holds what the operator of the restoration takes for lost.
 """
 
-import io
-import tarfile
 from pathlib import Path
 from typing import Annotated
 
 import numpy as np
 import torch
 import typer
-from PIL import Image
+from kit.photographs import on_unit, squares
 from torch import Tensor
 
 from kintsugi import operators, priors, samplers
@@ -30,21 +28,6 @@ CASES = {
     "noiseless, 8 bits, no threshold": (0.0, True, 0.0),
     "σ_y 0.02": (0.02, False, 3e-2),
 }
-
-
-def read(tar: Path, count: int, size: int) -> list[tuple[str, Tensor]]:
-    """(name, (1, 3, size, size) on [-1, 1]) of the first images of a tar."""
-    images = []
-    with tarfile.open(tar) as file:
-        for member in file:
-            if member.name.lower().endswith((".png", ".jpg")) and len(images) < count:
-                image = Image.open(io.BytesIO(file.extractfile(member).read())).convert("RGB")
-                side = min(image.size)
-                left, top = (image.width - side) // 2, (image.height - side) // 2
-                image = image.crop((left, top, left + side, top + side)).resize((size, size), Image.BICUBIC)
-                x = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None].float() / 127.5 - 1
-                images.append((member.name, x))
-    return images
 
 
 def psnr(image: Tensor, truth: Tensor) -> float:
@@ -67,14 +50,15 @@ def main(
     shape = (3, size, size)
     family = Family({"name": "gaussian_blur", "sigma": {"estimate": [0.5, 6.0]}}, shape)
     widths = torch.rand(images, generator=torch.Generator().manual_seed(0)) * (HIGH - LOW) + LOW
-    truths = read(tar, images, size)
+    keys, squared = squares(str(tar), images, size)
+    truths = on_unit(squared)
     print(
         "| measurement | relative error: median, 90 %, worst | stated deviation | within 2 of these "
         "| PSNR blind | known | difference: mean, median |\n|---|---|---|---|---|---|---|"
     )
     for name, (sigma, rounded, threshold) in CASES.items():
         errors, deviations, blind, known = [], [], [], []
-        for (key, x), width in zip(truths, widths.tolist(), strict=True):
+        for key, x, width in zip(keys, truths.split(1), widths.tolist(), strict=True):
             spec = {"name": "gaussian_blur", "sigma": width}
             y = operators.build({**spec, "threshold": threshold}, shape).forward(x)
             noise = samplers.KeyedNoise(0, [key])

@@ -14,11 +14,11 @@ from typing import Annotated
 import numpy as np
 import torch
 import typer
+from kit.photographs import squares
 from torch import Tensor
 
 from kintsugi import operators, priors, samplers
 from kintsugi.operators import Linear
-from kintsugi.pipeline.data.collection import Collection
 from kintsugi.pipeline.metrics.scoring import Scorer
 from kintsugi.priors.grouped import Grouped
 from kintsugi.samplers import KeyedNoise
@@ -68,15 +68,9 @@ class OfMean(Linear):
         return self.h.from_spectral(c).expand(-1, 3, -1, -1) / 3**0.5
 
 
-def crops(shards: str, count: int) -> tuple[list[str], Tensor]:
-    """Keys, and the central crops of the images' luma, (B, 1, SIDE, SIDE) on [-1, 1]."""
-    found = Collection("shards", shards)
-    keys = list(found.places)[:count]
-    grey = []
-    for sample in found.read_all(keys):
-        top, left = ((side - SIDE) // 2 for side in sample.array.shape[:2])
-        grey.append(sample.array[top : top + SIDE, left : left + SIDE] @ np.array([0.299, 0.587, 0.114]))
-    return keys, torch.from_numpy(np.stack(grey)).float()[:, None].round() / 127.5 - 1
+def luma(images: np.ndarray) -> Tensor:
+    """That of images (B, H, W, 3) uint8, in 8 bits: (B, 1, H, W) on [-1, 1]."""
+    return torch.from_numpy(images @ np.array([0.299, 0.587, 0.114])).float()[:, None].round() / 127.5 - 1
 
 
 def main(
@@ -84,7 +78,8 @@ def main(
     count: Annotated[int, typer.Option(help="images")] = 20,
 ) -> None:
     """Print the table."""
-    keys, truth = crops(shards, count)
+    keys, images = squares(shards, count, SIDE, resized=False)
+    truth = luma(images)
     network, scorer = priors.load({"name": "natural"}), Scorer(["psnr", "ssim"])
     print("| sampler | task | copies | grouped | in colours |\n|---|---|---|---|---|")
     for spec in SAMPLERS:
@@ -95,13 +90,13 @@ def main(
             y = y + sigma_y * KeyedNoise(0, keys).normal("measurement", tuple(y.shape[1:])).to(y)
             cells = []
             for prior, operator in ((Copies(network), h), (Grouped(network, 3), h), (network, OfMean(h))):
-                images = []
+                restored = []
                 for first in range(0, len(keys), BATCH):
                     some = slice(first, first + BATCH)
                     noise = KeyedNoise(0, keys[some])
-                    restored = samplers.build(spec)(prior, operator, y[some], noise, sigma_y=sigma_y)
-                    images.append(restored.image.mean(1, keepdim=True))
-                means = {name: np.mean(of) for name, of in scorer(torch.cat(images), truth).items()}
+                    found = samplers.build(spec)(prior, operator, y[some], noise, sigma_y=sigma_y)
+                    restored.append(found.image.mean(1, keepdim=True))
+                means = {name: np.mean(of) for name, of in scorer(torch.cat(restored), truth).items()}
                 cells.append(f"{means['psnr']:.2f}, {means['ssim']:.3f}")
             print(f"| `{spec['name']}` | {task} | {' | '.join(cells)} |", flush=True)
 

@@ -7,19 +7,16 @@ machine does meets both. Prints a Markdown table of seconds of this process on a
 degrading, restoring and scoring with the embedded prior at 128².
 """
 
-import io
-import tarfile
 import time
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import typer
-from PIL import Image
+from kit.photographs import squares
 
-from kintsugi.pipeline.data.decode import Decoded, resize_crop
+from kintsugi.pipeline.data.decode import Decoded
 from kintsugi.pipeline.execution.stage import Stage
 from kintsugi.pipeline.job import Job
 
@@ -46,24 +43,11 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 }
 
 
-def pictures(tars: list[Path], count: int, size: int) -> list[Decoded]:
-    """The first images of the tars."""
-    found = []
-    for tar in tars:
-        with tarfile.open(tar) as file:
-            for member in file:
-                if member.name.lower().endswith((".jpg", ".jpeg", ".png")) and len(found) < count:
-                    content = file.extractfile(member)
-                    assert content is not None
-                    image = Image.open(io.BytesIO(content.read())).convert("RGB")
-                    found.append(Decoded(member.name, len(found), np.asarray(resize_crop(image, size))))
-    return found
-
-
 def main(tars: list[Path], images: int = 200, batch: int = 16, steps: int = 5, only: str = "") -> None:
     """Time the cases, or `only` one, on these images, after a batch of each as a warm-up."""
     torch.set_num_threads(1)
-    samples = pictures(tars, images, 128)
+    keys, squared = squares([str(tar) for tar in tars], images, 128)
+    samples = [Decoded(key, i, image) for i, (key, image) in enumerate(zip(keys, squared, strict=True))]
     print("| of each sample its own | one for all, s | own, s | ratio |\n|---|---|---|---|")
     for name in [only] if only else CASES:
         degradations = CASES[name]

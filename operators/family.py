@@ -2,8 +2,8 @@
 
 import inspect
 import math
+import reprlib
 from collections.abc import Iterator, Mapping, Sequence
-from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any, get_args
 
@@ -97,13 +97,8 @@ class Family:
 
     def of(self, values: Sequence[float]) -> dict[str, Any]:
         """The spec with a value for each unknown number."""
-        spec = deepcopy(dict(self.spec))
-        for one, value in zip(self.unknown, values, strict=True):
-            inner: Any = spec
-            for key in one.place[:-1]:
-                inner = inner[key]
-            inner[one.place[-1]] = value if one.stride is None else round(value)
-        return spec
+        pairs = zip(self.unknown, values, strict=True)
+        return placed(self.spec, {u.place: value if u.stride is None else round(value) for u, value in pairs})
 
     def operator(self, values: Sequence[float], dtype: torch.dtype | None = None) -> Operator:
         """The operator with these values, of the family's precision or of another."""
@@ -134,12 +129,42 @@ def asked(spec: Any, place: tuple[str | int, ...] = ()) -> Iterator[tuple[tuple[
 
 def unknown(spec: Mapping[str, Any], place: tuple[str | int, ...], ask: Any) -> Unknown:
     """What is asked for at a place of a spec; raises a SpecError if that is no range."""
-    field = ".".join(["operator", *map(str, place)])
+    try:
+        low, high = range_of(ask)
+    except ValueError as error:
+        raise SpecError(f"{'.'.join(['operator', *map(str, place)])}.{error}") from error
+    stride = STRIDE.get(str(place[-1]), 1) if whole(spec, place) else None
+    return Unknown(place, low, high, stride)
+
+
+def range_of(ask: Any) -> tuple[float, float]:
+    """The two ends of what `estimate` says; raises a ValueError that begins with it if that is no range."""
     numbers = isinstance(ask, list | tuple) and all(isinstance(v, int | float) for v in ask)
     if not numbers or len(ask) != 2 or not -math.inf < ask[0] < ask[1] < math.inf:
-        raise SpecError(f"{field}.estimate: two numbers, [low, high], low below high, not {ask!r}")
-    stride = STRIDE.get(str(place[-1]), 1) if whole(spec, place) else None
-    return Unknown(place, float(ask[0]), float(ask[1]), stride)
+        raise ValueError(f"estimate: two numbers, [low, high], low below high, not {reprlib.repr(ask)}")
+    return float(ask[0]), float(ask[1])
+
+
+def placed(spec: Mapping[str, Any], values: Mapping[tuple[str | int, ...], Any]) -> dict[str, Any]:
+    """A spec, or what has one inside, with values in their places: keys, and positions in lists."""
+    found: dict[str, Any] = copied(spec)
+    for place, value in values.items():
+        inside(found, place[:-1])[place[-1]] = value
+    return found
+
+
+def inside(spec: Any, place: Sequence[str | int]) -> Any:
+    """What is at a place of a spec."""
+    for key in place:
+        spec = spec[key]
+    return spec
+
+
+def copied(spec: Any) -> Any:
+    """Specs that can be changed."""
+    if isinstance(spec, Mapping):
+        return {name: copied(value) for name, value in spec.items()}
+    return [copied(value) for value in spec] if isinstance(spec, list | tuple) else spec
 
 
 def whole(spec: Mapping[str, Any], place: tuple[str | int, ...]) -> bool:

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from kintsugi.operators import draws, kernels, masks, specs_in
+from kintsugi.operators.family import inside, placed, range_of
 from kintsugi.samplers.noise import philox
 
 Kind = Literal["mask", "kernel", "number"]
@@ -111,10 +112,7 @@ class Parameter:
 
     def check_range(self) -> None:
         """Raise a ValueError unless `estimate` is a range of numbers."""
-        bounds = self.source["estimate"]
-        pair = isinstance(bounds, list | tuple) and len(bounds) == 2
-        if not pair or not all(isinstance(b, int | float) for b in bounds) or not bounds[0] < bounds[1]:
-            raise ValueError("estimate: two numbers, [low, high], between which the value is")
+        range_of(self.source["estimate"])
         if self.kind != "number":
             raise ValueError(f"estimate: of numbers, and this is a {self.kind}")
 
@@ -233,25 +231,13 @@ def is_mapping(value: object) -> bool:
 
 def with_values(degradation: Mapping[str, Any], values: Mapping[Parameter, Any]) -> dict[str, Any]:
     """A degradation {operator, sigma, …} with the values of one sample in their places."""
-    found = dict(degradation) | {"operator": copied(degradation["operator"])}
-    for parameter, value in values.items():
-        *way, last = parameter.path
-        place: Any = found
-        for part in way:
-            place = place[part]
-        place[last] = value
-        if parameter.kind == "kernel":
-            place.pop("variable", None)
+    found = placed(degradation, {each.path: value for each, value in values.items()})
+    for each in values:
+        if each.kind == "kernel":  # whose file had several
+            inside(found, each.path[:-1]).pop("variable", None)
     return found
 
 
 def in_words(mapping: Mapping[str, Any]) -> str:
     """A mapping as a title has it: "{draw: uniform, low: 1, high: 4}"."""
     return "{" + ", ".join(f"{name}: {value}" for name, value in mapping.items()) + "}"
-
-
-def copied(spec: Any) -> Any:
-    """Specs that can be changed."""
-    if isinstance(spec, Mapping):
-        return {name: copied(value) for name, value in spec.items()}
-    return [copied(value) for value in spec] if isinstance(spec, list | tuple) else spec

@@ -8,7 +8,7 @@ from dataclasses import asdict
 from functools import partial
 from itertools import chain, islice
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -274,40 +274,56 @@ def belongs(key: str, subset: Subset | None) -> bool:
     return tuning == (subset.part == "tune")
 
 
+class Found(NamedTuple):
+    """Where a key is: a shard, of a folder the file in it, and what the key is there by the name alone."""
+
+    shard: str
+    file: str | None
+    name: str
+
+    def in_words(self, key: str) -> str:
+        """The place of a key; as names may look alike, those of files in ASCII."""
+        if self.file is not None:
+            return f"{self.shard}/{ascii(self.file)[1:-1]}"
+        return self.shard if self.name == key else f"{self.shard}, there {self.name!r}"
+
+
 def refuse_duplicates(plan: Path, hashes: np.ndarray) -> None:
     """Raise a JobError that names keys occurring more than once, and where."""
     ordered = np.sort(hashes)
     suspects = set(ordered[1:][ordered[1:] == ordered[:-1]].tolist())
     if not suspects:
         return
-    places: dict[str, list[tuple[str, str | None]]] = {}  # shards, and files in folders
-    for row in rows_of(pq.ParquetFile(plan), ["shard", "keys", "files"]):
-        for key, file in zip(row["keys"], row["files"] or [None] * len(row["keys"]), strict=True):
+    places: dict[str, list[Found]] = {}
+    file = pq.ParquetFile(plan)
+    columns = [name for name in ("shard", "keys", "files", "pairs") if name in file.schema_arrow.names]
+    for row in rows_of(file, columns):
+        keys = row["keys"]
+        names = [pair["name"] for pair in row.get("pairs") or ()] or keys
+        for key, name, of in zip(keys, names, row["files"] or [None] * len(keys), strict=True):
             if key_hash(key) in suspects:
-                places.setdefault(key, []).append((row["shard"], file))
+                places.setdefault(key, []).append(Found(row["shard"], of, name))
     twice = {key: found for key, found in places.items() if len(found) > 1}
     if not twice:  # two keys with the same 64-bit hash, which is no fault
         return
     some = dict(list(twice.items())[:NAMED])
-    tars = {found[0][0] for found in some.values() if len(set(found)) == 1}  # of a folder each has its file
+    # Of a folder each has its file.
+    tars = {found[0].shard for found in some.values() if len(set(found)) == 1}
     for tar in tars:
-        if apart := shards.scattered(at(tar), [key for key in some if {tar} == {s for s, _ in some[key]}]):
+        names = [found[0].name for found in some.values() if {one.shard for one in found} == {tar}]
+        if apart := shards.scattered(at(tar), names):
             listed = "\n  ".join(", ".join(names) for names in apart)
             raise JobError(
                 f"data.shards: {tar}: the members of a sample must be adjacent, and some are not; write the "
                 f"tar again in the order of the names, as `tar --sort=name` does:\n  {listed}"
             )
-    listed = "\n  ".join(f"{key!r} in {', '.join(map(place_of, found))}" for key, found in some.items())
+    listed = "\n  ".join(
+        f"{key!r} in {', '.join(one.in_words(key) for one in found)}" for key, found in some.items()
+    )
     raise JobError(
         f"data.shards: {len(twice)} keys occur more than once (noise and rows belong to keys); "
         f"rename them, for instance with `kintsugi shard`:\n  {listed}"
     )
-
-
-def place_of(found: tuple[str, str | None]) -> str:
-    """A shard, or a file in one; as names may look alike, in ASCII."""
-    shard, file = found
-    return shard if file is None else f"{shard}/{ascii(file)[1:-1]}"
 
 
 def restored_names(stem: PurePosixPath, restoration: Restoration, channels: int) -> list[str]:

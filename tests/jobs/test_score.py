@@ -187,6 +187,22 @@ def test_two_restored_images_of_one_key_are_refused(sets, tmp_path):
         score(sets, tmp_path / "s")
 
 
+@pytest.mark.parametrize(
+    ("names", "said"),
+    [
+        (["i0_x.png", "i1_x.png", "i0_x.json"], r"must be adjacent.*\n  i0_x\.png, i0_x\.json$"),
+        (["i0_x.png", "i1_x.png", "i0_x.png"], r"1 keys occur more .*\n  'i0' in .*s\.tar, there 'i0_x', "),
+    ],
+    ids=["a sample in two parts", "two samples"],
+)
+def test_what_is_twice_in_a_tar_is_named_as_it_is_there(sets, tmp_path, names, said):
+    image = encode(theirs(0))
+    tar = write_tar(tmp_path / "s.tar", [(name, image) for name in names])
+    both = scoring((tar, sets[1]), tmp_path / "s", data={"pattern": "{key}_x.png"})
+    with pytest.raises(JobError, match=f"(?s){said}"):
+        open_or_plan(both)
+
+
 def test_the_subset_and_the_limit_are_of_pairs(sets, tmp_path):
     write(sets[0], **{f"a{n}": encode(theirs(n)) for n in range(5)})
     first = open_or_plan(scoring(sets, tmp_path / "first", data={"limit": 2}))

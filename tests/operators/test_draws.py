@@ -1,5 +1,8 @@
 """Draws: functions of the generator alone, on their stated ranges, and refused where a spec is wrong."""
 
+import re
+from pathlib import Path
+
 import numpy as np
 import pytest
 import scipy.io
@@ -180,17 +183,21 @@ def test_kernels_of_a_file_are_all_drawn_and_one_by_its_index(tmp_path):
         assert torch.equal(kernel, torch.eye(7, dtype=torch.float64) / 7)
 
 
-def test_a_set_is_made_of_files_in_the_format_of_levin(tmp_path):
-    """The recipe of docs/operators.md: each .mat has images x and y beside its kernel f."""
-    made = {n: generator(n).random((n, n)) for n in (19, 17, 13)}
-    for number, kernel in enumerate(made.values(), 1):
-        image = np.zeros((40, 40))
+def test_the_recipe_for_the_kernels_of_levin_makes_a_set_of_files_in_their_format(tmp_path, monkeypatch):
+    """That of docs/operators.md, as it stands there: each .mat has images x and y beside its kernel f."""
+    sides = (19, 17, 15, 27, 13, 21, 23, 23)
+    made = [generator(n).random((side, side)) for n, side in enumerate(sides)]
+    for number, kernel in enumerate(made, 1):
+        image = np.full((255, 255), number / 9)
         scipy.io.savemat(tmp_path / f"im05_flit{number:02}.mat", {"x": image, "y": image, "f": kernel})
-    path = str(tmp_path / "levin09.npz")
-    np.savez(path, *[scipy.io.loadmat(tmp_path / f"im05_flit{i:02}.mat")["f"] for i in (1, 2, 3)])
-    for index, kernel in enumerate(made.values()):
-        (found,) = drawn({"draw": "from_file", "kernels": path, "index": index}, 1)
+    text = (Path(__file__).parents[2] / "docs" / "operators.md").read_text()
+    (code,) = re.findall(r"Levin et al\..*?```python\n(.*?)```", text, re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    exec(code, {"numpy": np, "scipy": scipy})
+    for index, kernel in enumerate(made):
+        (found,) = drawn({"draw": "from_file", "kernels": "levin09.npz", "index": index}, 1)
         assert np.allclose(found, kernel / kernel.sum(), rtol=1e-14)
+    assert {len(kernel) for kernel in drawn({"draw": "from_file", "kernels": "levin09.npz"}, 64)} == {*sides}
 
 
 def test_sets_come_as_stacks_and_mat_files_too(tmp_path):
