@@ -36,13 +36,20 @@ class Display:
         """Samples that are committed or restored in a unit in hand, those done before among them."""
         return min(self.done + self.live.in_hand, self.total)
 
+    def numbers(self) -> dict[str, float]:
+        """Rate and how busy the devices are, once there are workers, and failures."""
+        found: dict[str, float] = {"failed": self.failed}
+        if self.live.started is not None:
+            elapsed = time.perf_counter() - self.live.started
+            found["images_per_second"] = (self.finished - self.already) / elapsed
+            found["devices_busy"] = min(self.live.busy / (elapsed * max(self.live.workers, 1)), 1.0)
+        return found
+
     def figures(self) -> str:
-        """Rate, failures and how busy the devices are, in words."""
+        """These in words."""
         if self.live.started is None:
             return "starting workers"
-        elapsed = time.perf_counter() - self.live.started
-        rate = (self.finished - self.already) / elapsed
-        busy = min(self.live.busy / (elapsed * max(self.live.workers, 1)), 1.0)
+        rate, busy = (self.numbers()[name] for name in ("images_per_second", "devices_busy"))
         return f"{rate:.2f} images/s · {self.failed} failed · devices {busy:.0%} busy"
 
     @property

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import signal
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +17,7 @@ from kintsugi.jobs.files import located
 from kintsugi.jobs.terminal import EXIT_INTERRUPTED, EXIT_SOME_FAILED, console, errors, to_rich
 
 if TYPE_CHECKING:  # imported where they are used, so that --help is quick
+    from kintsugi.jobs.tracking import Tracking
     from kintsugi.pipeline.analysis.tables import Table
     from kintsugi.pipeline.data.units import PlanSummary, Unit
     from kintsugi.pipeline.execution.live import Live
@@ -36,12 +37,14 @@ def open_run(run: str) -> Run:
     return Run.open(located("RUN", run))
 
 
-def do_job(job: Job, address: str | None, retry_failed: bool = False) -> Run:
+def do_job(
+    job: Job, address: str | None, retry_failed: bool = False, tracking: Tracking | None = None
+) -> Run:
     """Begin the run of a job or continue it, and say what is done of it before; its report is another step.
 
     Args:
         address: none: in this process; else of Ray. retry_failed: only samples that failed, of a run that is
-            there.
+            there. tracking: is told of the run and of what is done of it.
 
     Raises:
         typer.Exit: interrupted.
@@ -60,6 +63,8 @@ def do_job(job: Job, address: str | None, retry_failed: bool = False) -> Run:
         )
     show_shard_warnings(this.summary)
     before = this.progress()
+    if tracking is not None:
+        tracking.begin(this, before.rows)
     console.print(
         f"{this.folder}: {this.summary.samples} samples in {this.summary.units} units"
         + (f", {before.rows} samples done before" if before.rows else ""),
@@ -68,25 +73,33 @@ def do_job(job: Job, address: str | None, retry_failed: bool = False) -> Run:
         failed = list(this.with_failures())
         console.print(f"{before.failed} failed samples in {len(failed)} units again")
         if failed:
-            execute(this, failed, address, Progress(0, 0, 0), failed_only=True)
+            execute(this, failed, address, Progress(0, 0, 0), failed_only=True, tracking=tracking)
     elif before.units < this.summary.units:
-        execute(this, list(this.outstanding()), address, before)
+        execute(this, list(this.outstanding()), address, before, tracking=tracking)
     clear_temporaries(this.folder)
     write_restored(this)
     return this
 
 
-def complete(job: Job, address: str | None, retry_failed: bool = False) -> None:
+def complete(
+    job: Job, address: str | None, retry_failed: bool = False, trackers: Sequence[str] | None = None
+) -> None:
     """Do a job to its end, and write and say its report; arguments as of `do_job`.
+
+    Args:
+        trackers: names of those that are told.
 
     Raises:
         typer.Exit: some samples failed, or restored and true images have no partner; or interrupted.
         JobError: it cannot be done.
     """
+    from kintsugi.jobs.tracking import tracked
     from kintsugi.pipeline.analysis.report import write_report
 
-    this = do_job(job, address, retry_failed)
-    samples = finish(write_report(this))["samples"]
+    with tracked(trackers) as tracking:
+        this = do_job(job, address, retry_failed, tracking)
+        samples = finish(page := write_report(this))["samples"]
+        tracking.finish(page)
     missing = samples["planned"] - samples["done"]
     if missing and retry_failed:
         errors.print(f"{missing} samples are still to be done: the same command without --retry-failed")
@@ -97,7 +110,12 @@ def complete(job: Job, address: str | None, retry_failed: bool = False) -> None:
 
 
 def execute(
-    this: Run, units: list[Unit], address: str | None, before: Progress, failed_only: bool = False
+    this: Run,
+    units: list[Unit],
+    address: str | None,
+    before: Progress,
+    failed_only: bool = False,
+    tracking: Tracking | None = None,
 ) -> None:
     """Do units of a run, with a display of how far it is.
 
@@ -124,6 +142,8 @@ def execute(
         with stoppable(live, display.waiting), display.running():
             for commit in commits:
                 display.add(commit)
+                if tracking is not None:
+                    tracking.add(commit, display.done, display.numbers())
     except KeyboardInterrupt:
         live.stopping = at_once = True
     except OSError as error:

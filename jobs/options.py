@@ -35,6 +35,15 @@ SetOption = Annotated[
 RetryOption = Annotated[
     bool, typer.Option("--retry-failed", help="Do the samples that failed again, and only these.")
 ]
+TrackOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--track",
+        metavar="TRACKER",
+        help="Tell it of progress, numbers, pictures and the report: mlflow, tensorboard, wandb or a "
+        "plug-in; repeatable.",
+    ),
+]
 LimitOption = Annotated[int | None, typer.Option(min=1, help="Only the first N samples.")]
 AddressOption = Annotated[
     str | None,

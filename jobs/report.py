@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 from kintsugi.jobs.execution import finish, open_run
-from kintsugi.jobs.options import RunArgument
+from kintsugi.jobs.options import RunArgument, TrackOption
 
 
-def report(run: RunArgument) -> None:
+def report(run: RunArgument, track: TrackOption = None) -> None:
     """Write the report of a run again, complete or not.
 
-    Example:
+    Examples:
 
         kintsugi report runs/quickstart
+
+        kintsugi report runs/quickstart --track mlflow
     """
+    from kintsugi.jobs.tracking import tracked
     from kintsugi.pipeline.analysis.report import write_report
 
-    finish(write_report(open_run(run)))
+    with tracked(track) as tracking:
+        this = open_run(run)
+        tracking.begin(this, 0)
+        finish(page := write_report(this))
+        tracking.finish(page)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from kintsugi.jobs.execution import complete
 from kintsugi.jobs.files import load_job
-from kintsugi.jobs.options import AddressOption, JobArgument, LimitOption, RetryOption, SetOption
+from kintsugi.jobs.options import AddressOption, JobArgument, LimitOption, RetryOption, SetOption, TrackOption
 
 
 def run(
@@ -13,6 +13,7 @@ def run(
     address: AddressOption = None,
     limit: LimitOption = None,
     retry_failed: RetryOption = False,
+    track: TrackOption = None,
 ) -> None:
     """Run a job, or continue it: the same command again does what is left.
 
@@ -27,5 +28,7 @@ def run(
         kintsugi run job.yaml --address auto --limit 100
 
         kintsugi run job.yaml --retry-failed
+
+        kintsugi run job.yaml --track wandb
     """
-    complete(load_job(job, sets or [], limit), address, retry_failed)
+    complete(load_job(job, sets or [], limit), address, retry_failed, track)

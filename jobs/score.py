@@ -10,7 +10,7 @@ import typer
 from kintsugi.errors import JobError
 from kintsugi.jobs.execution import complete
 from kintsugi.jobs.files import check, located
-from kintsugi.jobs.options import RetryOption
+from kintsugi.jobs.options import RetryOption, TrackOption
 from kintsugi.jobs.values import parse_setting
 
 WORDS = {
@@ -67,6 +67,7 @@ def score(
     reference: Reference = "truth",
     address: Address = "none",
     retry_failed: RetryOption = False,
+    track: TrackOption = None,
 ) -> None:
     """Measure images that another method restored against the truth, paired by key.
 
@@ -100,7 +101,7 @@ def score(
         "output": str(located("--out", out)),
     }
     try:
-        complete(check(fields, "score"), address, retry_failed)
+        complete(check(fields, "score"), address, retry_failed, track)
     except JobError as error:
         text = str(error).removeprefix("score:\n  ")
         raise JobError(FIELD.sub(lambda field: WORDS[field[0]], text)) from error

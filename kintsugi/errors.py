@@ -18,7 +18,8 @@ class MissingMember(Exception):
     """A file that the job needs beside a sample is not there; the message names it."""
 
 
-SECRET = re.compile(r"(:/{1,3})[^\s'\"]*@|(:/{1,3}[^\s'\"?]*\?)[^\s'\"]*")  # pathlib leaves one slash
+CREDENTIALS = re.compile(r"(:/{1,3})[^\s'\"]*@")  # pathlib leaves one slash
+QUERY = re.compile(r"(:/{1,3}[^\s'\"?]*\?)[^\s'\"]*")
 CONTROL = re.compile(  # characters, turns of the writing direction, and bytes that are not UTF-8
     r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]"
 )
@@ -30,14 +31,14 @@ def redacted(text: str) -> str:
     What could steer a terminal, or turn the order of what follows, is written as an escape: names and
     errors may come from files of others.
     """
-    without = SECRET.sub(lambda found: f"{found[1]}…@" if found[1] else f"{found[2]}…", text)
+    without = QUERY.sub(r"\1…", CREDENTIALS.sub(r"\1…@", text))
     return CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), without)
 
 
 MAX_ERROR = 1000  # characters: names in shards can be of any length
 
 
-def error_text(error: Exception) -> str:
+def error_text(error: BaseException) -> str:
     """An exception and its notes, for the `error` column: no addresses in memory, as rows must not differ."""
     said = " ".join([str(error), *(f"({note})" for note in getattr(error, "__notes__", ()))])
     text = re.sub(r" at 0x[0-9a-f]+", "", said).encode("utf-8", "backslashreplace").decode()

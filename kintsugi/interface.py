@@ -32,6 +32,7 @@ def run(
     sets: Mapping[str, Any] = {},
     address: str | None = "none",
     limit: int | None = None,
+    track: Sequence[str] = (),
 ) -> Run:
     """Run a job, or continue it: the same call again does what is left, and writes the report.
 
@@ -42,7 +43,7 @@ def run(
         job: a job file, the name of a ready job, its fields as a dict, or a Job.
         sets: fields that take other values, {"sampler.w": 8}.
         address: "none": in this process. None: a Ray of its own; "auto" or "ray://HOST:10001": a cluster.
-        limit: only the first samples.
+        limit: only the first samples. track: trackers, "wandb", "mlflow" or "tensorboard", that are told.
 
     Raises:
         JobError: the job cannot run; the message names the cause and the fix. Failed samples are no error:
@@ -54,13 +55,15 @@ def run(
 
         from kintsugi.jobs.execution import do_job
         from kintsugi.jobs.files import job_of
+        from kintsugi.jobs.tracking import tracked
         from kintsugi.pipeline.analysis.report import write_report
 
-        try:
-            this = do_job(job_of(job, sets, limit), address)
-        except typer.Exit:  # it has said how far it came
-            raise KeyboardInterrupt("interrupted; the same job continues") from None
-        write_report(this)
+        with tracked(track) as tracking:
+            try:
+                this = do_job(job_of(job, sets, limit), address, tracking=tracking)
+            except typer.Exit:  # it has said how far it came
+                raise KeyboardInterrupt("interrupted; the same job continues") from None
+            tracking.finish(write_report(this))
         progress = this.progress()
         if progress.rows < this.summary.samples:
             missing = this.summary.samples - progress.rows

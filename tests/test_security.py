@@ -366,6 +366,7 @@ def test_an_error_of_storage_that_holds_a_secret_does_not_pass_it_on(folder, sec
         ("'s3:/k:SECRET@bucket/x'", "'s3:/…@bucket/x'"),
         ("s3://bucket/x?sig=SECRET&y=SECRET end", "s3://bucket/x?… end"),
         ("https:/host/m?sig=SECRET.png", "https:/host/m?…"),
+        ("https://k:SECRET@host/m?sig=SECRET", "https://…@host/m?…"),
         ("me@example.org asks: why?", "me@example.org asks: why?"),
         ("\x1b[2Jred\u202etxt\x9b1m\ndone\t", "\\x1b[2Jred\\u202etxt\\x9b1m\ndone\t"),
     ],

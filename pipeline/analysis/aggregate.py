@@ -208,9 +208,9 @@ def good_values(column: pa.ChunkedArray, good: pa.ChunkedArray) -> tuple[np.ndar
 
 def extremes(values: np.ndarray, keys: pa.ChunkedArray, name: str) -> tuple[list[str], list[str]]:
     """The keys of the worst and the best samples; of equal ones, the first keys."""
-    if better(name) is None:
-        return [], []
     known = ~np.isnan(values)
+    if better(name) is None or not known.any():  # of no rows pyarrow before 26 cannot choose
+        return [], []
     table = pa.table({"key": keys.filter(pa.array(known)), "bad": badness(name, values[known])})
 
     def first(order: str) -> list[str]:

@@ -1,0 +1,63 @@
+"""Weights & Biases: a run of the project WANDB_PROJECT, or "kintsugi"."""
+
+import os
+from collections.abc import Mapping
+from io import BytesIO
+from pathlib import Path
+
+import wandb
+from PIL import Image
+
+from kintsugi.pipeline.trackers import Outcome, Tracked
+
+QUIET = {"silent": True, "console": "off"}
+"""It writes nothing to the terminal, where a bar may be, and does not read what is written there."""
+PRIVATE = {"x_disable_meta": True, "disable_git": True, "save_code": False}
+"""It sends neither the words of the command, nor the code and where that is from."""
+
+
+class WeightsAndBiases:
+    """A run that is continued has the same id, and goes on; offline, `wandb sync` puts it together."""
+
+    def begin(self, run: Tracked) -> str:
+        """Log the configuration.
+
+        Raises:
+            RuntimeError: nobody is logged in, and the network is to be used; it would ask at the terminal.
+        """
+        settings = wandb.Settings(**QUIET, **PRIVATE)
+        if wandb.setup(settings).settings.mode == "online" and not wandb.login(prompt=False):
+            raise RuntimeError("not logged in: `wandb login`, WANDB_API_KEY, or WANDB_MODE=offline")
+        self.run = wandb.init(
+            project=os.environ.get("WANDB_PROJECT", "kintsugi"),
+            id=run.id,
+            name=Path(run.folder).name,
+            notes=run.title,
+            config=dict(run.config),
+            resume="allow",
+            allow_val_change=True,
+            settings=settings,
+        )
+        self.run.define_metric("*", step_metric="done")
+        return self.run.url or str(Path(self.run.dir).parent)
+
+    def progress(self, done: int, values: Mapping[str, float]) -> None:
+        """A line of the history."""
+        self.run.log({"done": done, **values})
+
+    def finish(self, done: int, outcome: Outcome | None) -> None:
+        """Numbers in the summary too, the contact sheet as media, the report as an artefact."""
+        if outcome is not None:
+            self.progress(done, outcome.values)
+            if outcome.pictures is not None:
+                with Image.open(BytesIO(outcome.pictures)) as picture:
+                    self.run.log({"done": done, "pictures": wandb.Image(picture)})
+            report = wandb.Artifact(f"report-{self.run.id}", "report")
+            for name, content in outcome.files.items():
+                with report.new_file(name, "wb") as file:
+                    file.write(content)
+            self.run.log_artifact(report)
+        self.run.finish(exit_code=int(outcome is None))
+
+
+TRACKER = WeightsAndBiases
