@@ -26,7 +26,7 @@ from kintsugi.pipeline.analysis.compare_runs import (
     run_numbers,
     set_warnings,
 )
-from kintsugi.pipeline.analysis.intervals import holm, paired_p_value
+from kintsugi.pipeline.analysis.intervals import DRAWS, holm, paired_p_value
 from kintsugi.pipeline.analysis.measures import (
     bare,
     better,
@@ -208,10 +208,16 @@ def pair_runs(
     ]
 
 
-def pair(name: str, baseline: str, other: str, before: np.ndarray, after: np.ndarray) -> Paired:
-    """`after`, the values of `other`, less `before`, (images,) each, without a corrected p-value."""
+def pair(
+    name: str, baseline: str, other: str, before: np.ndarray, after: np.ndarray, draws: int = DRAWS
+) -> Paired:
+    """`after`, the values of `other`, less `before`, (images,) each, without a corrected p-value.
+
+    Args:
+        draws: as of `paired_p_value`.
+    """
     found = difference(name, before, after)
-    p = paired_p_value(pairs_of(name, before, after))
+    p = paired_p_value(pairs_of(name, before, after), draws)
     wins = share_better(name, before, after)
     return Paired(
         name, baseline, other, found.n, found.infinite, found.value, found.low, found.high, p, None, wins

@@ -98,16 +98,16 @@ def total(ordered: np.ndarray) -> float:
     return float(ordered.sum() + np.ascontiguousarray(ordered[::-1]).sum()) / 2
 
 
-def paired_p_value(differences: np.ndarray) -> float:
+def paired_p_value(differences: np.ndarray, draws: int = DRAWS) -> float:
     """The two-sided p-value of a sign-flip test of the mean of paired differences (Fisher 1935).
 
     If neither run is better, each difference is as likely to have the other sign: they are distributed
     symmetrically about 0, which is what is assumed. This tests the mean, the number that is reported, and
     not ranks as Wilcoxon's test does.
 
-    Up to 20 differences all 2ⁿ signs are tried. Of more, 9,999 seeded choices of signs are, and the observed
-    one counts as one of them, so that p ≤ α no more often than α (Phipson and Smyth 2010) and is
-    1e-4 at least. Beyond 256 differences the largest 256 have signs, and the sum of the others, none
+    Up to 20 differences all 2ⁿ signs are tried. Of more, `draws` seeded choices of signs are, and the
+    observed one counts as one of them, so that p ≤ α no more often than α (Phipson and Smyth 2010) and is
+    1/(1 + draws) at least. Beyond 256 differences the largest 256 have signs, and the sum of the others, none
     of which dominates, is Gaussian with variance Σd². The Gaussian limit for all is no substitute: where a
     few large differences decide, it can be half of the truth (`tests/test_aggregate.py`).
 
@@ -119,8 +119,8 @@ def paired_p_value(differences: np.ndarray) -> float:
         return 1.0
     observed = abs(total(np.sort(differences))) - 1e-12 * sizes.sum()  # sums are rounded
     if len(sizes) > ENUMERATED:
-        sums = random_sums(sizes[-DRAWN:], float(np.square(sizes[:-DRAWN]).sum()))
-        return float(1 + (np.abs(sums) >= observed).sum()) / (1 + DRAWS)
+        sums = random_sums(sizes[-DRAWN:], float(np.square(sizes[:-DRAWN]).sum()), draws)
+        return float(1 + (np.abs(sums) >= observed).sum()) / (1 + draws)
     # The sign of one is given by symmetry.
     sums = sizes[:1]
     for size in sizes[1:]:
@@ -128,21 +128,21 @@ def paired_p_value(differences: np.ndarray) -> float:
     return float((np.abs(sums) >= observed).mean())
 
 
-def random_sums(sizes: np.ndarray, variance: float) -> np.ndarray:
-    """(DRAWS,) sums of at most DRAWN sizes with random signs, and of a Gaussian with this variance."""
-    bits, gaussian = random_signs()
+def random_sums(sizes: np.ndarray, variance: float, draws: int) -> np.ndarray:
+    """(draws,) sums of at most DRAWN sizes with random signs, and of a Gaussian with this variance."""
+    bits, gaussian = random_signs(draws)
     sums = math.sqrt(variance) * gaussian - sizes.sum()
-    for first in range(0, DRAWS, 500):  # the numbers of one step stay small
+    for first in range(0, draws, 500):  # the numbers of one step stay small
         positive = np.unpackbits(bits[first : first + 500], axis=1, count=len(sizes))
         sums[first : first + 500] += 2 * (positive.astype(float) @ sizes)
     return sums
 
 
 @lru_cache(maxsize=1)
-def random_signs() -> tuple[np.ndarray, np.ndarray]:
-    """(DRAWS, DRAWN / 8) bytes of which each bit is a sign, and (DRAWS,) standard Gaussian numbers."""
+def random_signs(draws: int) -> tuple[np.ndarray, np.ndarray]:
+    """(draws, DRAWN / 8) bytes of which each bit is a sign, and (draws,) standard Gaussian numbers."""
     random = np.random.default_rng(0)
-    return random.integers(0, 256, (DRAWS, DRAWN // 8), np.uint8), random.standard_normal(DRAWS)
+    return random.integers(0, 256, (draws, DRAWN // 8), np.uint8), random.standard_normal(draws)
 
 
 def holm(p_values: list[float]) -> list[float]:

@@ -58,32 +58,45 @@ def rows_of(folder: Location) -> Iterator[Location]:
     Raises:
         JobError: `folder` is neither a run directory nor what an earlier `score` made.
     """
-    found = kept_rows(folder, whole=True)
-    if found is not None:
+    if (found := foreign_rows(folder)) is not None:
         yield found
         return
-    run = Run.open(folder)
-    with tempfile.TemporaryDirectory(prefix="kintsugi-") as name:
-        rows = Path(name) / TABLE
-        write_rows(run, rows)
+    with rows_of_run(Run.open(folder)) as rows:
         yield rows
 
 
-def kept_rows(folder: Location, whole: bool = False) -> Location | None:
-    """The table that is there already, if it shows what is committed now.
+@contextmanager
+def rows_of_run(run: Run) -> Iterator[Location]:
+    """The same of a run that is open."""
+    rows = run.folder / REPORT / TABLE
+    if shows_state_of(run, rows, flat_schema(schema_of(run.job)).names):
+        yield rows
+        return
+    with tempfile.TemporaryDirectory(prefix="kintsugi-") as name:
+        file = Path(name) / TABLE
+        write_rows(run, file)
+        yield file
 
-    Args:
-        whole: of a run, only with all columns that there are today.
+
+def kept_rows(folder: Location) -> Location | None:
+    """The table that is there already, if it shows what is committed now.
 
     Raises:
         JobError: it is a link or no regular file; or `folder` is no run.
     """
+    if (found := foreign_rows(folder)) is not None:
+        return found
+    run, rows = Run.open(folder), folder / REPORT / TABLE
+    return rows if shows_state_of(run, rows) else None
+
+
+def foreign_rows(folder: Location) -> Location | None:
+    """The table of what is no run; raises a JobError if that is a link or no regular file."""
     if not (folder / JOB).exists():
         with suppress(FileNotFoundError):
             regular(folder / TABLE, MAX_TABLE)
             return folder / TABLE
-    run, rows = Run.open(folder), folder / REPORT / TABLE
-    return rows if shows_state_of(run, rows, flat_schema(schema_of(run.job)).names if whole else ()) else None
+    return None
 
 
 @contextmanager

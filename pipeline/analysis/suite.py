@@ -9,14 +9,15 @@ import pyarrow as pa
 
 from kintsugi.errors import JobError, redacted
 from kintsugi.pipeline.analysis.compare_inputs import Input, load
-from kintsugi.pipeline.analysis.intervals import holm
+from kintsugi.pipeline.analysis.intervals import DRAWS, holm
 from kintsugi.pipeline.analysis.measures import title
-from kintsugi.pipeline.analysis.query import rows_of
+from kintsugi.pipeline.analysis.query import rows_of_run
 from kintsugi.pipeline.analysis.suite_task import Axes, Task, summarize_task
 from kintsugi.pipeline.execution.run import Run
 from kintsugi.pipeline.metrics import SETS
 
 PERCEPTION = ("lpips", "spectrum_ratio", "swd")  # in the order of preference
+DRAWS_OF_EACH = 100  # for each test: the least p is then 0.01 once it is corrected for all
 
 
 @dataclass(frozen=True)
@@ -126,7 +127,9 @@ def summarize(entries: Sequence[Entry], wanted: Wanted) -> Suite:
         raise JobError(f"against: no method {against!r}; choose from {', '.join(methods)}")
     runs = [listed(one) for one in entries]
     finished = [one.run for one, of in zip(entries, runs, strict=True) if one.run and not of.left_out]
-    by = Axes(*choose_measures(finished, wanted), against)
+    distortion, perception, family = choose_measures(finished, wanted)
+    draws = max(DRAWS, DRAWS_OF_EACH * len(finished) * len(family))
+    by = Axes(distortion, perception, family, against, draws)
     tasks: list[Task] = []
     for name in dict.fromkeys(one.task for one in entries):
         inputs, tables = [], []
@@ -176,7 +179,7 @@ def listed(entry: Entry) -> Listed:
 
 def read(label: str, run: Run) -> tuple[Input, pa.Table]:
     """A run with keys, status, cost, measures and those of the baselines of its rows; raises as `load`."""
-    with rows_of(run.folder) as rows:
+    with rows_of_run(run) as rows:
         found = Input(label, rows, run, {})
         return found, load(found)
 

@@ -7,7 +7,7 @@ from dataclasses import asdict
 from datetime import UTC, datetime
 from urllib.parse import quote
 
-from kintsugi.pipeline.analysis.compare_page import json_value, paired_table
+from kintsugi.pipeline.analysis.compare_page import json_value
 from kintsugi.pipeline.analysis.report.write import environments
 from kintsugi.pipeline.analysis.suite import Entry, Suite
 from kintsugi.pipeline.analysis.suite_pictures import Picture, encoded
@@ -65,7 +65,6 @@ def render(suite: Suite, entries: Sequence[Entry], folder: Location) -> str:
         about_ranks=about_ranks(suite),
         about_tests=about_tests(suite),
         planes={task.name: plane(task, *axes(suite)) for task in suite.tasks} if suite.perception else {},
-        paired={task.name: paired_table(task.paired) for task in suite.tasks if task.paired},
         measures={task.name: measures_table(task) for task in suite.tasks},
         rows=by_image(pictures),
         form=form,

@@ -22,6 +22,7 @@ from kintsugi.pipeline.execution.run import Run
 
 BUDGET = 3 << 20  # bytes of all pictures; a third more as text in the file
 PICTURES = 600  # at most, but for two images of each task
+TRIED = 40  # pictures, from whose size that of all is expected
 
 
 @dataclass(frozen=True)
@@ -42,13 +43,15 @@ def encoded(suite: Suite, entries: Sequence[Entry]) -> tuple[list[Picture], str]
     Args:
         entries: those that were summarised.
     """
+    images = max(2, PICTURES // max(1, shown_with_each(suite)))
     for side, quality in FORMS:
         found: list[Picture] = []
         length = 0
-        for one in kept(suite, entries):
+        for one in kept(suite, entries, images):
             found.append(replace(one, content=webp(one.content, side, quality)))
             length += len(found[-1].content)
-            if length > BUDGET and (side, quality) != FORMS[-1]:
+            expected = length / len(found) * images * shown_with_each(suite) if len(found) > TRIED else length
+            if expected > BUDGET and (side, quality) != FORMS[-1]:
                 break
         else:
             break
@@ -56,10 +59,13 @@ def encoded(suite: Suite, entries: Sequence[Entry]) -> tuple[list[Picture], str]
     return found, f"{how} and at most {side} pixels a side"
 
 
-def kept(suite: Suite, entries: Sequence[Entry]) -> Iterator[Picture]:
-    """The pictures that runs keep of the images of each task that are shown, as many as there is room for."""
-    methods = sum(len(task.standings) for task in suite.tasks)
-    images = max(2, PICTURES // max(1, methods + len(KINDS) * len(suite.tasks)))
+def shown_with_each(suite: Suite) -> int:
+    """Pictures that there are if each task shows one image, at most."""
+    return sum(len(task.standings) + len(KINDS) for task in suite.tasks)
+
+
+def kept(suite: Suite, entries: Sequence[Entry], images: int) -> Iterator[Picture]:
+    """The pictures that runs keep of so many images of each task, of those that are shown."""
     for task in suite.tasks:
         keys = list(task.shown)[:images]
         runs: dict[str, Run] = {}

@@ -78,12 +78,17 @@ class Task:
 
 @dataclass(frozen=True)
 class Axes:
-    """The measures of the ranks, those that are tested, and the method that others are compared with."""
+    """The measures of the ranks, those that are tested, and the method that others are compared with.
+
+    Attributes:
+        draws: as of `paired_p_value`.
+    """
 
     distortion: str
     perception: str | None
     family: tuple[str, ...]
     against: str | None
+    draws: int
 
 
 @dataclass(frozen=True)
@@ -123,11 +128,12 @@ def summarize_task(name: str, inputs: Sequence[Input], tables: Sequence[pa.Table
     measures = [of for of in shared.having if better(of) is not None and of != "seconds"]
     baselines = without_network(shared, measures)
     notes = [
-        *(f"nothing is compared with {against}, which is not there" for _ in range(base is None)),
+        *without_ranks(runs, [of for of in (by.distortion, by.perception) if of]),
+        *([f"nothing is compared with {against}, which is not there"] if against and base is None else []),
         *other_measurements(inputs),
         *unknown,
         *set_warnings(runs),
-        *left_out_images(runs, len(shared.places)),
+        *left_out_of(runs, len(shared.places)),
         *worse_than_nothing(runs, baselines, [of for of in (by.distortion, by.perception) if of]),
     ]
     return Task(
@@ -137,7 +143,7 @@ def summarize_task(name: str, inputs: Sequence[Input], tables: Sequence[pa.Table
         standings,
         baselines,
         [*measures, *sets],
-        [] if base is None else differences(base, methods, by.family),
+        [] if base is None else differences(base, methods, by),
         {
             shared.tables[0]["key"][i].as_py(): {
                 one.label: float(one.values[by.distortion][i])
@@ -148,6 +154,27 @@ def summarize_task(name: str, inputs: Sequence[Input], tables: Sequence[pa.Table
         },
         notes,
     )
+
+
+def without_ranks(runs: Sequence[RunNumbers], names: Sequence[str]) -> list[str]:
+    """Which methods have no value of a measure of the ranks."""
+    found = []
+    for name in names:
+        if missing := [run.label for run in runs if run.estimate(name)[0] is None]:
+            found.append(f"{bare(name)} is not known, and there is no rank in it, of {', '.join(missing)}")
+    return found
+
+
+def left_out_of(runs: Sequence[RunNumbers], images: int) -> list[str]:
+    """As `left_out_images`, but what is the same of several methods is said once."""
+    labels: dict[str, list[str]] = {}
+    for run in runs:
+        for line in left_out_images([run], images):
+            labels.setdefault(line.removeprefix(f"{run.label}: "), []).append(run.label)
+    return [
+        f"{'all methods' if len(of) == len(runs) > 1 else ', '.join(of)}: {line}"
+        for line, of in labels.items()
+    ]
 
 
 def with_sets(inputs: Sequence[Input]) -> tuple[list[Input], list[str]]:
@@ -248,11 +275,11 @@ def rank(methods: Sequence[Method], by: Axes) -> list[Standing]:
     return sorted(found, key=place)
 
 
-def differences(base: Method, methods: Sequence[Method], family: Sequence[str]) -> list[Paired]:
+def differences(base: Method, methods: Sequence[Method], by: Axes) -> list[Paired]:
     """Of the other methods less this one, where there are images that have the measure in both."""
     found = [
-        pair(name, base.label, one.label, base.values[name], one.values[name])
-        for name in family
+        pair(name, base.label, one.label, base.values[name], one.values[name], by.draws)
+        for name in by.family
         for one in methods
         if one is not base and name in base.values and name in one.values
     ]
