@@ -53,12 +53,7 @@ def of_module(
         ValueError: H has no gradient, is not linear though it is said to be, or cannot be solved for.
     """
     if isinstance(forward, nn.Module):
-        if complex_ := [name for name, value in forward.state_dict().items() if value.is_complex()]:
-            raise ValueError(
-                f"forward: {complex_[0]} is complex, and torch has no other precision for it; "
-                "keep it as view_as_real"
-            )
-        forward = deepcopy(forward).eval().requires_grad_(False).to("cpu", torch.float64)
+        forward = Precise(deepcopy(forward)).eval().requires_grad_(False).to("cpu", torch.float64)
     if linear:
         return LinearModule(forward, image_shape, threshold, tolerance)
     return Module(forward, image_shape, threshold, steps, iterations)
@@ -73,24 +68,51 @@ def from_deepinv(physics: Any, image_shape: tuple[int, int, int], **settings: An
     Args:
         settings: of `of_module`.
     """
-    from deepinv.physics import LinearPhysics  # an optional package
+    from deepinv.physics import LinearPhysics, PhaseRetrieval  # an optional package
 
     linear = isinstance(physics, LinearPhysics)
-    return of_module(Physics(physics, linear), image_shape, linear=linear, **settings)
+    turned = isinstance(physics, PhaseRetrieval) and getattr(physics, "dtype", torch.float).is_complex
+    return of_module(Physics(physics, linear, turned), image_shape, linear=linear, **settings)
+
+
+class Precise(nn.Module):
+    """A module whose complex weights change their precision, too, where torch would take their real parts."""
+
+    def __init__(self, module: nn.Module):
+        super().__init__()
+        self.module = module
+
+    def forward(self, x: Tensor) -> Tensor:
+        """What the module makes of x."""
+        return self.module(x)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Precise":
+        def applied(tensor: Tensor) -> Tensor:
+            if not tensor.is_complex():
+                return fn(tensor)
+            return torch.view_as_complex(fn(torch.view_as_real(tensor.resolve_conj())))
+
+        super()._apply(applied, recurse)
+        return self
 
 
 class Physics(nn.Module):
-    """deepinv's A for images in [-1, 1]."""
+    """deepinv's A for images in [-1, 1].
 
-    def __init__(self, physics: Any, linear: bool):
+    Args:
+        turned: whether A takes complex images alone.
+    """
+
+    def __init__(self, physics: Any, linear: bool, turned: bool):
         super().__init__()
-        self.physics, self.linear = physics, linear
+        self.physics, self.linear, self.turned = physics, linear, turned
 
     def forward(self, x: Tensor) -> Tensor:
         """A x, or what is not linear on the scale of [-1, 1]."""
         if self.linear:
             return self.physics.A(x)
-        y: Tensor = 2 * self.physics.A((x + 1) / 2)
+        image = torch.complex(x + 1, torch.zeros_like(x)) if self.turned else x + 1
+        y: Tensor = 2 * self.physics.A(image / 2)
         return y - 1 if y.shape == x.shape else y
 
 
@@ -109,9 +131,15 @@ def measured(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
 
 
 def examined(function: Callable[[Tensor], Tensor], image_shape: tuple[int, int, int]) -> tuple[int, int, int]:
-    """The shape of a measurement; raises a ValueError if it has no gradient or another precision."""
-    with torch.enable_grad():
-        y = measured(function, torch.zeros(2, *image_shape, dtype=torch.float64, requires_grad=True))
+    """The shape of a measurement; raises a ValueError if there is none, or no gradient, or less precision."""
+    x = torch.zeros(2, *image_shape, dtype=torch.float64, requires_grad=True)
+    try:
+        with torch.enable_grad():
+            y = measured(function, x)
+    except (RuntimeError, TypeError, LookupError, AttributeError) as error:  # the code of others
+        raise ValueError(
+            f"forward: of images {tuple(x.shape)} it raises {type(error).__name__}: {error}"
+        ) from error
     if not y.requires_grad:
         raise ValueError("forward: its result has no gradient by the image; is it detached, or rounded?")
     if y.dtype != torch.float64:

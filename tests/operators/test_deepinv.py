@@ -105,6 +105,55 @@ def test_the_measurement_of_a_linear_physics_is_moved_from_0_1():
     assert not ours.pixels
 
 
+SMALL = (1, 8, 8)
+BLUR = torch.ones(1, 1, 3, 3) / 9
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: physics.RandomPhaseRetrieval(m=90, img_size=SMALL),
+        lambda: physics.StructuredRandomPhaseRetrieval(img_size=SMALL, output_size=(1, 12, 12), n_layers=2),
+        lambda: physics.PhaseRetrieval(physics.Blur(filter=BLUR, padding="circular")),
+        lambda: physics.Ptychography(img_size=SMALL),
+    ],
+    ids=["random", "structured", "blur", "ptychography"],
+)
+def test_phase_retrieval_is_an_operator_also_with_complex_weights(make):
+    """In a random one deepinv takes complex images alone."""
+    theirs = make()
+    ours = operators.from_deepinv(theirs, SMALL, steps=1).float()
+    u = torch.rand(3, *SMALL, generator=torch.Generator().manual_seed(0))
+    dtype = getattr(theirs, "dtype", torch.float32)
+    expected = 2 * theirs.A(u.to(dtype)) - int(ours.measurement_shape == SMALL)
+    y = ours.forward(2 * u - 1)
+    torch.testing.assert_close(y, expected.reshape(y.shape), rtol=1e-4, atol=1e-4)
+    assert not ours.linear
+    found = ours.forward(ours.impose(torch.zeros_like(u), y))
+    assert (found - y).norm() < (ours.forward(torch.zeros_like(u)) - y).norm(), "a step towards y"
+
+
+def test_a_linear_physics_with_complex_weights_is_an_operator():
+    theirs = physics.Downsampling(img_size=SMALL, factor=2, filter="bicubic", padding="circular")
+    ours = operators.from_deepinv(theirs, SMALL).float()
+    assert_same(ours, theirs, pinv=False)
+    assert ours.linear
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (lambda: physics.Haze(), "it raises IndexError"),
+        (lambda: physics.SinglePhotonLidar(), "it raises RuntimeError"),
+        (lambda: physics.Pansharpen(img_size=(3, 8, 8), factor=2), "gives a TensorList"),
+    ],
+    ids=["depth", "histograms", "list"],
+)
+def test_a_physics_of_something_else_than_images_is_refused(make, said):
+    with pytest.raises(ValueError, match=f"forward: .*{said}"):
+        operators.from_deepinv(make(), (3, 8, 8))
+
+
 def test_a_physics_that_is_not_linear_keeps_the_scale():
     theirs = physics.Physics(A=lambda u: u**2)
     ours = operators.from_deepinv(theirs, (1, 6, 6)).float()

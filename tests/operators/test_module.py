@@ -150,10 +150,22 @@ def test_the_module_that_is_given_stays_as_it_is():
 class Complex(nn.Module):
     def __init__(self):
         super().__init__()
-        self.register_buffer("factor", torch.ones(1, dtype=torch.complex64))
+        self.register_buffer("factor", torch.tensor([1 + 2j], dtype=torch.complex64))
 
     def forward(self, x):
-        return (self.factor * x).real
+        return (self.factor * torch.fft.fft2(x)).abs()
+
+
+def test_complex_weights_change_their_precision_and_stay_complex():
+    module = Complex()
+    operator, x = of_module(module, SHAPE), images(2, *SHAPE)
+    for dtype in (torch.float64, torch.float32, torch.float64):
+        operator.to(dtype)
+        y = operator.forward(x.to(dtype))
+        assert y.dtype == dtype
+        expected = 5**0.5 * torch.fft.fft2(x).abs()
+        torch.testing.assert_close(y.double(), expected, rtol=torch.finfo(dtype).eps * 10, atol=1e-6)
+    assert module.factor.dtype == torch.complex64
 
 
 REFUSED = {
@@ -164,7 +176,8 @@ REFUSED = {
     "H.x − 2z. is not": (lambda x: x**2, True),
     "H.x − 2z. is not H": (lambda x: x + 1, True),
     "nothing would be measured": (lambda x: 0 * x, False),
-    "factor is complex": (Complex(), True),
+    r"of images \(2, 2, 6, 7\) it raises IndexError": (lambda x: x[5], False),
+    "it raises TypeError": (lambda x: x + "", False),
     "the gradient that its module defines": (lambda x: x + x.detach(), True),
 }
 
