@@ -16,8 +16,8 @@ def compare(
         list[str],
         typer.Argument(
             metavar="RUN RUN...",
-            help="Run directories, also those that `kintsugi score` made, paths or URLs; the first is the "
-            "baseline.",
+            help="Run directories, also those that `kintsugi score` made, and .json of results (`kintsugi "
+            "list schema`), paths or URLs; the first is the baseline.",
         ),
     ],
     out: Annotated[str, typer.Option(help="The folder for the results, a path or URL.")] = "compare",
@@ -37,6 +37,8 @@ def compare(
         kintsugi compare runs/conjugate runs/pigdm
 
         kintsugi compare runs/ours scored/resshift scored/diffir --by lpips --out tables/sr4
+
+        kintsugi compare runs/ours theirs.json
     """
     from kintsugi.pipeline.analysis.compare import compare as compare_runs
     from kintsugi.pipeline.analysis.compare_inputs import open_inputs

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import json
 from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -17,7 +18,7 @@ from kintsugi.jobs.terminal import console
 if TYPE_CHECKING:
     from kintsugi.registry import Registry
 
-TOPICS = ("fields", "jobs", "operators", "draws", "samplers", "priors", "metrics")
+TOPICS = ("fields", "jobs", "operators", "draws", "samplers", "priors", "metrics", "schema")
 
 
 def list_(
@@ -25,15 +26,22 @@ def list_(
         str, typer.Argument(help=f"{', '.join(TOPICS)}.", autocompletion=beginning(lambda: TOPICS))
     ],
 ) -> None:
-    """List what a job file can name, with parameters and defaults.
+    """List what a job file can name, with parameters and defaults; or the JSON Schema of metrics.json.
 
-    Example:
+    Examples:
 
         kintsugi list operators
+
+        kintsugi list schema > metrics.schema.json
     """
     if topic not in TOPICS:
         meant = closest(topic, TOPICS)
         raise JobError(f"list: no {topic!r}; {f'{meant} ' if meant else ''}choose from {', '.join(TOPICS)}")
+    if topic == "schema":
+        from kintsugi.pipeline.analysis.report.stored import schema
+
+        typer.echo(json.dumps(schema(), indent=1))
+        return
     from kintsugi import samplers
 
     columns, rows = contents(topic)

@@ -102,6 +102,10 @@ class Descent(KeptForOneJob, ABC):
         """VP times of the network's evaluations, (steps,)."""
         return time_grid(PATH, self.grid, self.start, self.end, self.steps)[:-1]
 
+    def start_level(self) -> float:
+        """Noise over signal, s/a, at the start."""
+        return float(PATH.s(self.times()[0]) / PATH.a(self.times()[0]))
+
     def prepare(self, prior: Prior, operator: Operator, sigma_y: float | Tensor, like: Tensor) -> list[Level]:
         """The levels for a job; see `samplers.base.Sampler`."""
         check_project(self.project, sigma_y)

@@ -42,6 +42,14 @@ class Span:
             raise ValueError(f"start, end: {start} to {end} does not lead from noise to data")
         return path, time_grid(path, self.grid, start, end, self.steps)
 
+    def start_level(self) -> float | None:
+        """Noise over signal, s/a, at the start; None where only the prior knows the path of that time."""
+        if self.start is None:
+            return float(torch.exp(-DEFAULT_SPAN[0]))
+        if (path := PATHS[self.path]) is None:
+            return None
+        return float(torch.exp(-log_snr(path, torch.tensor(self.start, dtype=torch.float64))))
+
 
 def time_grid(path: Path, grid: Grid, start: float, end: float, steps: int) -> Tensor:
     """(steps + 1,) times, `start` and `end` exactly included.

@@ -15,6 +15,7 @@ from kintsugi.pipeline.analysis.compare_inputs import (
     find_baselines,
     find_shared,
     load,
+    means_alone,
     same_degradation,
     warnings,
 )
@@ -23,6 +24,7 @@ from kintsugi.pipeline.analysis.compare_runs import (
     RunNumbers,
     common_edges,
     describe,
+    listed_numbers,
     run_numbers,
     set_warnings,
 )
@@ -90,16 +92,18 @@ class Comparison:
 
     Attributes:
         images: samples that are restored in all runs; only these are compared.
+        listed: what is known by its means alone, and so has no differences and no rank.
         baselines: what the same measurements give without a network; several of a kind where the runs
             restored different ones. against: the runs less these.
         ranked: whether all restored the same degradation, so that one can be said to be the best.
         not_shared: measures that not all runs have, and the runs that have them.
-        by, differing: the images where the runs differ most in this measure, and their values by run.
+        by: the measure by which images are chosen.
         shown: the first images, and those that differ most.
     """
 
     images: int
     runs: list[RunNumbers]
+    listed: list[RunNumbers]
     baselines: list[RunNumbers]
     ranked: bool
     measures: list[str]
@@ -108,8 +112,16 @@ class Comparison:
     against: list[Paired]
     warnings: list[str]
     by: str
-    differing: dict[str, dict[str, float]]
     shown: list[ShownImage]
+
+    @property
+    def differing(self) -> dict[str, dict[str, float]]:
+        """The images in which the runs differ most, the first most of all, and their values by run."""
+        most = sorted(
+            (one for one in self.shown if one.differs), key=lambda one: (-one.spreads[self.by], one.key)
+        )
+        labels = [run.label for run in self.runs]
+        return {one.key: dict(zip(labels, one.values[self.by], strict=True)) for one in most}
 
     @property
     def differences(self) -> list[Paired]:
@@ -119,11 +131,11 @@ class Comparison:
     @property
     def set_names(self) -> list[str]:
         """The metrics of sets that any run has."""
-        return list(dict.fromkeys(name for run in self.runs for name in run.sets))
+        return list(dict.fromkeys(name for run in [*self.runs, *self.listed] for name in run.sets))
 
 
 def compare(inputs: Sequence[Input], by: str | None = None) -> Comparison:
-    """Compare runs on the images that all of them restored, paired by key.
+    """Compare runs on the images that all of them restored, paired by key; those with means alone are listed.
 
     Args:
         by: the measure for the images that are shown; the default is psnr, or the first that all have.
@@ -131,6 +143,8 @@ def compare(inputs: Sequence[Input], by: str | None = None) -> Comparison:
     Raises:
         JobError: they have no key, or no measure, in common; `by` is none of these; a key occurs twice.
     """
+    listed = [one for one in inputs if not one.has_images]
+    inputs = [one for one in inputs if one.has_images]
     tables = [load(one) for one in inputs]
     shared = find_shared(inputs, tables)
     measures, by = choose_measures(shared.names, by)
@@ -151,10 +165,10 @@ def compare(inputs: Sequence[Input], by: str | None = None) -> Comparison:
     ]
     spreads = {name: disagreement(name, stacked[name]) for name in dict.fromkeys([by, *measures])}
     shown = choose_images(shared, stacked, spreads, by)
-    differing = sorted((one for one in shown if one.differs), key=lambda one: (-one.spreads[by], one.key))
     return Comparison(
         images=len(shared.places),
         runs=runs,
+        listed=[listed_numbers(one) for one in listed],
         baselines=[
             RunNumbers(label, "", len(shared.places), 0, 0, *describe(of, edges), {}, [], Cost())
             for label, (_, of) in baselines.items()
@@ -164,9 +178,13 @@ def compare(inputs: Sequence[Input], by: str | None = None) -> Comparison:
         not_shared={name: of for name, of in shared.having.items() if of != shared.labels},
         paired=correct(pair_runs(inputs, stacked, measures)),
         against=correct(against),
-        warnings=[*warnings(inputs), *set_warnings(runs), *worse_than_nothing(against)],
+        warnings=[
+            *warnings(inputs),
+            *(line for one in listed for line in means_alone(inputs[0], one)),
+            *set_warnings(runs),
+            *worse_than_nothing(against),
+        ],
         by=by,
-        differing={one.key: dict(zip(shared.labels, one.values[by], strict=True)) for one in differing},
         shown=shown,
     )
 

@@ -1,21 +1,21 @@
-"""Which rows of which runs are compared, and whether they restored the same measurements."""
+"""Which rows of which runs and results are compared, and whether they restored the same measurements."""
 
 import itertools
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from inspect import signature
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from kintsugi import operators
 from kintsugi.errors import JobError, redacted
+from kintsugi.pipeline.analysis.protocol import Protocol, differing_protocols, same_task
 from kintsugi.pipeline.analysis.query import rows_file
-from kintsugi.pipeline.analysis.report.stored import read_metrics
+from kintsugi.pipeline.analysis.report.stored import read_exchange, read_metrics, table_of
 from kintsugi.pipeline.analysis.rows import baselines_in, measures_in
+from kintsugi.pipeline.analysis.stated import with_defaults
 from kintsugi.pipeline.execution.commit import refuse_nonsense
 from kintsugi.pipeline.execution.directory import JOB, METRICS
 from kintsugi.pipeline.execution.identity import recorded
@@ -37,10 +37,15 @@ OTHER_ROUNDING = (
 
 @dataclass(frozen=True)
 class Input:
-    """What takes part: a run; or, `run` being None, a folder that `score` of an earlier version made."""
+    """What takes part.
+
+    Attributes:
+        rows: the table of all its rows; None of a file with results, in which values of images may be.
+        run: None of such a file, and of a folder that `score` of an earlier version made.
+    """
 
     label: str
-    rows: Location
+    rows: Location | None
     run: Run | None
     report: dict[str, Any]
 
@@ -48,6 +53,11 @@ class Input:
     def restoring(self) -> Run | None:
         """The run, if it has restored the images itself; what made others is not known."""
         return None if self.run is None or self.run.job.is_score else self.run
+
+    @property
+    def has_images(self) -> bool:
+        """Whether there is a value for each image, and not means alone."""
+        return self.rows is not None or "values" in self.report
 
 
 @dataclass(frozen=True)
@@ -75,10 +85,11 @@ class Shared:
 
 
 def open_inputs(names: Sequence[str]) -> list[Input]:
-    """Find the rows of each run.
+    """Find the rows of each run; of a .json read the results that are in it.
 
     Raises:
-        JobError: fewer than two, or what is neither a run directory nor made by `kintsugi score`.
+        JobError: fewer than two, what is neither a run directory nor made by `kintsugi score`, results that
+            do not fit, or none that has values of images.
     """
     if len(names) < 2:
         raise JobError("compare: name at least two runs")
@@ -88,11 +99,16 @@ def open_inputs(names: Sequence[str]) -> list[Input]:
         raise JobError(f"RUN: {error}") from error
     inputs = []
     for folder, label in zip(folders, labels(folders), strict=True):
+        if folder.name.endswith(".json"):
+            inputs.append(Input(label, None, None, read_exchange(folder)))
+            continue
         rows = rows_file(folder)
         run = Run.open(folder) if (folder / JOB).exists() else None
         inputs.append(Input(label, rows, run, read_metrics(rows.parent / METRICS)))
         if inputs[-1].restoring is None:
             inputs[-1].report.pop("time", None)  # which scoring took, and not what made the images
+    if not any(one.has_images for one in inputs):
+        raise JobError("compare: the results are means alone; name a run, or results with values of images")
     return inputs
 
 
@@ -115,6 +131,8 @@ def load(one: Input) -> pa.Table:
     Raises:
         JobError: it is not a table of rows, or a key occurs twice.
     """
+    if one.rows is None:
+        return table_of(one.report)
     try:
         with parquet(one.rows) as file:
             schema = file.schema_arrow
@@ -207,30 +225,48 @@ def warnings(inputs: Sequence[Input]) -> list[str]:
     """Reasons why differences may not be due to the method."""
     first, *others = inputs
     found = []
-    if first.restoring is None:
+    if first.restoring is None and protocol_in(first) is None:
         found.append(
             f"{first.label} scores images that were given: whether the others restored the same measurements "
             "is not known; name a run that restored them first"
         )
     if not can_be_ranked(inputs):
         found.append(OTHER_DEGRADATIONS)
-    kinds = {one.restoring is None for one in inputs}
+    kinds = {one.restoring is None and protocol_in(one) is None for one in inputs}
     if len(kinds) == 2 and all("psnr" in one.report.get("metrics", {}) for one in inputs):
         found.append(OTHER_ROUNDING)
-    for other in others if first.restoring is not None else ():
+    for other in others if first.restoring is not None or protocol_in(first) else ():
         found += other_measurements(first, other)
     return found
 
 
 def other_measurements(first: Input, other: Input) -> list[str]:
     """Why a run may have restored other measurements than the first one."""
-    if first.restoring is None or other.restoring is None:
+    if first.restoring is not None and other.restoring is not None:
+        fields = differing_fields(first.restoring, other.restoring)
+    elif (one := protocol_in(first)) and (protocol := protocol_in(other)):
+        fields = differing_protocols(one, protocol)
+    else:
         what = "whether they were restored from the same measurements is not known"
         return [f"{other.label} scores images that were given: {what}"]
     return [
         f"{other.label}: {field} is {given!r}, of {first.label} {expected!r}"
-        for field, expected, given in differing_fields(first.restoring, other.restoring)
+        for field, expected, given in fields
     ]
+
+
+def means_alone(first: Input, other: Input) -> list[str]:
+    """What to know of results that have no values of images."""
+    return [
+        *other_measurements(first, other),
+        f"{other.label} has means alone: it has no paired differences, and is not ranked",
+    ]
+
+
+def protocol_in(one: Input) -> Protocol | None:
+    """What results state of how they came about; None where that is not what was restored."""
+    protocol: Protocol | None = one.report.get("protocol")
+    return protocol if protocol and protocol["operator"] else None
 
 
 def can_be_ranked(inputs: Sequence[Input]) -> bool:
@@ -240,10 +276,12 @@ def can_be_ranked(inputs: Sequence[Input]) -> bool:
 
 def same_degradation(one: Input, other: Input) -> bool:
     """Whether the measurements came about in the same way, as far as is known of images of others."""
-    if one.restoring is None or other.restoring is None:
-        return True
-    fields = differing_fields(one.restoring, other.restoring)
-    return not any(field.startswith("degradation.") for field, _, _ in fields)
+    if one.restoring is not None and other.restoring is not None:
+        fields = differing_fields(one.restoring, other.restoring)
+        return not any(field.startswith("degradation.") for field, _, _ in fields)
+    if (first := protocol_in(one)) and (second := protocol_in(other)):
+        return same_task(first, second)  # of the images, those of both are compared
+    return True
 
 
 def differing_fields(one: Run, other: Run) -> list[tuple[str, Any, Any]]:
@@ -271,14 +309,11 @@ def deciding_fields(job: Job) -> dict[str, Any]:
         noise |= {"sigma": degradation.sigma, "sigma_range": degradation.sigma_range}
     else:
         noise["sigma on [-1, 1]"] = degradation.gaussian
-    operator = with_defaults(degradation.operator)
+    operator = numbered(with_defaults(degradation.operator))
     return found | flatten({"degradation": {"operator": operator, **noise}})
 
 
-def with_defaults(spec: Mapping[str, Any]) -> dict[str, Any]:
-    """The spec of an operator with every parameter, and the parts of `compose` by their number."""
-    parameters = signature(operators.REGISTRY[spec["name"]]).parameters
-    left_out = {name: of.default for name, of in parameters.items() if of.default is not of.empty}
-    listed = {name: list(of) if isinstance(of, tuple) else of for name, of in left_out.items()}
-    parts = {str(number): with_defaults(part) for number, part in enumerate(spec.get("operators", ()))}
-    return listed | dict(spec) | ({"operators": parts} if parts else {})
+def numbered(spec: Mapping[str, Any]) -> dict[str, Any]:
+    """The spec of an operator with the parts of `compose` by their number."""
+    parts = {str(number): numbered(part) for number, part in enumerate(spec.get("operators", ()))}
+    return dict(spec) | ({"operators": parts} if parts else {})

@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 
 from kintsugi.pipeline.analysis.compare import Comparison, Paired
 from kintsugi.pipeline.analysis.compare_inputs import Input
-from kintsugi.pipeline.analysis.compare_runs import left_out_images, references
+from kintsugi.pipeline.analysis.compare_runs import RunNumbers, left_out_images, references
 from kintsugi.pipeline.analysis.measures import (
     ASCENDING,
     badness_of,
@@ -47,27 +47,33 @@ def runs_table(comparison: Comparison) -> Table:
     rows = [
         [
             run.label,
-            str(comparison.images),
+            str(images),
             *(with_interval(*run.estimate(name)) for name in names),
             *("–" if count is None else str(count) for count in (run.cost.forwards, run.cost.vjps)),
             number(run.cost.seconds),
         ]
-        for run in [*comparison.baselines, *comparison.runs]
+        for run, images in lines(comparison)
     ]
     return Table(["run", "images", *map(title, names), "forwards", "VJPs", "s per image"], rows)
+
+
+def lines(comparison: Comparison) -> list[tuple[RunNumbers, int]]:
+    """Those that have a line in the table of runs, and of how many images its means are."""
+    compared = [(run, comparison.images) for run in [*comparison.baselines, *comparison.runs]]
+    return compared + [(run, run.rows) for run in comparison.listed]
 
 
 def runs_csv(comparison: Comparison) -> str:
     """The same for programs: names for titles, all digits, a column for either end of an interval."""
     rows = [
-        {"run": run.label, "images": comparison.images}
+        {"run": run.label, "images": images}
         | {
             name + part: value
             for name in [*comparison.measures, *comparison.set_names]
             for part, value in zip(("", "_low", "_high"), run.estimate(name), strict=True)
         }
         | asdict(run.cost)
-        for run in [*comparison.baselines, *comparison.runs]
+        for run, images in lines(comparison)
     ]
     return csv_text([list(rows[0]), *(list(row.values()) for row in rows)])
 
@@ -143,7 +149,7 @@ def make_cards(comparison: Comparison, inputs: Sequence[Input]) -> list[Card]:
     }
     restored: dict[str, dict[str, bytes]] = {key: {} for key in cards}
     for i, one in enumerate(inputs):
-        if one.run is None:
+        if one.run is None or one.rows is None:
             continue
         with parquet(one.rows) as file:
             shown = pc.is_in(file.read(["key"])["key"], value_set=pa.array(cards, pa.string()))
@@ -191,11 +197,12 @@ def write_page(comparison: Comparison, inputs: Sequence[Input], folder: Location
     folder.mkdir(parents=True, exist_ok=True)
     figure = draw_frontier(comparison)
     runs, pairs = runs_table(comparison), paired_table(comparison.differences)
-    lines = [f"{run.label}: {run.title}" for run in comparison.runs if run.title]
-    lines += [*comparison.warnings, *left_out(comparison)]
-    listed = "".join(f"- {markdown_text(line)}\n" for line in lines)
+    said = [f"{run.label}: {run.title}" for run in [*comparison.runs, *comparison.listed] if run.title]
+    said += [*comparison.warnings, *left_out(comparison)]
+    listed = "".join(f"- {markdown_text(line)}\n" for line in said)
+    values = asdict(comparison) | {"differing": comparison.differing}
     texts = {
-        "compare.json": json.dumps(json_value(asdict(comparison)), indent=1, allow_nan=False) + "\n",
+        "compare.json": json.dumps(json_value(values), indent=1, allow_nan=False) + "\n",
         "compare.md": "\n".join(part for part in (listed, runs.markdown(), pairs.markdown()) if part),
         "compare.csv": paired_csv(comparison),
         "runs.csv": runs_csv(comparison),
@@ -214,16 +221,18 @@ def render(comparison: Comparison, inputs: Sequence[Input], figures: Sequence[by
     Args:
         figures: SVGs for a wide window and for a narrow one.
     """
+    inputs = [one for one in inputs if one.has_images]
     cards = make_cards(comparison, inputs)
     pictures, form = fitted(cards)
     kinds = {kind: kind for kind in ("truth", "measurement", "pseudo-inverse")}
     kinds |= {f"run{i}": run.label for i, run in enumerate(comparison.runs)}
     available = {kind for found in pictures for kind in found}
+    everything = [*comparison.runs, *comparison.listed]
     template = environments()["report.html"].get_template("compare.html.jinja")
     return template.render(
         c=comparison,
         reports=[one.report for one in inputs],
-        sets={name: set(references(comparison.runs, name).values()) for name in comparison.set_names},
+        sets={name: set(references(everything, name).values()) for name in comparison.set_names},
         best=best_runs(comparison),
         left_out=left_out(comparison),
         cards=list(zip(cards, pictures, strict=True)),

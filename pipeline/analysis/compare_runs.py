@@ -124,6 +124,26 @@ def run_numbers(
     )
 
 
+def listed_numbers(one: Input) -> RunNumbers:
+    """What results without values of images state: means, of the images that they have."""
+    report, metrics = one.report, one.report["metrics"]
+    evaluations = report["protocol"]["evaluations"] or {}
+    seconds = metrics.get("seconds", {}).get("mean")
+    return RunNumbers(
+        one.label,
+        report.get("title", ""),
+        report["protocol"]["images"]["count"],
+        0,
+        0,
+        {name: (of["mean"], of.get("low"), of.get("high")) for name, of in metrics.items()},
+        {},
+        {},
+        sets=report.get("sets", {}),
+        failures=[],
+        cost=Cost(evaluations.get("forwards"), evaluations.get("vjps"), seconds),
+    )
+
+
 def set_warnings(runs: Sequence[RunNumbers]) -> list[str]:
     """Why metrics of sets must be read with care."""
     found = []

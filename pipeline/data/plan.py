@@ -152,6 +152,11 @@ def compare_checksums(
             summary.damaged.setdefault(str(path), what)
         if str(path) in last:
             on_unit(last[str(path)])
+    sums = [stated[path.parent][path.name] for path in checked if str(path) in last]
+    if last and len(sums) == len(last):
+        summary.shards_sha256 = hashlib.sha256(
+            "".join(f"{one}\n" for one in sorted(sums)).encode()
+        ).hexdigest()
 
 
 def checksum(shard: Location) -> str:

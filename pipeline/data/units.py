@@ -81,6 +81,8 @@ class PlanSummary:
         left_out: how many files in the shards are no samples. left_out_first: shard, name and reason of some.
         notes: what else the user should know.
         without_truth, without_restored: keys of restored and true images that have no partner.
+        shards_sha256: of the sorted checksums of the shards that hold samples, a line each; "" unless all of
+            them were compared with one.
     """
 
     shards: list[str]
@@ -93,6 +95,7 @@ class PlanSummary:
     notes: list[str] = field(default_factory=list)
     without_truth: list[str] = field(default_factory=list)
     without_restored: list[str] = field(default_factory=list)
+    shards_sha256: str = ""
 
     def warn(self, shard: Location, what: str) -> None:
         """Note what may be damage."""
@@ -115,9 +118,9 @@ class PlanSummary:
         self.without_truth += other.without_truth
 
     def text(self) -> str:
-        """As the plan holds it; without what only plans of restored images have, where that is empty."""
+        """As the plan holds it; without what not all plans have, where that is empty."""
         found = asdict(self)
-        return json.dumps({k: v for k, v in found.items() if v or not k.startswith("without_")})
+        return json.dumps({k: v for k, v in found.items() if v or not k.startswith(("without_", "shards_"))})
 
 
 SUMMARY_TYPE = TypeAdapter(PlanSummary)

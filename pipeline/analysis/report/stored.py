@@ -1,10 +1,17 @@
-"""metrics.json as it is read back, which may be somebody else's: of a run, or of images that were scored."""
+"""metrics.json as it is read back, which may be somebody else's: of a run, or of images that were scored.
 
-from typing import Any, Required
+Other programs can write it, too: `Exchange` says what must be in it then, `schema` says it as JSON Schema.
+"""
 
-from pydantic import ConfigDict, TypeAdapter
+from collections.abc import Mapping
+from typing import Annotated, Any, Required, cast
+
+import pyarrow as pa
+from pydantic import AfterValidator, ConfigDict, TypeAdapter
 from typing_extensions import TypedDict
 
+from kintsugi.errors import JobError
+from kintsugi.pipeline.analysis.protocol import Protocol, sha256_of_keys
 from kintsugi.pipeline.storage import records
 from kintsugi.pipeline.storage.location import Location
 from kintsugi.pipeline.storage.records import Count, Digest, Number, Text
@@ -21,6 +28,50 @@ class OfSet(TypedDict, total=False):
     reference: Text
     extra: dict[Text, Number]
     reference_sha256: Digest | None
+
+
+class MeanOf(TypedDict, total=False):
+    """The mean over n images, with its 95 % interval."""
+
+    mean: Required[Number | None]
+    low: Number | None
+    high: Number | None
+    n: Required[Count]
+
+
+class OfImages(MeanOf, total=False):
+    """A metric of images, with what a report states beside the mean."""
+
+    deviation: Number | None
+    infinite: Count
+    undefined: Count
+    quantiles: dict[Text, Number]
+    edges: list[Number]
+    counts: list[Count]
+    worst: list[Text]
+    best: list[Text]
+    baselines: Any
+
+
+def as_table(values: dict[str, list[Any]]) -> dict[str, list[Any]]:
+    """Values of images by column; raises a ValueError unless each key stands once, with a value in each."""
+    keys = values.get("key")
+    if not keys or not all(isinstance(key, str) for key in keys):
+        raise ValueError('it needs a column "key", of texts')
+    if len(set(keys)) != len(keys):
+        raise ValueError("a key occurs twice, so images cannot be paired by it")
+    for name, column in values.items():
+        if len(column) != len(keys):
+            raise ValueError(f"{name!r} has {len(column)} values, of {len(keys)} keys")
+        if name != "key" and any(isinstance(value, str) and value not in INFINITE for value in column):
+            raise ValueError(f"{name!r} holds a text that is no number")
+    return values
+
+
+INFINITE = ("inf", "-inf")
+Cell = Number | Text | None
+"""A key, or a value: None is what an image lacks, "inf" and "-inf" what JSON has no number for."""
+Values = Annotated[dict[Text, list[Cell]], AfterValidator(as_table)]
 
 
 class Part(TypedDict):
@@ -65,15 +116,15 @@ class NotReadBack(TypedDict, total=False):
     without_restored: Any
 
 
-class Stored(NotReadBack, total=False):
-    """All that it may hold: of scored images less."""
+class Common(NotReadBack, total=False):
+    """All that it may hold beside metrics of images: of scored images less."""
 
     # Not `allow`: where a bit of the digest's name has flipped, it is a field that nobody knows.
     __pydantic_config__ = ConfigDict(extra="forbid")  # type: ignore[misc]
 
     title: Text
-    metrics: dict[Text, dict[Text, Any]]
     sets: dict[Text, OfSet]
+    values: Values
     provenance: dict[Text, Text | list[Text]]
     config_hash: Digest
     convention: Text
@@ -83,7 +134,22 @@ class Stored(NotReadBack, total=False):
     shards: Shards
 
 
+class Stored(Common, total=False):
+    """What a run directory has, of earlier versions, too."""
+
+    metrics: dict[Text, dict[Text, Any]]
+    protocol: Protocol
+
+
+class Exchange(Common, total=False):
+    """What is enough to stand in a table beside others: any program's, and any run's."""
+
+    metrics: Required[dict[Text, OfImages]]
+    protocol: Required[Protocol]
+
+
 STORED = TypeAdapter(Stored)
+EXCHANGE = TypeAdapter(Exchange)
 
 
 def read_metrics(file: Location) -> dict[str, Any]:
@@ -94,3 +160,68 @@ def read_metrics(file: Location) -> dict[str, Any]:
         return {}
     stored = records.typed(STORED, content, file)
     return dict(stored)
+
+
+def read_exchange(file: Location) -> dict[str, Any]:
+    """The results in a file, of any program; raises a JobError that names the field that does not fit."""
+    try:
+        found = cast(dict[str, Any], records.typed(EXCHANGE, records.read(file), file))
+    except FileNotFoundError as error:
+        raise JobError(f"{file}: no such file") from error
+    except JobError as error:
+        hint = (
+            "`kintsugi list schema` prints what results hold; `kintsugi report RUN` makes those of a run anew"
+        )
+        raise JobError(f"{error}; {hint}") from error
+    refuse_contradictions(found, file)
+    return found
+
+
+def refuse_contradictions(found: Mapping[str, Any], file: Location) -> None:
+    """Raise a JobError where values of images are of others than the protocol states."""
+    if not (values := found.get("values")):
+        return
+    images, keys = found["protocol"]["images"], values["key"]
+    if images["count"] != len(keys):
+        raise JobError(
+            f"{file}: protocol.images.count is {images['count']}, values are of {len(keys)} images"
+        )
+    stated, now = images["keys_sha256"], sha256_of_keys(sorted(keys, key=lambda key: key.encode()))
+    if stated not in (None, now):
+        raise JobError(f"{file}: protocol.images.keys_sha256 is {stated}, of the keys in values it is {now}")
+
+
+def table_of(report: Mapping[str, Any]) -> pa.Table:
+    """Rows of the values of images in results; an image without any is a failed one."""
+    keys, *names = sorted(report["values"], key=lambda name: name != "key")
+    columns = {name: pa.array(map(number_of, report["values"][name]), pa.float64()) for name in names}
+    known = [any(of[i].is_valid for of in columns.values()) for i in range(len(report["values"][keys]))]
+    evaluations = report["protocol"]["evaluations"] or {}
+    cost = {name: [evaluations[name]] * len(known) for name in ("forwards", "vjps") if evaluations}
+    return pa.table(
+        {
+            "key": pa.array(report["values"][keys], pa.string()),
+            "status": ["ok" if one else "failed" for one in known],
+            "error": pa.array([None if one else "it has no value" for one in known], pa.string()),
+            **columns,
+            **cost,
+        }
+    )
+
+
+def number_of(value: float | str | None) -> float | None:
+    """A value as a number: JSON has none for an infinite one."""
+    return None if value is None else float(value)
+
+
+def schema() -> dict[str, Any]:
+    """JSON Schema of what `read_exchange` reads."""
+    found = EXCHANGE.json_schema()
+    found["$schema"] = "https://json-schema.org/draft/2020-12/schema"
+    found["title"] = "Results of Kintsugi, metrics.json"
+    found["properties"]["sha256"] = {
+        "description": "Of the file without this field; other programs leave it out.",
+        "pattern": "^[0-9a-f]{64}$",
+        "type": "string",
+    }
+    return found

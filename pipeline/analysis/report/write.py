@@ -34,6 +34,7 @@ from kintsugi.pipeline.analysis.report.numbers import (
 )
 from kintsugi.pipeline.analysis.report.results import results
 from kintsugi.pipeline.analysis.set_metrics import set_metrics
+from kintsugi.pipeline.analysis.stated import protocol_of, values_of
 from kintsugi.pipeline.analysis.tables import markdown_text
 from kintsugi.pipeline.data.pictures import mime
 from kintsugi.pipeline.execution.directory import METRICS, REPORT, TABLE
@@ -72,6 +73,9 @@ def contents(run: Run, rows: Path) -> list[tuple[str, bytes]]:
     """The files of the report but for the rows, which are written to `rows`."""
     tally, summary = summarise(run, rows)
     metrics = results(run, tally, summary, set_metrics(run))
+    metrics["protocol"] = protocol_of(run, tally, summary, rows)
+    if values := values_of(rows, summary):
+        metrics["values"] = values
     if calibrated := calibration(run, rows):
         metrics["calibration"] = calibrated
     if estimated := estimates(run, rows):
