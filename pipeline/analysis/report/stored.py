@@ -112,6 +112,7 @@ class NotReadBack(TypedDict, total=False):
     files: Any
     failures: Any
     job: Any
+    files: Any
     without_truth: Any
     without_restored: Any
 
