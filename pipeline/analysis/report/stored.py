@@ -112,7 +112,6 @@ class NotReadBack(TypedDict, total=False):
     files: Any
     failures: Any
     job: Any
-    files: Any
     without_truth: Any
     without_restored: Any
 
