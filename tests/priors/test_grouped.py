@@ -6,7 +6,7 @@ import torch
 from kintsugi import operators, samplers
 from kintsugi.priors.analytic import StationaryGaussian, natural_spectrum
 from kintsugi.priors.base import data_prediction
-from kintsugi.priors.grouped import Grouped, grouped, said
+from kintsugi.priors.grouped import Grouped, frame_of, grouped, said
 from kintsugi.priors.paths import DDPM, RectifiedFlow, VarianceExploding, VariancePreserving
 from kintsugi.priors.tiled import Tiled
 from kintsugi.samplers import KeyedNoise
@@ -114,17 +114,42 @@ def test_at_the_noise_end_of_a_path_the_prediction_is_finite_and_nearly_none(pat
     assert output.abs().max() <= max(largest.item(), 1e-12)
 
 
-@pytest.mark.parametrize("channels", [4, 6, 2])
-def test_whole_groups_are_images_and_what_is_left_over_is_grey(channels):
+@pytest.mark.parametrize("channels", [4, 5, 6])
+def test_whole_groups_are_images_and_what_is_left_over_is_one_group(channels):
     path, t, _ = case("vp")
     x = torch.randn(3, channels, SIZE, SIZE, generator=torch.manual_seed(2), dtype=torch.float64)
-    prior = Grey(POWER, path)
-    found = Grouped(prior, 3)(x, t)
-    expected = [prior(x[:, i : i + 3], t) for i in range(0, channels - 2, 3)]
-    expected += [
-        StationaryGaussian(POWER, path)(x[:, i : i + 1], t) for i in range(channels // 3 * 3, channels)
-    ]
-    torch.testing.assert_close(found, torch.cat(expected, 1), **CLOSE)
+    whole, prior = channels // 3 * 3, StationaryGaussian(POWER, path)
+    parts = [x[:, i : i + 3] for i in range(0, whole, 3)] + ([x[:, whole:]] if whole < channels else [])
+    expected = torch.cat([Grouped(prior, 3)(part, t) for part in parts], 1)
+    torch.testing.assert_close(Grouped(prior, 3)(x, t), expected, **CLOSE)
+    torch.testing.assert_close(expected[:, :3], prior(x[:, :3], t), **CLOSE)
+
+
+class Pairs(StationaryGaussian):
+    """RGB images M x₀ of two independent `StationaryGaussian` channels: the posterior mean of M x₀."""
+
+    def denoise(self, x, a, s):
+        frame = frame_of(3, 2).to(x)
+        two = torch.einsum("nk,bnhw->bkhw", frame * (2 / 3), x)
+        return torch.einsum("nk,bkhw->bnhw", frame, super().denoise(two, a, s * (2 / 3) ** 0.5))
+
+
+@BOTH
+def test_two_channels_have_their_own_posterior_mean_by_a_prior_that_knows_what_they_are_shown_as(
+    path, parametrization
+):
+    path, t, x = case(path)
+    found = prediction(Grouped(Pairs(POWER, path, parametrization), 3), x[:, :2], t)
+    expected = prediction(StationaryGaussian(POWER, path, parametrization), x[:, :2], t)
+    torch.testing.assert_close(found, expected, **CLOSE)
+
+
+def test_channels_are_shown_as_frames_in_which_equal_ones_stay_equal():
+    for n, count in ((3, 1), (3, 2), (4, 3)):
+        frame = frame_of(n, count)
+        torch.testing.assert_close(frame.T @ frame, n / count * torch.eye(count, dtype=torch.float64))
+        torch.testing.assert_close(frame.sum(1), torch.ones(n, dtype=torch.float64))
+    torch.testing.assert_close(frame_of(3, 2)[1], torch.full((2,), 0.5, dtype=torch.float64))
 
 
 def test_a_network_of_one_channel_sees_each_by_itself():
@@ -187,7 +212,7 @@ def test_a_prior_that_takes_the_images_stays_as_it_is_and_nothing_is_said():
         (3, 1, "1 channel by a network for 3: shown 3 times with different noise, and averaged"),
         (3, 6, "6 channels by a network for 3: 2 × 3 together"),
         (3, 4, "4 channels by a network for 3: 1 × 3 together; 1 by itself, shown 3 times with"),
-        (3, 2, "2 channels by a network for 3: 2 each by itself, shown 3 times with"),
+        (3, 2, "2 channels by a network for 3: 2 shown as 3 between them, with the noise that these lack"),
         (1, 4, "4 channels by a network for 1: each by itself"),
     ],
 )
