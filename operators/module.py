@@ -92,7 +92,7 @@ class Precise(nn.Module):
                 return fn(tensor)
             return torch.view_as_complex(fn(torch.view_as_real(tensor.resolve_conj())))
 
-        super()._apply(applied, recurse)
+        super()._apply(applied, recurse)  # type: ignore[no-untyped-call]  # torch does not annotate it
         return self
 
 
