@@ -16,6 +16,7 @@ from kintsugi.jobs.options import beginning
 from kintsugi.jobs.terminal import console
 
 if TYPE_CHECKING:
+    from kintsugi.pipeline.metrics import ImageMetric, SetMetric
     from kintsugi.registry import Registry
 
 TOPICS = ("fields", "jobs", "operators", "draws", "samplers", "priors", "metrics", "schema")
@@ -72,7 +73,7 @@ def contents(topic: str) -> tuple[tuple[str, ...], Iterable[tuple[str, ...]]]:
     if topic == "metrics":
         better = {"one": "near 1", None: ""}
         of_metrics = [
-            (name, of, better.get(metric.better, metric.better or ""), metric.about.replace("\n", "\n\n", 1))
+            (name, of, better.get(metric.better, metric.better or ""), about_of(metric))
             for of, kind in (("image", metrics.IMAGE), ("set", metrics.SETS))
             for name, metric in kind.items()
         ]
@@ -93,6 +94,12 @@ def contents(topic: str) -> tuple[tuple[str, ...], Iterable[tuple[str, ...]]]:
     if isinstance(registry, Registry):
         rows += [(name, "", what) for name, what in plugins(registry)]
     return ("name", "parameters", "what it is"), rows
+
+
+def about_of(metric: ImageMetric | SetMetric) -> str:
+    """What a metric is, in paragraphs, with what installs a package that it needs."""
+    needs = f"\n\nNeeds {metric.extra.command}" if metric.extra else ""
+    return metric.about.replace("\n", "\n\n", 1) + needs
 
 
 def plugins(registry: Registry[Any]) -> Iterator[tuple[str, str]]:

@@ -279,9 +279,10 @@ def waited_for(batches: Iterator[list[Decoded]], seconds: dict[str, float]) -> I
 
 
 def weights_of(job: Job) -> dict[str, str]:
-    """Which files of weights the job's metrics use."""
-    needed = ((name, REGISTRY[name].weights) for name in job.metrics)
-    return {f"weights of {name}": weights.describe() for name, weights in needed if weights is not None}
+    """Which files of weights the job's metrics use, and which packages that do not come with Kintsugi."""
+    needed = [(name, REGISTRY[name]) for name in job.metrics]
+    files = {f"weights of {name}": of.weights.describe() for name, of in needed if of.weights is not None}
+    return files | {of.extra.package: of.extra.find() for _, of in needed if of.extra is not None}
 
 
 def both(before: dict[str, str], now: dict[str, str]) -> dict[str, str]:

@@ -10,7 +10,7 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor
 
 from kintsugi.pipeline.metrics.distances import Compare
-from kintsugi.pipeline.metrics.weights import INCEPTION, PT_INCEPTION, Weights
+from kintsugi.pipeline.metrics.weights import INCEPTION, PT_INCEPTION, Extra, Weights
 
 Better = Literal["higher", "lower", "one"] | None
 Space = Literal["clean", "legacy_tensorflow", "legacy_pytorch", "patches"]
@@ -45,7 +45,7 @@ class ImageMetric:
         most: larger values, infinite ones too, count as this in every mean, difference and interval.
         smallest: side of the smallest image, pixels.
         channels: how many an image may have; None: any number.
-        weights: a file that it needs.
+        weights: a file that it needs. extra: a package that it needs.
     """
 
     title: str
@@ -59,6 +59,7 @@ class ImageMetric:
     smallest: PositiveInt = 1
     channels: tuple[PositiveInt, ...] | None = None
     weights: Weights | None = None
+    extra: Extra | None = None
 
 
 @dataclass(frozen=True)
@@ -83,6 +84,11 @@ class SetMetric:
     def weights(self) -> Weights | None:
         """The file that its features need."""
         return SPACE_WEIGHTS[self.space]
+
+    @property
+    def extra(self) -> Extra | None:
+        """A package that it needs: none."""
+        return None
 
     @property
     def smallest(self) -> int:

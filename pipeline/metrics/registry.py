@@ -207,12 +207,13 @@ def check(
 
 def refuse_missing_weights(names: Sequence[str]) -> None:
     """Raises:
-    MissingWeights: a metric's file is not on this machine.
+    MissingWeights: a metric's file, or its package, is not on this machine.
     """
     for name in names:
-        weights = REGISTRY[name].weights
-        if weights is not None:
-            try:
-                weights.find()
-            except MissingWeights as error:
-                raise MissingWeights(f"metrics: {name}: {error}") from error
+        metric = REGISTRY[name]
+        try:
+            for each in (metric.weights, metric.extra):
+                if each is not None:
+                    each.find()
+        except MissingWeights as error:
+            raise MissingWeights(f"metrics: {name}: {error}") from error

@@ -1,4 +1,4 @@
-"""Files of weights that metrics need. They are looked for, and never fetched."""
+"""Files of weights, and packages, that metrics need. They are looked for, and never fetched."""
 
 import hashlib
 import os
@@ -6,6 +6,8 @@ import re
 import stat
 from dataclasses import dataclass
 from functools import cache
+from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -14,7 +16,7 @@ HASH = re.compile(r"-([0-9a-f]{8,})\.pth$")  # torch hub's convention: the first
 
 
 class MissingWeights(ValueError):
-    """A metric needs a file that is not there; the message says which, where, and how to get it."""
+    """A metric needs a file or a package that is not there; the message says which, and how to get it."""
 
 
 @dataclass(frozen=True)
@@ -76,6 +78,25 @@ class Weights:
         return f"{self.name}, SHA-256 {digest}{published}{beside}"
 
 
+@dataclass(frozen=True)
+class Extra:
+    """A package that does not come with Kintsugi: its name, and that of the extra that brings it."""
+
+    package: str
+    name: str
+
+    @property
+    def command(self) -> str:
+        """What installs it."""
+        return f"pip install 'kintsugi[{self.name}]'"
+
+    def find(self) -> str:
+        """Its version; raises a MissingWeights where it is not installed."""
+        if find_spec(self.package) is None:
+            raise MissingWeights(f"needs the package {self.package}: {self.command}; or leave the metric out")
+        return version(self.package)
+
+
 def trusted(file: Path) -> bool:
     """Whether nobody but this user and root could have written a file."""
     status = file.lstat()  # a link may be made to point elsewhere by whoever owns it
@@ -105,4 +126,12 @@ PT_INCEPTION = Weights(
     "pytorch-fid's Inception network",
     "https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/"
     "pt_inception-2015-12-05-6726825d.pth",
+)
+NIQE = Weights(
+    "NIQE's model of pristine images, as BasicSR has it",
+    "https://raw.githubusercontent.com/XPixelGroup/BasicSR/v1.4.2/basicsr/metrics/niqe_pris_params.npz",
+)
+BRISQUE = Weights(
+    "piq's BRISQUE",
+    "https://github.com/photosynthesis-team/piq/releases/download/v0.4.0/brisque_svm_weights.pt",
 )
