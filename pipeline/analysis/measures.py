@@ -127,8 +127,9 @@ def badness(name: str, values: np.ndarray) -> np.ndarray:
 
 
 def badness_of(name: str, value: float | None) -> float | None:
-    """Of one value, or mean; None of none."""
-    return None if value is None else float(badness(name, np.array([value]))[0])
+    """Of one value, or mean; None of none, and of a ratio that is none."""
+    found = math.nan if value is None else float(badness(name, np.array([value]))[0])
+    return None if math.isnan(found) else found
 
 
 def bounds(name: str) -> tuple[float, float]:

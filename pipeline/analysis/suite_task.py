@@ -12,7 +12,6 @@ from kintsugi.pipeline.analysis.compare import Paired, pair
 from kintsugi.pipeline.analysis.compare_inputs import (
     Input,
     Shared,
-    differing_fields,
     find_shared,
     known_columns,
 )
@@ -20,13 +19,18 @@ from kintsugi.pipeline.analysis.compare_runs import (
     Cost,
     RunNumbers,
     describe,
-    left_out_images,
     run_numbers,
     set_warnings,
 )
-from kintsugi.pipeline.analysis.measures import badness_of, bare, better, limited
+from kintsugi.pipeline.analysis.measures import badness_of, better, limited
 from kintsugi.pipeline.analysis.ranks import fronts, ranks
 from kintsugi.pipeline.analysis.set_metrics import set_metrics
+from kintsugi.pipeline.analysis.suite_notes import (
+    left_out_of,
+    other_measurements,
+    without_ranks,
+    worse_than_nothing,
+)
 from kintsugi.pipeline.metrics.registry import BASELINES, baseline_column
 
 SHOWN = 8  # images, at most
@@ -120,21 +124,23 @@ def summarize_task(name: str, inputs: Sequence[Input], tables: Sequence[pa.Table
     inputs, unknown = with_sets(inputs)
     methods = gather(inputs, tables, shared)
     standings = rank(methods, by)
-    best = standings[0].numbers.label if standings[0].distortion is not None else None
-    against = best if by.against is None else by.against
+    first = standings[0]
+    best = None if first.distortion is None else first.numbers.label
+    against = by.against or best
     base = next((one for one in methods if one.label == against), None)
     runs = [one.numbers for one in methods]
     sets = dict.fromkeys(of for run in runs for of in run.sets)
     measures = [of for of in shared.having if better(of) is not None and of != "seconds"]
     baselines = without_network(shared, measures)
+    axes = [of for of in (by.distortion, by.perception) if of is not None]
     notes = [
-        *without_ranks(runs, [of for of in (by.distortion, by.perception) if of]),
+        *without_ranks(runs, axes),
         *([f"nothing is compared with {against}, which is not there"] if against and base is None else []),
         *other_measurements(inputs),
         *unknown,
         *set_warnings(runs),
         *left_out_of(runs, len(shared.places)),
-        *worse_than_nothing(runs, baselines, [of for of in (by.distortion, by.perception) if of]),
+        *worse_than_nothing(runs, baselines, axes),
     ]
     return Task(
         name,
@@ -154,27 +160,6 @@ def summarize_task(name: str, inputs: Sequence[Input], tables: Sequence[pa.Table
         },
         notes,
     )
-
-
-def without_ranks(runs: Sequence[RunNumbers], names: Sequence[str]) -> list[str]:
-    """Which methods have no value of a measure of the ranks."""
-    found = []
-    for name in names:
-        if missing := [run.label for run in runs if run.estimate(name)[0] is None]:
-            found.append(f"{bare(name)} is not known, and there is no rank in it, of {', '.join(missing)}")
-    return found
-
-
-def left_out_of(runs: Sequence[RunNumbers], images: int) -> list[str]:
-    """As `left_out_images`, but what is the same of several methods is said once."""
-    labels: dict[str, list[str]] = {}
-    for run in runs:
-        for line in left_out_images([run], images):
-            labels.setdefault(line.removeprefix(f"{run.label}: "), []).append(run.label)
-    return [
-        f"{'all methods' if len(of) == len(runs) > 1 else ', '.join(of)}: {line}"
-        for line, of in labels.items()
-    ]
 
 
 def with_sets(inputs: Sequence[Input]) -> tuple[list[Input], list[str]]:
@@ -301,45 +286,4 @@ def without_network(shared: Shared, measures: Sequence[str]) -> list[RunNumbers]
             found.append(
                 RunNumbers(label, "", len(shared.places), 0, 0, *describe(values, {}), {}, [], Cost())
             )
-    return found
-
-
-def other_measurements(inputs: Sequence[Input]) -> list[str]:
-    """Why methods may have restored other measurements than the first: differing fields, and other seeds."""
-    found = []
-    first = inputs[0]
-    for other in inputs[1:]:
-        if first.restoring is None or other.restoring is None:
-            what = "whether they were restored from the same measurements is not known"
-            found.append(f"{other.label} scores images that were given: {what}")
-            continue
-        found += [
-            f"{other.label}: {field} is {given!r}, of {first.label} {expected!r}: "
-            "they did not restore the same measurements"
-            for field, expected, given in differing_fields(first.restoring, other.restoring)
-            if field != "seed"
-        ]
-    seeds: dict[str, set[int]] = {}
-    for one in inputs:
-        if one.restoring is not None:
-            seeds.setdefault(one.label, set()).add(one.restoring.job.seed)
-    if len({frozenset(of) for of in seeds.values()}) > 1:
-        of_each = ", ".join(f"{label} {', '.join(map(str, sorted(of)))}" for label, of in seeds.items())
-        found.append(f"not all have the same seeds, and so the same noise: {of_each}")
-    return list(dict.fromkeys(found))
-
-
-def worse_than_nothing(
-    runs: Sequence[RunNumbers], baselines: Sequence[RunNumbers], names: Sequence[str]
-) -> list[str]:
-    """Where the mean of a baseline is better than a method's."""
-    found = []
-    for name in names:
-        values = {run.label: badness_of(name, run.estimate(name)[0]) for run in runs}
-        for baseline in baselines:
-            bar = badness_of(name, baseline.estimate(name)[0])
-            worse = [of for of, v in values.items() if v is not None and bar is not None and v > bar]
-            if worse:
-                better_than = f"is better than {', '.join(worse)}"
-                found.append(f"{bare(name)}: {baseline.label}, which needs no network, {better_than}")
     return found

@@ -270,6 +270,7 @@ def test_a_metric_of_the_set_ranks_and_is_not_tested(make, values, monkeypatch, 
     ):
         summarize(entries, replace(WANTED, family=("swd",)))
     assert badness_of("precision", 0.7) < badness_of("precision", 0.2)
+    assert badness_of("spectrum_ratio", -1.0) is None, "a ratio of somebody else's, which would have a rank"
 
 
 @pytest.fixture(scope="module")
