@@ -1,16 +1,15 @@
-"""Shards, jobs and one Ray cluster for the whole session."""
+"""Shards, jobs, a bucket, a browser, and a Ray."""
 
 import logging
 import os
 import shutil
 import sys
-import tempfile
 import uuid
 from collections.abc import Callable, Iterator
 from functools import partial
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
@@ -22,13 +21,24 @@ from kintsugi.pipeline.execution.run import Run
 from kintsugi.pipeline.job import Job
 from kintsugi.pipeline.storage.location import Location, at, filesystem
 
+if TYPE_CHECKING:
+    from kit.station import Station  # which imports Ray
+
 # A console of rich keeps the width that COLUMNS has when it is made, which is when this is first imported.
 os.environ.pop("COLUMNS", None)
 import_module("kintsugi.jobs.terminal")
 
-LONGEST = ("test_submit", "test_aggregate", "test_faults", "test_run")
-"""Files that begin. The Ray of test_submit starts first: the job agent of a machine's first Ray gets the
-port that `kintsugi submit` is told; test_aggregate, which has no Ray, lets it.
+FIRST = (
+    "test_submit",
+    "test_methods",
+    "test_aggregate",
+    "test_faults",
+    "test_actors",
+    "test_storm",
+    "test_run",
+)
+"""Files that begin, so that short ones are last. The Ray of test_submit starts before any other: the job
+agent of a machine's first Ray gets the port that `kintsugi submit` is told; two files without Ray let it.
 """
 
 
@@ -36,13 +46,14 @@ port that `kintsugi submit` is told; test_aggregate, which has no Ray, lets it.
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """What takes the cluster or the browser is marked so.
 
-    With `pytest -n 2 --dist loadfile` a file has one process, which makes its fixtures once.
+    With `pytest -n 3 --dist loadfile` a file has one process, which makes its fixtures once; three share two
+    cores, as a file on Ray waits most of the time.
     """
     for item in items:
-        for fixture, marker in (("ray_cluster", "ray"), ("browser", "browser")):
+        for fixture, marker in (("ray_cluster", "ray"), ("job_server", "ray"), ("browser", "browser")):
             if fixture in getattr(item, "fixturenames", ()):
                 item.add_marker(marker)
-    order = {name: place for place, name in enumerate(LONGEST)}
+    order = {name: place for place, name in enumerate(FIRST)}
     items.sort(key=lambda item: order.get(item.path.stem, len(order)))
 
 
@@ -163,30 +174,23 @@ def finished(first_run: Path, tmp_path: Path) -> Run:
     return Run.open(Path(shutil.copytree(first_run, tmp_path / "run")))
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def ray_cluster() -> Iterator[str]:
-    """One local Ray with two cores for all tests that need it; its address."""
-    import ray
+    """A Ray of the file's, with two cores; its address."""
+    from kit.station import local_ray
 
-    # Ray switches its tokens on itself, but only where it is not told to after it was imported.
-    os.environ.pop("RAY_AUTH_MODE", None)
-    # Not in pytest's folder: paths of sockets have at most 107 characters.
-    with tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as folder:
-        with pytest.MonkeyPatch.context() as environment:
-            environment.setenv("PYTHONPATH", python_path(SITE))  # of the actors
-            context = ray.init(
-                "local",
-                num_cpus=2,
-                include_dashboard=True,
-                dashboard_port=0,
-                log_to_driver=False,
-                _temp_dir=folder,
-                _system_config={"worker_niceness": 0},  # else actors starve beside other processes
-            )
-        # As `ray start` does: else a submitted job takes any Ray of this machine.
-        Path(folder, "ray_current_cluster").write_text(context.address_info["gcs_address"])
-        yield context.dashboard_url
-        ray.shutdown()
+    with local_ray() as context:
+        yield context.address_info["gcs_address"]
+
+
+@pytest.fixture(scope="module")
+def station(tmp_path_factory: pytest.TempPathFactory, ray_cluster: str) -> Iterator["Station"]:
+    from kit.station import Station
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(SITE)
+        patch.setenv("PYTHONPATH", python_path(SITE))
+        yield Station(tmp_path_factory.mktemp("station"), ray_cluster)
 
 
 @pytest.fixture(scope="session")

@@ -22,12 +22,12 @@ COUNTS = {
     "unet/config.json": 15,
     "scheduler_config.json": 15,
     "job files": 10,
-    "commit records": 5,
-    "rows": 4,
-    "plans": 5,
-    "job.yaml of a run": 4,
-    "prior.json of a run": 4,
-    "whole runs": 8,
+    "commit records": 3,
+    "rows": 3,
+    "plans": 3,
+    "job.yaml of a run": 2,
+    "prior.json of a run": 2,
+    "whole runs": 5,
 }
 
 

@@ -248,21 +248,3 @@ def test_submit_says_what_the_cluster_needs(mine, shards, tmp_path):
     sent = CliRunner().invoke(app, ["submit", str(job), *options, "--pack", str(tmp_path / "job.zip")])
     assert sent.exit_code == 0, sent.output
     assert "every node of the cluster needs kintsugi-mine==1.0" in " ".join(sent.output.split())
-
-
-@pytest.mark.slow
-@pytest.mark.ray
-def test_on_ray_the_rows_are_the_same(plugged, mine, tmp_path):
-    """In a process of its own: a local Ray has the environment of its driver."""
-    alone = kintsugi.run(plugged.model_copy(update={"output": str(tmp_path / "none")}))
-    output, file = tmp_path / "local", tmp_path / "job.yaml"
-    file.write_text(plugged.model_copy(update={"output": str(output)}).model_dump_json())
-    call = [sys.executable, "-m", "kintsugi", "run", str(file), "--address", "local"]
-    environment = os.environ | {"PYTHONPATH": python_path(mine)}
-    done = subprocess.run(call, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert bytes_in(output / "data") == bytes_in(alone.folder / "data")
-
-
-def bytes_in(folder):
-    return {each.name: each.read_bytes() for each in folder.iterdir()}

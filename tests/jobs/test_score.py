@@ -17,7 +17,6 @@ from PIL import Image
 
 from kintsugi.errors import JobError
 from kintsugi.pipeline.data.units import read_members, read_summary
-from kintsugi.pipeline.execution.actors import on_ray
 from kintsugi.pipeline.execution.directory import PLAN, REPORT, data_file
 from kintsugi.pipeline.execution.live import Live
 from kintsugi.pipeline.execution.local import in_process
@@ -282,14 +281,6 @@ def test_a_score_that_was_ended_goes_on_to_the_same_bytes(sets, tmp_path):
     whole = execute(scoring(sets, tmp_path / "whole", metrics=["psnr", "ssim", "swd"]))
     assert len(digests(whole)) == 3
     assert digests(run) == digests(whole)
-
-
-@pytest.mark.ray
-def test_on_ray_rows_are_the_same(sets, tmp_path, ray_cluster):
-    metrics = ["psnr", "ssim", "swd"]
-    here = execute(scoring(sets, tmp_path / "here", metrics=metrics))
-    there = execute(scoring(sets, tmp_path / "there", metrics=metrics), on_ray, None)
-    assert digests(here) == digests(there)
 
 
 def test_damage_is_found_repaired_and_done_again(sets, tmp_path):

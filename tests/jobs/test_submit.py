@@ -22,6 +22,7 @@ import pytest
 import yaml
 from kit.jobs import kintsugi, write_job
 from kit.shards import SIZE, encode, picture, write_tar
+from kit.station import local_ray
 from packaging.requirements import Requirement
 from rich.console import Console
 
@@ -98,9 +99,16 @@ class OwnRay(NamedTuple):
     environment: dict[str, str]
 
 
+@pytest.fixture(scope="module")
+def job_server() -> Iterator[str]:
+    """Of a Ray with a dashboard; its address."""
+    with local_ray(dashboard=True) as context:
+        yield context.dashboard_url
+
+
 @pytest.fixture(scope="class")
-def own_ray(tmp_path_factory, ray_cluster) -> Iterator[OwnRay]:
-    """Started after the session's: the job agent of a machine's first Ray gets the port that it wants."""
+def own_ray(tmp_path_factory, job_server) -> Iterator[OwnRay]:
+    """Started after the other: the job agent of a machine's first Ray gets the port that it wants."""
     home = tmp_path_factory.mktemp("home")
     environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     environment |= {"HOME": str(home), "PYTHONPATH": str(ROOT)}
@@ -230,7 +238,7 @@ def test_the_ray_job_has_kuberays_fields_and_real_pods():
             assert ("nvidia.com/gpu" in resources) == gpu
 
 
-def test_the_ray_job_runs_what_was_packed(make_job, tmp_path, ray_cluster):
+def test_the_ray_job_runs_what_was_packed(make_job, tmp_path, job_server):
     """Its entrypoint and runtime environment go to a real job server, as KubeRay sends them."""
     from ray.job_submission import JobSubmissionClient
 
@@ -245,17 +253,17 @@ def test_the_ray_job_runs_what_was_packed(make_job, tmp_path, ray_cluster):
     environment = yaml.safe_load(spec["runtimeEnvYAML"])
     assert environment["working_dir"].startswith("file:///shared/")
     environment["working_dir"] = f"file://{tmp_path}/packed.zip"
-    client = JobSubmissionClient(f"http://{ray_cluster}")
+    client = JobSubmissionClient(f"http://{job_server}")
     submission = client.submit_job(entrypoint=spec["entrypoint"], runtime_env=environment)
     assert cluster.follow(client, submission, "", Console()) == 0
     assert json.loads((tmp_path / "run" / "report" / "metrics.json").read_text())["samples"]["ok"] == 12
 
 
-def test_submit_outlives_ctrl_c_and_brings_the_report_and_the_exit_code(make_job, tmp_path, ray_cluster):
+def test_submit_outlives_ctrl_c_and_brings_the_report_and_the_exit_code(make_job, tmp_path, job_server):
     shard = write_tar(tmp_path / "s.tar", [("a.png", encode(picture(0))), ("b.png", b"no image")])
     job = make_job(data={"shards": str(shard), "size": SIZE})
     write_job(tmp_path / "job.yaml", job)
-    place = ["--address", f"http://{ray_cluster}"]
+    place = ["--address", f"http://{job_server}"]
     command = [sys.executable, "-c", INTERRUPTIBLE, "submit", str(tmp_path / "job.yaml"), *place]
     said = []
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:

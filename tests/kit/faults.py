@@ -413,17 +413,14 @@ class Chaos:
     def __init__(self, base: Path):
         self.base, self.calm = base, base / "calm"
         self.shards = write_shards(base / "shards", shards=2, images=self.images // 2)
-        log = base / "calm.log"
-        assert self.start(self.calm, log, "none").wait(HANGS) == 0, log.read_text()
+        assert not cli.app(["run", str(self.job(self.calm)), "--address", "none"], standalone_mode=False)
+
+    def job(self, output: Path) -> Path:
+        prior = {"name": "gaussian", "pause": self.pause}
+        return write_job(output.parent / f"{output.name}.yaml", self.shards, output, prior)
 
     def start(self, output: Path, log: Path, address: str, **variables: str) -> subprocess.Popen[bytes]:
-        job = write_job(
-            output.parent / f"{output.name}.yaml",
-            self.shards,
-            output,
-            {"name": "gaussian", "pause": self.pause},
-        )
-        command = [*PROGRAM, "kintsugi", "run", str(job), "--address", address]
+        command = [*PROGRAM, "kintsugi", "run", str(self.job(output)), "--address", address]
         quick = {"OMP_NUM_THREADS": "1", "RAY_worker_niceness": "0", "KINTSUGI_FROZEN_SECONDS": "3"}
         with log.open("ab") as file:
             return subprocess.Popen(

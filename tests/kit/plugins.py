@@ -38,12 +38,17 @@ def write(folder: Path, name: str, version: str, groups: dict[str, dict[str, str
     return folder
 
 
-def install_mine(patch: pytest.MonkeyPatch, folder: Path, version: str | None = None) -> Path:
-    """Put the package of `tests/kit/plugin` on sys.path, perhaps as another version."""
+def write_mine(folder: Path, version: str | None = None) -> Path:
+    """The package of `tests/kit/plugin` in a folder for sys.path, perhaps as another version."""
     project = tomllib.loads((MINE / "pyproject.toml").read_text())["project"]
     write(folder, project["name"], version or project["version"], project["entry-points"])
     shutil.copy(MINE / "kintsugi_mine.py", folder)
-    patch.syspath_prepend(folder)
+    return folder
+
+
+def install_mine(patch: pytest.MonkeyPatch, folder: Path, version: str | None = None) -> Path:
+    """Put that package on sys.path."""
+    patch.syspath_prepend(write_mine(folder, version))
     for registry in REGISTRIES:
         patch.setattr(registry, "loaded", {})
     return folder

@@ -117,8 +117,9 @@ class HostReads(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-@pytest.mark.parametrize("sigma_y", [0.0, 0.1])
-@pytest.mark.parametrize("operator", ["bicubic", "hdr", "blur"])
+@pytest.mark.parametrize(
+    ("operator", "sigma_y"), [("bicubic", 0.0), ("bicubic", 0.1), ("hdr", 0.1), ("blur", 0.1)]
+)
 @ALL
 def test_no_step_waits_for_the_device(name, operator, sigma_y):
     """Twice the steps read no more values; the network here is one that reads none itself."""
@@ -343,8 +344,7 @@ def test_what_is_solved_for_is_the_exact_step_towards_a_noisy_measurement(varian
     torch.testing.assert_close(problem.estimate("pinv", variance).flatten(1), start, rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["pigdm", "conjugate"])
-@pytest.mark.parametrize("sigma_y", [0.05, 0.2])
+@pytest.mark.parametrize(("name", "sigma_y"), [("pigdm", 0.2), ("conjugate", 0.05)])
 def test_a_sampler_solves_for_what_it_would_know_with_a_decomposition(name, sigma_y):
     """The same guided ODE: many steps end where those of the exact decomposition do."""
     operator, h, y, _ = solved(sigma_y)

@@ -65,23 +65,22 @@ def assert_alone_is_in_batch(sampler, case, sigma_y, dtype=D, limit=1e-9):
         assert (together[i] - by_itself).abs().max() <= limit * by_itself.abs().max().clamp_min(1), i
 
 
-@pytest.mark.parametrize("sigma_y", [0.0, 0.1, LEVELS], ids=["noiseless", "noisy", "levels"])
+@pytest.mark.parametrize("sigma_y", [0.0, LEVELS], ids=["noiseless", "levels"])
 @pytest.mark.parametrize("case", CASES)
 @ALL
 def test_a_sample_is_restored_in_a_batch_as_alone(name, case, sigma_y):
     assert_alone_is_in_batch(build(name), case, sigma_y)
 
 
-@pytest.mark.parametrize("sigma_y", [0.0, LEVELS], ids=["noiseless", "levels"])
-@pytest.mark.parametrize("case", LINEAR)
+@pytest.mark.parametrize("case", ["widths", "kernels"])
 @ALL
-def test_in_single_precision_too(name, case, sigma_y):
-    assert_alone_is_in_batch(build(name), case, sigma_y, torch.float32, 1e-5)
+def test_in_single_precision_too(name, case):
+    assert_alone_is_in_batch(build(name), case, LEVELS, torch.float32, 1e-5)
 
 
 @pytest.mark.parametrize("sigma_y", [0.0, LEVELS + 0.1], ids=["noiseless", "levels"])
 @pytest.mark.parametrize("case", [*LINEAR, "solved for"])
-@ALL
+@pytest.mark.parametrize("name", ["conjugate", "ddrm"])
 def test_from_the_linear_mmse_too(name, case, sigma_y):
     """With less noise its iterations end before they converge, and make 1e-8 of a rounding."""
     assert_alone_is_in_batch(build(name, init="lmmse", start=0.4), case, sigma_y)

@@ -1,97 +1,35 @@
-"""Faults at random points: after the same command the result is complete, once, and the same bytes.
+"""Faults at random points on Ray: after the same command the result is complete, once, the same bytes.
 
-In process, on Ray, by a sample that ends its process, and on disks that are full, read-only or gone;
 benchmarks/faults.py does the same on clusters of several nodes, and for as long as one likes.
 """
 
-import json
 import os
 import signal
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 import pytest
 from kit import faults
-from kit.faults import MOUNTED, NAMESPACE, Outcome, descendants, why_no_mounts, write_job, write_shards
-from kit.plugins import SITE, python_path
+from kit.faults import descendants
+from kit.jobs import rows
+from kit.station import PAUSE, SAMPLES, UNITS, Station
 
 from kintsugi.errors import JobError
-from kintsugi.jobs import cli
-from kintsugi.jobs.files import load_job
 from kintsugi.pipeline.execution import actors as module
 from kintsugi.pipeline.execution import cluster, ledger
 from kintsugi.pipeline.execution import sieve as terminal
-from kintsugi.pipeline.execution.actors import Pool, RayWorker, on_ray
+from kintsugi.pipeline.execution.actors import Pool, RayWorker
 from kintsugi.pipeline.execution.cluster import reason
-from kintsugi.pipeline.execution.live import Live
-from kintsugi.pipeline.execution.open import open_or_plan
-from kintsugi.pipeline.storage.publish import clear_temporaries, this_host
-
-RUNS, DISKS = 36, 2
-UNITS, SAMPLES = 4, 12  # of the runs on Ray
-PAUSE = 0.1  # seconds for each sample there
-
-
-@pytest.fixture(scope="module")
-def weather(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[subprocess.Popen[bytes], Path]]:
-    """The runs in process, which go on beside the tests on Ray: these wait most of the time."""
-    folder = tmp_path_factory.mktemp("faults")
-    mounting = why_no_mounts() is None
-    storm = [*faults.PROGRAM, "storm", folder, "--runs", str(RUNS), "--seed", "0"]
-    disks = ["--disks", str(DISKS if mounting else 0)]
-    process = subprocess.Popen([*(NAMESPACE if mounting else ()), *storm, *disks])
-    yield process, folder
-    process.kill()
-    process.wait()
-
-
-# ---- on Ray
-
-
-@dataclass
-class Station:
-    """Runs on the session's cluster, and an undisturbed one to compare them with."""
-
-    base: Path
-    shards: str
-    calm: Path
-    address: str
-
-    def job(self, name: str, **compute: int) -> Path:
-        compute = {"batch_size": 1, "unit_size": SAMPLES // UNITS, "actors": 1} | compute
-        prior = {"name": "gaussian", "pause": PAUSE}
-        return write_job(self.base / f"{name}.yaml", self.shards, self.base / name, prior, **compute)
-
-    def run(self, name: str, **compute: int) -> int:
-        """`kintsugi run` in this process; its exit code."""
-        return command(self.job(name, **compute), self.address)
-
-    def run_with(self, worker: type[RayWorker], name: str, **compute: int) -> list[str]:
-        """A run by actors of another class; returns what it noted."""
-        job, live = load_job(str(self.job(name, **compute)), []), Live()
-        this = open_or_plan(job)
-        for _ in on_ray(this.job, this.folder, this.outstanding(), live, self.address, worker=worker):
-            pass
-        clear_temporaries(this.folder)
-        return live.notes
-
-    def commits(self, name: str) -> int:
-        return len(list(self.base.glob(f"{name}/commits/*.json")))
-
-    def check(self, name: str) -> None:
-        """The run is as the undisturbed one."""
-        outcome = Outcome("Ray", [name], codes=[0])
-        outcome.compare(self.base / name, self.calm)
-        assert outcome.clean, outcome
+from kintsugi.pipeline.execution.run import Run
+from kintsugi.pipeline.storage.publish import this_host
 
 
 @dataclass
@@ -129,10 +67,6 @@ class Strikes:
         monkeypatch.setattr(Pool, "ready", ready)
 
 
-def command(job: Path, address: str) -> int:
-    return cli.app(["run", str(job), "--address", address], standalone_mode=False) or 0
-
-
 def actors() -> list[int]:
     """Process ids of the workers on clusters of this process."""
     return [process for process, name in descendants(os.getpid()) if name.startswith("ray::RayWorker")]
@@ -141,21 +75,6 @@ def actors() -> list[int]:
 def kill(process: int, number: int = signal.SIGKILL) -> None:
     with suppress(ProcessLookupError):
         os.kill(process, number)
-
-
-@pytest.fixture(scope="module")
-def station(tmp_path_factory: pytest.TempPathFactory, ray_cluster: str, weather: object) -> Iterator[Station]:
-    import ray
-
-    base = tmp_path_factory.mktemp("station")
-    address = ray.get_runtime_context().gcs_address
-    shards = write_shards(base / "shards", shards=2, images=SAMPLES // 2)
-    found = Station(base, shards, base / "calm", address)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(SITE)
-        patch.setenv("PYTHONPATH", python_path(SITE))
-        assert command(found.job("calm"), "none") == 0
-        yield found
 
 
 @pytest.mark.parametrize("seed", range(2))
@@ -191,30 +110,25 @@ def test_a_frozen_actor_is_replaced_and_wakes_up_late(station, monkeypatch, caps
     assert "has not answered" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(
-    ("name", "signals", "code"),
-    [
-        ("kill-9", [signal.SIGKILL], -signal.SIGKILL),
-        ("ctrl-c-twice", [signal.SIGINT, signal.SIGINT], 130),
-    ],
-)
-def test_the_same_command_continues_after_its_driver_ended(station, name, signals, code):
-    rng = np.random.default_rng(signals[0])
-    after = int(rng.integers(0, UNITS - 1))  # so that there are units left to be interrupted
-    arguments = ["run", str(station.job(name)), "--address", station.address]
-    driver = subprocess.Popen(
-        [*faults.PROGRAM, "kintsugi", *arguments],
-        start_new_session=True,
-        stdout=subprocess.DEVNULL,
-    )
-    while driver.poll() is None and (station.commits(name) < after or not actors()):
-        time.sleep(0.05)
-    for number in signals:
-        os.killpg(driver.pid, number)
-        time.sleep(rng.uniform(0, PAUSE))
-    assert driver.wait(60) == code
-    assert station.run(name) == 0
-    station.check(name)
+def test_the_same_command_continues_after_its_driver_ended(station):
+    """Once by kill -9, then by Ctrl-C twice."""
+    rng = np.random.default_rng(9)
+    job = station.job("ended")
+    ends = [([signal.SIGKILL], -signal.SIGKILL), ([signal.SIGINT, signal.SIGINT], 130)]
+    for after, (signals, code) in enumerate(ends):  # so that there are units left to be interrupted
+        driver = subprocess.Popen(
+            [*faults.PROGRAM, "kintsugi", "run", str(job), "--address", station.address],
+            start_new_session=True,
+            stdout=subprocess.DEVNULL,
+        )
+        while driver.poll() is None and (station.commits("ended") < after + 1 or not actors()):
+            time.sleep(0.05)
+        for number in signals:
+            os.killpg(driver.pid, number)
+            time.sleep(rng.uniform(0, PAUSE))
+        assert driver.wait(60) == code
+    assert station.run("ended") == 0
+    station.check("ended")
 
 
 def test_an_actor_at_work_when_the_job_ends_leaves_nothing(station, monkeypatch):
@@ -265,18 +179,14 @@ def test_poison_is_found_by_bisection_and_alone_recorded_as_failed(station, monk
     monkeypatch.setattr(module, "FROZEN_SECONDS", 1.0)
     notes = station.run_with(Poisoned, "poison", attempts=1)
     assert "image_0006: its restoration ends the process, recorded as failed" in notes
-    calm, found = (rows(station.base / name) for name in ("calm", "poison"))
+    listed = rows(Run.open(station.base / "poison"))
+    assert len(listed) == SAMPLES
+    calm, found = ({row["key"]: row for row in of} for of in (rows(Run.open(station.calm)), listed))
     assert {key for key, row in found.items() if row["status"] == "failed"} == poison
     assert all("WorkerKilled" in found[key]["error"] for key in poison)
     assert {key: row for key, row in found.items() if key not in poison} == {
         key: row for key, row in calm.items() if key not in poison
     }
-
-
-def rows(folder: Path) -> dict[str, dict[str, Any]]:
-    found = [row for file in folder.glob("data/*.parquet") for row in pq.read_table(file).to_pylist()]
-    assert len(found) == SAMPLES
-    return {row["key"]: row for row in found}
 
 
 @pytest.mark.parametrize(
@@ -326,15 +236,10 @@ def test_a_reason_is_one_sentence_and_the_same_every_time(text, short):
 # ---- a Ray of its own
 
 
-@pytest.fixture(scope="module")
-def chaos(tmp_path_factory: pytest.TempPathFactory, station: Station) -> faults.Chaos:
-    """After `station`, where the prior of the tests is known here."""
-    return faults.Chaos(tmp_path_factory.mktemp("chaos"))
-
-
-def test_a_ray_that_dies_ends_the_command_which_then_continues(chaos):
+def test_a_ray_that_dies_ends_the_command_which_then_continues(station, tmp_path):
     """benchmarks/faults.py chaos does this at random, and to the GCS, of which Ray takes a minute to tell."""
     strike = faults.Strike(signal.SIGKILL, "raylet", 1, 0.1, 0)
+    chaos = faults.Chaos(tmp_path)  # beside `station`, where the prior of the tests is known here
     outcome = chaos.run("kill-raylet", [strike], address="none")
     assert outcome.clean, f"{outcome}\n{outcome.log}"
     assert outcome.faults == [strike.name]
@@ -383,33 +288,3 @@ def test_a_line_that_nobody_ends_does_not_keep_the_command_from_ending():
         [sys.executable, "-c", script], capture_output=True, text=True, check=False, timeout=30
     )
     assert done.stderr == " 99 %"
-
-
-# ---- in process
-
-
-@pytest.fixture(scope="module")
-def outcomes(weather: tuple[subprocess.Popen[bytes], Path], station: Station) -> list[Outcome]:
-    """Of `RUNS` runs through random faults, then `DISKS` for each fault of a disk, where one is mounted."""
-    process, folder = weather
-    assert process.wait(600) == 0
-    return [Outcome(**outcome) for outcome in json.loads((folder / "outcomes.json").read_text())]
-
-
-def test_runs_through_random_faults_end_as_an_undisturbed_one(outcomes):
-    stormy = outcomes[:RUNS]
-    assert not [outcome for outcome in stormy if not outcome.clean]
-    assert sum(outcome.began is not None for outcome in stormy) > 0.8 * RUNS, "the faults fall into the runs"
-    codes = {code for outcome in stormy for code in outcome.codes}
-    assert {0, 1, 130, -signal.SIGKILL} <= codes, "and some of them end it"
-    assert -signal.SIGTERM not in codes, "which is taken as Ctrl-C, also before any unit is in hand"
-
-
-@pytest.mark.parametrize("fault", MOUNTED)
-def test_a_run_outlives_its_disk(outcomes, fault):
-    """Full, read-only, unmounted: for a moment or until the command has given up."""
-    if (why := why_no_mounts()) is not None:
-        pytest.skip(f"nothing can be mounted here: {why}")
-    found = [outcome for outcome in outcomes[RUNS:] if outcome.faults == [fault]]
-    assert len(found) == DISKS
-    assert not [outcome for outcome in found if not outcome.clean]

@@ -96,7 +96,7 @@ def test_its_metrics_are_those_of_the_restoration_and_of_both_baselines(make_pai
         assert 0 < row["ssim"] < 1
 
 
-@pytest.mark.parametrize("kind", ["tar", "folder"])
+@pytest.mark.parametrize(("place", "kind"), [("folder", "tar"), ("bucket", "folder")], indirect=["place"])
 def test_a_pair_alone_is_as_in_any_batch_and_from_a_folder_or_bucket(make_pairs_job, place, tmp_path, kind):
     content = [*PAIRS, *pair("wide", np.concatenate([picture(8), picture(9)], 1))]
     shard = place / "s.tar" if kind == "tar" else place

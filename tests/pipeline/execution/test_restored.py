@@ -70,7 +70,7 @@ HARM = {
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["tar", "folder"])
+@pytest.mark.parametrize(("place", "kind"), [("folder", "tar"), ("bucket", "folder")], indirect=["place"])
 def test_harm_to_what_is_restored_is_found_and_undone(make_restoration, place, kind):
     run = execute(make_restoration(kind, place / "run"))
     assert [finding.shard for finding in findings(run)] == run.summary.shards, "all is done, nothing there"

@@ -76,8 +76,8 @@ def test_samples_of_a_white_prior_have_nominal_coverage(calibrate, count):
 
 @pytest.mark.slow
 def test_samples_of_a_correlated_prior_have_nominal_coverage(calibrate):
-    """The stochastic sampler with the constant schedule: four samples of 200 textures."""
-    assert is_nominal(calibrate(CHURN, natural_texture(), 4, images=200), 4)
+    """The stochastic sampler with the constant schedule: four samples of 150 textures."""
+    assert is_nominal(calibrate(CHURN, natural_texture(), 4, images=150), 4)
 
 
 def test_a_sampler_that_is_too_sure_is_found(calibrate):

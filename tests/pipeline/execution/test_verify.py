@@ -251,7 +251,7 @@ def test_signals_end_the_job_in_good_order(make_job, tmp_path, number, count):
     """One signal: the unit in hand is committed. Two: it is not. Either way the exit code is 130."""
     slow = make_job(
         compute={"batch_size": 1, "unit_size": 4, "cpus_per_actor": 1},
-        sampler={"name": "conjugate", "steps": 20, "w": 1},
+        sampler={"name": "conjugate", "steps": 12, "w": 1},
     )
     job_file, said = write_job(tmp_path / "job.yaml", slow), tmp_path / "said"
     child = forked(said, "run", job_file, "--address", "none")
