@@ -6,6 +6,7 @@ import shutil
 from itertools import islice
 from pathlib import Path
 
+import jsonschema
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -16,6 +17,7 @@ from kit.shards import SIZE, encode, picture, png, write_tar
 from PIL import Image
 
 from kintsugi.errors import JobError
+from kintsugi.pipeline.analysis.report.stored import schema
 from kintsugi.pipeline.data.units import read_members, read_summary
 from kintsugi.pipeline.execution.directory import PLAN, REPORT, data_file
 from kintsugi.pipeline.execution.live import Live
@@ -86,6 +88,21 @@ def test_the_figures_are_those_of_the_pictures_and_no_sampler_is_told_of(sets, t
     assert "| scoring |" in report
     assert "5 of 5 samples, 1 of 1 units, 0 failed · complete" in kintsugi("status", run.folder).output
     assert "5" in kintsugi("query", run.folder, "select count(*) from rows").output
+
+
+def test_the_results_of_a_score_can_be_sent_and_state_what_is_known(sets, tmp_path):
+    score(sets, tmp_path / "s")
+    results = json.loads((tmp_path / "s" / REPORT / "metrics.json").read_text())
+    jsonschema.validate(results, schema())
+    protocol = results["protocol"]
+    assert (protocol["operator"], protocol["noise"], protocol["evaluations"]) == (None, None, None)
+    assert (protocol["images"]["count"], protocol["best_of"]) == (5, 1)
+    assert results["values"]["key"] == [f"i{n}" for n in range(5)]
+    said = kintsugi(
+        "compare", tmp_path / "s", tmp_path / "s" / REPORT / "metrics.json", "--out", tmp_path / "c"
+    )
+    assert said.exit_code == 0
+    assert "5 images compared" in said.output
 
 
 def test_figures_are_those_of_a_run_but_for_its_rounding(make_job, tmp_path):

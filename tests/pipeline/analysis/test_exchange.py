@@ -285,6 +285,15 @@ def test_means_alone_are_listed_without_difference_and_rank(written, tmp_path):
     )
 
 
+def test_the_command_lists_means_and_names_what_differs_before_its_tables(written, tmp_path):
+    alone = changed("protocol.noise.sigma", 0.1, changed("values", None))
+    said = kintsugi("compare", written(THEIRS), written(alone, "alone.json"), "--out", tmp_path / "page")
+    assert said.exit_code == 0
+    assert said.output.index("sigma on [-1, 1] is 0.2") < said.output.index("PSNR")
+    assert "4 images compared" in said.output
+    assert "alone.json,4,24.5,20.0,29.0" in (tmp_path / "page" / "runs.csv").read_text()
+
+
 def test_means_alone_of_all_are_an_error(written):
     alone = changed("values", None)
     with pytest.raises(JobError, match="means alone"):
