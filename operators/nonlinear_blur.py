@@ -76,7 +76,7 @@ class Level(nn.Module):
 
     def forward(self, x: Tensor, code: Tensor) -> Tensor:
         """(B, 2 outer, H, W) of x (B, outer, H, W); of the top (B, outer, H, W) in [−1, 1]."""
-        x = self.down[:-1](x)  # what goes past the levels below is activated, too: theirs works in place
+        x = self.down[:-1](x)
         halved = self.down[-1](x)
         below = torch.cat([halved, code], 1) if self.submodule is None else self.submodule(halved, code)
         found = self.up(below)
