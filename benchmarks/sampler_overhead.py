@@ -66,7 +66,7 @@ def main(
     print(f"{operator}, σ_y {sigma_y:g}, batch {batch} of 3×{size}×{size}, {device}\n")
     print("| sampler | forwards | VJPs | ms per step | outside the network, ms per step | share |")
     print("|---|---|---|---|---|---|")
-    for name in samplers.REGISTRY if only is None else [only]:
+    for name in sorted(set(samplers.REGISTRY) - {"external"}) if only is None else [only]:
         sampler = samplers.build({"name": name, "steps": steps, "start": 0.4})
         totals, outside = [], []
         for repeat in range(repeats + 1):

@@ -28,6 +28,7 @@ from kintsugi.jobs.files import check, files_of, located, read_values
 from kintsugi.jobs.terminal import EXIT_INTERRUPTED
 from kintsugi.pipeline.job import Job
 from kintsugi.pipeline.storage.publish import publish
+from kintsugi.samplers.external import consent_given
 
 ENTRYPOINT = "exec python -m kintsugi run job.yaml --address auto"  # no shell between Ray's signals and it
 ENVIRONMENT = {"RAY_JOB_STOP_WAIT_TIME_S": "600"}  # a stopped job may finish the units in hand
@@ -126,7 +127,7 @@ def submit(client: Any, entrypoint: str, folder: str, metadata: dict[str, str]) 
         try:
             submission: str = client.submit_job(
                 entrypoint=entrypoint,
-                runtime_env={"working_dir": folder, "env_vars": ENVIRONMENT},
+                runtime_env={"working_dir": folder, "env_vars": ENVIRONMENT | consent_given()},
                 metadata=metadata,
             )
             return submission

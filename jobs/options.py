@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable
 from typing import Annotated
 
@@ -34,6 +35,22 @@ SetOption = Annotated[
 ]
 RetryOption = Annotated[
     bool, typer.Option("--retry-failed", help="Do the samples that failed again, and only these.")
+]
+
+
+def consent(given: bool) -> None:
+    """Let this process, and those that it starts, run the commands of job files, if that is said."""
+    if given:
+        os.environ["KINTSUGI_ALLOW_COMMANDS"] = "1"
+
+
+CommandsOption = Annotated[
+    bool,
+    typer.Option(
+        "--allow-commands",
+        callback=consent,
+        help="Run the program that the job names by its sampler `external`.",
+    ),
 ]
 TrackOption = Annotated[
     list[str] | None,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.table import Table
 
-from kintsugi.errors import JobError
+from kintsugi.errors import JobError, redacted
 from kintsugi.jobs.execution import show_shard_warnings
 from kintsugi.jobs.files import load_job
 from kintsugi.jobs.options import JobArgument, LimitOption, SetOption
@@ -56,7 +57,13 @@ def plan(
         table.add_row("prior", f"{prior.title}\nSHA-256 {prior.sha256}")
         table.add_row("batch", f"{compute.batch_size} images, {compute.precision}")
     table.add_row("output", f"{loaded.output}\n{there}")
-    if timing and not loaded.is_score:
+    if loaded.sampler.get("name") == "external":
+        command = loaded.sampler["command"]
+        words = command if isinstance(command, str) else shlex.join(command)
+        table.add_row(
+            "command", f"{redacted(words)}\nrun for every batch, with --allow-commands; not timed here"
+        )
+    elif timing and not loaded.is_score:
         device = default_device()
         with console.status("timing one batch"):
             seconds = seconds_per_image(loaded, device)

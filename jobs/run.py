@@ -4,7 +4,15 @@ from __future__ import annotations
 
 from kintsugi.jobs.execution import complete
 from kintsugi.jobs.files import load_job
-from kintsugi.jobs.options import AddressOption, JobArgument, LimitOption, RetryOption, SetOption, TrackOption
+from kintsugi.jobs.options import (
+    AddressOption,
+    CommandsOption,
+    JobArgument,
+    LimitOption,
+    RetryOption,
+    SetOption,
+    TrackOption,
+)
 
 
 def run(
@@ -14,6 +22,7 @@ def run(
     limit: LimitOption = None,
     retry_failed: RetryOption = False,
     track: TrackOption = None,
+    allow_commands: CommandsOption = False,
 ) -> None:
     """Run a job, or continue it: the same command again does what is left.
 

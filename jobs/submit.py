@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from kintsugi.errors import JobError
-from kintsugi.jobs.options import SetOption
+from kintsugi.jobs.options import CommandsOption, SetOption
 from kintsugi.jobs.terminal import EXIT_SOME_FAILED, console, errors
 
 ClusterOption = Annotated[
@@ -42,6 +42,7 @@ def submit(
     follow: FollowOption = None,
     stop: StopOption = None,
     pack: PackOption = None,
+    allow_commands: CommandsOption = False,
 ) -> None:
     """Send a job, with the code that is here, to a running cluster through Ray Jobs.
 

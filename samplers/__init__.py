@@ -23,6 +23,7 @@ from kintsugi.samplers.ddnm import DDNM
 from kintsugi.samplers.ddrm import DDRM
 from kintsugi.samplers.diffpir import DiffPIR
 from kintsugi.samplers.dps import DPS, MCG
+from kintsugi.samplers.external import External
 from kintsugi.samplers.noise import KeyedNoise
 from kintsugi.samplers.pigdm import DiscretePiGDM, PiGDM
 from kintsugi.samplers.reddiff import REDdiff
@@ -38,6 +39,7 @@ BUILTIN: dict[str, Callable[..., Sampler]] = {
     "ddrm": DDRM,
     "diffpir": DiffPIR,
     "dps": DPS,
+    "external": External,
     "mcg": MCG,
     "pigdm": PiGDM,
     "pigdm_discrete": DiscretePiGDM,

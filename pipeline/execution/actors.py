@@ -29,6 +29,7 @@ from kintsugi.pipeline.execution.worker import Worker, give_up
 from kintsugi.pipeline.job import Job, config_hash
 from kintsugi.pipeline.storage.location import Location, at, pause
 from kintsugi.pipeline.storage.publish import alive, this_host
+from kintsugi.samplers.external import consent_given
 
 POLL_SECONDS = 0.5
 START_ATTEMPTS = 3
@@ -243,6 +244,7 @@ class Pool:
             max_restarts=0,  # a dead actor is replaced here, where its unit is known
             max_task_retries=0,
             max_concurrency=2,  # process or probe, and state or leave beside it
+            runtime_env={"env_vars": consent} if (consent := consent_given()) else None,
         )
         arguments = job.model_dump(), str(folder), actor_device(self.size)
         self.crew = Crew(lambda: actor_class.remote(*arguments), live)

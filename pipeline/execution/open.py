@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from kintsugi import priors
+from kintsugi import priors, samplers
 from kintsugi.errors import JobError
 from kintsugi.operators import SpecError
 from kintsugi.pipeline.data import photographs as builtin
@@ -37,6 +37,7 @@ from kintsugi.pipeline.storage.files import file_sizes, lexists, lies_in
 from kintsugi.pipeline.storage.location import Location
 from kintsugi.pipeline.storage.publish import publish_bytes
 from kintsugi.priors import Examined
+from kintsugi.samplers.external import External
 
 
 def open_or_plan(job: Job, on_unit: Callable[[Unit], None] = lambda unit: None) -> Run:
@@ -48,6 +49,7 @@ def open_or_plan(job: Job, on_unit: Callable[[Unit], None] = lambda unit: None) 
     """
     folder = job.folder
     refuse_links(folder)
+    refuse_command(job)
     job = with_absolute_shards(job)
     prior = examine_prior(job)
     if (folder / JOB).exists():
@@ -66,6 +68,15 @@ def open_or_plan(job: Job, on_unit: Callable[[Unit], None] = lambda unit: None) 
         records.write_sums(folder, {JOB: hashlib.sha256(text.encode()).hexdigest(), **sums})
         publish_bytes(folder / JOB, text.encode())  # which makes it a run
         return Run(folder, job, prior, summary)
+
+
+def refuse_command(job: Job) -> None:
+    """Raise a JobError if the job would run a program, and nobody has said that it may."""
+    if not job.is_score and isinstance(sampler := samplers.build(job.sampler), External):
+        try:
+            sampler.refuse_unasked()
+        except ValueError as error:
+            raise JobError(f"sampler.{error}") from error
 
 
 def continued(folder: Location, job: Job, prior: Examined) -> Run:

@@ -2,6 +2,10 @@
 
 from kit.operators import blur_file
 
+from kintsugi import samplers
+
+BY_NETWORK = [name for name in samplers.REGISTRY if name != "external"]
+
 REQUIRED = {
     "blur": {
         "kernel": [[0.0, 1.0, 0.0, 2.0], [3.0, 4.0, 1.0, 0.0], [0.0, 2.0, 0.5, 0.0]],

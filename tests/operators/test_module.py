@@ -3,6 +3,7 @@
 import pytest
 import torch
 from kit.operators import dense
+from kit.samplers import BY_NETWORK
 from torch import nn
 
 from kintsugi import operators, samplers, testing
@@ -80,7 +81,7 @@ def test_samplers_restore_alike_with_the_module_and_the_decomposition():
     torch.testing.assert_close(one, other, rtol=0, atol=1e-9)
 
 
-@pytest.mark.parametrize("name", samplers.REGISTRY)
+@pytest.mark.parametrize("name", BY_NETWORK)
 def test_every_sampler_takes_modules(name):
     spec = {"name": name} | ({"ode_steps": 2, "langevin_steps": 5} if name == "daps" else {})
     prior = testing.mixture(shape=SHAPE)

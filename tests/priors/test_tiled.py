@@ -7,6 +7,7 @@ from typing import ClassVar
 import numpy as np
 import pytest
 import torch
+from kit.samplers import BY_NETWORK
 from skimage.data import astronaut
 from skimage.transform import resize
 
@@ -249,7 +250,7 @@ def test_tiles_that_do_not_fit_are_refused_by_field(arguments, message):
 # Restorations.
 
 
-@pytest.mark.parametrize("name", samplers.REGISTRY)
+@pytest.mark.parametrize("name", BY_NETWORK)
 def test_every_sampler_restores_by_tiles_what_it_restores_whole(name):
     """A pointwise prior: what the sampler, the operator and the guidance do must know nothing of tiles."""
     prior = StandardNormal()

@@ -13,7 +13,7 @@ import scipy.fft
 import torch
 from kit.operators import dense as matrix
 from kit.posterior import SAMPLERS, Posterior, bias, natural_texture
-from kit.samplers import REQUIRED, relative_error
+from kit.samplers import BY_NETWORK, REQUIRED, relative_error
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from kintsugi import operators, priors, samplers
@@ -68,7 +68,7 @@ class Fast(KeyedNoise):
 
 # What holds for every method.
 
-ALL = pytest.mark.parametrize("name", samplers.REGISTRY)
+ALL = pytest.mark.parametrize("name", BY_NETWORK)
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +84,7 @@ PRIORS = (StandardNormal(VP, "eps"), StandardNormal(FLOW, "v"), StandardNormal(L
 @ALL
 def test_any_method_runs_with_any_operator_and_any_prior(degradations, name, sigma_y):
     """Each with each: the three priors take turns."""
-    sampler, first = build(name), list(samplers.REGISTRY).index(name)
+    sampler, first = build(name), BY_NETWORK.index(name)
     for turn, (kind, operator) in enumerate(degradations.items(), first):
         y, prior = measured(operator, sigma_y), PRIORS[turn % 3]
         restored = restore(sampler, operator, y, sigma_y=sigma_y, prior=prior)
@@ -199,7 +199,7 @@ def test_single_precision_agrees_with_double(name):
     assert relative_error(image.double(), restore(build(name), double, y.double(), sigma_y=0.1).image) < 1e-3
 
 
-DESCENTS = sorted(set(samplers.REGISTRY) - {"conjugate", "ddim", "pigdm"})
+DESCENTS = sorted(set(BY_NETWORK) - {"conjugate", "ddim", "pigdm"})
 
 
 @pytest.mark.parametrize("name", DESCENTS)
@@ -830,7 +830,7 @@ def test_the_stated_bias_on_a_gaussian_prior(name, task):
 def test_every_sampler_but_two_states_its_bias():
     """RED-diff seeks a mode, and DDIM has no guidance."""
     stated = {SAMPLERS[name]["name"] for name in FIGURES}
-    assert stated == set(samplers.REGISTRY) - {"reddiff", "ddim"}
+    assert stated == set(BY_NETWORK) - {"reddiff", "ddim"}
 
 
 @pytest.mark.parametrize("sigma_y", [0.1, 0.5])
@@ -881,7 +881,7 @@ def shares_of_modes(name, sigma_y):
 
 
 @pytest.mark.parametrize("sigma_y", [0.0, 0.2])
-@pytest.mark.parametrize("name", sorted(set(samplers.REGISTRY) - {"ddim"}))
+@pytest.mark.parametrize("name", sorted(set(BY_NETWORK) - {"ddim"}))
 def test_samples_are_in_the_modes_that_agree_with_the_measurement_and_in_all_of_them(name, sigma_y):
     agree, too, *others = shares_of_modes(name, sigma_y)
     assert agree + too > 0.95

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from kit.operators import KERNELS, MASKS, QUALITIES, WIDTHS, each
+from kit.samplers import BY_NETWORK
 
 from kintsugi import operators, samplers
 from kintsugi.operators import stack
@@ -17,7 +18,7 @@ from kintsugi.testing import draw, mixture
 D = torch.float64
 KEYS = ["a", "b", "c"]
 LEVELS = torch.tensor([0.02, 0.1, 0.7], dtype=D).view(3, 1, 1, 1)
-ALL = pytest.mark.parametrize("name", samplers.REGISTRY)
+ALL = pytest.mark.parametrize("name", BY_NETWORK)
 FEW = {"daps": {"ode_steps": 2, "langevin_steps": 10}}
 SAME = {"one mask": MASKS[:1] * 3, "one blur": WIDTHS[1:2] * 3}
 CASES = {

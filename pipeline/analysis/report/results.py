@@ -40,6 +40,7 @@ BOUNDS = {
     "writing": ("encode", "write"),
 }
 UNPAIRED = ("without_truth", "without_restored")
+BY_COMMAND = "; restored by a command, whose own cost is not known"
 GROUPS = 50  # at most, of a breakdown; breakdowns.csv has all
 ON_DEVICE = ("degrade", "sample", "score")
 
@@ -70,7 +71,7 @@ def results(run: Run, tally: Tally, summary: Summary, sets: Mapping[str, SetResu
             "empty": run.summary.empty,
             "left_out": {"files": run.summary.left_out, "first": run.summary.left_out_first},
         },
-        "convention": convention(run.job),
+        "convention": convention(run.job) + (BY_COMMAND if by_command(run.job) else ""),
         "files": list(own_files(run)),
         "masks": list(mask_sources(run.job.degradation.operator)),
         "provenance": {
@@ -132,8 +133,13 @@ def title(job: Job) -> str:
         words = {name: in_words(of) if isinstance(of, dict) else of for name, of in spec.items()}
         return " ".join([words.pop("name"), *(f"{name}={of}" for name, of in words.items())])
 
-    parts = [line(job.degradation.operator), job.degradation.noise, line(job.sampler), line(job.prior)]
-    return " · ".join(parts)
+    parts = [line(job.degradation.operator), job.degradation.noise, line(job.sampler)]
+    return " · ".join(parts if by_command(job) else [*parts, line(job.prior)])
+
+
+def by_command(job: Job) -> bool:
+    """Whether a program of the user restores, and no prior of the job's is asked."""
+    return job.sampler.get("name") == "external"
 
 
 def spent(tally: Tally) -> dict[str, Any]:

@@ -12,10 +12,11 @@ import pytest
 import safetensors.torch
 import torch
 from kit.jobs import digests, execute, rows
+from kit.samplers import BY_NETWORK
 from kit.shards import SIZE, encode, picture, samples, write_tar
 from PIL import Image
 
-from kintsugi import priors, samplers
+from kintsugi import priors
 from kintsugi.errors import JobError
 from kintsugi.pipeline.analysis.rows import committed
 from kintsugi.pipeline.data import convert
@@ -330,7 +331,7 @@ def test_the_largest_batch_is_found_to_an_eighth(memory):
     assert len(tried) <= 12
 
 
-@pytest.mark.parametrize("name", samplers.REGISTRY)
+@pytest.mark.parametrize("name", BY_NETWORK)
 def test_a_batch_is_rehearsed_with_the_first_step_of_any_sampler(make_job, monkeypatch, name):
     calls = []
     original = NaturalPrior.__call__
@@ -389,7 +390,7 @@ def test_sampler_settings_that_do_not_fit_are_found_before_any_sample(make_job, 
         Stage(make_job(sampler=sampler), "cpu")
 
 
-@pytest.mark.parametrize("name", samplers.REGISTRY)
+@pytest.mark.parametrize("name", BY_NETWORK)
 def test_a_job_runs_with_every_sampler(make_job, name):
     sampler = {"name": name, "steps": 2, "start": 0.4} | ({"ode_steps": 1} if name == "daps" else {})
     data = make_job().data.model_dump() | {"limit": 2}
