@@ -42,7 +42,7 @@ class External:
 
     It reads 0000.npy, 0001.npy, … in {measurements}, which stand for their paths in its words, and writes
     files of the same names into {restored}. No prior is asked, and what the program itself costs is not
-    counted. It is run with consent only: --allow-commands.
+    counted. It is run with consent only: --allow-commands. Source: the program itself.
 
     Args:
         command: its words, as a list or as a shell would divide them, with {measurements} and {restored}.
