@@ -11,7 +11,7 @@ lint:
 	lint-imports
 
 quick: lint  ## what answers in two minutes
-	pytest -m 'not ray and not browser and not slow'
+	pytest --few 3 -m 'not ray and not browser and not slow'
 
 test: lint
 	pytest

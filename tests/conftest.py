@@ -42,13 +42,28 @@ agent of a machine's first Ray gets the port that `kintsugi submit` is told; two
 """
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    words = "of a test with many cases take N, evenly spread"
+    parser.addoption("--few", type=int, metavar="N", help=words)
+
+
+def spread(items: list[pytest.Item], few: int) -> list[pytest.Item]:
+    """Of the cases of each test so many at most."""
+    tests: dict[str, list[pytest.Item]] = {}
+    for item in items:
+        tests.setdefault(item.nodeid.partition("[")[0], []).append(item)
+    return [item for cases in tests.values() for item in cases[:: -(-len(cases) // few)]]
+
+
 @pytest.hookimpl(tryfirst=True)  # before -m chooses
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """What takes the cluster or the browser is marked so.
 
     With `pytest -n 3 --dist loadfile` a file has one process, which makes its fixtures once; three share two
     cores, as a file on Ray waits most of the time.
     """
+    if few := config.getoption("few"):
+        items[:] = spread(items, few)
     for item in items:
         for fixture, marker in (("ray_cluster", "ray"), ("job_server", "ray"), ("browser", "browser")):
             if fixture in getattr(item, "fixturenames", ()):

@@ -105,6 +105,7 @@ def test_until_a_size_is_known_there_are_as_many_as_threads():
     results.close()
 
 
+@pytest.mark.slow
 def test_the_largest_so_far_counts():
     items = Items(100)
     results = map_ahead(lambda number: 100 if number == 3 else 1, items, 2, 50, lambda result: result, 400)

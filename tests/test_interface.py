@@ -108,6 +108,7 @@ def test_a_job_is_a_file_a_dict_or_a_job_and_fields_are_set(make_job, tmp_path):
         kintsugi.run("quickstar")
 
 
+@pytest.mark.slow
 def test_an_interrupt_finishes_the_unit_in_hand_and_the_same_call_goes_on(make_job, monkeypatch):
     job, add = make_job(), Display.add
     before = signal.getsignal(signal.SIGINT)
@@ -174,6 +175,7 @@ def test_a_tensor_restored_is_the_rows_of_a_run(make_job, tmp_path):
     assert not torch.equal(other[0], restored[0]), "the seed is used"
 
 
+@pytest.mark.slow
 def test_each_kind_comes_back_and_is_the_same_image():
     array = np.stack([picture(0), picture(1)])
     tensor = torch.from_numpy(array).permute(0, 3, 1, 2) / 127.5 - 1
@@ -210,6 +212,7 @@ def test_pictures_of_several_sizes_and_modes():
     assert kintsugi.restore([], "denoise") == []
 
 
+@pytest.mark.slow
 def test_a_measurement_that_is_no_image_is_a_tensor():
     from kintsugi import operators
 

@@ -149,6 +149,7 @@ def test_hostile_arrays_fail_alone_and_run_nothing(folder):
     assert_each_ends_as_the_page_says(arguments, "Measurements (.npy)", list(hostile.ARRAYS), folder)
 
 
+@pytest.mark.slow
 def test_hostile_files_of_a_folder_fail_alone(folder):
     names = {file: name for name, file in hostile.FILES.items() if file != "folder"}
     arguments = hostile.folder_of(list(names), folder, **MEASUREMENTS)
@@ -289,6 +290,7 @@ def hostile_report(make_job, tmp_path):
     return write_report(run).parent
 
 
+@pytest.mark.slow
 def test_html_in_keys_errors_and_records_is_text_in_the_page(hostile_report):
     page = (hostile_report / "report.html").read_text()
     assert "&lt;script&gt;alert(1)" in page
@@ -301,6 +303,7 @@ def test_html_in_keys_errors_and_records_is_text_in_the_page(hostile_report):
     assert_harmless(page + rest, "data:image/webp;base64,")
 
 
+@pytest.mark.slow
 def test_html_and_markdown_in_keys_errors_and_records_is_text_in_the_markdown(hostile_report):
     markdown = pytest.importorskip("markdown_it")
     text = (hostile_report / "report.md").read_text()
@@ -409,6 +412,7 @@ def test_a_field_given_twice_is_refused(text, tmp_path):
         load_job(str(tmp_path / "job.yaml"), [])
 
 
+@pytest.mark.slow
 def test_a_file_that_may_not_be_read_is_a_failed_row(tmp_path, monkeypatch):
     (tmp_path / "a.png").write_bytes(GOOD)
     (tmp_path / "b.png").write_bytes(GOOD)

@@ -196,6 +196,7 @@ def test_packing_for_a_wrong_url_is_an_error_in_words(job_file):
         kintsugi("submit", job_file, "--pack", "s3:/x/y")
 
 
+@pytest.mark.slow
 def test_run_status_report_and_resume(job_file, make_job):
     folder = make_job().output
     first = kintsugi("run", job_file, "--address", "none")

@@ -105,6 +105,7 @@ def test_the_results_of_a_score_can_be_sent_and_state_what_is_known(sets, tmp_pa
     assert "5 images compared" in said.output
 
 
+@pytest.mark.slow
 def test_figures_are_those_of_a_run_but_for_its_rounding(make_job, tmp_path):
     run = execute(make_job(images="all"))
     for row in rows(run):
@@ -439,6 +440,7 @@ def test_scores_are_compared_with_each_other_and_with_those_of_earlier_versions(
     assert "5" in kintsugi("query", old, "select count(*) from rows").output
 
 
+@pytest.mark.slow
 def test_the_plan_of_a_score_is_read_from_an_object_store(s3, tmp_path):
     for name, make in (("r", theirs), ("t", picture)):
         tar = write_tar(tmp_path / f"{name}.tar", [(f"i{n}.png", encode(make(n))) for n in range(3)])

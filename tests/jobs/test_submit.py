@@ -335,6 +335,7 @@ def test_submit_refuses_more_code_than_ray_takes(tmp_path, monkeypatch):
         cluster.gather(None, tmp_path)
 
 
+@pytest.mark.slow
 def test_submit_says_when_the_cluster_is_not_up(make_job, tmp_path):
     write_job(tmp_path / "job.yaml", make_job())
     with pytest.raises(JobError, match="no way to the head"):

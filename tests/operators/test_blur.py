@@ -206,6 +206,7 @@ def test_without_a_threshold_it_is_the_pseudo_inverse(boundary):
         torch.testing.assert_close(product, product.T, **close)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("boundary", ["reflect", "zero", "valid"])
 def test_a_sample_alone_and_in_a_batch_is_solved_alike(boundary):
     operator = build(shaken(), (3, 48, 40), torch.float32, boundary=boundary)
@@ -217,6 +218,7 @@ def test_a_sample_alone_and_in_a_batch_is_solved_alike(boundary):
     assert (together[3] == 0).all()
 
 
+@pytest.mark.slow
 def test_single_precision_solves_as_double_does():
     single, double = (
         build(shaken(), (1, 48, 40), t, boundary="reflect") for t in (torch.float32, torch.float64)
@@ -226,6 +228,7 @@ def test_single_precision_solves_as_double_does():
     assert (single.pinv(y.float()) - exact).norm() < 1e-4 * exact.norm()
 
 
+@pytest.mark.slow
 def test_what_does_not_converge_is_refused():
     with pytest.raises(SpecError, match=r"threshold: at 1e-07 .*boundary 'zero'; raise it, or use circular"):
         build(turned(15), (1, 48, 48), boundary="zero", threshold=1e-7)
@@ -258,6 +261,7 @@ def test_a_chain_with_what_is_not_linear_goes_through_it():
 # A photograph.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("boundary", "threshold"), [("valid", 0.01), ("reflect", 0.03), ("zero", 0.03)])
 def test_a_photograph_measured_by_a_camera_is_restored(boundary, threshold):
     """A piece of one, shaken over 19 pixels: most of what the blur took comes back, away from the borders."""

@@ -78,6 +78,7 @@ def test_hadamard_coefficients():
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "make",
     [

@@ -131,6 +131,7 @@ def test_every_registered_operator_has_an_example():
     assert set(EXAMPLES) == set(operators.REGISTRY)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("spec", SPECS, ids=label)
 def test_every_operator_has_the_properties_that_are_offered_to_authors(spec):
     check_operator(spec, shape_of(spec))

@@ -36,6 +36,7 @@ def share(s):
     return (s**2 + 0.2) / (s**2 + 1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", LIMITS)
 @BATCHES
 def test_every_sample_is_treated_as_by_its_own_operator(specs, dtype):

@@ -283,6 +283,7 @@ def measured():
     return OPERATOR.forward(0.5 * draw(1, *SHAPE)), draw(1, *SHAPE, seed=1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["ddpm", "v", "x0"])
 def test_ddim_is_that_of_diffusers(folders, measured, name):
     prior, unet = load(folders[name]), reference(folders[name])

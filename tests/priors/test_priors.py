@@ -288,6 +288,7 @@ def test_the_table_of_published_files_holds_checksums():
     assert all(len(key) == 64 and int(key, 16) for key in PUBLISHED)
 
 
+@pytest.mark.slow
 def test_a_diffusion_prior_drives_the_flow_sampler_by_its_noise_levels(natural):
     """C-ΠGFM from a prior without a flow. With the constant schedule the path does not matter."""
     operator = operators.build({"name": "average_pool", "factor": 2}, (3, 64, 64))

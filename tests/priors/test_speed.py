@@ -32,6 +32,7 @@ def vjp(prior, x):
     return torch.autograd.grad(prior(leaf, T).square().sum(), leaf)[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", PRECISIONS.values(), ids=PRECISIONS)
 def test_half_precision_is_what_autocast_computes(natural, x, dtype):
     with torch.autocast("cpu", dtype):

@@ -141,6 +141,7 @@ def test_an_image_of_one_tile_goes_to_the_network_as_it_is(natural):
     assert torch.equal(Tiled(natural, 24, 8, 8, batch=2)(x, T[:2]), natural(x, T[:2]))
 
 
+@pytest.mark.slow
 def test_the_result_does_not_depend_on_the_number_of_tiles_at_once(natural):
     """All at once nothing is recomputed; otherwise activations are, and the gradient is the same."""
     x, cotangent = draw(2, 3, 44, 52), draw(2, 3, 44, 52, seed=1)
@@ -264,6 +265,7 @@ def test_every_sampler_restores_by_tiles_what_it_restores_whole(name):
     torch.testing.assert_close(parts, whole, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_tiles_do_not_show_in_a_restoration(natural):
     """Near the windows' edges tiles differ from the whole by much less than the sampler's own noise."""
     small = resize(astronaut(), (96, 96), anti_aliasing=True)

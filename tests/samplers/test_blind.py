@@ -34,6 +34,7 @@ def measured(spec, x, sigma_y, seed=1):
     return y + sigma_y * torch.randn(y.shape, generator=torch.Generator().manual_seed(seed)).double()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sigma_y", [0.0, 0.04])
 @pytest.mark.parametrize("threshold", [0.0, 3e-2])
 def test_where_the_model_holds_the_estimate_is_as_far_off_as_it_says(sigma_y, threshold):
@@ -52,6 +53,7 @@ def test_where_the_model_holds_the_estimate_is_as_far_off_as_it_says(sigma_y, th
     assert 0.4 < scores.square().mean().sqrt() < 1.7
 
 
+@pytest.mark.slow
 def test_a_sample_alone_is_as_in_its_batch():
     x, family = images(3), Family(BLUR, (3, SIZE, SIZE))
     y = torch.cat(
@@ -130,6 +132,7 @@ def test_the_quality_of_a_grey_jpeg_is_found():
     assert found.values.item() == 60
 
 
+@pytest.mark.slow
 def test_the_angle_of_a_motion_is_found():
     motion = {"name": "linear_motion_blur", "length": 9.0, "angle": 40.0}
     ask = {"length": {"estimate": [3, 16]}, "angle": {"estimate": [0, 180]}}

@@ -143,6 +143,7 @@ def test_no_step_waits_for_the_device(name, operator, sigma_y):
     assert counts[0] == counts[1] or name in ("reddiff", "daps")
 
 
+@pytest.mark.slow
 @ALL
 def test_every_sampler_has_the_properties_that_are_offered_to_authors(name):
     check_sampler({"name": name, "steps": 4, **FEW.get(name, {})})
@@ -344,6 +345,7 @@ def test_what_is_solved_for_is_the_exact_step_towards_a_noisy_measurement(varian
     torch.testing.assert_close(problem.estimate("pinv", variance).flatten(1), start, rtol=0, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "sigma_y"), [("pigdm", 0.2), ("conjugate", 0.05)])
 def test_a_sampler_solves_for_what_it_would_know_with_a_decomposition(name, sigma_y):
     """The same guided ODE: many steps end where those of the exact decomposition do."""
@@ -791,6 +793,7 @@ def test_a_diffusion_network_serves_the_flow_sampler_exactly(on_flows):
     assert on_flows("v", name="ddim") < 1e-4
 
 
+@pytest.mark.slow
 def test_c_pigfm_on_a_velocity_and_on_the_noise_that_it_implies_converge_to_one_image(on_flows):
     """A step holds v or ε constant, which with guidance is not the same; the limit is."""
     spec = {"w": 5.0, "start": 0.45, "end": 0.95}

@@ -52,6 +52,7 @@ def test_the_interval_of_skewed_values_covers_better_than_students():
     assert covered > by_student
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("n", [10, 50, 300, 1000])
 def test_of_skewed_values_no_number_of_them_is_covered_less_than_by_student(n):
     """From 300 values on the Edgeworth expansion, used before, covered 0.925 where Student's does 0.942."""
@@ -279,6 +280,7 @@ def test_measures_of_almost_nothing(values):
     json.dumps(vars(found), allow_nan=False)
 
 
+@pytest.mark.slow
 def test_units_of_any_size_give_the_same_summary(make_job, tmp_path):
     summaries = []
     for unit_size in (2, 4):

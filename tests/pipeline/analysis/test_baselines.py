@@ -80,6 +80,7 @@ def finished(make_job):
     return execute(make_job(metrics=["psnr", "ssim"], sampler=SAMPLER, degradation=noise))
 
 
+@pytest.mark.slow
 def test_report_terminal_and_compare_state_them(finished, tmp_path):
     said = CliRunner().invoke(app, ["report", str(finished.folder)], terminal_width=80).output
     assert "linear MMSE" in said
@@ -113,6 +114,7 @@ def test_report_terminal_and_compare_state_them(finished, tmp_path):
     assert "those between runs (2) and those with what needs no network (8)" in page.read_text()
 
 
+@pytest.mark.slow
 def test_different_degradations_have_no_common_ranking(finished, tmp_path):
     fields = finished.job.model_dump(mode="json")
     fields["degradation"]["sigma"] = 0.1

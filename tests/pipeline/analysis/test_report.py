@@ -65,6 +65,7 @@ def pictures_in(html):
     ]
 
 
+@pytest.mark.slow
 def test_the_report_is_what_the_rows_say(finished):
     run, metrics, html = report_of(finished)
     rows = pq.read_table(run.folder / "report" / "rows.parquet")
@@ -88,6 +89,7 @@ def test_the_report_is_what_the_rows_say(finished):
     assert r"\begin{tabular}" in (run.folder / "report" / "metrics.tex").read_text()
 
 
+@pytest.mark.slow
 def test_pictures_are_those_of_the_rows_without_loss_and_the_pseudo_inverse_is_the_operators(make_job):
     job = make_job(degradation={"operator": {"name": "average_pool", "factor": 4}}, images="none")
     run, _, html = report_of(job)

@@ -91,6 +91,7 @@ def folder(tmp_path_factory):
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["clean", "legacy_pytorch", "legacy_tensorflow"])
 def test_features_are_clean_fids_of_the_same_files(mode, networks, folder):
     from cleanfid.features import build_feature_extractor
@@ -151,6 +152,7 @@ def test_sets_and_files_are_the_same_for_other_units(networks, make_job, tmp_pat
     assert results[0] == results[1] == results[2]
 
 
+@pytest.mark.slow
 def test_the_record_vouches_for_the_features(networks, make_job):
     run = finished(make_job(metrics=["fid"]))
     unit, commit = next(run.commits())
@@ -399,6 +401,7 @@ def test_the_reference_must_not_hold_secrets(make_job):
         make_job(metrics=[], reference="s3://key:secret@bucket/ffhq.npz")
 
 
+@pytest.mark.slow
 def test_score_takes_clean_fids_published_statistics(networks, folder, tmp_path, monkeypatch):
     from kintsugi.pipeline.execution import reference
 

@@ -375,6 +375,7 @@ def rows_of(folder: Path) -> dict[str, float]:
     return {row["key"]: row["psnr"] for table in tables for row in table.to_pylist()}
 
 
+@pytest.mark.slow
 def test_the_better_half_goes_on_and_rows_are_what_the_table_says(swept):
     rows = table(swept)
     assert sorted(int(row["images"]) for row in rows) == [8, 8, 8, 16, 16, 16]

@@ -65,6 +65,7 @@ def own_cache(tmp_path, monkeypatch):
     return tmp_path / "cache"
 
 
+@pytest.mark.slow
 def test_of_processes_that_start_at_once_one_reads_the_file(originals, own_cache):
     found = at_once(4, read_for, sha256, originals / "large")
     assert {digest for digest, _ in found} == {hashlib.sha256((originals / "large").read_bytes()).hexdigest()}

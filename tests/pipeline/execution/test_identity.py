@@ -63,6 +63,7 @@ def test_a_run_is_not_continued_with_another_mask(make_job, tmp_path, suffix, co
     assert digests(execute(job)) == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("suffix", [".npy", ".mat"])
 def test_a_run_is_not_continued_with_another_kernel(make_job, tmp_path, suffix):
     def write(kernel: np.ndarray) -> None:

@@ -46,6 +46,7 @@ def make_measurement_job(make_job, tmp_path):
     return make
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "operator",
     [
@@ -76,6 +77,7 @@ def test_a_measurement_is_restored_as_the_image_it_was_made_from(
     assert {row["psnr"] for row in found} == {None}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kernel", [[[0, 1, 2, 0], [3, 1, 0, 0], [0, 0, 2, 1]], [[1, 2, 1]]])
 def test_a_measurement_without_borders_becomes_an_image_that_is_larger_by_them(
     make_measurement_job, tmp_path, kernel
@@ -128,6 +130,7 @@ def test_a_folder_becomes_a_folder_with_the_same_names(make_measurement_job, tmp
     assert Image.open(target / "sub" / "a.webp").size == (SIZE, SIZE)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("height", "width"), [(8, 8), (5, 11), (16, 9), (3, 20)])
 def test_any_size_is_restored_in_its_own_size(make_measurement_job, tmp_path, height, width):
     """Sides that no network takes, smaller and larger than a tile, are consistent with the measurement."""
@@ -379,6 +382,7 @@ def network_that_takes(monkeypatch, tiles):
     return asked
 
 
+@pytest.mark.slow
 def test_a_batch_of_tiles_is_rehearsed_as_large_as_it_will_be(make_measurement_job, monkeypatch):
     stage = Stage(make_measurement_job("unused"), "cpu")
     asked = network_that_takes(monkeypatch, 5)
@@ -390,6 +394,7 @@ def test_a_batch_of_tiles_is_rehearsed_as_large_as_it_will_be(make_measurement_j
     assert max(asked) == 5
 
 
+@pytest.mark.slow
 def test_a_size_that_lacks_memory_has_what_was_kept_for_others(make_measurement_job, monkeypatch):
     stage = Stage(make_measurement_job("unused", compute={"batch_size": 8, "cpus_per_actor": 1}), "cpu")
     network_that_takes(monkeypatch, 3)

@@ -38,6 +38,7 @@ DEGRADATIONS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("degradation", "name"), [*((each, "conjugate") for each in DEGRADATIONS), ("solved", "ddnm")]
 )
@@ -73,6 +74,7 @@ def test_the_row_has_the_value_that_was_used_and_a_drawn_mask_its_file(make_job)
         assert np.std(error) <= 1.3 * row["sigma"] + 0.01
 
 
+@pytest.mark.slow
 def test_continuing_and_batch_sizes_change_no_value(make_job, tmp_path):
     degradation = DEGRADATIONS["masks"]
     whole = execute(make_job(degradation=degradation))
@@ -128,6 +130,7 @@ BLIND = {
 }
 
 
+@pytest.mark.slow
 def test_what_is_estimated_is_in_the_row_beside_what_is_true_and_is_what_the_sampler_is_told(make_job):
     found = rows(execute(make_job(degradation=BLIND)))
     for row in found:
@@ -173,6 +176,7 @@ def test_an_estimate_does_not_depend_on_the_batch_nor_on_what_is_true(make_job):
         assert np.abs(alone.restored.astype(int) - found.restored).max() <= 1
 
 
+@pytest.mark.slow
 def test_a_measurement_is_restored_with_what_it_says_itself(tmp_path, make_job):
     """The same by a job of images, whose truth is known, and by one of its measurements."""
     operator = {"name": "gaussian_blur", "taps": 13, "sigma": {"value": 1.5, "estimate": [0.5, 4.0]}}

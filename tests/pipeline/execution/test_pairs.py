@@ -96,6 +96,7 @@ def test_its_metrics_are_those_of_the_restoration_and_of_both_baselines(make_pai
         assert 0 < row["ssim"] < 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("place", "kind"), [("folder", "tar"), ("bucket", "folder")], indirect=["place"])
 def test_a_pair_alone_is_as_in_any_batch_and_from_a_folder_or_bucket(make_pairs_job, place, tmp_path, kind):
     content = [*PAIRS, *pair("wide", np.concatenate([picture(8), picture(9)], 1))]
@@ -188,6 +189,7 @@ def test_a_truth_of_16_bits_is_compared_with_all_of_them(make_pairs_job, tmp_pat
     assert row["psnr_pinv"] == pytest.approx(psnr(means, np.asarray(deep) / 257), abs=1e-4)
 
 
+@pytest.mark.slow
 def test_a_run_of_pairs_from_the_command_to_report_verify_and_compare(make_pairs_job, tmp_path):
     folder = tmp_path / "in"
     for name, content in PAIRS:

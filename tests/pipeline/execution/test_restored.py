@@ -90,6 +90,7 @@ def test_harm_to_what_is_restored_is_found_and_undone(make_restoration, place, k
         assert findings(run) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["tar", "folder"])
 def test_the_commands_find_and_undo_it_too(make_restoration, tmp_path, kind):
     job = make_restoration(kind)

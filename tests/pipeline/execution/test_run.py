@@ -58,11 +58,13 @@ def test_the_row_says_what_was_done(make_job):
     assert row["psnr"] == pytest.approx(-10 * np.log10(mse), abs=0.02)  # the row's is not rounded to 8 bits
 
 
+@pytest.mark.slow
 def test_a_second_execution_writes_the_same_bytes(make_job, tmp_path):
     first, second = (execute(make_job(output=str(tmp_path / name))) for name in ("a", "b"))
     assert digests(first) == digests(second)
 
 
+@pytest.mark.slow
 def test_batch_size_changes_no_result(make_job, tmp_path):
     alone, together = (
         rows(
@@ -195,6 +197,7 @@ def test_failed_samples_are_rows_and_the_rest_is_done(make_job, tmp_path):
     assert found[1]["psnr"] is None
 
 
+@pytest.mark.slow
 def test_a_sample_that_breaks_the_sampler_fails_alone(make_job, monkeypatch):
     """A batch that raises is done again one by one."""
     original = Stage.run
@@ -210,6 +213,7 @@ def test_a_sample_that_breaks_the_sampler_fails_alone(make_job, monkeypatch):
     assert next(r for r in found if r["status"] == "failed")["error"] == "RuntimeError: poison"
 
 
+@pytest.mark.slow
 def test_a_result_that_is_not_finite_is_a_failed_row(make_job):
     job = make_job(sampler={"name": "conjugate", "steps": 2, "w": 0, "lam": 1e30})
     found = rows(execute(job))
@@ -249,6 +253,7 @@ LACKS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("place", "kind"),
     [("network", "python"), ("network", "torch"), ("unit", "torch"), ("decoding", "numpy")],
@@ -362,6 +367,7 @@ def test_identical_images_have_infinite_psnr(make_job, tmp_path):
     assert rows(execute(job))[0]["psnr"] > 40
 
 
+@pytest.mark.slow
 def test_storage_that_fails_is_not_a_failed_row(make_job, tmp_path, monkeypatch):
     """A shard that cannot be opened fails the attempt; nothing is committed."""
     monkeypatch.setattr(ledger, "pause", lambda attempt: 0.01)
@@ -429,6 +435,7 @@ def test_poisson_noise_has_the_stated_number_of_photons():
     assert Degradation(operator={}, poisson=100.0, sigma=0.1).sigma_y == pytest.approx(0.06**0.5)
 
 
+@pytest.mark.slow
 def test_poisson_noise_makes_rows_that_can_be_repeated(make_job, tmp_path):
     degradation = {"operator": {"name": "average_pool"}, "poisson": 50.0}
     jobs = [make_job(degradation=degradation, output=str(tmp_path / name)) for name in "ab"]
@@ -554,6 +561,7 @@ class Conditional(NaturalPrior):
         return super().__call__(x, t) + 0.01 * self.labels.view(-1, 1, 1, 1)
 
 
+@pytest.mark.slow
 def test_a_class_conditional_prior_is_told_the_class_of_every_sample(make_job, shards, monkeypatch):
     plain = rows(execute(make_job()))
     monkeypatch.setattr(priors, "load", lambda spec, device: Conditional())

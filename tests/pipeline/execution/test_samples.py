@@ -165,6 +165,7 @@ def test_an_image_alone_has_the_values_that_it_has_in_a_batch(make_job):
         assert one.several.spread == pytest.approx(alone.several.spread, rel=1e-4)
 
 
+@pytest.mark.slow
 def test_resuming_gives_the_same_bytes(make_job):
     job = make_job(restoration={"samples_per_image": 2})
     run = execute(job)
@@ -198,6 +199,7 @@ def test_other_settings_of_restorations_are_for_measurements(make_job):
             make_job(restoration=other)
 
 
+@pytest.mark.slow
 def test_the_report_states_the_calibration_and_no_best_sample(make_job, tmp_path):
     job = make_job(restoration={"samples_per_image": 4})
     write_job(tmp_path / "job.yaml", job)

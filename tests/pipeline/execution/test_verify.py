@@ -190,6 +190,7 @@ def test_failed_samples_are_retried_and_nothing_else(make_job, job_file, monkeyp
     assert all(seconds > 0 for commit in commits for seconds in commit.sample_seconds)
 
 
+@pytest.mark.slow
 def test_a_retry_does_nothing_but_what_failed(job_file, make_job):
     with pytest.raises(JobError, match="--retry-failed: there is no run in"):
         kintsugi("run", job_file, "--address", "none", "--retry-failed")
@@ -204,6 +205,7 @@ def test_a_retry_does_nothing_but_what_failed(job_file, make_job):
     assert [left.unit for left in run.outstanding()] == [unit.unit]
 
 
+@pytest.mark.slow
 def test_a_retry_that_is_killed_loses_nothing(make_job, monkeypatch):
     """Between the new rows and their record the unit counts as not done; a rerun does it."""
     job = make_job()

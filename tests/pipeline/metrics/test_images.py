@@ -67,6 +67,7 @@ INSTALLED = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", INSTALLED)
 def test_every_metric_has_the_properties(name, hub):
     testing.check_metric(name)
@@ -123,6 +124,7 @@ def ssim_of_wang(a: np.ndarray, b: np.ndarray) -> float:
     return float(index.mean())
 
 
+@pytest.mark.slow
 def test_values_are_torchmetrics_own():
     from torchmetrics import image
 
@@ -183,6 +185,7 @@ def test_lpips_is_torchmetrics_class_with_the_files_of_torch_hub(name, network, 
     assert expected > 0
 
 
+@pytest.mark.slow
 def test_lpips_has_the_weights_that_are_in_the_file(scorers, monkeypatch, tmp_path):
     restored, truth = pair(64)
     before = scorers("lpips")(restored, truth)["lpips"]

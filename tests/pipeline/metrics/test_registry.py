@@ -48,6 +48,7 @@ def test_rows_have_the_columns_that_the_job_names(mine):
     assert {*ROWS.names, *flat_schema(ROWS).names} <= known, "a new column has a name that no metric can have"
 
 
+@pytest.mark.slow
 def test_a_run_shows_the_metric_wherever_it_shows_measures(mine, make_job, tmp_path):
     job = make_job(metrics=["ssim", "largest_error"], images="all", output=str(tmp_path / "a"))
     run = package.run(job, limit=3)
