@@ -63,7 +63,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     cores, as a file on Ray waits most of the time.
     """
     if few := config.getoption("few"):
-        items[:] = spread(items, few)
+        chosen = spread(items, few)
+        config.hook.pytest_deselected(items=list(set(items).difference(chosen)))
+        items[:] = chosen
     for item in items:
         for fixture, marker in (("ray_cluster", "ray"), ("job_server", "ray"), ("browser", "browser")):
             if fixture in getattr(item, "fixturenames", ()):
