@@ -31,7 +31,7 @@ import_module("kintsugi.jobs.terminal")
 FIRST = (
     "test_submit",
     "test_methods",
-    "test_aggregate",
+    "test_samplers",
     "test_faults",
     "test_actors",
     "test_storm",
