@@ -21,9 +21,10 @@ from kit.plugins import know_stand_ins
 from PIL import Image
 
 from kintsugi.pipeline.analysis.aggregate import summarise
-from kintsugi.pipeline.execution.actors import Pool, RayWorker
+from kintsugi.pipeline.execution.actors import Named, Pool, RayWorker
 from kintsugi.pipeline.execution.live import Live
 from kintsugi.pipeline.execution.open import open_or_plan
+from kintsugi.pipeline.execution.run import Part
 from kintsugi.pipeline.job import Job
 
 SIZE = 8
@@ -34,8 +35,8 @@ app = typer.Typer(help=__doc__, rich_markup_mode=None, add_completion=False)
 class OnCPU(RayWorker):
     """A worker on this machine's device: pretend GPUs have no memory."""
 
-    def __init__(self, job: dict[str, Any], folder: str, device: str):
-        super().__init__(job, folder, "cpu")
+    def __init__(self, run: Named, device: str):
+        super().__init__(run, "cpu")
 
 
 def memory(field: str) -> float:
@@ -112,7 +113,7 @@ def run(
         this = open_or_plan(job)
         started_cluster = cluster(nodes, gpus)
         before, live = memory("VmRSS"), Live()
-        pool = Pool(job, this.folder, this.outstanding(), live, worker=OnCPU)
+        pool = Pool([Part(this, list(this.outstanding()))], live, OnCPU)
         commits = list(pool.work())
         ended = time.monotonic()
         pool.close()

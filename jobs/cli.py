@@ -25,6 +25,7 @@ from kintsugi.jobs.shard import shard
 from kintsugi.jobs.stats import stats
 from kintsugi.jobs.status import status
 from kintsugi.jobs.submit import submit
+from kintsugi.jobs.suite import suite
 from kintsugi.jobs.sweep import sweep
 from kintsugi.jobs.terminal import EXIT_INTERRUPTED, console, errors, fail
 from kintsugi.jobs.verify import verify
@@ -65,6 +66,7 @@ COMMANDS: tuple[Callable[..., None], ...] = (
     score,
     stats,
     sweep,
+    suite,
     compare,
     query,
 )

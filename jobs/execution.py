@@ -19,9 +19,9 @@ from kintsugi.jobs.terminal import EXIT_INTERRUPTED, EXIT_SOME_FAILED, console, 
 if TYPE_CHECKING:  # imported where they are used, so that --help is quick
     from kintsugi.jobs.tracking import Tracking
     from kintsugi.pipeline.analysis.tables import Table
-    from kintsugi.pipeline.data.units import PlanSummary, Unit
+    from kintsugi.pipeline.data.units import PlanSummary
     from kintsugi.pipeline.execution.live import Live
-    from kintsugi.pipeline.execution.run import Progress, Run
+    from kintsugi.pipeline.execution.run import Part, Progress, Run
     from kintsugi.pipeline.job import Job
     from kintsugi.pipeline.storage.location import Location
 
@@ -52,7 +52,7 @@ def do_job(
     """
     from kintsugi.pipeline.execution.directory import JOB
     from kintsugi.pipeline.execution.open import open_or_plan
-    from kintsugi.pipeline.execution.run import Progress
+    from kintsugi.pipeline.execution.run import Part, Progress
     from kintsugi.pipeline.storage.publish import clear_temporaries
 
     if retry_failed and not (job.folder / JOB).exists():
@@ -73,9 +73,9 @@ def do_job(
         failed = list(this.with_failures())
         console.print(f"{before.failed} failed samples in {len(failed)} units again")
         if failed:
-            execute(this, failed, address, Progress(0, 0, 0), failed_only=True, tracking=tracking)
+            execute([Part(this, failed, failed_only=True)], address, Progress(0, 0, 0), tracking)
     elif before.units < this.summary.units:
-        execute(this, list(this.outstanding()), address, before, tracking=tracking)
+        execute([Part(this, list(this.outstanding()))], address, before, tracking)
     clear_temporaries(this.folder)
     write_restored(this)
     return this
@@ -110,14 +110,9 @@ def complete(
 
 
 def execute(
-    this: Run,
-    units: list[Unit],
-    address: str | None,
-    before: Progress,
-    failed_only: bool = False,
-    tracking: Tracking | None = None,
+    parts: Sequence[Part], address: str | None, before: Progress, tracking: Tracking | None = None
 ) -> None:
-    """Do units of a run, with a display of how far it is.
+    """Do units of runs, with a display of how far they are.
 
     Raises:
         typer.Exit: interrupted.
@@ -130,15 +125,16 @@ def execute(
 
     live, at_once = Live(), False
     if address == "none":
-        commits = in_process(this.job, this.folder, units, live, failed_only)
+        commits = in_process(parts, live)
     else:
         from kintsugi.pipeline.execution.actors import on_ray
 
-        commits = on_ray(this.job, this.folder, units, live, address, failed_only)
-    total = before.rows + sum(unit.samples for unit in units)
+        commits = on_ray(parts, live, address)
+    total = before.rows + sum(unit.samples for part in parts for unit in part.units)
     display = Display(console, total, before, live)
     try:
-        export.drop_restored(this, units)
+        for part in parts:
+            export.drop_restored(part.run, part.units)
         with stoppable(live, display.waiting), display.running():
             for commit in commits:
                 display.add(commit)
@@ -155,7 +151,8 @@ def execute(
             f"interrupted: {display.done} of {total} samples are committed; the same command continues",
         )
         if not at_once:
-            write_restored(this, {unit.shard for unit in units})
+            for part in parts:
+                write_restored(part.run, {unit.shard for unit in part.units})
         raise typer.Exit(EXIT_INTERRUPTED)
 
 

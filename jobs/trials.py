@@ -28,7 +28,7 @@ from kintsugi.pipeline.analysis.sweep_tables import trials_csv, trials_table, wh
 from kintsugi.pipeline.data.photographs import SCIKIT_IMAGE
 from kintsugi.pipeline.data.shards import from_root
 from kintsugi.pipeline.execution.open import open_or_plan
-from kintsugi.pipeline.execution.run import Run
+from kintsugi.pipeline.execution.run import Part, Run
 from kintsugi.pipeline.job import Job
 from kintsugi.pipeline.metrics import IMAGE
 from kintsugi.pipeline.parts import Subset
@@ -122,11 +122,17 @@ def overlap(one: str, other: str) -> bool:
     return f"{one}.".startswith(f"{other}.") or f"{other}.".startswith(f"{one}.")
 
 
-def make_trials(base: Base, tried: list[Settings], tune: int, metrics: list[str]) -> list[Trial]:
-    """The jobs of the trials on at most `tune` images, each checked before any runs; `metrics` decide."""
+def make_trials(
+    base: Base, tried: list[Settings], tune: int, metrics: list[str], images: Settings | None = None
+) -> list[Trial]:
+    """The jobs of the trials on at most `tune` images, each checked before any runs; `metrics` decide.
+
+    Args:
+        images: fields that say which images are for tuning, in place of those that set a part aside.
+    """
     batch, unit_size = base.job.compute.batch_size, base.job.compute.unit_size
     fixed = {
-        "data.subset": base.subset("tune"),
+        **(images or {"data.subset": base.subset("tune")}),
         "data.limit": tune,
         # Of single images: a set of a few images is too small for the others.
         "metrics": list(dict.fromkeys([*(name for name in base.job.metrics if name in IMAGE), *metrics])),
@@ -184,7 +190,7 @@ def do_first(run: Run, images: int, address: str | None) -> None:
     units = [unit for unit in run.outstanding() if unit.first < images]
     if units:
         console.print(f"{run.folder.name}: {images} images")
-        execute(run, units, address, run.progress())
+        execute([Part(run, units)], address, run.progress())
         clear_temporaries(run.folder)
 
 

@@ -3,14 +3,15 @@
 import math
 import os
 import time
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import ray
 
 from kintsugi.errors import JobError
-from kintsugi.pipeline.data.units import Unit, read_members
+from kintsugi.pipeline.data.units import Unit
+from kintsugi.pipeline.execution.books import Book, Books
 from kintsugi.pipeline.execution.cluster import (
     actor_device,
     actor_size,
@@ -21,13 +22,13 @@ from kintsugi.pipeline.execution.cluster import (
     refuse_dead_ray,
 )
 from kintsugi.pipeline.execution.commit import Commit
-from kintsugi.pipeline.execution.directory import PLAN
-from kintsugi.pipeline.execution.ledger import Ledger, Task, Work
+from kintsugi.pipeline.execution.ledger import Task, Work
 from kintsugi.pipeline.execution.live import Live
 from kintsugi.pipeline.execution.prometheus import Counts
-from kintsugi.pipeline.execution.worker import Worker, give_up
+from kintsugi.pipeline.execution.run import Part, Run
+from kintsugi.pipeline.execution.worker import Worker, Workplace, give_up
 from kintsugi.pipeline.job import Job, config_hash
-from kintsugi.pipeline.storage.location import Location, at, pause
+from kintsugi.pipeline.storage.location import at, pause
 from kintsugi.pipeline.storage.publish import alive, this_host
 from kintsugi.samplers.external import consent_given
 
@@ -38,20 +39,31 @@ FROZEN_SECONDS = 120.0  # without an answer, after which a worker is replaced
 LEAVE_SECONDS = 5.0  # for actors to be gone at the end
 
 
+class Named(NamedTuple):
+    """A run as actors are told of it: its job, and its folder as text."""
+
+    job: dict[str, Any]
+    folder: str
+
+
 class RayWorker:
-    """The actor: a `Worker` whose state can be read while it works."""
+    """The actor: a `Workplace` whose state can be read while it works."""
 
-    def __init__(self, job: dict[str, Any], folder: str, device: str):
-        known = Job.model_validate(job)
-        self.worker = Worker(known, at(folder), device, [Counts(config_hash(known))])
+    def __init__(self, run: Named, device: str):
+        self.workplace = Workplace(device, lambda job: [Counts(config_hash(job))])
+        self.worker(run)
 
-    def process(self, task: Task) -> Commit:
+    def worker(self, run: Named) -> Worker:
+        """That of a run."""
+        return self.workplace.of(Job.model_validate(run.job), at(run.folder))
+
+    def process(self, run: Named, task: Task) -> Commit:
         """As `Worker.process`."""
-        return self.worker.process(task)
+        return self.worker(run).process(task)
 
-    def probe(self, unit: Unit, first: int, last: int) -> None:
+    def probe(self, run: Named, unit: Unit, first: int, last: int) -> None:
         """As `Worker.probe`."""
-        self.worker.probe(unit, first, last)
+        self.worker(run).probe(unit, first, last)
 
     def place(self) -> tuple[str, int]:
         """The machine, as `this_host` names it, and the process."""
@@ -59,7 +71,7 @@ class RayWorker:
 
     def state(self) -> tuple[int, float]:
         """Samples in hand, and seconds spent in the sampler."""
-        return self.worker.in_hand, self.worker.busy
+        return self.workplace.in_hand, self.workplace.busy
 
     def leave(self) -> None:
         """End this process, whatever it is doing."""
@@ -67,24 +79,19 @@ class RayWorker:
 
 
 def on_ray(
-    job: Job,
-    folder: Location,
-    units: Iterable[Unit],
-    live: Live,
-    address: str | None,
-    failed_only: bool = False,
-    worker: type[RayWorker] = RayWorker,
+    parts: Sequence[Part], live: Live, address: str | None, worker: type[RayWorker] = RayWorker
 ) -> Generator[Commit, None, None]:
     """Run the units on Ray actors.
 
     Args:
-        address: of a cluster; None or "local": a Ray that ends with the job. worker: the actors' class.
+        parts: of runs whose actors are alike. worker: the actors' class.
+        address: of a cluster; None or "local": a Ray that ends with the job.
 
     Raises:
         JobError: no cluster at the address, the actors cannot start, or the storage fails.
     """
     with connected(address):
-        pool = Pool(job, folder, units, live, failed_only, worker)
+        pool = Pool(parts, live, worker)
         try:
             yield from pool.work()
         finally:
@@ -211,33 +218,18 @@ class Crew:
 
 
 class Pool:
-    """The driver's side: gives the actors what the ledger says, and tells it what came of it.
+    """The driver's side: gives the actors what the ledgers say, and tells these what came of it.
 
     An actor that dies, or whose unit raises (a broken GPU fails everything after it), is replaced.
 
     Args:
-        worker: the actors' class.
+        parts, worker: as of `on_ray`.
     """
 
-    def __init__(
-        self,
-        job: Job,
-        folder: Location,
-        units: Iterable[Unit],
-        live: Live,
-        failed_only: bool = False,
-        worker: type[RayWorker] = RayWorker,
-    ):
-        self.job, self.folder, self.live = job, folder, live
-        tasks = (Task(unit, failed_only=failed_only) for unit in units)
-        self.ledger = Ledger(
-            # The largest first, so that no long unit is begun last.
-            sorted(tasks, key=lambda task: -task.unit.samples),
-            job.compute.attempts,
-            lambda unit: read_members(folder / PLAN, unit).keys,
-            live.notes,
-        )
-        self.size = actor_size(job, nodes(), live)
+    def __init__(self, parts: Sequence[Part], live: Live, worker: type[RayWorker] = RayWorker):
+        first = parts[0].run
+        self.job, self.live, self.books = first.job, live, Books(parts, live.notes)
+        self.size = actor_size(self.job, nodes(), live)
         actor_class = ray.remote(worker).options(
             num_cpus=self.size.cpus,
             num_gpus=self.size.gpus,
@@ -246,9 +238,9 @@ class Pool:
             max_concurrency=2,  # process or probe, and state or leave beside it
             runtime_env={"env_vars": consent} if (consent := consent_given()) else None,
         )
-        arguments = job.model_dump(), str(folder), actor_device(self.size)
+        arguments = named(first), actor_device(self.size)
         self.crew = Crew(lambda: actor_class.remote(*arguments), live)
-        self.working: dict[Any, tuple[Actor, Work]] = {}  # by the reference to what comes of it
+        self.working: dict[Any, tuple[Actor, Book, Work]] = {}  # by the reference to what comes of it
 
     def work(self) -> Iterator[Commit]:
         """The commits, as they come.
@@ -256,7 +248,7 @@ class Pool:
         Raises:
             JobError: as `on_ray`.
         """
-        while self.ledger.left():
+        while self.books.left():
             refuse_dead_ray()
             if not self.live.stopping:
                 self.crew.scale(self.wanted)
@@ -291,7 +283,7 @@ class Pool:
         These end themselves, as Ray calls an actor that it kills dead before its process is. Ray notices that
         one has left when its connection closes, which also is before its process has ended.
         """
-        at_work = [actor for actor, _ in self.working.values()]
+        at_work = [actor for actor, _, _ in self.working.values()]
         until = time.monotonic() + LEAVE_SECONDS
         leaving = [actor.handle.leave.remote() for actor in at_work]
         if leaving:
@@ -306,23 +298,25 @@ class Pool:
         """How many actors the cluster holds and the work needs."""
         actors = self.job.compute.actors
         room = capacity(self.size, nodes()) if actors == "auto" else actors
-        return min(room, self.ledger.left())
+        return min(room, self.books.left(enough=room))
 
     def assign(self) -> None:
         """Give every actor that is free something to do, as long as there is something."""
         for actor in self.crew.free():
-            if (work := self.ledger.next(time.monotonic())) is None:
+            if (following := self.books.next(time.monotonic())) is None:
                 return
+            book, work = following
             if work.inquiry is None:
-                reference = actor.handle.process.remote(work.task)
+                reference = actor.handle.process.remote(named(book.run), work.task)
             else:
-                reference = actor.handle.probe.remote(work.task.unit, *work.inquiry.suspects[-1])
-            self.working[reference] = actor, work
+                suspects = work.inquiry.suspects[-1]
+                reference = actor.handle.probe.remote(named(book.run), work.task.unit, *suspects)
+            self.working[reference] = actor, book, work
             actor.free = None
 
     def settle(self, reference: Any) -> Commit | None:
         """What came of a unit, or of a range under inquiry."""
-        actor, work = self.working.pop(reference)
+        actor, book, work = self.working.pop(reference)
         try:
             commit: Commit = ray.get(reference)
         except ray.exceptions.RayError as error:
@@ -330,24 +324,24 @@ class Pool:
             if isinstance(cause, JobError):
                 raise cause from error
             if isinstance(cause, OSError):  # another actor may see the storage meanwhile
-                actor.free = time.monotonic() + self.ledger.storage_failed(work, cause)
+                actor.free = time.monotonic() + book.ledger.storage_failed(work, cause)
                 return None
             self.crew.dismiss(actor)
-            return self.after_death(work, reason(error))
+            return self.after_death(book, work, reason(error))
         actor.free = 0.0
         if work.inquiry is not None:
-            self.ledger.survived(work)
+            book.ledger.survived(work)
             return None
         self.live.notes += commit.notes
-        return commit if self.ledger.committed(work, commit.rows, time.monotonic()) else None
+        return commit if book.ledger.committed(work, commit.rows, time.monotonic()) else None
 
-    def after_death(self, work: Work, why: str) -> Commit | None:
+    def after_death(self, book: Book, work: Work, why: str) -> Commit | None:
         """Tell the ledger; returns the commit of a unit that is given up."""
-        hopeless = self.ledger.died(work, why, self.crew.most)
+        hopeless = book.ledger.died(work, why, self.crew.most)
         if hopeless is None:
             return None
-        commit = give_up(self.job, self.folder, hopeless, why)
-        return commit if self.ledger.close(hopeless.unit) else None
+        commit = give_up(book.run.job, book.run.folder, hopeless, why)
+        return commit if book.ledger.close(hopeless.unit) else None
 
     def replace(self, actor: Actor) -> Iterator[Commit]:
         """Replace an actor that does not answer. If it wakes up, it writes what the other one wrote.
@@ -356,9 +350,10 @@ class Pool:
         """
         why = f"a worker has not answered for {FROZEN_SECONDS:.0f} s and is replaced"
         self.crew.dismiss(actor)
-        held = [reference for reference, (other, _) in self.working.items() if other is actor]
+        held = [reference for reference, (other, _, _) in self.working.items() if other is actor]
         for reference in held:
-            if (commit := self.after_death(self.working.pop(reference)[1], why)) is not None:
+            _, book, work = self.working.pop(reference)
+            if (commit := self.after_death(book, work, why)) is not None:
                 yield commit
         if not held:
             self.live.notes.append(why)
@@ -366,5 +361,10 @@ class Pool:
     def show_left(self) -> None:
         """Tell the display what is left of the units in hand."""
         self.live.left = tuple(
-            max(0, work.task.unit.samples - actor.in_hand) for actor, work in self.working.values()
+            max(0, work.task.unit.samples - actor.in_hand) for actor, _, work in self.working.values()
         )
+
+
+def named(run: Run) -> Named:
+    """What actors are told."""
+    return Named(run.job.model_dump(), str(run.folder))

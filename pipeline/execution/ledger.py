@@ -89,22 +89,26 @@ class Ledger:
 
     def next(self, now: float) -> Work | None:
         """What a free worker should begin now, if there is anything; it is in hand from now on."""
+        return self.begin(now) or self.again(now)
+
+    def begin(self, now: float) -> Work | None:
+        """As `next`, but nothing that another worker is doing."""
         if self.inquiries:
             task, inquiry = self.inquiries.popleft()
-            work = Work(task, now, inquiry)
-        elif (following := self.next_task(now)) is not None:
-            work = Work(following, now)
-        else:
-            return None
-        self.in_hand.add(work)
-        return work
-
-    def next_task(self, now: float) -> Task | None:
-        """The next unit, or the oldest of the slow ones that only one worker is doing."""
+            return self.take(Work(task, now, inquiry))
         while self.queue:
             task = self.queue.popleft()
             if task.unit.unit in self.outstanding:
-                return task
+                return self.take(Work(task, now))
+        return None
+
+    def take(self, work: Work) -> Work:
+        """It is in hand from now on."""
+        self.in_hand.add(work)
+        return work
+
+    def again(self, now: float) -> Work | None:
+        """The oldest of the slow units that only one worker is doing."""
         if not self.durations:
             return None
         usual = statistics.median(self.durations)
@@ -116,7 +120,7 @@ class Ledger:
             and copies[work.task.unit.unit] == 1
             and now - work.since > max(SLOW_SECONDS, SLOW * usual * work.task.unit.samples)
         ]
-        return min(slow, key=lambda work: work.since).task if slow else None
+        return self.take(Work(min(slow, key=lambda work: work.since).task, now)) if slow else None
 
     def committed(self, work: Work, samples: int, now: float) -> bool:
         """A unit was done, of which so many samples; returns whether this is its first commit."""

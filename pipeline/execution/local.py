@@ -4,21 +4,17 @@ import time
 from collections.abc import Generator, Iterable, Mapping, Sequence
 
 from kintsugi.device import default_device
-from kintsugi.pipeline.data.units import Unit, read_members
+from kintsugi.pipeline.execution.books import ledger_of
 from kintsugi.pipeline.execution.commit import Commit
-from kintsugi.pipeline.execution.directory import PLAN
-from kintsugi.pipeline.execution.ledger import Ledger, Task, passing_failure
+from kintsugi.pipeline.execution.ledger import passing_failure
 from kintsugi.pipeline.execution.live import Live
 from kintsugi.pipeline.execution.memory import lacks_memory
 from kintsugi.pipeline.execution.rows import Result
-from kintsugi.pipeline.execution.worker import Observer, Worker
-from kintsugi.pipeline.job import Job
-from kintsugi.pipeline.storage.location import Location
+from kintsugi.pipeline.execution.run import Part
+from kintsugi.pipeline.execution.worker import Observer, Workplace
 
 
-def in_process(
-    job: Job, folder: Location, units: Iterable[Unit], live: Live, failed_only: bool = False
-) -> Generator[Commit, None, None]:
+def in_process(parts: Iterable[Part], live: Live) -> Generator[Commit, None, None]:
     """Run the units one after another in this process.
 
     Storage that fails, and memory that is lacking, is tried again after a pause. What else is raised ends the
@@ -30,30 +26,32 @@ def in_process(
 
     class Display(Observer):
         def on_batch(self, results: Sequence[Result], seconds: Mapping[str, float]) -> None:
-            live.in_hand, live.busy = worker.in_hand, worker.busy
-            live.left = (samples - worker.in_hand,)
+            live.in_hand, live.busy = place.in_hand, place.busy
+            live.left = (samples - place.in_hand,)
 
-    try:
-        worker = Worker(job, folder, default_device(), [Display()])
-    except Exception as error:
-        if lacks_memory(error):
-            raise passing_failure(error) from error
-        raise
-    live.workers, live.started = 1, time.perf_counter()
-    tasks = (Task(unit, failed_only=failed_only) for unit in units)
-    keys_of = lambda unit: read_members(folder / PLAN, unit).keys  # noqa: E731
-    ledger = Ledger(tasks, job.compute.attempts, keys_of, live.notes)
-    while not live.stopping and (work := ledger.next(time.monotonic())) is not None:
-        samples = work.task.unit.samples
-        live.in_hand, live.left = 0, (samples,)
+    place = Workplace(default_device(), lambda job: [Display()])
+    for part in parts:
         try:
-            commit = worker.process(work.task)
+            worker = place.of(part.run.job, part.run.folder)
         except Exception as error:
-            if not (isinstance(error, OSError) or lacks_memory(error)):
-                raise
-            time.sleep(ledger.storage_failed(work, error))
-            continue
-        live.notes += commit.notes
-        live.in_hand, live.left = 0, ()
-        if ledger.committed(work, commit.rows, time.monotonic()):
-            yield commit
+            if lacks_memory(error):
+                raise passing_failure(error) from error
+            raise
+        live.workers, live.started = 1, live.started or time.perf_counter()
+        ledger = ledger_of(part, live.notes)
+        while not live.stopping and (work := ledger.next(time.monotonic())) is not None:
+            samples = work.task.unit.samples
+            live.in_hand, live.left = 0, (samples,)
+            try:
+                commit = worker.process(work.task)
+            except Exception as error:
+                if not (isinstance(error, OSError) or lacks_memory(error)):
+                    raise
+                time.sleep(ledger.storage_failed(work, error))
+                continue
+            live.notes += commit.notes
+            live.in_hand, live.left = 0, ()
+            if ledger.committed(work, commit.rows, time.monotonic()):
+                yield commit
+        if live.stopping:
+            return

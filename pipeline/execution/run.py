@@ -1,6 +1,6 @@
 """A run: a directory that holds a job, its plan, what is done of it, and its report."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,6 +28,19 @@ class Progress:
     units: int
     rows: int
     failed: int
+
+
+@dataclass(frozen=True)
+class Part:
+    """What is to be done of a run.
+
+    Attributes:
+        failed_only: of committed units, only what failed.
+    """
+
+    run: "Run"
+    units: Sequence[Unit]
+    failed_only: bool = False
 
 
 @dataclass(frozen=True)

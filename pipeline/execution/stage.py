@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -84,13 +84,22 @@ class Restored(Scored):
     own: Own | None = None
 
 
+class Loaded(NamedTuple):
+    """A prior in a job's precision, and what is known of it."""
+
+    prior: NetworkPrior
+    described: Described
+
+
 class Stage:
     """Everything a worker keeps between batches.
 
     Args:
         files: what the files of the operator must be, by field; nothing is asked of others.
+        loaded: of a stage whose prior this job has, too; else it is loaded.
 
     Attributes:
+        loaded: the prior, and what is known of it.
         seconds: time spent by part (degrade, sample, score) since the start; forward and vjp are the
             network's within sample.
         notes: what the user should know.
@@ -100,13 +109,20 @@ class Stage:
             or a file is not what it must be.
     """
 
-    def __init__(self, job: Job, device: str | torch.device, files: Mapping[str, str] | None = None):
+    def __init__(
+        self,
+        job: Job,
+        device: str | torch.device,
+        files: Mapping[str, str] | None = None,
+        loaded: Loaded | None = None,
+    ):
         self.job, self.device = job, torch.device(device)
         self.scorer, self.extractor = measuring(job, self.device)
-        self.prior, described = prior_of(job, self.device)
+        self.loaded = loaded or prior_of(job, self.device)
+        prior, described = self.loaded
         try:
-            prior = grouped(self.prior, channels_of(described), job.data.channels)
-            self.problems = Problems(job, prior, self.device, described.multiple, files or {})
+            seen = grouped(prior, channels_of(described), job.data.channels)
+            self.problems = Problems(job, seen, self.device, described.multiple, files or {})
         except ValueError as error:
             raise JobError(f"sampler.{error}") from error
         data = job.data
@@ -114,10 +130,10 @@ class Stage:
         if job.from_measurements:
             channels, pixels = self.problems.measured
             self.convert = Measurements(channels, data.range, job.degradation.most_noise, pixels)
-        self.prior_sha256: str | None = self.prior.sha256
+        self.prior_sha256: str | None = prior.sha256
         self.notes: list[str] = [note] if (note := said(channels_of(described), job.data.channels)) else []
         batch_size = BATCH_ON_CPU if job.compute.batch_size == "auto" else job.compute.batch_size
-        self.memory = Memory(self.problems, self.prior, batch_size, self.notes)
+        self.memory = Memory(self.problems, prior, batch_size, self.notes)
         self.seconds = dict.fromkeys(("degrade", "sample", "forward", "vjp", "score"), 0.0)
 
     @property
@@ -129,14 +145,6 @@ class Stage:
     def batch_size(self, count: int) -> None:
         """From the next batch on."""
         self.memory.batch_size = count
-
-    def compile(self) -> None:
-        """Compile the network for whole batches, if the job asks for it."""
-        mode, batch = self.job.compute.compile, self.batch_size
-        if mode is not None and (
-            why := speed.compiled(self.prior, mode, batch, lambda: self.rehearse(batch))
-        ):
-            self.notes.append(why)
 
     def largest_batch(self) -> int:
         """The largest batch of a unit's samples that fits into a GPU's memory; on a CPU `BATCH_ON_CPU`."""
@@ -288,8 +296,8 @@ def again(scorer: Scorer, problem: Prepared, image: Tensor) -> Tensor | None:
     return there_and_back(problem.metered.prior, image.clamp(-1, 1)).image if scorer.needs_prior else None
 
 
-def prior_of(job: Job, device: torch.device) -> tuple[NetworkPrior, Described]:
-    """A job's prior in its precision, and what is known of it.
+def prior_of(job: Job, device: torch.device) -> Loaded:
+    """A job's prior.
 
     Raises:
         JobError: it cannot be loaded.
@@ -304,7 +312,16 @@ def prior_of(job: Job, device: torch.device) -> tuple[NetworkPrior, Described]:
         speed.half_precision(prior, precision)
         if device.type == "cuda":
             speed.channels_last(prior)
-    return prior, described
+    return Loaded(prior, described)
+
+
+def compile_network(stage: Stage) -> None:
+    """Compile a stage's network for whole batches, if its job asks for it."""
+    mode, batch = stage.job.compute.compile, stage.batch_size
+    if mode is not None and (
+        why := speed.compiled(stage.loaded.prior, mode, batch, lambda: stage.rehearse(batch))
+    ):
+        stage.notes.append(why)
 
 
 def form_of(sample: Decoded) -> Form:

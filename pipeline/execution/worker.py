@@ -3,10 +3,10 @@
 import platform
 import socket
 import time
-from collections.abc import Container, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from importlib.metadata import version
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 
@@ -24,7 +24,7 @@ from kintsugi.pipeline.execution.memory import remembered_batch_size
 from kintsugi.pipeline.execution.rows import Done, Result, done, failed_row, kept_of
 from kintsugi.pipeline.execution.run import recorded_prior, refuse_damaged
 from kintsugi.pipeline.execution.scoring_stage import ScoringStage
-from kintsugi.pipeline.execution.stage import Scored, Stage
+from kintsugi.pipeline.execution.stage import Loaded, Scored, Stage, compile_network
 from kintsugi.pipeline.job import Job, config_hash
 from kintsugi.pipeline.metrics import REGISTRY
 from kintsugi.pipeline.metrics.features import table_of
@@ -66,8 +66,11 @@ class UnitStage(Protocol):
         ...
 
 
-def stage_of(job: Job, folder: Location, device: str) -> UnitStage:
+def stage_of(job: Job, folder: Location, device: str, loaded: Loaded | None = None) -> UnitStage:
     """The stage for a run's job, with the prior, files and batch size of the run.
+
+    Args:
+        loaded: its prior, where it is loaded, and compiled, already.
 
     Raises:
         JobError: a file is not the one with which the run was begun, or as `Stage`.
@@ -76,7 +79,7 @@ def stage_of(job: Job, folder: Location, device: str) -> UnitStage:
     if job.is_score:
         refuse_changed(files, of_weights(job) | of_plugins(job))
         return ScoringStage(job, device)
-    stage = Stage(job, device, files)
+    stage = Stage(job, device, files, loaded)
     refuse_changed(files, of_weights(job) | of_plugins(job))
     if stage.prior_sha256 != (begun_with := recorded_prior(folder).sha256):
         raise JobError(
@@ -85,8 +88,14 @@ def stage_of(job: Job, folder: Location, device: str) -> UnitStage:
         )
     if job.compute.batch_size == "auto":
         stage.batch_size = remembered_batch_size(folder, stage.device, stage.largest_batch)
-    stage.compile()
+    if loaded is None:
+        compile_network(stage)
     return stage
+
+
+def network_of(job: Job) -> Any:
+    """What jobs whose prior is loaded and compiled in the same way have in common."""
+    return job.prior, job.compute.precision, job.compute.compile
 
 
 class Observer:
@@ -107,7 +116,7 @@ class Worker:
     """Holds the stage on its device and does units one after another.
 
     Args:
-        observers: are told of every batch and unit.
+        observers: are told of every batch and unit. loaded: as of `stage_of`.
 
     Attributes:
         in_hand: samples finished in the unit that is not committed yet. May be read from another thread,
@@ -115,7 +124,14 @@ class Worker:
         told: seconds of the stage when the observers were last told of a batch.
     """
 
-    def __init__(self, job: Job, folder: Location, device: str, observers: Sequence[Observer] = ()):
+    def __init__(
+        self,
+        job: Job,
+        folder: Location,
+        device: str,
+        observers: Sequence[Observer] = (),
+        loaded: Loaded | None = None,
+    ):
         # The number of threads decides the order of sums: it belongs to the job, not to the machine.
         torch.set_num_threads(job.compute.cpus_per_actor)
         torch.backends.cudnn.deterministic = True
@@ -123,7 +139,7 @@ class Worker:
         self.job, self.folder, self.observers = job, folder, observers
         self.config_hash = config_hash(job)
         refuse_damaged(folder)  # once: afterwards the plan's pages have checksums of their own
-        self.stage = stage_of(job, folder, device)
+        self.stage = stage_of(job, folder, device, loaded)
         # Fixed, also when memory runs out later: batch k is always the same samples.
         self.batch_size = self.stage.batch_size
         plugins = {f"plug-in of {field}": name for field, name in of_plugins(job).items()}
@@ -264,6 +280,43 @@ class Worker:
             kept.get(sample.key) or done(self.job, unit, sample, result)
             for sample, result in zip(batch, results, strict=True)
         ]
+
+
+class Workplace:
+    """A device, and the worker there: of one run after another, keeping what they have in common.
+
+    Args:
+        observers: of the worker of a job, as of `Worker`.
+    """
+
+    def __init__(self, device: str, observers: Callable[[Job], Sequence[Observer]]):
+        self.device, self.observers = device, observers
+        self.worker: Worker | None = None
+        self.before = 0.0
+
+    def of(self, job: Job, folder: Location) -> Worker:
+        """The worker of a run; raises as `Worker`."""
+        if self.worker is None or self.worker.folder != folder:
+            loaded = None
+            if (last := self.worker) is not None and isinstance(last.stage, Stage):
+                loaded = last.stage.loaded if network_of(last.job) == network_of(job) else None
+            # Gone before the next is made, as two priors may be too much for a device.
+            self.before, self.worker = self.busy, None
+            del last
+            self.worker = Worker(job, folder, self.device, self.observers(job), loaded)
+        return self.worker
+
+    @property
+    def in_hand(self) -> int:
+        """Samples finished in the unit that is not committed yet; may be read from another thread."""
+        worker = self.worker
+        return 0 if worker is None else worker.in_hand
+
+    @property
+    def busy(self) -> float:
+        """Seconds that all its workers have spent in samplers."""
+        worker = self.worker
+        return self.before + (0.0 if worker is None else worker.busy)
 
 
 def waited_for(batches: Iterator[list[Decoded]], seconds: dict[str, float]) -> Iterator[list[Decoded]]:

@@ -11,7 +11,7 @@ from kintsugi.jobs.execution import stoppable
 from kintsugi.pipeline.execution.live import Live
 from kintsugi.pipeline.execution.local import in_process
 from kintsugi.pipeline.execution.open import open_or_plan
-from kintsugi.pipeline.execution.run import Progress
+from kintsugi.pipeline.execution.run import Part, Progress
 
 
 def display(seconds: float, total: int, done: int, in_hand: int, left: tuple[int, ...]) -> Display:
@@ -53,7 +53,7 @@ def test_a_worker_says_what_is_left_of_its_unit(make_job, monkeypatch):
         return original(self, samples)
 
     monkeypatch.setattr(Stage, "run", run_stage)
-    list(in_process(run.job, run.folder, list(run.units())[:1], live))
+    list(in_process([Part(run, list(run.units())[:1])], live))
     assert seen == [(3,), (1,)], "three samples, in batches of two"
     assert live.left == ()
 

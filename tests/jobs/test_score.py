@@ -23,7 +23,7 @@ from kintsugi.pipeline.execution.directory import PLAN, REPORT, data_file
 from kintsugi.pipeline.execution.live import Live
 from kintsugi.pipeline.execution.local import in_process
 from kintsugi.pipeline.execution.open import open_or_plan
-from kintsugi.pipeline.execution.run import Run
+from kintsugi.pipeline.execution.run import Part, Run
 from kintsugi.pipeline.job import Job, config_hash
 from kintsugi.pipeline.metrics.scoring import Scorer
 from kintsugi.pipeline.storage.location import at
@@ -279,7 +279,7 @@ def test_storage_that_fails_is_no_failed_row(sets, tmp_path):
     run = open_or_plan(scoring(sets, tmp_path / "s"))
     shutil.rmtree(sets[1])
     with pytest.raises(JobError, match="storage: "):
-        list(in_process(run.job, run.folder, run.outstanding(), Live()))
+        list(in_process([Part(run, list(run.outstanding()))], Live()))
     assert run.progress().rows == 0
 
 
@@ -289,7 +289,7 @@ def test_storage_that_fails_is_no_failed_row(sets, tmp_path):
 def test_a_score_that_was_ended_goes_on_to_the_same_bytes(sets, tmp_path):
     job = scoring(sets, tmp_path / "s", metrics=["psnr", "ssim", "swd"])
     run = open_or_plan(job)
-    commits = in_process(run.job, run.folder, run.outstanding(), Live())
+    commits = in_process([Part(run, list(run.outstanding()))], Live())
     list(islice(commits, 1))
     commits.close()
     assert run.progress().units == 1

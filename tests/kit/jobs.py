@@ -19,7 +19,7 @@ from kintsugi.pipeline.execution.commit import schema_of
 from kintsugi.pipeline.execution.live import Live
 from kintsugi.pipeline.execution.local import in_process
 from kintsugi.pipeline.execution.open import open_or_plan
-from kintsugi.pipeline.execution.run import Run
+from kintsugi.pipeline.execution.run import Part, Run
 from kintsugi.pipeline.job import Job
 
 runner = CliRunner()
@@ -66,7 +66,7 @@ def forked(log: Path, *arguments: str | Path) -> int:
 
 def execute(job: Job, executor: Callable[..., Any] = in_process, *extra: Any) -> Run:
     run = open_or_plan(job)
-    for _ in executor(run.job, run.folder, run.outstanding(), Live(), *extra):
+    for _ in executor([Part(run, list(run.outstanding()))], Live(), *extra):
         pass
     return run
 

@@ -18,6 +18,7 @@ from kintsugi.jobs.files import load_job
 from kintsugi.pipeline.execution.actors import RayWorker, on_ray
 from kintsugi.pipeline.execution.live import Live
 from kintsugi.pipeline.execution.open import open_or_plan
+from kintsugi.pipeline.execution.run import Part
 from kintsugi.pipeline.storage.publish import clear_temporaries
 
 UNITS, SAMPLES = 4, 12
@@ -78,7 +79,7 @@ class Station:
         """A run by actors of another class; returns what it noted."""
         job, live = load_job(str(self.job(name, **compute)), []), Live()
         this = open_or_plan(job)
-        for _ in on_ray(this.job, this.folder, this.outstanding(), live, self.address, worker=worker):
+        for _ in on_ray([Part(this, list(this.outstanding()))], live, self.address, worker):
             pass
         clear_temporaries(this.folder)
         return live.notes

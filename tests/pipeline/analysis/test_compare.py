@@ -38,6 +38,7 @@ from kintsugi.pipeline.analysis.tables import Table, no_formula
 from kintsugi.pipeline.execution.live import Live
 from kintsugi.pipeline.execution.local import in_process
 from kintsugi.pipeline.execution.open import open_or_plan
+from kintsugi.pipeline.execution.run import Part
 from kintsugi.pipeline.storage.location import at
 
 
@@ -420,7 +421,7 @@ def test_csv_is_raw_in_a_file_and_escaped_on_a_terminal(tmp_path, monkeypatch, c
 
 def finished(job):
     run = open_or_plan(job)
-    for _ in in_process(job, run.folder, run.outstanding(), Live()):
+    for _ in in_process([Part(run, list(run.outstanding()))], Live()):
         pass
     return str(run.folder)
 

@@ -39,7 +39,7 @@ from kintsugi.pipeline.execution.live import Live
 from kintsugi.pipeline.execution.local import in_process
 from kintsugi.pipeline.execution.open import open_or_plan
 from kintsugi.pipeline.execution.prometheus import Counts
-from kintsugi.pipeline.execution.run import Run
+from kintsugi.pipeline.execution.run import Part, Run
 from kintsugi.pipeline.execution.worker import Worker
 from kintsugi.pipeline.metrics import REGISTRY
 from kintsugi.pipeline.metrics.sets import SetResult
@@ -246,7 +246,7 @@ def test_numbers_keep_three_digits():
 def test_a_partial_run_says_so(make_job):
     run = open_or_plan(make_job())
     assert "0 of 12 samples restored" in write_report(run).read_text()
-    next(in_process(run.job, run.folder, run.outstanding(), Live()))
+    next(in_process([Part(run, list(run.outstanding()))], Live()))
     html = write_report(run).read_text()
     assert "3 of 12 samples restored" in html
     assert "9 not done yet" in html

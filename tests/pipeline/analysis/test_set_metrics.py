@@ -22,6 +22,7 @@ from kintsugi.pipeline.execution.live import Live
 from kintsugi.pipeline.execution.local import in_process
 from kintsugi.pipeline.execution.open import open_or_plan, plan
 from kintsugi.pipeline.execution.reference import reference_of
+from kintsugi.pipeline.execution.run import Part
 from kintsugi.pipeline.execution.verify import Finding, repair, verify
 from kintsugi.pipeline.job import config_hash
 from kintsugi.pipeline.metrics import SETS, weights
@@ -66,7 +67,7 @@ def networks(tmp_path_factory):
 
 def finished(job):
     run = open_or_plan(job)
-    for _ in in_process(job, run.folder, run.outstanding(), Live()):
+    for _ in in_process([Part(run, list(run.outstanding()))], Live()):
         pass
     return run
 
@@ -190,7 +191,6 @@ def test_the_record_vouches_for_the_features(networks, make_job):
 
 
 def test_failed_samples_done_again_keep_the_features_of_the_others(networks, make_job, tmp_path):
-    from kintsugi.pipeline.storage.location import at
 
     shard = tmp_path / "s.tar"
     members = [(f"{i}.png", encode(picture(i))) for i in range(3)]
@@ -208,7 +208,7 @@ def test_failed_samples_done_again_keep_the_features_of_the_others(networks, mak
     run = finished(broken)
     assert set_metrics(run)["fid"].n == 2
     write_tar(shard, members)
-    for _ in in_process(run.job, at(run.folder), list(run.with_failures()), Live(), failed_only=True):
+    for _ in in_process([Part(run, list(run.with_failures()), failed_only=True)], Live()):
         pass
     found = set_metrics(run)
     assert found["swd"] == expected["swd"]

@@ -46,10 +46,10 @@ def test_images_that_are_scored_have_the_same_rows(tmp_path, ray_cluster):
 
 def test_a_unit_that_kills_its_workers_is_given_up_and_the_rest_done(station):
     class Deadly(RayWorker):
-        def process(self, task):
+        def process(self, run, task):
             if task.unit.unit == "00001-0000000":
                 os._exit(1)  # no exception, no goodbye
-            return super().process(task)
+            return super().process(run, task)
 
     station.run_with(Deadly, "deadly", attempts=1)
     found = rows(Run.open(station.base / "deadly"))
@@ -61,7 +61,7 @@ def test_a_unit_that_kills_its_workers_is_given_up_and_the_rest_done(station):
 
 def test_workers_that_cannot_start_end_the_job(station, monkeypatch):
     class Broken(RayWorker):
-        def __init__(self, job, folder, device):
+        def __init__(self, run, device):
             raise JobError("no weights at /nowhere")
 
     monkeypatch.setattr(actors, "pause", lambda attempt: 0.1)

@@ -135,15 +135,15 @@ def test_an_actor_at_work_when_the_job_ends_leaves_nothing(station, monkeypatch)
     """A unit is done twice, as the first to do it is slow; the slow one is writing when the other is done."""
 
     class Scribbler(RayWorker):
-        def process(self, task):
-            begun = Path(self.worker.folder, "begun")
+        def process(self, run, task):
+            begun = Path(run.folder, "begun")
             if task.unit.unit == "00000-0000000" and not begun.exists():
                 begun.touch()
                 for number in range(100_000):
                     name = f".{this_host()}-{os.getpid()}-{number:016x}.tmp"
-                    Path(self.worker.folder, name).touch()
+                    Path(run.folder, name).touch()
                     time.sleep(0.001)
-            return super().process(task)
+            return super().process(run, task)
 
     monkeypatch.setattr(ledger, "SLOW_SECONDS", 0.2)
     station.run_with(Scribbler, "scribbled", actors=2)
@@ -156,9 +156,10 @@ def test_poison_is_found_by_bisection_and_alone_recorded_as_failed(station, monk
     poison, unlucky = {"image_0006"}, "image_0010"
 
     class Poisoned(RayWorker):
-        def __init__(self, job, folder, device):
-            super().__init__(job, folder, device)
-            stage, accident, frozen = self.worker.stage, Path(folder, "accident"), Path(folder, "frozen")
+        def __init__(self, run, device):
+            super().__init__(run, device)
+            stage, folder = self.worker(run).stage, Path(run.folder)
+            accident, frozen = folder / "accident", folder / "frozen"
             original = stage.run
 
             def run_or_die(samples):

@@ -22,6 +22,7 @@ from kintsugi.pipeline.execution.directory import FILES, KEPT
 from kintsugi.pipeline.execution.live import Live
 from kintsugi.pipeline.execution.local import in_process
 from kintsugi.pipeline.execution.open import open_or_plan
+from kintsugi.pipeline.execution.run import Part
 from kintsugi.pipeline.execution.verify import verify
 from kintsugi.pipeline.execution.worker import Worker
 from kintsugi.pipeline.storage import records
@@ -124,7 +125,7 @@ def test_a_mask_that_changes_while_a_worker_meets_another_size_ends_the_job(make
         compute={"batch_size": 1, "unit_size": 1, "cpus_per_actor": 1},
     )
     run = open_or_plan(job)
-    commits = in_process(run.job, run.folder, run.outstanding(), Live())
+    commits = in_process([Part(run, list(run.outstanding()))], Live())
     assert next(commits).failed == 0
     write_mask(mask, ~HALF)
     with pytest.raises(JobError, match="changed while the run went on"):

@@ -415,7 +415,7 @@ def test_an_image_that_never_fits_costs_the_others_nothing(make_measurement_job,
     with pytest.raises(torch.OutOfMemoryError):
         stage.run(samples(["large"], [np.zeros((3, 24, 24), np.float32)]))
     assert stage.batch_size == 8
-    assert not stage.prior.network.unet.is_gradient_checkpointing
+    assert not stage.loaded.prior.network.unet.is_gradient_checkpointing
 
 
 @pytest.mark.parametrize(

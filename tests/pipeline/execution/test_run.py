@@ -30,7 +30,7 @@ from kintsugi.pipeline.execution.live import Live
 from kintsugi.pipeline.execution.local import in_process
 from kintsugi.pipeline.execution.memory import largest_batch
 from kintsugi.pipeline.execution.open import open_or_plan
-from kintsugi.pipeline.execution.run import Run
+from kintsugi.pipeline.execution.run import Part, Run
 from kintsugi.pipeline.execution.stage import Stage
 from kintsugi.pipeline.job import config_hash
 from kintsugi.pipeline.parts import Degradation
@@ -298,14 +298,14 @@ def test_a_job_without_the_memory_to_begin_ends_with_one_sentence(make_job, monk
     run = open_or_plan(job)
     monkeypatch.setattr(restore.priors, "load", lambda *_, **__: LACKS["torch"]())
     with pytest.raises(JobError, match=r"out of memory: .* the same command continues"):
-        list(in_process(job, run.folder, run.outstanding(), Live()))
+        list(in_process([Part(run, list(run.outstanding()))], Live()))
 
 
 def test_the_user_hears_what_happened_to_a_worker(make_job, monkeypatch):
     with_memory_for(monkeypatch, 1)
     job = make_job()
     run, live = open_or_plan(job), Live()
-    commits = list(in_process(job, run.folder, run.outstanding(), live))
+    commits = list(in_process([Part(run, list(run.outstanding()))], live))
     assert live.notes == ["out of memory: batches of 1, not compiled from now on"]
     assert [commit.notes for commit in commits] == [tuple(live.notes), (), (), (), (), ()]
     assert read_commit(run.folder, commits[0].unit, run.config_hash) is not None
@@ -315,7 +315,7 @@ def test_activations_are_recomputed_only_when_a_single_image_does_not_fit(make_j
     with_memory_for(monkeypatch, 0, checkpointed=1)
     stage = Stage(make_job(compute={"batch_size": 2, "cpus_per_actor": 1}), "cpu")
     assert [r.error for r in restore_pictures(stage)] == [None] * 4
-    assert stage.prior.network.unet.is_gradient_checkpointing
+    assert stage.loaded.prior.network.unet.is_gradient_checkpointing
     assert stage.notes[-1] == "out of memory: activations are computed twice from now on"
     with_memory_for(monkeypatch, 0)
     with pytest.raises(torch.OutOfMemoryError):
@@ -350,7 +350,7 @@ def test_a_batch_size_left_open_is_found_once_and_the_same_after_resumption(make
     monkeypatch.setattr(restore, "BATCH_ON_CPU", 3)
     job = make_job(compute={"batch_size": "auto", "unit_size": 3, "cpus_per_actor": 1})
     run = open_or_plan(job)
-    next(in_process(job, run.folder, run.outstanding(), Live()))
+    next(in_process([Part(run, list(run.outstanding()))], Live()))
     assert json.loads((run.folder / "batch_size.json").read_text())["batch_size"] == 3
     monkeypatch.setattr(restore, "BATCH_ON_CPU", 1)
     assert {row["batch_size"] for row in rows(execute(job))} == {1, 3}  # the last of four is alone
@@ -377,7 +377,7 @@ def test_storage_that_fails_is_not_a_failed_row(make_job, tmp_path, monkeypatch)
     units = list(run.outstanding())
     shard.rename(tmp_path / "away.tar")
     with pytest.raises(JobError, match=r"storage: .*No such file.*the same command continues"):
-        list(in_process(job, run.folder, units, Live()))
+        list(in_process([Part(run, units)], Live()))
     assert run.progress().units == 0
     (tmp_path / "away.tar").rename(shard)
     assert {row["status"] for row in rows(execute(job))} == {"ok"}
@@ -527,7 +527,7 @@ def test_a_checkpoint_is_recorded_and_may_move_but_not_change(make_job, pipeline
     with pytest.raises(JobError, match="begun with another prior"):
         open_or_plan(job)
     with pytest.raises(JobError, match="the file changed while the run went on"):
-        next(in_process(job, run.folder, run.units(), Live()))
+        next(in_process([Part(run, list(run.units()))], Live()))
 
 
 @pytest.mark.parametrize(

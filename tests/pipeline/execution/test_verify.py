@@ -19,7 +19,7 @@ from kintsugi.pipeline.execution.live import Live
 from kintsugi.pipeline.execution.local import in_process
 from kintsugi.pipeline.execution.open import open_or_plan
 from kintsugi.pipeline.execution.restored import write_restored
-from kintsugi.pipeline.execution.run import Run
+from kintsugi.pipeline.execution.run import Part, Run
 from kintsugi.pipeline.execution.stage import Stage
 from kintsugi.pipeline.execution.verify import Finding, verify
 from kintsugi.pipeline.storage.records import MAX_RECORD, SUMS, sealed, unsealed
@@ -227,7 +227,7 @@ def test_a_retry_that_is_killed_loses_nothing(make_job, monkeypatch):
 
         context.setattr("kintsugi.pipeline.execution.commit.asdict", dies)  # between rows and record
         with pytest.raises(KeyboardInterrupt):
-            list(in_process(job, run.folder, units, Live(), failed_only=True))
+            list(in_process([Part(run, units, failed_only=True)], Live()))
     assert [unit.unit for unit in open_or_plan(job).outstanding()] == ["00000-0000000"]
     found = rows(execute(job))
     assert [row["key"] for row in found] == [f"image_{i:03d}" for i in range(12)]
@@ -240,7 +240,7 @@ def test_a_retry_that_is_killed_loses_nothing(make_job, monkeypatch):
 def test_a_job_that_is_asked_to_stop_finishes_its_unit(make_job):
     job, live = make_job(), Live()
     run = open_or_plan(job)
-    commits = in_process(job, run.folder, run.outstanding(), live)
+    commits = in_process([Part(run, list(run.outstanding()))], live)
     next(commits)
     live.stopping = True
     assert list(commits) == []
@@ -308,7 +308,7 @@ def test_a_retried_unit_keeps_the_time_and_the_place_of_the_rows_it_keeps(make_j
     record = commit_file(run.folder, unit)
     before = json.loads(record.read_text())
     rewrite(record, made_by=before["made_by"] | {"host": "elsewhere"})
-    list(in_process(job, run.folder, list(run.with_failures()), Live(), failed_only=True))
+    list(in_process([Part(run, list(run.with_failures()), failed_only=True)], Live()))
     after = json.loads(record.read_text())
     assert after["seconds"]["sample"] == before["seconds"]["sample"]
     assert after["seconds"]["total"] > before["seconds"]["total"]

@@ -55,7 +55,7 @@ class Notebook(Observer):
 def work(make_job, monkeypatch):
     """A worker with such a stage, what it observes, and its first unit, of three samples."""
     run = open_or_plan(make_job())
-    monkeypatch.setattr(module, "stage_of", lambda job, folder, device: Copies(job))
+    monkeypatch.setattr(module, "stage_of", lambda job, folder, device, loaded: Copies(job))
     notebook = Notebook()
     return Worker(run.job, run.folder, "cpu", [notebook]), notebook, next(run.units())
 

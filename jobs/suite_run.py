@@ -1,0 +1,211 @@
+"""The runs of a suite: planning them, tuning, doing what is left of all in one session, and the page."""
+
+from collections.abc import Iterable, Sequence
+from contextlib import nullcontext
+from itertools import groupby
+from typing import Any
+
+import torch
+from rich.table import Table
+
+from kintsugi.device import default_device
+from kintsugi.errors import JobError
+from kintsugi.jobs.display import duration, progress_bar
+from kintsugi.jobs.execution import execute, show_shard_warnings, write_restored
+from kintsugi.jobs.files import located
+from kintsugi.jobs.suite_file import Cell, Suite, groups
+from kintsugi.jobs.terminal import console, errors
+from kintsugi.jobs.trials import Base, make_trials
+from kintsugi.pipeline.analysis.query import kept_rows
+from kintsugi.pipeline.analysis.report import write_report
+from kintsugi.pipeline.analysis.suite import Entry, summarize
+from kintsugi.pipeline.analysis.suite_page import write_suite
+from kintsugi.pipeline.analysis.sweep import Measured, Outcome, Trial, result_of
+from kintsugi.pipeline.analysis.sweep_settings import Settings, grid, name_of
+from kintsugi.pipeline.analysis.sweep_tables import trials_csv
+from kintsugi.pipeline.execution import estimate
+from kintsugi.pipeline.execution.open import open_or_plan
+from kintsugi.pipeline.execution.run import Part, Progress, Run
+from kintsugi.pipeline.execution.stage import Loaded, prior_of
+from kintsugi.pipeline.job import Job
+from kintsugi.pipeline.storage.location import Location
+from kintsugi.pipeline.storage.publish import clear_temporaries, publish_bytes
+
+Names = tuple[str, str]
+"""Of a task and a method, as folders."""
+ACTOR = ("cpus_per_actor", "gpus_per_actor", "actors")
+
+
+def folder_of(suite: Suite) -> Location:
+    """Where a suite is."""
+    return located("output", suite.file.output)
+
+
+def check_all(suite: Suite) -> list[Job]:
+    """Every job as it would be evaluated, with the first of the settings to choose from.
+
+    Raises:
+        JobError: one cannot be, by its points; or their actors are not alike.
+    """
+    first = {names: grid(cells[0].grid)[0] for names, cells in groups(suite)}
+    jobs = [job for names, cells in groups(suite) for _, job in evaluated(suite, names, cells, first[names])]
+    for job in jobs:
+        for field in ACTOR:
+            if getattr(job.compute, field) != getattr(jobs[0].compute, field):
+                raise JobError(f"compute.{field}: the jobs of a suite share their actors; set it in base")
+    return jobs
+
+
+def evaluated(suite: Suite, names: Names, cells: Iterable[Cell], chosen: Settings) -> list[tuple[Cell, Job]]:
+    """The jobs of a method in a task, one for each seed, with the settings that were chosen."""
+    task, method = names
+    found = []
+    for cell in cells:
+        seed = [cell.points[axis] for axis in suite.seed]
+        place = ",".join([method, *seed, *([name_of(chosen)] if chosen else [])])
+        output = str(folder_of(suite) / "runs" / task / place)
+        _, job = suite.job(cell, output, {})
+        rest = (
+            {}
+            if suite.file.tune is None or suite.file.tune.fields
+            else {"data.subset": subset(job, "evaluate")}
+        )
+        found.append((cell, suite.job(cell, output, {**rest, **chosen})[1]))
+    return found
+
+
+def subset(job: Job, part: str) -> Settings:
+    """One of the two parts of a job's images."""
+    return Base({}, "", job, job.folder).subset(part)
+
+
+def run_all(suite: Suite, address: str | None) -> list[Entry]:
+    """Tune and evaluate, in one session of Ray; raises a typer.Exit if interrupted."""
+    session: Any = nullcontext()
+    if address != "none":
+        from kintsugi.pipeline.execution.cluster import connected
+
+        session = connected(address)
+    with session:
+        chosen = tune(suite, address)
+        jobs = [
+            (cell, job)
+            for names, cells in groups(suite)
+            for cell, job in evaluated(suite, names, cells, chosen.get(names, {}))
+        ]
+        runs = do_jobs([job for _, job in jobs], address, "runs")
+    return [
+        Entry(suite.name(cell, suite.task), suite.name(cell, suite.method), run)
+        for (cell, _), run in zip(jobs, runs, strict=True)
+    ]
+
+
+def do_jobs(jobs: Sequence[Job], address: str | None, what: str) -> list[Run]:
+    """Begin the runs of jobs or continue them, all together; raises as `execute`."""
+    runs: list[Run] = []
+    with console.status("") as status:
+        for job in jobs:
+            status.update(f"reading the prior and the shards: {what} {len(runs) + 1} of {len(jobs)}")
+            runs.append(open_or_plan(job))
+    for _, alike in groupby(runs, key=lambda run: run.summary):
+        show_shard_warnings(next(alike).summary)
+    parts = [Part(run, units) for run in runs if (units := list(run.outstanding()))]
+    before = together([run.progress() for run in runs])
+    samples = sum(run.summary.samples for run in runs)
+    done = f", {before.rows} done before" if before.rows else ""
+    console.print(f"{len(runs)} {what}, {len(parts)} of them to be done: {samples} samples{done}")
+    if parts:
+        execute(parts, address, before)
+    for part in parts:
+        clear_temporaries(part.run.folder)
+        write_restored(part.run)
+    return runs
+
+
+def together(progress: Sequence[Progress]) -> Progress:
+    """Of several runs."""
+    return Progress(*(sum(of) for of in zip(*(vars(one).values() for one in progress), strict=True)))
+
+
+def tune(suite: Suite, address: str | None) -> dict[Names, Settings]:
+    """The settings of every method in every task that has any to choose from, on images for tuning."""
+    if (tuning := suite.file.tune) is None:
+        return {}
+    by, then = Measured(tuning.by), Measured(tuning.then or tuning.by)
+    trials: dict[Names, list[Trial]] = {}
+    for names, cells in groups(suite):
+        if cells[0].grid:
+            task, method = names
+            folder = folder_of(suite) / "tuning" / task / method
+            values, job = suite.job(cells[0], str(folder), tuning.fields)
+            images = tuning.fields or {"data.subset": subset(job, "tune")}
+            base = Base(values, suite.source, job, folder)
+            metrics = list(dict.fromkeys([by.name, then.name]))
+            trials[names] = make_trials(base, grid(cells[0].grid), tuning.images, metrics, images)
+    jobs = [trial.job for of in trials.values() for trial in of]
+    runs = iter(do_jobs(jobs, address, "trials") if jobs else [])
+    chosen = {}
+    for (task, method), of in trials.items():
+        results = [result_of(next(runs), trial, by, then, tuning.images) for trial in of]
+        order = sorted(range(len(results)), key=lambda place: (results[place].rank, place))
+        outcome = Outcome(by, results, order, then, tuning.within)
+        publish_bytes(folder_of(suite) / "tuning" / task / method / "sweep.csv", trials_csv(outcome).encode())
+        chosen[task, method] = outcome.chosen.trial.settings
+        for sentence in outcome.edges():
+            errors.print(f"{task} {method}, at the edge: {sentence}", style="yellow")
+    return chosen
+
+
+def finish(suite: Suite, entries: Sequence[Entry]) -> int:
+    """Write what reports are not there yet and the page; returns how many samples failed."""
+    runs = [entry.run for entry in entries if entry.run is not None]
+    with progress_bar(console, len(runs), "reports") as advance:
+        for run in runs:
+            if kept_rows(run.folder) is None:
+                write_report(run)
+            advance()
+    with console.status("comparing"):
+        page = write_suite(summarize(entries, suite.wanted), entries, folder_of(suite))
+    console.print(f"{len(runs)} runs · {page}")
+    return sum(run.progress().failed for run in runs)
+
+
+def show_plan(suite: Suite, jobs: Sequence[Job], gpus: int) -> None:
+    """How many jobs, evaluations and hours a suite is, as far as none is done."""
+    device, tuning = default_device(), suite.file.tune
+    samples: dict[str, int] = {}
+    loaded: dict[str, Loaded] = {}
+    seconds: dict[str, float] = {}
+    evaluations = total = 0.0
+    images = 0
+    with console.status("counting evaluations, and timing a batch"):
+        for job in jobs:
+            data = job.data.model_dump_json()
+            if data not in samples:
+                samples[data] = estimate.samples_of(job)
+            network = str((job.prior, job.image_shape, job.compute.model_dump()))
+            if network not in loaded:
+                loaded[network] = prior_of(job, torch.device("cpu"))
+            each = sum(estimate.evaluations(job, loaded[network]))
+            if network not in seconds:
+                seconds[network] = estimate.seconds_per_image(job, device) / max(each, 1)
+            images += samples[data]
+            evaluations += samples[data] * each
+            total += samples[data] * each * seconds[network]
+    trials = sum(len(grid(cells[0].grid)) for _, cells in groups(suite) if cells[0].grid)
+    table = Table(show_header=False)
+    table.add_row(
+        "tasks × methods",
+        f"{len({n[0] for n, _ in groups(suite)})} × {len({n[1] for n, _ in groups(suite)})}",
+    )
+    table.add_row("runs", f"{len(jobs)}, {images} images")
+    if tuning is not None:
+        table.add_row("trials before", f"{trials}, of at most {tuning.images} images each")
+    table.add_row("network evaluations", f"{evaluations:,.0f}, forwards and VJPs, of the runs")
+    where = "one GPU" if device == "cuda" else f"{jobs[0].compute.cpus_per_actor} cores"
+    table.add_row(
+        "time",
+        f"{duration(total)} on {where}" + (f", {duration(total / gpus)} on {gpus}" if gpus > 1 else ""),
+    )
+    table.add_row("output", str(folder_of(suite)))
+    console.print(table)

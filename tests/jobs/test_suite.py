@@ -1,0 +1,204 @@
+"""Suites: which jobs a file means, tuning before evaluating, growth, and going on after anything."""
+
+import json
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from kit.jobs import digests, kintsugi, told
+
+from kintsugi.errors import JobError
+from kintsugi.jobs.suite_file import groups, read_suite
+from kintsugi.pipeline.execution import local
+from kintsugi.pipeline.execution.run import Run
+
+AXES: dict[str, Any] = {
+    "operator": {"pool": {}, "mask": {"degradation.operator": {"name": "inpaint", "mask": "box"}}},
+    "sampler": [{"name": "ddnm"}, {"name": "conjugate"}],
+    "sampler.steps": [1, 2],
+}
+
+
+@pytest.fixture
+def suite_of(make_job, tmp_path):
+    """Writes a suite file on small shards; keyword arguments are its other fields."""
+
+    def write(**fields: Any) -> Path:
+        base = make_job(metrics=["psnr", "spectrum_ratio"], output="unused").model_dump(mode="json")
+        values = {"base": base, "output": str(tmp_path / "suite"), "axes": AXES} | fields
+        file = tmp_path / "suite.yaml"
+        file.write_text(yaml.safe_dump(values, sort_keys=False))
+        return file
+
+    return write
+
+
+def names(file: Path) -> list[str]:
+    suite = read_suite(str(file), [])
+    return [f"{task}/{method}" for (task, method), cells in groups(suite) for _ in cells]
+
+
+# ---- which jobs
+
+
+def test_axes_are_multiplied_and_told_apart_by_what_they_change(suite_of):
+    suite = read_suite(str(suite_of(axes=AXES | {"seed": [0, 1]})), [])
+    assert (suite.task, suite.method, suite.seed) == (("operator",), ("sampler", "sampler.steps"), ("seed",))
+    assert len(suite.cells) == 16
+    assert [key for key, _ in groups(suite)][:2] == [("pool", "ddnm,steps=1"), ("pool", "ddnm,steps=2")]
+    cell = suite.cells[-1]
+    _, job = suite.job(cell, "x", {})
+    assert (job.sampler, job.seed) == ({"name": "conjugate", "steps": 2}, 1)
+    assert job.degradation.operator["name"] == "inpaint"
+    assert suite.cells[0].fields["sampler"] == {"name": "ddnm"}, "cells do not write into each other's fields"
+
+
+def test_exclude_and_include(suite_of):
+    file = suite_of(
+        exclude=[{"operator": "mask", "sampler.steps": ["steps=2"]}, {"sampler": "ddnm", "operator": "pool"}],
+        include=[
+            {
+                "operator": "pool",
+                "sampler": {"best": {"sampler": {"name": "dps"}}},
+                "sampler.steps": "steps=2",
+            }
+        ],
+    )
+    assert names(file) == [
+        "pool/conjugate,steps=1",
+        "pool/conjugate,steps=2",
+        "mask/ddnm,steps=1",
+        "mask/conjugate,steps=1",
+        "pool/best,steps=2",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"axes": {"a": {"b c": {}}}}, "axes.a: 'b c' is no name of a point"),
+        ({"axes": {"a": {"../x": {}}}}, "is no name of a point"),
+        ({"axes": {"a": {"b": {"output": "x"}}}}, "axes.a.b: output is the same in all jobs; set it in base"),
+        ({"axes": {"sampler.stepz": {}}}, "axes: sampler.stepz: an axis without points"),
+        ({"axes": {"nonsense": [1]}}, "axes: nonsense: a list is of the values of a field"),
+        (
+            {"exclude": [{"operator": "poll"}]},
+            r"exclude\[0\]: no point 'poll' on operator; did you mean pool",
+        ),
+        ({"exclude": [{"op": "pool"}]}, "no axis 'op'"),
+        ({"include": [{"sampler": "dps"}]}, "include: no point 'dps' on sampler"),
+        ({"tune": {"grid": {"sampler": {"dps": {"sampler.w": [1]}}}}}, "tune.grid: no point 'dps'"),
+        ({"exclude": [{"operator": ["pool", "mask"]}]}, "exclude leaves no job"),
+        ({"nothing": 1}, "nothing: no such field"),
+        ({"base": "no-such-job"}, "no job file 'no-such-job'"),
+    ],
+)
+def test_what_does_not_fit_is_named(suite_of, fields, message):
+    with pytest.raises(JobError, match=message):
+        read_suite(str(suite_of(**fields)), [])
+
+
+def test_a_job_that_cannot_be_is_named_by_its_points_before_anything_runs(suite_of, tmp_path):
+    axes = AXES | {"sampler": {"good": {"sampler": {"name": "ddnm"}}, "bad": {"sampler": {"name": "ddnn"}}}}
+    code, said = told("suite", suite_of(axes=axes), "--address", "none")
+    assert code == 1
+    assert "pool bad steps=1" in said
+    assert "ddnn" in said
+    assert not (tmp_path / "suite").exists()
+
+
+def test_jobs_share_their_actors(suite_of):
+    axes = {"threads": {"one": {"compute.cpus_per_actor": 1}, "two": {"compute.cpus_per_actor": 2}}}
+    code, said = told("suite", suite_of(axes=axes), "--address", "none")
+    assert code == 1
+    assert "compute.cpus_per_actor: the jobs of a suite share their actors" in said
+
+
+# ---- the runs
+
+
+def runs_of(folder: Path) -> dict[str, dict[str, str]]:
+    """The digests of all runs, by their folders."""
+    return {
+        str(file.parent.relative_to(folder)): digests(Run.open(file.parent))
+        for file in sorted(folder.glob("*/*/*/**/job.yaml"))
+    }
+
+
+TUNE = {"grid": {"sampler": {"conjugate": {"sampler.w": [5, 15]}}}, "images": 4}
+
+
+@pytest.fixture
+def small(suite_of):
+    """Writes a suite of two tasks and two methods, of which one is tuned, with other axes."""
+
+    def write(**axes: Any) -> Path:
+        wanted = {"operator": AXES["operator"], "sampler": AXES["sampler"]} | axes
+        return suite_of(axes=wanted, tune=TUNE)
+
+    return write
+
+
+def do(file: Path, *more: str) -> tuple[int, str]:
+    return told("suite", file, "--address", "none", "--set", "data.subset={part: tune, fraction: 0.5}", *more)
+
+
+def test_a_suite_tunes_evaluates_grows_and_is_the_same_after_an_end_at_any_unit(small, tmp_path, monkeypatch):
+    folder = tmp_path / "suite"
+    process = local.Workplace.of
+    calls = []
+
+    def interrupted(place, job, run):
+        calls.append(str(run))
+        if len(calls) == 3:
+            os.kill(os.getpid(), signal.SIGINT)
+        return process(place, job, run)
+
+    monkeypatch.setattr(local.Workplace, "of", interrupted)
+    code, said = do(small())
+    assert code == 130, said
+    monkeypatch.undo()
+    assert not (folder / "runs").exists(), "nothing is evaluated before all is tuned"
+    code, said = do(small())
+    assert code == 0, said
+    found = runs_of(folder)
+    assert len(found) == 2 * 2 + 2 * 2, "two trials in two tasks, then four runs"
+    tuned = [Run.open(folder / name) for name in found if name.startswith("tuning")]
+    evaluated = [Run.open(folder / name) for name in found if name.startswith("runs")]
+    assert {run.job.data.subset.part for run in tuned} == {"tune"}
+    assert {run.job.data.subset.part for run in evaluated} == {"evaluate"}
+    listed = json.loads((folder / "suite.json").read_text())
+    assert {"pool", "mask"} == {task["name"] for task in listed["tasks"]}
+    assert (folder / "index.html").exists()
+    # Another point: what is there stays, byte by byte, and only what is missing is done.
+    stamps = {name: (folder / name / "job.yaml").stat().st_mtime_ns for name in found}
+    code, said = do(small(sampler=[*AXES["sampler"], {"name": "diffpir"}]))
+    assert code == 0, said
+    assert "2 of them to be done" in said
+    grown = runs_of(folder)
+    assert len(grown) == len(found) + 2
+    assert {name: grown[name] for name in found} == found
+    assert {name: (folder / name / "job.yaml").stat().st_mtime_ns for name in found} == stamps
+
+
+def test_seeds_are_runs_of_one_method(suite_of, tmp_path):
+    axes = {"sampler": [{"name": "ddnm", "steps": 1}], "seed": [0, 1]}
+    code, said = told("suite", suite_of(axes=axes), "--address", "none")
+    assert code == 0, said
+    listed = json.loads((tmp_path / "suite" / "suite.json").read_text())
+    assert len(listed["runs"]) == 2
+    assert {path.name for path in (tmp_path / "suite" / "runs" / "all").iterdir()} == {
+        "ddnm,seed=0",
+        "ddnm,seed=1",
+    }
+
+
+def test_a_dry_run_counts_and_writes_nothing(suite_of, tmp_path):
+    shown = kintsugi("suite", suite_of(exclude=[{"operator": "mask"}]), "--dry-run", "--gpus", "2").stdout
+    # 12 images; ddnm makes one forward a step, conjugate a VJP, too.
+    assert f"{12 * (1 + 2 + 2 * (1 + 2)):,}" in shown
+    assert "1 × 4" in shown
+    assert not (tmp_path / "suite").exists()
