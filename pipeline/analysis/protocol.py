@@ -16,6 +16,7 @@ from kintsugi.pipeline.storage.records import Count, Digest, Number, Text
 
 SCALES = {"[-1,1]": 1.0, "[0,1]": 2.0, "[0,255]": 2 / 255}
 """What a standard deviation on a range is multiplied by to be on [-1, 1]."""
+SHOWN = 120  # characters of an operator in a message
 WHICH = ("count", "keys_sha256", "shards_sha256")
 MADE = ("size", "channels", "fit")
 """Of the fields of images, those that say which they are, and how they were made."""
@@ -141,11 +142,16 @@ def whole_numbers(value: Any) -> Any:
 def differing_protocols(one: Protocol, other: Protocol) -> list[tuple[str, Any, Any]]:
     """Fields in which what was restored differs, with the value of each; what one does not state does not."""
     first, second = compared(one), compared(other)
-    return [
-        (field, first[field], second[field])
+    differing = [
+        field
         for field in first
         if None not in (first[field], second[field]) and not same(first[field], second[field])
     ]
+    shown = [
+        of | {"operator": in_short(of["operator"], by["operator"])}
+        for of, by in ((first, one), (second, other))
+    ]
+    return [(field, shown[0][field], shown[1][field]) for field in differing]
 
 
 def compared(protocol: Protocol) -> dict[str, Any]:
@@ -160,6 +166,12 @@ def compared(protocol: Protocol) -> dict[str, Any]:
         "sigma on [-1, 1]": sigma,
         "poisson": (noise.get("poisson") or 0) if noise else None,
     }
+
+
+def in_short(sha256: str | None, operator: OperatorOf | None) -> str:
+    """An operator in a line: its parameters, as far as there is room, and the beginning of its SHA-256."""
+    words = " ".join(f"{name}={value}" for name, value in sorted((operator or {"spec": {}})["spec"].items()))
+    return f"{words if len(words) <= SHOWN else words[:SHOWN] + '…'} ({(sha256 or '')[:12]})"
 
 
 def same_task(one: Protocol, other: Protocol) -> bool:

@@ -11,7 +11,7 @@ from pydantic import AfterValidator, ConfigDict, TypeAdapter
 from typing_extensions import TypedDict
 
 from kintsugi.errors import JobError
-from kintsugi.pipeline.analysis.protocol import Protocol, sha256_of_keys
+from kintsugi.pipeline.analysis.protocol import Protocol, sha256_of_keys, sha256_of_spec
 from kintsugi.pipeline.storage import records
 from kintsugi.pipeline.storage.location import Location
 from kintsugi.pipeline.storage.records import Count, Digest, Number, Text
@@ -178,17 +178,20 @@ def read_exchange(file: Location) -> dict[str, Any]:
 
 
 def refuse_contradictions(found: Mapping[str, Any], file: Location) -> None:
-    """Raise a JobError where values of images are of others than the protocol states."""
-    if not (values := found.get("values")):
-        return
-    images, keys = found["protocol"]["images"], values["key"]
-    if images["count"] != len(keys):
-        raise JobError(
-            f"{file}: protocol.images.count is {images['count']}, values are of {len(keys)} images"
+    """Raise a JobError where a checksum or a number is not that of what stands beside it."""
+    operator, images = found["protocol"]["operator"], found["protocol"]["images"]
+    checked: list[tuple[str, Any, Any, str]] = []
+    if operator is not None:
+        checked.append(("operator.sha256", operator["sha256"], sha256_of_spec(operator["spec"]), "its spec"))
+    if "values" in found:
+        keys = sorted(found["values"]["key"], key=str.encode)
+        checked.append(("images.count", images["count"], len(keys), "values"))
+        checked.append(
+            ("images.keys_sha256", images["keys_sha256"], sha256_of_keys(keys), "the keys in values")
         )
-    stated, now = images["keys_sha256"], sha256_of_keys(sorted(keys, key=lambda key: key.encode()))
-    if stated not in (None, now):
-        raise JobError(f"{file}: protocol.images.keys_sha256 is {stated}, of the keys in values it is {now}")
+    for field, stated, now, what in checked:
+        if stated not in (None, now):
+            raise JobError(f"{file}: protocol.{field} is {stated}, of {what} it is {now}")
 
 
 def table_of(report: Mapping[str, Any]) -> pa.Table:

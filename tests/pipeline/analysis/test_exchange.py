@@ -26,6 +26,7 @@ from kintsugi.pipeline.storage.location import at
 
 SPEC = {"name": "average_pool", "factor": 4}
 SHA256 = hashlib.sha256(b'{"factor":4,"name":"average_pool"}').hexdigest()
+BICUBIC = {"spec": {"name": "bicubic", "factor": 4}, "sha256": None}
 KEYS = ["a", "b", "é", "z"]
 THEIRS = {
     "title": "a tool of somebody else",
@@ -193,13 +194,14 @@ def test_results_of_others_fit_the_schema_and_are_read(written):
         ("protocol.evaluations.total", 5, "protocol.evaluations: total is 5"),
         ("protocol.noise.range", "[0,16]", "protocol.noise.range: "),
         ("protocol.operator.sha256", "xyz", "protocol.operator.sha256: "),
+        ("protocol.operator.sha256", "0" * 64, "protocol.operator.sha256 is 0"),
         ("protocol.sigma", 0.1, "protocol.sigma: Extra inputs"),
         ("results", {}, "results: Extra inputs"),
         ("values.key", ["a", "b", "b", "z"], "a key occurs twice"),
         ("values.key", ["a", "b"], "has 4 values, of 2 keys"),
         ("values.key", [1, 2, 3, 4], 'a column "key"'),
         ("values.psnr", [1.0, 2.0, 3.0, "much"], "a text that is no number"),
-        ("values", {"key": ["a"], "psnr": [1.0]}, "count is 4, values are of 1"),
+        ("values", {"key": ["a"], "psnr": [1.0]}, "count is 4, of values it is 1"),
         ("values", {"key": [*"abcd"], "psnr": [1.0] * 4}, "keys_sha256"),
     ],
 )
@@ -243,7 +245,12 @@ def test_the_same_noise_on_any_range_is_the_same(written):
 @pytest.mark.parametrize(
     ("path", "value", "says", "ranked"),
     [
-        ("protocol.operator", {"spec": {"name": "bicubic"}, "sha256": None}, "operator is", False),
+        (
+            "protocol.operator",
+            {"spec": {"name": "bicubic"}, "sha256": None},
+            "operator is 'name=bicubic (",
+            False,
+        ),
         ("protocol.noise.sigma", 0.1, "sigma on [-1, 1] is 0.2, of theirs.json 0.1", False),
         ("protocol.images.size", 512, "images.size is 512, of theirs.json 256", False),
         ("protocol.images", {"count": 4, "keys_sha256": None, "shards_sha256": "1" * 64}, None, True),
