@@ -242,10 +242,11 @@ def test_the_ray_job_runs_what_was_packed(make_job, tmp_path, job_server):
     """Its entrypoint and runtime environment go to a real job server, as KubeRay sends them."""
     from ray.job_submission import JobSubmissionClient
 
-    write_job(tmp_path / "job.yaml", make_job())
+    job = make_job(compute={"batch_size": 4, "unit_size": 4, "cpus_per_actor": 1, "actors": 1})
+    write_job(tmp_path / "job.yaml", job)
     kintsugi("submit", tmp_path / "job.yaml", "--pack", tmp_path / "packed.zip")
     with zipfile.ZipFile(tmp_path / "packed.zip") as archive:
-        assert Job.model_validate(yaml.safe_load(archive.read("kintsugi/job.yaml"))) == make_job()
+        assert Job.model_validate(yaml.safe_load(archive.read("kintsugi/job.yaml"))) == job
         folders = {name.split("/")[1] for name in archive.namelist()} - {""}
         assert folders == {"kintsugi", "job.yaml"}
         assert not [name for name in archive.namelist() if "__pycache__" in name or "/." in name]

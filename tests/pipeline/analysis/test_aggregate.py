@@ -53,7 +53,7 @@ def test_the_interval_of_skewed_values_covers_better_than_students():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("n", [10, 50, 300, 1000])
+@pytest.mark.parametrize("n", [10, 50, 300])
 def test_of_skewed_values_no_number_of_them_is_covered_less_than_by_student(n):
     """From 300 values on the Edgeworth expansion, used before, covered 0.925 where Student's does 0.942."""
     random = np.random.default_rng(n)
