@@ -75,9 +75,15 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 @pytest.fixture(scope="session", autouse=True)
-def one_thread() -> None:
-    """Small kernels gain nothing from a second thread, and wait for it when the machine is busy."""
+def one_thread() -> Iterator[None]:
+    """Small kernels gain nothing from a second thread, and wait for it when the machine is busy.
+
+    That holds for the commands that tests start, too.
+    """
     torch.set_num_threads(1)
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("OMP_NUM_THREADS", "1")
+        yield
 
 
 @pytest.fixture(scope="session", autouse=True)
