@@ -13,9 +13,9 @@ def prior_error(restored: Tensor, again: Tensor) -> Tensor:
 METRIC = ImageMetric(
     "prior's error",
     None,
-    "Error with which the prior gives the image back, on [0, 1]: large outside of its domain; no truth.\n"
+    "Error with which the prior gives the image back, on [0, 1]; needs no truth.\n"
     "Mean absolute error after three DDIM steps to VP time 0.1 and three back: DIRE (Wang et al., ICCV 2023, "
-    "2303.09295) up to a moderate level. Compare with that of images of the domain and of like detail: less "
+    "2303.09295) up to a moderate level. Large for noise and textures that the prior does not expect; less "
     "is not better, as smooth images have least. Six network forwards an image, beside the sampler's.",
     plain(prior_error),
     needs_truth=False,
