@@ -107,12 +107,14 @@ class Suite:
     """A suite file, and the jobs that it asks for.
 
     Attributes:
-        values: fields of the base job. task, method, seed: names of axes, by what they change.
+        values: fields of the base job. about: the first comment.
+        task, method, seed: names of axes, by what they change.
     """
 
     file: SuiteFile
     values: dict[str, Any]
     source: str
+    about: str
     cells: list[Cell]
     task: tuple[str, ...]
     method: tuple[str, ...]
@@ -130,8 +132,7 @@ class Suite:
     def wanted(self) -> Wanted:
         """What its page shows."""
         page = self.file.page
-        title = page.title or self.source
-        return Wanted(title, page.distortion, page.perception, page.family, page.against)
+        return Wanted(page.title or self.about, page.distortion, page.perception, page.family, page.against)
 
     def job(self, cell: Cell, folder: str, fields: Settings) -> tuple[dict[str, Any], Job]:
         """The fields of a cell's job, and it, with others set; raises a JobError that names its points."""
@@ -150,11 +151,11 @@ def read_suite(name: str, sets: Sequence[str]) -> Suite:
     """
     path = located("SUITE", name)
     try:
-        written = parse_yaml(path.read_bytes().decode(), name, [SuiteFile])
+        text = path.read_bytes().decode()
     except (OSError, UnicodeDecodeError) as error:
         raise JobError(f"SUITE: {error}") from error
     try:
-        file = SuiteFile.model_validate(written)
+        file = SuiteFile.model_validate(parse_yaml(text, name, [SuiteFile]))
     except ValidationError as error:
         raise JobError(f"{name}:\n  " + "\n  ".join(problem(dict(e)) for e in error.errors())) from None
     if isinstance(file.base, str):
@@ -168,7 +169,9 @@ def read_suite(name: str, sets: Sequence[str]) -> Suite:
     of_kind: dict[str, list[str]] = {"task": [], "method": [], "seed": []}
     for axis, points in axes.items():
         of_kind[kind_of(points)].append(axis)
-    return Suite(file, values, name, cells, **{kind: tuple(of) for kind, of in of_kind.items()})
+    first = text.splitlines()[0] if text.strip() else ""
+    about = first.lstrip("# ").strip() if first.startswith("#") else name
+    return Suite(file, values, name, about, cells, **{kind: tuple(of) for kind, of in of_kind.items()})
 
 
 def kind_of(points: Points) -> str:

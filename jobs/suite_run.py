@@ -1,6 +1,6 @@
 """The runs of a suite: planning them, tuning, doing what is left of all in one session, and the page."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 from contextlib import nullcontext
 from itertools import groupby
 from typing import Any
@@ -24,10 +24,12 @@ from kintsugi.pipeline.analysis.sweep import Measured, Outcome, Trial, result_of
 from kintsugi.pipeline.analysis.sweep_settings import Settings, grid, name_of
 from kintsugi.pipeline.analysis.sweep_tables import trials_csv
 from kintsugi.pipeline.execution import estimate
+from kintsugi.pipeline.execution.directory import JOB
 from kintsugi.pipeline.execution.open import open_or_plan
-from kintsugi.pipeline.execution.run import Part, Progress, Run
+from kintsugi.pipeline.execution.run import Part, Run, together
 from kintsugi.pipeline.execution.stage import Loaded, prior_of
 from kintsugi.pipeline.job import Job
+from kintsugi.pipeline.storage.files import matches
 from kintsugi.pipeline.storage.location import Location
 from kintsugi.pipeline.storage.publish import clear_temporaries, publish_bytes
 
@@ -122,11 +124,6 @@ def do_jobs(jobs: Sequence[Job], address: str | None, what: str) -> list[Run]:
     return runs
 
 
-def together(progress: Sequence[Progress]) -> Progress:
-    """Of several runs."""
-    return Progress(*(sum(of) for of in zip(*(vars(one).values() for one in progress), strict=True)))
-
-
 def tune(suite: Suite, address: str | None) -> dict[Names, Settings]:
     """The settings of every method in every task that has any to choose from, on images for tuning."""
     if (tuning := suite.file.tune) is None:
@@ -159,6 +156,12 @@ def tune(suite: Suite, address: str | None) -> dict[Names, Settings]:
 def finish(suite: Suite, entries: Sequence[Entry]) -> int:
     """Write what reports are not there yet and the page; returns how many samples failed."""
     runs = [entry.run for entry in entries if entry.run is not None]
+    others = others_in(folder_of(suite), {run.folder for run in runs})
+    if others:
+        errors.print(
+            f"{len(others)} runs in its folder are none of the suite's, and take no part: {others[0]} …",
+            style="yellow",
+        )
     with progress_bar(console, len(runs), "reports") as advance:
         for run in runs:
             if kept_rows(run.folder) is None:
@@ -168,6 +171,12 @@ def finish(suite: Suite, entries: Sequence[Entry]) -> int:
         page = write_suite(summarize(entries, suite.wanted), entries, folder_of(suite))
     console.print(f"{len(runs)} runs · {page}")
     return sum(run.progress().failed for run in runs)
+
+
+def others_in(folder: Location, known: Container[Location]) -> list[Location]:
+    """Runs in a suite's folder that are not among those that are known."""
+    jobs = matches(f"{folder}/runs/*/*/{JOB}")
+    return [job.parent for job in jobs if job.parent not in known]
 
 
 def show_plan(suite: Suite, jobs: Sequence[Job], gpus: int) -> None:

@@ -2,6 +2,7 @@
 
 import copy
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -28,7 +29,7 @@ from kintsugi.pipeline.analysis.sweep_tables import trials_csv, trials_table, wh
 from kintsugi.pipeline.data.photographs import SCIKIT_IMAGE
 from kintsugi.pipeline.data.shards import from_root
 from kintsugi.pipeline.execution.open import open_or_plan
-from kintsugi.pipeline.execution.run import Part, Run
+from kintsugi.pipeline.execution.run import Part, Run, together
 from kintsugi.pipeline.job import Job
 from kintsugi.pipeline.metrics import IMAGE
 from kintsugi.pipeline.parts import Subset
@@ -164,9 +165,9 @@ def run_trials(
         with console.status(f"reading the prior and the shards for {trials[number].name}"):
             return open_or_plan(trials[number].job)
 
-    def do(number: int, images: int) -> Result:
-        do_first(run(number), images, address)
-        return result_of(run(number), trials[number], *deciding, images)
+    def do(numbers: Sequence[int], images: int) -> list[Result]:
+        do_first([run(number) for number in numbers], images, address)
+        return [result_of(run(number), trials[number], *deciding, images) for number in numbers]
 
     summary = run(0).summary
     show_shard_warnings(summary)
@@ -185,13 +186,15 @@ def run_trials(
         return climb(ladder, do)
 
 
-def do_first(run: Run, images: int, address: str | None) -> None:
-    """Do what is left of a trial's first images."""
-    units = [unit for unit in run.outstanding() if unit.first < images]
-    if units:
-        console.print(f"{run.folder.name}: {images} images")
-        execute([Part(run, units)], address, run.progress())
-        clear_temporaries(run.folder)
+def do_first(runs: Sequence[Run], images: int, address: str | None) -> None:
+    """Do what is left of some trials' first images, all together."""
+    left = ([unit for unit in run.outstanding() if unit.first < images] for run in runs)
+    parts = [Part(run, units) for run, units in zip(runs, left, strict=True) if units]
+    if parts:
+        console.print(f"{len(parts)} trials: {images} images each")
+        execute(parts, address, together([part.run.progress() for part in parts]))
+    for part in parts:
+        clear_temporaries(part.run.folder)
 
 
 def show(outcome: Outcome) -> None:

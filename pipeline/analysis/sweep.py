@@ -175,11 +175,13 @@ def difference(result: Result, best: Result) -> Difference:
     return Difference(float(pairs.mean()) if keys else math.nan, *ends)
 
 
-def climb(ladder: Sequence[Rung], do: Callable[[int, int], Result]) -> tuple[list[Result], list[int]]:
+def climb(
+    ladder: Sequence[Rung], do: Callable[[Sequence[int], int], Sequence[Result]]
+) -> tuple[list[Result], list[int]]:
     """Take the trials from rung to rung.
 
     Args:
-        do: does what is left of a trial's first images, by the numbers of the trial and of images.
+        do: does what is left of some trials' first images, by the numbers of the trials and of images.
 
     Returns:
         What every trial came to on all its images, and the numbers of those on the last rung, the best first.
@@ -188,7 +190,7 @@ def climb(ladder: Sequence[Rung], do: Callable[[int, int], Result]) -> tuple[lis
     alive = list(range(ladder[0].trials))
     for rung in ladder:
         alive = alive[: rung.trials]
-        results |= {number: do(number, rung.images) for number in alive}
+        results |= zip(alive, do(alive, rung.images), strict=True)
         alive.sort(key=lambda number: (results[number].rank, number))
     return [results[number] for number in sorted(results)], alive
 

@@ -100,6 +100,11 @@ class Run:
         return (unit for unit, commit in self.commits() if commit is not None and commit.failed)
 
 
+def together(progress: Sequence[Progress]) -> Progress:
+    """Of several runs."""
+    return Progress(*(sum(of) for of in zip(*(vars(one).values() for one in progress), strict=True)))
+
+
 def refuse_damaged(folder: Location) -> None:
     """Raise a JobError if what a run was begun with is not what was written; runs may be too old to know."""
     try:

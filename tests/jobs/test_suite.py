@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import yaml
 from kit.jobs import digests, kintsugi, told
+from kit.plugins import know_stand_ins
 
 from kintsugi.errors import JobError
 from kintsugi.jobs.suite_file import groups, read_suite
@@ -27,7 +28,9 @@ def suite_of(make_job, tmp_path):
     """Writes a suite file on small shards; keyword arguments are its other fields."""
 
     def write(**fields: Any) -> Path:
-        base = make_job(metrics=["psnr", "spectrum_ratio"], output="unused").model_dump(mode="json")
+        know_stand_ins()
+        quick = {"metrics": ["psnr", "spectrum_ratio"], "prior": {"name": "gaussian"}, "output": "unused"}
+        base = make_job(**quick).model_dump(mode="json")
         values = {"base": base, "output": str(tmp_path / "suite"), "axes": AXES} | fields
         file = tmp_path / "suite.yaml"
         file.write_text(yaml.safe_dump(values, sort_keys=False))
@@ -181,6 +184,9 @@ def test_a_suite_tunes_evaluates_grows_and_is_the_same_after_an_end_at_any_unit(
     grown = runs_of(folder)
     assert len(grown) == len(found) + 2
     assert {name: grown[name] for name in found} == found
+    code, said = do(small())
+    assert code == 0, said
+    assert "2 runs in its folder are none of the suite's" in said
     assert {name: (folder / name / "job.yaml").stat().st_mtime_ns for name in found} == stamps
 
 

@@ -4,6 +4,7 @@ import csv
 import io
 import math
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -311,16 +312,18 @@ def test_plots(fields):
 def test_the_better_trials_go_on_each_with_more_images_of_its_own():
     done = []
 
-    def do(number: int, images: int) -> Result:
-        done.append((number, images))
-        worth = {0: 3, 1: 1, 2: 4, 3: 2}[number] if images == 8 else -number  # more images, another order
-        return result(number, [worth] * images)
+    def do(numbers: Sequence[int], images: int) -> list[Result]:
+        done.append((list(numbers), images))
+        worth = {0: 3, 1: 1, 2: 4, 3: 2} if images == 8 else {2: -2, 0: 0}  # more images, another order
+        return [result(number, [worth[number]] * images) for number in numbers]
 
     results, last = climb([Rung(4, 8), Rung(2, 16)], do)
-    assert done == [(0, 8), (1, 8), (2, 8), (3, 8), (2, 16), (0, 16)]
+    assert done == [([0, 1, 2, 3], 8), ([2, 0], 16)]
     assert last == [0, 2]
     assert [len(it.values) for it in results] == [16, 8, 16, 8]
-    alike, order = climb([Rung(3, 8)], lambda number, images: result(number, [1.0] * images))
+    alike, order = climb(
+        [Rung(3, 8)], lambda numbers, images: [result(number, [1.0] * images) for number in numbers]
+    )
     assert (len(alike), order) == (3, [0, 1, 2]), "of equal ones the first"
 
 
