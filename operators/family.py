@@ -18,6 +18,11 @@ STRIDE = {"taps": 2}
 """Whole numbers that do not count one by one."""
 MOST = 3
 """Unknown numbers of a spec: a grid of more has too many values."""
+FREE_KERNEL = (
+    "a free kernel cannot be estimated (docs/blind.md has what was tried); estimate numbers: the sigmas and "
+    "angle of anisotropic_blur, the length and angle of linear_motion_blur, or the sigma of gaussian_blur"
+)
+"""What is said to who asks for it."""
 
 
 @dataclass(frozen=True)
@@ -129,10 +134,13 @@ def asked(spec: Any, place: tuple[str | int, ...] = ()) -> Iterator[tuple[tuple[
 
 def unknown(spec: Mapping[str, Any], place: tuple[str | int, ...], ask: Any) -> Unknown:
     """What is asked for at a place of a spec; raises a SpecError if that is no range."""
+    field = ".".join(["operator", *map(str, place)])
+    if place[-1] == "kernel":
+        raise SpecError(f"{field}.estimate: {FREE_KERNEL}")
     try:
         low, high = range_of(ask)
     except ValueError as error:
-        raise SpecError(f"{'.'.join(['operator', *map(str, place)])}.{error}") from error
+        raise SpecError(f"{field}.{error}") from error
     stride = STRIDE.get(str(place[-1]), 1) if whole(spec, place) else None
     return Unknown(place, low, high, stride)
 

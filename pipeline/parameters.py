@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from kintsugi.operators import draws, kernels, masks, specs_in
-from kintsugi.operators.family import inside, placed, range_of
+from kintsugi.operators.family import FREE_KERNEL, inside, placed, range_of
 from kintsugi.samplers.noise import philox
 
 Kind = Literal["mask", "kernel", "number"]
@@ -112,6 +112,8 @@ class Parameter:
 
     def check_range(self) -> None:
         """Raise a ValueError unless `estimate` is a range of numbers."""
+        if self.kind == "kernel":
+            raise ValueError(f"estimate: {FREE_KERNEL}")
         range_of(self.source["estimate"])
         if self.kind != "number":
             raise ValueError(f"estimate: of numbers, and this is a {self.kind}")

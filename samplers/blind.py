@@ -23,8 +23,10 @@ COARSE = {1: 48, 2: 12, 3: 6}
 """Values along each axis of the first grid, by how many numbers are unknown."""
 WHOLE = 128
 """The same of one whole number: all, usually."""
-LINE = 64
-"""Values along one axis, of several, through the best of the first grid."""
+LINE, SWEEPS = 64, 2
+"""Values along one axis, of several, through the best so far, and how often along each."""
+MULTIPLES, BESIDE = (1 / 4, 1 / 3, 1 / 2, 1, 2, 3, 4), 3
+"""Of a length, which are looked at too, and at how many half steps of the lines to each side of the angle."""
 ROUNDS, RESOLVED = 8, 0.5
 """A grid is refined until the log-likelihood falls by less than this to the neighbours, so often at most."""
 
@@ -196,12 +198,13 @@ def search(family: Family, log_likelihood: Callable[[Sequence[Values]], Tensor])
     grid: list[Values] = list(product(*axes))
     seen = dict(zip(grid, log_likelihood(grid).tolist(), strict=True))
     if len(axes) > 1:
-        # The lengths of a motion have narrow peaks, at whole fractions too: one axis after the other, finely.
-        for position, one in enumerate(family.unknown):
+        # The lengths of a motion have narrow peaks, at whole fractions too, at angles that are nearly right.
+        for looked_at in (*range(len(axes)), None) * SWEEPS:
             best = max(seen, key=lambda values: seen[values])
-            line = [(*best[:position], v, *best[position + 1 :]) for v in one.between(*one.span, LINE)]
-            new = [values for values in line if values not in seen]
-            seen |= dict(zip(new, log_likelihood(new).tolist(), strict=True))
+            places = multiples(family, best) if looked_at is None else line(family, best, looked_at)
+            new = [values for values in places if values not in seen]
+            if new:
+                seen |= dict(zip(new, log_likelihood(new).tolist(), strict=True))
     for _ in range(ROUNDS):
         best = max(seen, key=lambda values: seen[values])
         steps = [step / 2 for step in steps]
@@ -216,6 +219,28 @@ def search(family: Family, log_likelihood: Callable[[Sequence[Values]], Tensor])
         if seen[best] - min(seen[values] for values in new) < RESOLVED and seen[best] == max(seen.values()):
             break
     return summary(family, seen)
+
+
+def line(family: Family, best: Values, position: int) -> list[Values]:
+    """The values along one axis through the best."""
+    one = family.unknown[position]
+    return [(*best[:position], value, *best[position + 1 :]) for value in one.between(*one.span, LINE)]
+
+
+def multiples(family: Family, best: Values) -> list[Values]:
+    """Multiples of the best's length, if there is one, at values beside the best of what else is unknown."""
+    if all(one.place[-1] != "length" for one in family.unknown):
+        return []
+    axes = []
+    for one, value in zip(family.unknown, best, strict=True):
+        low, high = one.span
+        step = (high - low) / (LINE - 1) / 2
+        if one.place[-1] == "length":
+            axis = [value * share for share in MULTIPLES if one.low <= value * share <= one.high]
+        else:
+            axis = [one.value(one.coordinate(value) + k * step) for k in range(-BESIDE, BESIDE + 1)]
+        axes.append(axis)
+    return list(dict.fromkeys(product(*axes)))
 
 
 def summary(family: Family, seen: dict[Values, float]) -> tuple[Values, Values]:

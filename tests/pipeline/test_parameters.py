@@ -115,6 +115,10 @@ MEASURED = {"data": {"shards": "x", "kind": "measurements"}}
         ({"operator": BLUR | {"sigma": {"member": "../w.txt"}}}, "sigma: member: '../w.txt'"),
         ({"operator": BLUR | {"sigma": {"member": "w.txt", "low": 3}}}, "sigma: low: unknown"),
         ({"operator": BLUR | {"sigma": {"value": -3}}}, "operator.sigma: .*greater than 0"),
+        (
+            {"operator": {"name": "blur", "kernel": {"draw": "motion", "estimate": 31}}},
+            "kernel: estimate: a free kernel cannot be estimated",
+        ),
         ({"operator": BLUR | {"sigma": {"estimate": [1, 2]}}}, "sigma: estimate: add value, draw or member"),
         (
             {"operator": BLUR | {"sigma": {"value": 1, "estimate": [2, 1]}}},

@@ -10,7 +10,7 @@ from kintsugi.numerics import cosines
 from kintsugi.operators.family import Family
 from kintsugi.samplers import KeyedNoise
 from kintsugi.samplers.base import Restoration
-from kintsugi.samplers.blind import estimate, restore, restored
+from kintsugi.samplers.blind import estimate, restore, restored, search
 
 SIZE = 64
 BLUR = {"name": "gaussian_blur", "sigma": {"estimate": [0.5, 5.0]}, "taps": 31}
@@ -138,6 +138,30 @@ def test_the_angle_of_a_motion_is_found():
     ask = {"length": {"estimate": [3, 16]}, "angle": {"estimate": [0, 180]}}
     found = estimate(Family({**motion, **ask}, (3, SIZE, SIZE)), measured(motion, images(1), 0.04), 0.04)
     assert abs(found.values[0, 1].item() - 40.0) < 8.0  # of the length see docs/blind.md
+
+
+def test_a_length_that_only_shows_at_its_angle_is_found():
+    """Fractions of it are likely at angles that are about right, and so are found first."""
+    ask = {"length": {"estimate": [3, 30]}, "angle": {"estimate": [0, 180]}}
+    family = Family({"name": "linear_motion_blur", **ask}, (3, SIZE, SIZE))
+
+    def log_likelihood(grid):
+        length, angle = torch.tensor(grid, dtype=torch.float64).T
+        peaks = [
+            height - 3e3 * (length / (22.4 * share) - 1) ** 2 - ((angle - at) / width) ** 2
+            for height, share, at, width in ((1000.0, 1.0, 52.0, 0.1), (500.0, 0.5, 49.0, 2.0))
+        ]
+        return torch.stack(peaks).amax(0)
+
+    (length, angle), _ = search(family, log_likelihood)
+    assert length == pytest.approx(22.4, rel=0.01)
+    assert angle == pytest.approx(52.0, abs=0.2)
+
+
+@pytest.mark.parametrize("ask", [31, [15, 31]])
+def test_a_free_kernel_is_refused_with_what_to_estimate_in_its_place(ask):
+    with pytest.raises(SpecError, match=r"operator\.kernel\.estimate: a free kernel cannot be .*anisotropic"):
+        Family({"name": "blur", "kernel": {"estimate": ask}}, (3, SIZE, SIZE))
 
 
 def test_an_operator_without_a_likelihood_is_refused():
