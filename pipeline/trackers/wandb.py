@@ -10,10 +10,8 @@ from PIL import Image
 
 from kintsugi.pipeline.trackers import Outcome, Tracked
 
-QUIET = {"silent": True, "console": "off"}
-"""It writes nothing to the terminal, where a bar may be, and does not read what is written there."""
-PRIVATE = {"x_disable_meta": True, "disable_git": True, "save_code": False}
-"""It sends neither the words of the command, nor the code and where that is from."""
+QUIET = {"silent": True, "console": "off", "x_disable_meta": True, "disable_git": True, "save_code": False}
+"""It leaves the terminal alone, and sends neither the command's words, nor the code and where that is from."""
 
 
 class WeightsAndBiases:
@@ -25,7 +23,7 @@ class WeightsAndBiases:
         Raises:
             RuntimeError: nobody is logged in, and the network is to be used; it would ask at the terminal.
         """
-        settings = wandb.Settings(**QUIET, **PRIVATE)
+        settings = wandb.Settings(**QUIET)
         if wandb.setup(settings).settings.mode == "online" and not wandb.login(prompt=False):
             raise RuntimeError("not logged in: `wandb login`, WANDB_API_KEY, or WANDB_MODE=offline")
         self.run = wandb.init(
