@@ -11,18 +11,14 @@ from PIL import Image
 from kintsugi.pipeline.trackers import Outcome, Tracked
 
 QUIET = {"silent": True, "console": "off", "x_disable_meta": True, "disable_git": True, "save_code": False}
-"""It leaves the terminal alone, and sends neither the command's words, nor the code and where that is from."""
+"""It leaves the terminal alone, and sends neither the words of the command nor the code."""
 
 
 class WeightsAndBiases:
     """A run that is continued has the same id, and goes on; offline, `wandb sync` puts it together."""
 
     def begin(self, run: Tracked) -> str:
-        """Log the configuration.
-
-        Raises:
-            RuntimeError: nobody is logged in, and the network is to be used; it would ask at the terminal.
-        """
+        """Log the configuration; raises a RuntimeError where wandb would ask at the terminal who it is."""
         settings = wandb.Settings(**QUIET)
         if wandb.setup(settings).settings.mode == "online" and not wandb.login(prompt=False):
             raise RuntimeError("not logged in: `wandb login`, WANDB_API_KEY, or WANDB_MODE=offline")
