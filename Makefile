@@ -1,5 +1,5 @@
 # Targets run in the environment that is active: python3 -m venv .venv && . .venv/bin/activate
-.PHONY: install lint quick test
+.PHONY: install lint quick test docs
 
 install:
 	pip install -e '.[test]'
@@ -15,3 +15,6 @@ quick: lint  ## what answers in two minutes
 
 test: lint
 	pytest
+
+docs:  ## build/site/index.html
+	sphinx-build -W -c docs . build/site
