@@ -101,6 +101,7 @@ def run(
     gpus: Annotated[int, typer.Option(help="Pretend GPUs per node.")] = 2,
     pause: Annotated[float, typer.Option(help="Seconds for every image in the sampler.")] = 0.02,
     unit_size: Annotated[int, typer.Option()] = 250,
+    runs: Annotated[int, typer.Option(min=1, help="Runs in one session, with so many samples each.")] = 1,
 ) -> None:
     """Run many tiny samples over pretend nodes."""
     import ray
@@ -109,11 +110,13 @@ def run(
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         make_shards(folder, samples, picture())
-        job = job_of(folder, unit_size, {"name": "identity", "pause": pause}, batch_size=50)
-        this = open_or_plan(job)
+        sampler = {"name": "identity", "pause": pause}
+        job = job_of(folder, unit_size, sampler, batch_size=min(50, unit_size))
+        outputs = [{"output": str(folder / f"run{seed}"), "seed": seed} for seed in range(runs)]
+        these = [open_or_plan(job.model_copy(update=fields)) for fields in outputs]
         started_cluster = cluster(nodes, gpus)
         before, live = memory("VmRSS"), Live()
-        pool = Pool([Part(this, list(this.outstanding()))], live, OnCPU)
+        pool = Pool([Part(this, list(this.outstanding())) for this in these], live, OnCPU)
         commits = list(pool.work())
         ended = time.monotonic()
         pool.close()
@@ -124,10 +127,12 @@ def run(
         sampled = sum(commit.seconds["sample"] for commit in commits)
         wall = ended - min(actor.since for actor in actors)
         mark = time.perf_counter()
-        tally, _ = summarise(this, folder / "rows.parquet")
+        rows = sum(summarise(this, folder / "rows.parquet")[0].rows for this in these)
         aggregation = time.perf_counter() - mark
-        assert tally.rows == samples, "every sample is one row"
-        print(f"{samples:,} samples in {len(commits)} units over {len(actors)} actors on {nodes} nodes")
+        assert rows == samples * runs, "every sample is one row of each run"
+        print(
+            f"{rows:,} samples of {runs} runs in {len(commits)} units over {len(actors)} actors on {nodes} nodes"
+        )
         print("| what | value |\n|---|---|")
         print(f"| from the first actor's start to the last commit | {wall:.1f} s |")
         print(f"| in the sampler, all actors | {sampled:.1f} s |")
