@@ -130,9 +130,8 @@ def run(
         rows = sum(summarise(this, folder / "rows.parquet")[0].rows for this in these)
         aggregation = time.perf_counter() - mark
         assert rows == samples * runs, "every sample is one row of each run"
-        print(
-            f"{rows:,} samples of {runs} runs in {len(commits)} units over {len(actors)} actors on {nodes} nodes"
-        )
+        over = f"{len(actors)} actors on {nodes} nodes"
+        print(f"{rows:,} samples of {runs} runs in {len(commits)} units over {over}")
         print("| what | value |\n|---|---|")
         print(f"| from the first actor's start to the last commit | {wall:.1f} s |")
         print(f"| in the sampler, all actors | {sampled:.1f} s |")
