@@ -105,6 +105,12 @@ def bare(name: str) -> str:
     return re.sub(r"( [↑↓]| → [\d.]+|, .*)+$", "", title(name))
 
 
+def unit(name: str) -> str:
+    """The unit of a metric of images, as its title has it; nothing where it has none."""
+    metric = of_image(name)
+    return metric.title.partition(", ")[2] if metric else ""
+
+
 def better(name: str) -> Better:
     """Which values of a measure are: of residuals, errors and seconds the lower; None where neither is."""
     if metric := metric_of(name.removesuffix(SAMPLED)):

@@ -104,6 +104,9 @@ function enlargeTogether(section) {
 }
 
 document.documentElement.classList.add("js");
+for (const picture of document.querySelectorAll("img[data-of]")) {
+  picture.src = document.getElementById(picture.dataset.of).src;
+}
 document.querySelectorAll(".pictures").forEach(enlargeTogether);
 if (browser) {
   order.value = location.hash.slice(1);

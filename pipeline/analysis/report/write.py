@@ -32,6 +32,7 @@ from kintsugi.pipeline.analysis.report.numbers import (
     published,
     table,
 )
+from kintsugi.pipeline.analysis.report.opening import LINEAR, SAMPLES, add_linear_mmse, opening, views
 from kintsugi.pipeline.analysis.report.results import results
 from kintsugi.pipeline.analysis.set_metrics import set_metrics
 from kintsugi.pipeline.analysis.stated import protocol_of, values_of
@@ -90,12 +91,15 @@ def contents(run: Run, rows: Path) -> list[tuple[str, bytes]]:
     first = next(iter(summary.measures), None)
     cards = choose(run, rows, bare(first or ""), summary.measures.get(first or ""))
     white = draw_deviations(cards)
+    add_linear_mmse(run.job, cards[:SAMPLES])
     pictures, form = fitted(cards)
     with parquet(rows) as file:
         failed = failures(file.read(["key", "status", "error"]))
     for name, environment in environments().items():
         found[name] = environment.get_template(f"{name}.jinja").render(
             m=metrics,
+            opening=opening(run.job, metrics),
+            opened={card.place: views(card.pictures) for card in cards[:SAMPLES]},
             against=beside,
             about_baselines=about_baselines(metrics),
             means={name: v["value"] for name, v in numbers(metrics).items()},
@@ -103,7 +107,7 @@ def contents(run: Run, rows: Path) -> list[tuple[str, bytes]]:
             calibration=calibration_table(metrics),
             estimates=estimates_table(metrics),
             cards=list(zip(cards, pictures, strict=True)),
-            kinds={kind: kind for found in pictures for kind in found},
+            kinds={kind: kind for found in pictures for kind in found if kind != LINEAR},
             failed=failed,
             form=form,
             white=white,

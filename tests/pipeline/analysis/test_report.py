@@ -44,7 +44,8 @@ from kintsugi.pipeline.execution.worker import Worker
 from kintsugi.pipeline.metrics import REGISTRY
 from kintsugi.pipeline.metrics.sets import SetResult
 
-PICTURE = re.compile(r'data-kind="([^"]+)"><img alt="[^"]*" src="data:image/webp;base64,([^"]+)"')
+SOURCE = r'src="data:image/webp;base64,([^"]+)"'
+PICTURE = re.compile(rf'data-kind="([^"]+)"><img alt="[^"]*" (?:{SOURCE}|data-of="([^"]+)")')
 
 
 def report_of(job):
@@ -54,12 +55,13 @@ def report_of(job):
 
 
 def pictures_in(html):
-    """Of each card in order: arrays by what they show."""
+    """Of each card in order: arrays by what they show, also of pictures that are at the top of the page."""
     cards = html.split('<figure class="card"')[1:]
+    top = dict(re.findall(rf'<img id="([^"]+)" alt="[^"]*" {SOURCE}', html))
     return [
         {
-            kind: np.asarray(Image.open(BytesIO(base64.b64decode(content)))).astype(int)
-            for kind, content in PICTURE.findall(card)
+            kind: np.asarray(Image.open(BytesIO(base64.b64decode(content or top[of])))).astype(int)
+            for kind, content, of in PICTURE.findall(card)
         }
         for card in cards
     ]
@@ -215,7 +217,7 @@ def test_masks_and_kernels_are_traced_to_the_files_they_were_when_the_run_was_be
     text = (run.folder / "report" / "report.md").read_text()
     assert metrics["files"] == [{"what": what, "name": file.name, "sha256": digest}]
     assert metrics["masks"] == ([f"{file}, black is known"] if what == "mask" else [])
-    described = html[html.index("<p>") : html.index("</p>")]
+    described = html[html.index("Of the noise") :].partition("</p>")[0]
     assert "&lt;b&gt;|k.png" in described
     for page in (described, text):
         assert f"SHA-256 {digest[:12]}." in page
@@ -245,10 +247,10 @@ def test_numbers_keep_three_digits():
 
 def test_a_partial_run_says_so(make_job):
     run = open_or_plan(make_job())
-    assert "0 of 12 samples restored" in write_report(run).read_text()
+    assert "None of the 12 images is restored yet." in write_report(run).read_text()
     next(in_process([Part(run, list(run.outstanding()))], Live()))
     html = write_report(run).read_text()
-    assert "3 of 12 samples restored" in html
+    assert "3 of 12 images with " in html
     assert "9 not done yet" in html
 
 
