@@ -75,13 +75,14 @@ class Station:
         """`kintsugi run` in this process; its exit code."""
         return command(self.job(name, **compute), self.address)
 
-    def run_with(self, worker: type[RayWorker], name: str, **compute: int) -> list[str]:
-        """A run by actors of another class; returns what it noted."""
-        job, live = load_job(str(self.job(name, **compute)), []), Live()
-        this = open_or_plan(job)
-        for _ in on_ray([Part(this, list(this.outstanding()))], live, self.address, worker):
+    def run_with(self, worker: type[RayWorker], *names: str, **compute: int) -> list[str]:
+        """Runs by actors of another class, which they share; returns what was noted."""
+        runs = [open_or_plan(load_job(str(self.job(name, **compute)), [])) for name in names]
+        live = Live()
+        for _ in on_ray([Part(run, list(run.outstanding())) for run in runs], live, self.address, worker):
             pass
-        clear_temporaries(this.folder)
+        for run in runs:
+            clear_temporaries(run.folder)
         return live.notes
 
     def commits(self, name: str) -> int:

@@ -1,6 +1,7 @@
 """Runs on Ray: the same rows as in process, and what becomes of a job whose actors die or do not start."""
 
 import os
+from pathlib import Path
 
 import pytest
 from kit.jobs import digests, execute, rows
@@ -57,6 +58,21 @@ def test_a_unit_that_kills_its_workers_is_given_up_and_the_rest_done(station):
     failed = [row for row in found if row["status"] == "failed"]
     assert [row["key"] for row in failed] == ["image_0006", "image_0007", "image_0008"]
     assert failed[0]["error"] == "the worker's process died"
+
+
+def test_runs_share_actors_of_which_one_dies_at_the_beginning_of_the_next(station):
+    class Mortal(RayWorker):
+        def process(self, run, task):
+            before = Path(run.folder).with_name("died")
+            if run.folder.endswith("second") and not before.exists():
+                before.touch()
+                os._exit(1)
+            return super().process(run, task)
+
+    notes = station.run_with(Mortal, "first", "second", "third", actors=2)
+    assert sum("attempt 1" in note for note in notes) == 1
+    for name in ("first", "second", "third"):
+        station.check(name)
 
 
 def test_workers_that_cannot_start_end_the_job(station, monkeypatch):
