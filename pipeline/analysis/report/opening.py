@@ -1,19 +1,20 @@
 """What a report begins with, in plain words: what was done, how good it is, what it cost; and pictures."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from textwrap import shorten
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from kintsugi.operators import specs_in
+from kintsugi.operators import Operator, specs_in
 from kintsugi.pipeline.analysis.measures import badness_of, bare, better, number, of_image, unit
 from kintsugi.pipeline.analysis.report.gallery import Card, degrading, image_shape, measured
 from kintsugi.pipeline.analysis.report.results import by_command
 from kintsugi.pipeline.data.pictures import encode
 from kintsugi.pipeline.execution.degrade import baselines, levels
+from kintsugi.pipeline.execution.rows import GALLERY
 from kintsugi.pipeline.job import Job
 from kintsugi.pipeline.metrics.registry import BASELINES
 
@@ -171,23 +172,30 @@ def failed(metrics: Mapping[str, Any]) -> str:
     return " ".join(said)
 
 
+def at_top(cards: Sequence[Card]) -> list[Card]:
+    """Those whose pictures are at the top: first ones of the job, and none that was chosen by its metric."""
+    return [card for card in cards if card.place < GALLERY][:SAMPLES]
+
+
+@torch.no_grad()
 def add_linear_mmse(job: Job, cards: Sequence[Card]) -> None:
     """Give cards that picture, where the truth is known and the operator is a known matrix."""
     needed = {"truth", "measurement"} if job.from_measurements else {"truth"}
     for card in cards:
         if card.estimates or not needed <= card.pictures.keys():
             continue
-        with suppress(ValueError):  # of restored images, or known from files beside the sample
-            card.pictures |= linear_mmse(job, card)
+        try:
+            degradation, operator = degrading(job, card, image_shape(job, card))
+        except ValueError:  # of restored images, or known from files beside the sample
+            continue
+        estimate = linear_mmse(measured(job, card, degradation, operator), operator, degradation.sigma_y)
+        if estimate is not None:
+            card.pictures[LINEAR] = encode(levels(estimate, 8)[0])
 
 
-def linear_mmse(job: Job, card: Card) -> dict[str, bytes]:
-    """The picture by its kind, {} where the operator is no matrix; raises as `degrading`."""
-    degradation, operator = degrading(job, card, image_shape(job, card))
-    with torch.no_grad():
-        y = measured(job, card, degradation, operator)
-        found = baselines(lambda _: (operator, degradation.sigma_y), y)
-    return {LINEAR: encode(levels(found["lmmse"], 8)[0])} if "lmmse" in found else {}
+def linear_mmse(y: Tensor, operator: Operator, sigma_y: float) -> Tensor | None:
+    """The estimate (1, C, H, W) of an image from its measurement, None where the operator is no matrix."""
+    return baselines(lambda _: (operator, sigma_y), y).get("lmmse")
 
 
 def views(pictures: Mapping[str, bytes]) -> dict[str, str]:

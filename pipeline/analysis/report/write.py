@@ -32,7 +32,7 @@ from kintsugi.pipeline.analysis.report.numbers import (
     published,
     table,
 )
-from kintsugi.pipeline.analysis.report.opening import LINEAR, SAMPLES, add_linear_mmse, opening, views
+from kintsugi.pipeline.analysis.report.opening import LINEAR, add_linear_mmse, at_top, opening, views
 from kintsugi.pipeline.analysis.report.results import results
 from kintsugi.pipeline.analysis.set_metrics import set_metrics
 from kintsugi.pipeline.analysis.stated import protocol_of, values_of
@@ -91,7 +91,7 @@ def contents(run: Run, rows: Path) -> list[tuple[str, bytes]]:
     first = next(iter(summary.measures), None)
     cards = choose(run, rows, bare(first or ""), summary.measures.get(first or ""))
     white = draw_deviations(cards)
-    add_linear_mmse(run.job, cards[:SAMPLES])
+    add_linear_mmse(run.job, at_top(cards))
     pictures, form = fitted(cards)
     with parquet(rows) as file:
         failed = failures(file.read(["key", "status", "error"]))
@@ -99,7 +99,7 @@ def contents(run: Run, rows: Path) -> list[tuple[str, bytes]]:
         found[name] = environment.get_template(f"{name}.jinja").render(
             m=metrics,
             opening=opening(run.job, metrics),
-            opened={card.place: views(card.pictures) for card in cards[:SAMPLES]},
+            opened={card.place: views(card.pictures) for card in at_top(cards)},
             against=beside,
             about_baselines=about_baselines(metrics),
             means={name: v["value"] for name, v in numbers(metrics).items()},

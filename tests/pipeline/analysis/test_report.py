@@ -407,6 +407,8 @@ def test_in_a_browser_samples_are_sorted_compared_and_enlarged(make_job, tmp_pat
     sides = f"{CARDS}.map(card => [...card.querySelectorAll('.left, .right')].map(v => v.dataset.kind))"
     assert browser.evaluate(sides) == [["measurement", "restoration"]] * 4 + [[]]
     assert all(count > 1 for count in browser.evaluate(COLOURS)), "no enlargement is blank"
+    widths = "[...document.querySelectorAll('.card img')].map(image => image.naturalWidth)"
+    assert set(browser.evaluate(widths)) <= {SIZE, SIZE // 4}, "those from the top of the page, too"
 
     slider = f"{FIRST}.querySelector('input')"
     browser.evaluate(f"{slider}.value = 20; {slider}.dispatchEvent(new Event('input'))")
