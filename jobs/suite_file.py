@@ -13,6 +13,7 @@ from pydantic import Field, NonNegativeFloat, ValidationError, field_validator
 
 from kintsugi.errors import JobError
 from kintsugi.jobs.files import apply, assign, check, closest, located, plain, problem, read_values
+from kintsugi.jobs.trials import overlap, refuse_varied
 from kintsugi.jobs.values import kinds_at, parse_yaml
 from kintsugi.pipeline.analysis.suite import Wanted
 from kintsugi.pipeline.analysis.sweep_settings import Settings
@@ -20,11 +21,14 @@ from kintsugi.pipeline.job import Job
 from kintsugi.pipeline.parts import Model
 from kintsugi.pipeline.storage.location import Written
 
-NAME = re.compile(r"[\w.+=-]{1,60}")
+NAME = re.compile(r"(?!\.)[\w.+=-]{1,60}")
 """A point: a part of the names of folders, which are joined by commas."""
 SAME = ("output", "images", "metrics", "reference", "published", "compute.actors", "compute.gpus_per_actor")
 """What all jobs have alike: their pages are one, and so are their actors."""
 TASK = ("data", "degradation")
+TASK_OF_RESTORED = ("data.truth", "data.truth_pattern")
+"""Other fields of the data of restored images say who restored them."""
+ACTOR = ("cpus_per_actor", "gpus_per_actor", "actors")
 
 Points = dict[str, Settings]
 """What an axis can be, by name: fields of the job with their values."""
@@ -47,6 +51,15 @@ class Tuning(Model):
         description="Other fields of the job for tuning, such as data.shards; without any, a part of the "
         "images is for tuning and the rest is evaluated (data.subset).",
     )
+
+    @field_validator("fields")
+    @classmethod
+    def check_fields(cls, fields: dict[str, Any]) -> dict[str, Any]:
+        """Raise a ValueError for what tuning sets itself."""
+        for field, instead in (("data.limit", "tune.images"), ("metrics", "tune.by"), ("output", "output")):
+            if field in fields:
+                raise ValueError(f"{field}: of tuning that is by {instead}")
+        return fields
 
 
 class Page(Model):
@@ -136,11 +149,19 @@ class Suite:
 
     def job(self, cell: Cell, folder: str, fields: Settings) -> tuple[dict[str, Any], Job]:
         """The fields of a cell's job, and it, with others set; raises a JobError that names its points."""
-        where = f"{self.source}, {' '.join(cell.points.values())}"
+        values = self.fields(cell, fields | {"output": folder})
+        return values, check(values, self.where(cell))
+
+    def fields(self, cell: Cell, fields: Settings) -> dict[str, Any]:
+        """The fields of a cell's job, with others set."""
         values = copy.deepcopy(self.values)
-        for field, value in [*cell.fields.items(), *fields.items(), ("output", folder)]:
-            assign(values, field, plain(value), f"{where}: {field}")
-        return values, check(values, where)
+        for field, value in [*cell.fields.items(), *fields.items()]:
+            assign(values, field, plain(value), f"{self.where(cell)}: {field}")
+        return values
+
+    def where(self, cell: Cell) -> str:
+        """A cell, for messages."""
+        return f"{self.source}, {' '.join(cell.points.values())}"
 
 
 def read_suite(name: str, sets: Sequence[str]) -> Suite:
@@ -166,20 +187,36 @@ def read_suite(name: str, sets: Sequence[str]) -> Suite:
             apply(values, one)
     axes = {axis: points_of(axis, of, name) for axis, of in file.axes.items()}
     cells = expand(file, axes, name)
+    refuse_without_effect(sets, cells)
     of_kind: dict[str, list[str]] = {"task": [], "method": [], "seed": []}
     for axis, points in axes.items():
-        of_kind[kind_of(points)].append(axis)
+        of_kind[kind_of(points, values)].append(axis)
     first = text.splitlines()[0] if text.strip() else ""
     about = first.lstrip("# ").strip() if first.startswith("#") else name
     return Suite(file, values, name, about, cells, **{kind: tuple(of) for kind, of in of_kind.items()})
 
 
-def kind_of(points: Points) -> str:
-    """What an axis changes: the task, the seed alone, or the method."""
+def kind_of(points: Points, values: Mapping[str, Any]) -> str:
+    """What an axis changes of the job of these values: the task, the seed alone, or the method."""
     fields = {field for of in points.values() for field in of}
-    if any(field.split(".")[0] in TASK for field in fields):
+    data = values.get("data")
+    restored = isinstance(data, dict) and data.get("kind") == "restored"
+    task = TASK_OF_RESTORED if restored else TASK
+    if any(f"{field}.".startswith(f"{one}.") for field in fields for one in task):
         return "task"
     return "seed" if fields == {"seed"} else "method"
+
+
+def refuse_without_effect(sets: Sequence[str], cells: Sequence[Cell]) -> None:
+    """Raise a JobError for fields of the base job that are set, and then set again by the file."""
+    for field in (one.partition("=")[0] for one in sets):
+        if field == "output":
+            raise JobError("--set output: the folder of a suite is `output` in its file")
+        for cell in cells:
+            if any(f"{field}.".startswith(f"{other}.") for other in (*cell.fields, *cell.grid)):
+                raise JobError(
+                    f"--set {field}: the file sets it for {' '.join(cell.points.values())}; change it there"
+                )
 
 
 def points_of(axis: str, written: Mapping[str, Settings] | list[Any], source: str) -> Points:
@@ -195,8 +232,8 @@ def points_of(axis: str, written: Mapping[str, Settings] | list[Any], source: st
     for name, fields in points.items():
         if not NAME.fullmatch(name):
             raise JobError(
-                f"{source}: axes.{axis}: {name!r} is no name of a point: letters, digits and . + = - _, 60 "
-                "at most, as folders are named after them"
+                f"{source}: axes.{axis}: {name!r} is no name of a point: letters, digits and + = - _ ., 60 "
+                "at most, not . first, as folders are named after them"
             )
         if not isinstance(fields, dict):
             raise JobError(f"{source}: axes.{axis}.{name}: expected fields of a job, FIELD: VALUE")
@@ -224,21 +261,49 @@ def expand(file: SuiteFile, axes: Mapping[str, Points], source: str) -> list[Cel
     grid = file.tune.grid if file.tune else {}
     for axis, tuned in grid.items():
         selected(axis, list(tuned), axes, f"{source}: tune.grid", tables)
+        for point, tried in tuned.items():
+            check_tried(tried, f"{source}: tune.grid.{axis}.{point}")
     found: dict[tuple[str, ...], Cell] = {}
     for table in tables:
         for combined in itertools.product(*(table[axis] for axis in axes)):
             chosen = dict(zip(axes, combined, strict=True))
             if any(matches(entry, chosen) for entry in file.exclude):
                 continue
-            fields: Settings = {}
-            tried: dict[str, list[Any]] = {}
-            for axis, name in chosen.items():
-                fields |= table[axis][name]
-                tried |= grid.get(axis, {}).get(name, {})
-            found.setdefault(combined, Cell(chosen, fields, tried))
+            cell = cell_of(chosen, table, grid)
+            if found.setdefault(combined, cell).fields != cell.fields:
+                raise JobError(
+                    f"{source}: include: {' '.join(combined)} is there already, with other fields; give the "
+                    "new point another name"
+                )
     if not found:
         raise JobError(f"{source}: exclude leaves no job")
     return list(found.values())
+
+
+def cell_of(
+    chosen: Mapping[str, str],
+    table: Mapping[str, Points],
+    grid: Mapping[str, Mapping[str, Mapping[str, list[Any]]]],
+) -> Cell:
+    """The cell of some points."""
+    fields: Settings = {}
+    tried: dict[str, list[Any]] = {}
+    for axis, name in chosen.items():
+        points = table[axis][name]
+        # Also of `sampler` and `sampler.steps` the later one counts.
+        fields = {field: value for field, value in fields.items() if field not in points} | points
+        tried |= grid.get(axis, {}).get(name, {})
+    return Cell(chosen, fields, tried)
+
+
+def check_tried(tried: Mapping[str, list[Any]], where: str) -> None:
+    """Raise a JobError for fields that are not tuned, and for those without values."""
+    for field, values in tried.items():
+        refuse_varied(field, f"{where}.{field}")
+        if any(overlap(field, f"compute.{one}") for one in ACTOR):
+            raise JobError(f"{where}.{field}: the jobs of a suite share their actors; set it in base")
+        if not values:
+            raise JobError(f"{where}.{field}: no values to choose from")
 
 
 def matches(entry: Mapping[str, str | list[str]], points: Mapping[str, str]) -> bool:

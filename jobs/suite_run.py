@@ -13,12 +13,12 @@ from kintsugi.errors import JobError
 from kintsugi.jobs.display import duration, progress_bar
 from kintsugi.jobs.execution import execute, show_shard_warnings, write_restored
 from kintsugi.jobs.files import located
-from kintsugi.jobs.suite_file import Cell, Suite, groups
+from kintsugi.jobs.suite_file import ACTOR, Cell, Suite, Tuning, groups
 from kintsugi.jobs.terminal import console, errors
 from kintsugi.jobs.trials import Base, make_trials
 from kintsugi.pipeline.analysis.query import kept_rows
 from kintsugi.pipeline.analysis.report import write_report
-from kintsugi.pipeline.analysis.suite import Entry, summarize
+from kintsugi.pipeline.analysis.suite import Entry, choose_measures, summarize
 from kintsugi.pipeline.analysis.suite_page import write_suite
 from kintsugi.pipeline.analysis.sweep import Measured, Outcome, Trial, result_of
 from kintsugi.pipeline.analysis.sweep_settings import Settings, grid, name_of
@@ -35,7 +35,6 @@ from kintsugi.pipeline.storage.publish import clear_temporaries, publish_bytes
 
 Names = tuple[str, str]
 """Of a task and a method, as folders."""
-ACTOR = ("cpus_per_actor", "gpus_per_actor", "actors")
 
 
 def folder_of(suite: Suite) -> Location:
@@ -47,15 +46,52 @@ def check_all(suite: Suite) -> list[Job]:
     """Every job as it would be evaluated, with the first of the settings to choose from.
 
     Raises:
-        JobError: one cannot be, by its points; or their actors are not alike.
+        JobError: one cannot be, by its points; two are the same; their actors are not alike; or the file asks
+            for a measure or method that there is not.
     """
-    first = {names: grid(cells[0].grid)[0] for names, cells in groups(suite)}
-    jobs = [job for names, cells in groups(suite) for _, job in evaluated(suite, names, cells, first[names])]
-    for job in jobs:
+    checked = [
+        one
+        for names, cells in groups(suite)
+        for one in evaluated(suite, names, cells, grid(cells[0].grid)[0])
+    ]
+    jobs = [job for _, job in checked]
+    same: dict[str, Cell] = {}
+    for cell, job in checked:
         for field in ACTOR:
             if getattr(job.compute, field) != getattr(jobs[0].compute, field):
                 raise JobError(f"compute.{field}: the jobs of a suite share their actors; set it in base")
+        first = same.setdefault(f"{job.model_dump_json(exclude={'output'})} {cell.grid}", cell)
+        if first is not cell:
+            raise JobError(
+                f"{suite.where(first)} and {' '.join(cell.points.values())} are the same job: where two axes "
+                "set the same field, such as sampler and sampler.steps, the later one counts"
+            )
+    check_measures(suite, jobs[0].metrics)
     return jobs
+
+
+def check_measures(suite: Suite, metrics: Sequence[str]) -> None:
+    """Raise a JobError for what the file compares by and no job has, before hours go by."""
+    methods = dict.fromkeys(suite.name(cell, suite.method) for cell in suite.cells)
+    against = suite.file.page.against
+    if against is not None and against not in methods:
+        raise JobError(
+            f"{suite.source}: page.against: no method {against!r}; choose from {', '.join(methods)}"
+        )
+    try:
+        choose_measures([metrics], suite.wanted)
+    except JobError as error:
+        raise JobError(f"{suite.source}: page.{error}") from error
+    for field, name in deciding(suite.file.tune).items() if suite.file.tune else ():
+        try:
+            Measured(name)
+        except JobError as error:
+            raise JobError(f"{suite.source}: tune.{field}: {str(error).removeprefix('--by: ')}") from error
+
+
+def deciding(tuning: Tuning) -> dict[str, str]:
+    """The metrics that decide among settings, by field."""
+    return {"by": tuning.by, "then": tuning.then or tuning.by}
 
 
 def evaluated(suite: Suite, names: Names, cells: Iterable[Cell], chosen: Settings) -> list[tuple[Cell, Job]]:
@@ -66,19 +102,24 @@ def evaluated(suite: Suite, names: Names, cells: Iterable[Cell], chosen: Setting
         seed = [cell.points[axis] for axis in suite.seed]
         place = ",".join([method, *seed, *([name_of(chosen)] if chosen else [])])
         output = str(folder_of(suite) / "runs" / task / place)
-        _, job = suite.job(cell, output, {})
-        rest = (
-            {}
-            if suite.file.tune is None or suite.file.tune.fields
-            else {"data.subset": subset(job, "evaluate")}
-        )
-        found.append((cell, suite.job(cell, output, {**rest, **chosen})[1]))
+        found.append((cell, suite.job(cell, output, part_of(suite, cell, "evaluate") | chosen)[1]))
     return found
 
 
-def subset(job: Job, part: str) -> Settings:
-    """One of the two parts of a job's images."""
-    return Base({}, "", job, job.folder).subset(part)
+def part_of(suite: Suite, cell: Cell, part: str) -> Settings:
+    """The field that sets images for tuning apart, "tune", from the others, "evaluate".
+
+    There is none where other data is for tuning.
+    """
+    if (tuning := suite.file.tune) is None:
+        return {}
+    here, there = (suite.fields(cell, fields).get("data") for fields in ({}, tuning.fields))
+    if not (isinstance(here, dict) and isinstance(there, dict)):
+        return {}  # which is no job, and is said so
+    if here.get("shards") != there.get("shards"):
+        return {}
+    subset = there.get("subset") or {}
+    return {"data.subset": subset | {"part": part} if isinstance(subset, dict) else subset}
 
 
 def run_all(suite: Suite, address: str | None) -> list[Entry]:
@@ -128,19 +169,24 @@ def tune(suite: Suite, address: str | None) -> dict[Names, Settings]:
     """The settings of every method in every task that has any to choose from, on images for tuning."""
     if (tuning := suite.file.tune) is None:
         return {}
-    by, then = Measured(tuning.by), Measured(tuning.then or tuning.by)
+    by, then = map(Measured, deciding(tuning).values())
     trials: dict[Names, list[Trial]] = {}
     for names, cells in groups(suite):
         if cells[0].grid:
             task, method = names
             folder = folder_of(suite) / "tuning" / task / method
-            values, job = suite.job(cells[0], str(folder), tuning.fields)
-            images = tuning.fields or {"data.subset": subset(job, "tune")}
+            images = tuning.fields | part_of(suite, cells[0], "tune")
+            values, job = suite.job(cells[0], str(folder), images)
             base = Base(values, suite.source, job, folder)
             metrics = list(dict.fromkeys([by.name, then.name]))
             trials[names] = make_trials(base, grid(cells[0].grid), tuning.images, metrics, images)
     jobs = [trial.job for of in trials.values() for trial in of]
-    runs = iter(do_jobs(jobs, address, "trials") if jobs else [])
+    done = do_jobs(jobs, address, "trials") if jobs else []
+    for few in sorted({run.summary.samples for run in done} - {tuning.images}):
+        errors.print(
+            f"{few} images for tuning, not {tuning.images}: raise data.subset.fraction", style="yellow"
+        )
+    runs = iter(done)
     chosen = {}
     for (task, method), of in trials.items():
         results = [result_of(next(runs), trial, by, then, tuning.images) for trial in of]
@@ -179,6 +225,11 @@ def others_in(folder: Location, known: Container[Location]) -> list[Location]:
     return [job.parent for job in jobs if job.parent not in known]
 
 
+def counted(job: Job) -> bool:
+    """Whether a dry run counts the evaluations of a job: it runs no programs, and restored images are."""
+    return not job.is_score and job.sampler["name"] != "external"
+
+
 def show_plan(suite: Suite, jobs: Sequence[Job], gpus: int) -> None:
     """How many jobs, evaluations and hours a suite is, as far as none is done."""
     device, tuning = default_device(), suite.file.tune
@@ -192,13 +243,15 @@ def show_plan(suite: Suite, jobs: Sequence[Job], gpus: int) -> None:
             data = job.data.model_dump_json()
             if data not in samples:
                 samples[data] = estimate.samples_of(job)
+            images += samples[data]
+            if not counted(job):
+                continue
             network = str((job.prior, job.image_shape, job.compute.model_dump()))
             if network not in loaded:
                 loaded[network] = prior_of(job, torch.device("cpu"))
             each = sum(estimate.evaluations(job, loaded[network]))
             if network not in seconds:
                 seconds[network] = estimate.seconds_per_image(job, device) / max(each, 1)
-            images += samples[data]
             evaluations += samples[data] * each
             total += samples[data] * each * seconds[network]
     trials = sum(len(grid(cells[0].grid)) for _, cells in groups(suite) if cells[0].grid)
@@ -210,7 +263,8 @@ def show_plan(suite: Suite, jobs: Sequence[Job], gpus: int) -> None:
     table.add_row("runs", f"{len(jobs)}, {images} images")
     if tuning is not None:
         table.add_row("trials before", f"{trials}, of at most {tuning.images} images each")
-    table.add_row("network evaluations", f"{evaluations:,.0f}, forwards and VJPs, of the runs")
+    left_out = "; without restored images and programs" if not all(map(counted, jobs)) else ""
+    table.add_row("network evaluations", f"{evaluations:,.0f}, forwards and VJPs, of the runs{left_out}")
     where = "one GPU" if device == "cuda" else f"{jobs[0].compute.cpus_per_actor} cores"
     table.add_row(
         "time",

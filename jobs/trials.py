@@ -93,13 +93,18 @@ def combinations(vary: list[str], random: int | None, seed: int) -> list[Setting
             f"--vary {', '.join(sorted(ranges))}: a range has no grid; add --random N, or list its values"
         )
     for field in choices:
-        if field.split(".")[0] in COMPARED or overlap(field, "compute.unit_size"):
-            raise JobError(
-                f"--vary {field}: trials are compared on the same images, measurements and noise, and "
-                "the sweep itself sets what is kept of them; change it for all trials by --set"
-            )
+        refuse_varied(field, f"--vary {field}")
     found = grid(lists) if random is None else random_settings(choices, random, seed)
     return list({name_of(settings): settings for settings in found}.values())
+
+
+def refuse_varied(field: str, where: str) -> None:
+    """Raise a JobError for a field that is the same in all trials; `where` begins its message."""
+    if field.split(".")[0] in COMPARED or overlap(field, "compute.unit_size"):
+        raise JobError(
+            f"{where}: trials are compared on the same images, measurements and noise, and what is kept of "
+            "them is set for all; change it for all trials by --set"
+        )
 
 
 def parse_vary(text: str) -> tuple[str, Choices]:

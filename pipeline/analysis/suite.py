@@ -118,7 +118,7 @@ def summarize(entries: Sequence[Entry], wanted: Wanted) -> Suite:
     """All numbers of a suite; rows are read a task at a time.
 
     Raises:
-        JobError: no finished run has a measure that is asked for; no entry is of the method `against`.
+        JobError: no run has a measure that is asked for; no entry is of the method `against`.
     """
     entries = [replace(one, task=redacted(one.task), method=redacted(one.method)) for one in entries]
     methods = list(dict.fromkeys(one.method for one in entries))
@@ -127,7 +127,7 @@ def summarize(entries: Sequence[Entry], wanted: Wanted) -> Suite:
         raise JobError(f"against: no method {against!r}; choose from {', '.join(methods)}")
     runs = [listed(one) for one in entries]
     finished = [one.run for one, of in zip(entries, runs, strict=True) if one.run and not of.left_out]
-    distortion, perception, family = choose_measures(finished, wanted)
+    distortion, perception, family = choose_measures([run.job.metrics for run in finished], wanted)
     draws = max(DRAWS, DRAWS_OF_EACH * len(finished) * len(family))
     by = Axes(distortion, perception, family, against, draws)
     tasks: list[Task] = []
@@ -184,26 +184,31 @@ def read(label: str, run: Run) -> tuple[Input, pa.Table]:
         return found, load(found)
 
 
-def choose_measures(runs: Sequence[Run], wanted: Wanted) -> tuple[str, str | None, tuple[str, ...]]:
+def choose_measures(
+    metrics: Sequence[Sequence[str]], wanted: Wanted
+) -> tuple[str, str | None, tuple[str, ...]]:
     """Distortion, perception and family; perception None where nobody asked for one and not all have one.
+
+    Args:
+        metrics: of each run.
 
     Raises:
         JobError: one that is asked for is in no run, or is none of single images where only that will do.
     """
-    of_runs = [[*run.job.metrics, "residual"] for run in runs]
+    of_runs = [[*names, "residual"] for names in metrics]
     any_run = list(dict.fromkeys(name for names in of_runs for name in names))
     asked = {"distortion": wanted.distortion, "perception": wanted.perception}
     asked |= {f"family.{i}": name for i, name in enumerate(wanted.family)}
     for field, name in asked.items():
-        if name is None or not runs:
+        if name is None or not of_runs:
             continue
         if name not in any_run:
-            raise JobError(f"{field}: no finished run has {name}; choose from {', '.join(any_run)}")
+            raise JobError(f"{field}: no run has {name}; choose from {', '.join(any_run)}")
         if field != "perception" and name in SETS:
             raise JobError(
                 f"{field}: {title(name)} is of the set, and no test is paired; name it as perception"
             )
-    known = (name for name in PERCEPTION if runs and all(name in names for names in of_runs))
+    known = (name for name in PERCEPTION if of_runs and all(name in names for names in of_runs))
     perception = wanted.perception or next(known, None)
     both = [name for name in (wanted.distortion, perception) if name is not None and name not in SETS]
     return wanted.distortion, perception, tuple(dict.fromkeys(wanted.family or both))

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import ray
 
-from kintsugi.errors import JobError
+from kintsugi.errors import JobError, error_text
 from kintsugi.pipeline.data.units import Unit
 from kintsugi.pipeline.execution.books import Book, Books
 from kintsugi.pipeline.execution.cluster import (
@@ -24,9 +24,10 @@ from kintsugi.pipeline.execution.cluster import (
 from kintsugi.pipeline.execution.commit import Commit
 from kintsugi.pipeline.execution.ledger import Task, Work
 from kintsugi.pipeline.execution.live import Live
+from kintsugi.pipeline.execution.memory import lacks_memory
 from kintsugi.pipeline.execution.prometheus import Counts
 from kintsugi.pipeline.execution.run import Part, Run
-from kintsugi.pipeline.execution.worker import Worker, Workplace, give_up
+from kintsugi.pipeline.execution.worker import BROKEN_DEVICE, Worker, Workplace, give_up
 from kintsugi.pipeline.job import Job, config_hash
 from kintsugi.pipeline.storage.location import at, pause
 from kintsugi.pipeline.storage.publish import alive, this_host
@@ -55,7 +56,18 @@ class RayWorker:
 
     def worker(self, run: Named) -> Worker:
         """That of a run."""
-        return self.workplace.of(Job.model_validate(run.job), at(run.folder))
+        there = self.workplace.worker
+        if there is not None and str(there.folder) == run.folder:  # to check a job takes a while
+            return there
+        try:
+            return self.workplace.of(Job.model_validate(run.job), at(run.folder))
+        except (JobError, OSError, BROKEN_DEVICE):
+            raise
+        except Exception as error:
+            if lacks_memory(error):
+                raise
+            # Else the samples of its first unit would be to blame.
+            raise JobError(f"{run.folder}: its workers cannot start: {error_text(error)}") from error
 
     def process(self, run: Named, task: Task) -> Commit:
         """As `Worker.process`."""
@@ -238,8 +250,9 @@ class Pool:
             max_concurrency=2,  # process or probe, and state or leave beside it
             runtime_env={"env_vars": consent} if (consent := consent_given()) else None,
         )
-        arguments = named(first), actor_device(self.size)
-        self.crew = Crew(lambda: actor_class.remote(*arguments), live)
+        device = actor_device(self.size)
+        # With the run in hand: one that is finished may have another prior.
+        self.crew = Crew(lambda: actor_class.remote(named(self.books.open[0].run), device), live)
         self.working: dict[Any, tuple[Actor, Book, Work]] = {}  # by the reference to what comes of it
 
     def work(self) -> Iterator[Commit]:

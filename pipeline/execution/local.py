@@ -32,7 +32,7 @@ def in_process(parts: Iterable[Part], live: Live) -> Generator[Commit, None, Non
     place = Workplace(default_device(), lambda job: [Display()])
     for part in parts:
         try:
-            worker = place.of(part.run.job, part.run.folder)
+            place.of(part.run.job, part.run.folder)
         except Exception as error:
             if lacks_memory(error):
                 raise passing_failure(error) from error
@@ -43,7 +43,8 @@ def in_process(parts: Iterable[Part], live: Live) -> Generator[Commit, None, Non
             samples = work.task.unit.samples
             live.in_hand, live.left = 0, (samples,)
             try:
-                commit = worker.process(work.task)
+                # The worker has no name here, or it would keep its prior beside that of the next run.
+                commit = place.of(part.run.job, part.run.folder).process(work.task)
             except Exception as error:
                 if not (isinstance(error, OSError) or lacks_memory(error)):
                     raise

@@ -30,11 +30,13 @@ class Memory:
     Attributes:
         batch_size: samples, or tiles, to be restored at once. notes: what the user should know.
         waits: pauses for memory since work last succeeded.
+        recomputes: whether the network computes activations twice from now on, which takes longer.
     """
 
     def __init__(self, problems: Problems, prior: NetworkPrior, batch_size: int, notes: list[str]):
         self.problems, self.prior, self.batch_size, self.notes = problems, prior, batch_size, notes
         self.waits = 0
+        self.recomputes = False
 
     def persist(self, work: Callable[[], T], whole: bool) -> T:
         """What `work` returns, which is called again with less until it fits.
@@ -82,6 +84,7 @@ class Memory:
             self.batch_size = (self.batch_size + 1) // 2
             return f"batches of {self.batch_size}, not compiled from now on"
         if whole and speed.checkpointed(self.prior):
+            self.recomputes = True
             return "activations are computed twice from now on"
         return None
 

@@ -95,7 +95,10 @@ def stage_of(job: Job, folder: Location, device: str, loaded: Loaded | None = No
 
 def network_of(job: Job) -> Any:
     """What jobs whose prior is loaded and compiled in the same way have in common."""
-    return job.prior, job.compute.precision, job.compute.compile
+    compute = job.compute
+    # It is compiled for batches of one size; that of `auto` is the run's.
+    batch = job.output if compute.batch_size == "auto" else compute.batch_size
+    return job.prior, compute.precision, compute.compile and (compute.compile, batch, job.image_shape)
 
 
 class Observer:
@@ -298,7 +301,8 @@ class Workplace:
         """The worker of a run; raises as `Worker`."""
         if self.worker is None or self.worker.folder != folder:
             loaded = None
-            if (last := self.worker) is not None and isinstance(last.stage, Stage):
+            last = self.worker
+            if last is not None and isinstance(last.stage, Stage) and not last.stage.memory.recomputes:
                 loaded = last.stage.loaded if network_of(last.job) == network_of(job) else None
             # Gone before the next is made, as two priors may be too much for a device.
             self.before, self.worker = self.busy, None

@@ -13,6 +13,7 @@ from kit.plugins import know_stand_ins
 
 from kintsugi.errors import JobError
 from kintsugi.jobs.suite_file import groups, read_suite
+from kintsugi.jobs.suite_run import check_all, part_of
 from kintsugi.pipeline.execution import local
 from kintsugi.pipeline.execution.run import Run
 
@@ -21,6 +22,7 @@ AXES: dict[str, Any] = {
     "sampler": [{"name": "ddnm"}, {"name": "conjugate"}],
     "sampler.steps": [1, 2],
 }
+TUNE = {"grid": {"sampler": {"conjugate": {"sampler.w": [5, 15]}}}, "images": 4}
 
 
 @pytest.fixture
@@ -37,6 +39,10 @@ def suite_of(make_job, tmp_path):
         return file
 
     return write
+
+
+def tried(field: str, *values: Any) -> dict[str, Any]:
+    return {"tune": {"grid": {"sampler": {"ddnm": {field: list(values)}}}}}
 
 
 def names(file: Path) -> list[str]:
@@ -84,6 +90,7 @@ def test_exclude_and_include(suite_of):
     [
         ({"axes": {"a": {"b c": {}}}}, "axes.a: 'b c' is no name of a point"),
         ({"axes": {"a": {"../x": {}}}}, "is no name of a point"),
+        ({"axes": {"a": {"..": {}}}}, r"'\.\.' is no name of a point"),
         ({"axes": {"a": {"b": {"output": "x"}}}}, "axes.a.b: output is the same in all jobs; set it in base"),
         ({"axes": {"sampler.stepz": {}}}, "axes: sampler.stepz: an axis without points"),
         ({"axes": {"nonsense": [1]}}, "axes: nonsense: a list is of the values of a field"),
@@ -93,7 +100,18 @@ def test_exclude_and_include(suite_of):
         ),
         ({"exclude": [{"op": "pool"}]}, "no axis 'op'"),
         ({"include": [{"sampler": "dps"}]}, "include: no point 'dps' on sampler"),
+        (
+            {"include": [{"sampler": {"ddnm": {"sampler": {"name": "dps"}}}}]},
+            "include: pool ddnm steps=1 is there already, with other fields",
+        ),
         ({"tune": {"grid": {"sampler": {"dps": {"sampler.w": [1]}}}}}, "tune.grid: no point 'dps'"),
+        (tried("degradation.sigma", 0, 1), r"sampler.ddnm.degradation.sigma: .* the same images, measure"),
+        (tried("compute.actors", 1), "compute.actors: the jobs of a suite share their actors"),
+        (tried("sampler.eta"), "tune.grid.sampler.ddnm.sampler.eta: no values to choose from"),
+        (
+            {"tune": {"grid": {}, "fields": {"data.limit": 4}}},
+            "fields: data.limit: of tuning that is by tune.i",
+        ),
         ({"exclude": [{"operator": ["pool", "mask"]}]}, "exclude leaves no job"),
         ({"nothing": 1}, "nothing: no such field"),
         ({"base": "no-such-job"}, "no job file 'no-such-job'"),
@@ -102,6 +120,65 @@ def test_exclude_and_include(suite_of):
 def test_what_does_not_fit_is_named(suite_of, fields, message):
     with pytest.raises(JobError, match=message):
         read_suite(str(suite_of(**fields)), [])
+
+
+def test_of_axes_that_set_one_field_the_later_counts(suite_of):
+    axes = {"a": {"x": {"sampler.steps": 3}}, "b": {"y": {"sampler": {"name": "ddnm"}}}}
+    suite = read_suite(str(suite_of(axes=axes | {"c": {"z": {"sampler.steps": 5}}})), [])
+    assert suite.job(suite.cells[0], "x", {})[1].sampler == {"name": "ddnm", "steps": 5}
+
+
+def test_jobs_are_not_the_same_under_two_names(suite_of):
+    file = suite_of(axes={"sampler.steps": [3, 5], "sampler": [{"name": "ddnm"}]})
+    with pytest.raises(JobError, match=r"steps=3 ddnm and steps=5 ddnm are the same job: .* sampler\.steps"):
+        check_all(read_suite(str(file), []))
+
+
+@pytest.mark.parametrize(
+    "field", ["sampler.steps", "sampler.eta", "sampler.w", "degradation.operator", "output"]
+)
+def test_what_is_set_has_an_effect_or_is_refused(suite_of, field):
+    file = suite_of(tune=TUNE)
+    with pytest.raises(JobError, match=f"--set {field}: "):
+        read_suite(str(file), [f"{field}=2"])
+    assert read_suite(str(file), ["data.limit=2"]).values["data"]["limit"] == 2
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"page": {"distortion": "ssim"}}, "page.distortion: no run has ssim; choose from psnr"),
+        ({"page": {"family": ["psnr", "lpips"]}}, r"page.family\.1: no run has lpips"),
+        ({"page": {"against": "ddnm"}}, "page.against: no method 'ddnm'; choose from ddnm steps=1"),
+        ({"tune": {"grid": {}, "by": "swd"}}, "tune.by: 'swd' is no metric of single images"),
+        ({"tune": {"grid": {}, "then": "pnsr"}}, "tune.then: 'pnsr' is no metric"),
+    ],
+)
+def test_what_is_compared_is_there_before_anything_runs(suite_of, fields, message):
+    with pytest.raises(JobError, match=message):
+        check_all(read_suite(str(suite_of(**fields)), []))
+
+
+def test_images_for_tuning_are_others_than_those_that_are_evaluated(suite_of):
+    def parts(**fields: Any) -> list[Any]:
+        suite = read_suite(str(suite_of(tune=TUNE | {"fields": fields})), [])
+        return [part_of(suite, suite.cells[0], part) for part in ("tune", "evaluate")]
+
+    apart = [{"data.subset": {"part": part}} for part in ("tune", "evaluate")]
+    assert parts() == apart
+    assert parts(seed=1) == apart, "what does not name other data does not say which images"
+    halves = parts(**{"data.subset": {"part": "evaluate", "fraction": 0.5}})
+    assert halves == [{"data.subset": {"part": part, "fraction": 0.5}} for part in ("tune", "evaluate")]
+    assert parts(**{"data.shards": "other.tar"}) == [{}, {}]
+
+
+def test_restored_images_are_methods_by_their_folders_and_tasks_by_their_truth(suite_of):
+    base = {"data": {"kind": "restored", "shards": "a", "truth": "b"}, "metrics": ["psnr"]}
+    axes = {"scale": {"x2": {"data.truth": "2"}, "x4": {"data.truth": "4"}}, "data.shards": ["a", "b"]}
+    file = suite_of(base=base, axes=axes)
+    suite = read_suite(str(file), [])
+    assert (suite.task, suite.method) == (("scale",), ("data.shards",))
+    assert len(check_all(suite)) == 4
 
 
 def test_a_job_that_cannot_be_is_named_by_its_points_before_anything_runs(suite_of, tmp_path):
@@ -129,9 +206,6 @@ def runs_of(folder: Path) -> dict[str, dict[str, str]]:
         str(file.parent.relative_to(folder)): digests(Run.open(file.parent))
         for file in sorted(folder.glob("*/*/*/**/job.yaml"))
     }
-
-
-TUNE = {"grid": {"sampler": {"conjugate": {"sampler.w": [5, 15]}}}, "images": 4}
 
 
 @pytest.fixture

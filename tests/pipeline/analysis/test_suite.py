@@ -236,9 +236,9 @@ def test_what_takes_no_part_is_named(make, values, tmp_path):
 
 
 def test_measures_that_are_asked_for_must_be_there(entries):
-    with pytest.raises(JobError, match="distortion: no finished run has ssim; choose from psnr"):
+    with pytest.raises(JobError, match="distortion: no run has ssim; choose from psnr"):
         summarize(entries, replace(WANTED, distortion="ssim"))
-    with pytest.raises(JobError, match=r"family\.1: no finished run has lpips"):
+    with pytest.raises(JobError, match=r"family\.1: no run has lpips"):
         summarize(entries, replace(WANTED, family=("psnr", "lpips")))
 
 

@@ -8,9 +8,12 @@ from kit.jobs import digests, execute, rows
 from kit.shards import encode, picture
 
 from kintsugi.errors import JobError
+from kintsugi.jobs.files import load_job
 from kintsugi.pipeline.execution import actors
 from kintsugi.pipeline.execution.actors import RayWorker, on_ray
-from kintsugi.pipeline.execution.run import Run
+from kintsugi.pipeline.execution.live import Live
+from kintsugi.pipeline.execution.open import open_or_plan
+from kintsugi.pipeline.execution.run import Part, Run
 from kintsugi.pipeline.job import Job
 
 
@@ -83,6 +86,26 @@ def test_workers_that_cannot_start_end_the_job(station, monkeypatch):
     monkeypatch.setattr(actors, "pause", lambda attempt: 0.1)
     with pytest.raises(JobError, match=r"cannot start.*no weights at /nowhere"):
         station.run_with(Broken, "broken")
+
+
+def test_a_later_run_whose_workers_cannot_start_blames_no_sample(station):
+    class Unlicensed(RayWorker):
+        def __init__(self, run, device):
+            super().__init__(run, device)
+            of = self.workplace.of
+
+            def refuse(job, folder):
+                if folder.name == "second":
+                    raise RuntimeError("no licence")
+                return of(job, folder)
+
+            self.workplace.of = refuse
+
+    runs = [open_or_plan(load_job(str(station.job(name)), [])) for name in ("first", "second")]
+    parts = [Part(run, list(run.units())[:1]) for run in runs]
+    with pytest.raises(JobError, match="second: its workers cannot start: RuntimeError: no licence"):
+        list(on_ray(parts, Live(), station.address, Unlicensed))
+    assert (station.commits("first"), station.commits("second")) == (1, 0)
 
 
 def test_actors_without_room_do_not_hold_the_job_up(station):

@@ -1,8 +1,11 @@
 """Several runs that share their workers: which unit is next, and what a worker keeps."""
 
+import weakref
 from types import SimpleNamespace
+from typing import Any
 
 from kit.jobs import digests, execute, rows
+from kit.plugins import know_stand_ins
 
 import kintsugi.pipeline.execution.stage as stage_module
 from kintsugi.pipeline.data.units import Unit
@@ -11,7 +14,7 @@ from kintsugi.pipeline.execution.live import Live
 from kintsugi.pipeline.execution.local import in_process
 from kintsugi.pipeline.execution.open import open_or_plan
 from kintsugi.pipeline.execution.run import Part
-from kintsugi.pipeline.execution.worker import Workplace
+from kintsugi.pipeline.execution.worker import Workplace, network_of
 
 
 def part_of(name: str, *samples: int) -> Part:
@@ -70,6 +73,52 @@ def test_a_worker_keeps_the_prior_for_the_next_run_and_its_rows_are_as_alone(mak
     assert len(loads) == 1
     assert {name: digests(run) for name, run in runs.items()} == alone
     assert {row["status"] for run in runs.values() for row in rows(run)} == {"ok"}
+
+
+def test_the_prior_before_is_gone_when_the_next_is_loaded(make_job, tmp_path, monkeypatch):
+    """Two may be too much for a device."""
+    know_stand_ins()
+    loaded, there = [], []
+    original = stage_module.prior_of
+
+    def prior_of(*of):
+        there.append(sum(prior() is not None for prior in loaded))
+        found = original(*of)
+        loaded.append(weakref.ref(found.prior))
+        return found
+
+    monkeypatch.setattr(stage_module, "prior_of", prior_of)
+    priors = [{"name": "gaussian", "pause": pause} for pause in (0, 0.001)]
+    runs = [
+        open_or_plan(make_job(output=str(tmp_path / name), prior=prior))
+        for name, prior in zip("ab", priors, strict=True)
+    ]
+    list(in_process([Part(run, list(run.outstanding())) for run in runs], Live()))
+    assert there == [0, 0]
+
+
+def test_a_network_that_was_made_slower_for_one_run_is_not_that_of_the_next(make_job, tmp_path):
+    know_stand_ins()
+    runs = [open_or_plan(make_job(output=str(tmp_path / name), prior={"name": "gaussian"})) for name in "abc"]
+    place = Workplace("cpu", lambda job: [])
+    first, second = (place.of(run.job, run.folder).stage for run in runs[:2])
+    assert second.loaded is first.loaded
+    second.memory.recomputes = True
+    assert place.of(runs[2].job, runs[2].folder).stage.loaded is not first.loaded
+
+
+def test_a_network_is_compiled_for_batches_of_one_size(make_job):
+    def network(batch: int | str, mode: str | None, output: str = "a", size: int = 16) -> Any:
+        job = make_job(
+            output=output, data={"shards": "x", "size": size}, compute={"batch_size": batch, "compile": mode}
+        )
+        return network_of(job)
+
+    assert network(2, None) == network(4, None, "b", 32)
+    assert network(2, "default") == network(2, "default", "b")
+    assert network(2, "default") != network(4, "default")
+    assert network(2, "default") != network(2, "default", size=32)
+    assert network("auto", "default") != network("auto", "default", "b"), "each run finds its own"
 
 
 def test_another_prior_is_loaded_anew_and_the_time_in_samplers_goes_on(make_job, tmp_path):

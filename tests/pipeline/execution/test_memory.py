@@ -55,6 +55,7 @@ def test_what_gives_way_first_costs_least(waits, monkeypatch):
         "out of memory: batches of 1, not compiled from now on",
         "out of memory: activations are computed twice from now on",
     ]
+    assert less.recomputes
     assert waits == [0.0] * 4, "a device's memory does not come back by waiting"
 
 
