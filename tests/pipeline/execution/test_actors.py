@@ -95,17 +95,17 @@ def test_a_later_run_whose_workers_cannot_start_blames_no_sample(station):
             of = self.workplace.of
 
             def refuse(job, folder):
-                if folder.name == "second":
+                if folder.name == "unlicensed":
                     raise RuntimeError("no licence")
                 return of(job, folder)
 
             self.workplace.of = refuse
 
-    runs = [open_or_plan(load_job(str(station.job(name)), [])) for name in ("first", "second")]
+    runs = [open_or_plan(load_job(str(station.job(name)), [])) for name in ("licensed", "unlicensed")]
     parts = [Part(run, list(run.units())[:1]) for run in runs]
-    with pytest.raises(JobError, match="second: its workers cannot start: RuntimeError: no licence"):
+    with pytest.raises(JobError, match="unlicensed: its workers cannot start: RuntimeError: no licence"):
         list(on_ray(parts, Live(), station.address, Unlicensed))
-    assert (station.commits("first"), station.commits("second")) == (1, 0)
+    assert (station.commits("licensed"), station.commits("unlicensed")) == (1, 0)
 
 
 def test_actors_without_room_do_not_hold_the_job_up(station):
