@@ -41,7 +41,10 @@ def topic(name: str) -> Iterator[str]:
     if title := TITLES.get(name):
         yield f"## {title}\n"
     columns, rows = contents(name)
+    group = ""
     for row in rows:
+        if name == "fields" and group != (group := row[0].partition(".")[0]):
+            yield f"## {group}\n"
         yield (term if name in ("fields", "jobs") else section)(dict(zip(columns, row, strict=True)))
     if name == "samplers":
         from kintsugi import samplers
