@@ -13,6 +13,7 @@ from typer.core import TyperGroup
 from kintsugi.jobs.cli import app
 from kintsugi.jobs.files import load_job, ready_jobs
 from kintsugi.jobs.list import TOPICS, contents
+from kintsugi.jobs.suite_file import read_suite
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -78,6 +79,16 @@ def test_commands_have_these_names_options_and_fields(page):
             job, sets = context.params.get("job"), context.params.get("sets")
         if job in ready_jobs() and sets:
             load_job(job, sets)
+
+
+def test_the_files_of_the_tutorial_are_a_job_and_a_suite(tmp_path, monkeypatch):
+    page = (ROOT / "docs/tutorial.md").read_text()
+    files = dict(re.findall(r"`(\w+\.yaml)`:\n\n```yaml\n(.*?)```", page, re.DOTALL))
+    monkeypatch.chdir(tmp_path)
+    for name, text in files.items():
+        Path(name).write_text(text)
+    assert load_job("job.yaml", []).metrics == ["psnr", "ssim", "spectrum_ratio"]
+    assert len(read_suite("suite.yaml", []).cells) == 4
 
 
 def test_ci_runs_the_test_command_of_the_readme():
