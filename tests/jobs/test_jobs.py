@@ -101,7 +101,7 @@ def test_overrides():
         ("degradation.sigma=-1", "degradation.sigma: .*greater than or equal to 0"),
         ("prior.name=magic", "prior.name: no prior 'magic'; choose one of adm, "),
         ("prior.path=/nowhere", "prior.path: 'natural' has no such parameter; it has: none"),
-        ("metrics=[psnr, psrn]", "no metric 'psrn'; choose from fid, "),
+        ("metrics=[psnr, psrn]", "no metric 'psrn'; choose from blur, "),
         ("degradation=3", "degradation: "),
         ("degradation.operator.mask=/nowhere/mask.png", "no such parameter"),
         ("compute.gpus_per_actor=1.5", "compute.gpus_per_actor: more than one GPU must be a whole number"),

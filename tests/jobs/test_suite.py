@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import yaml
 from kit.jobs import digests, kintsugi, told
-from kit.plugins import know_stand_ins
+from kit.plugins import SITE
 
 from kintsugi.errors import JobError
 from kintsugi.jobs.suite_file import groups, read_suite
@@ -26,11 +26,12 @@ TUNE = {"grid": {"sampler": {"conjugate": {"sampler.w": [5, 15]}}}, "images": 4}
 
 
 @pytest.fixture
-def suite_of(make_job, tmp_path):
+def suite_of(make_job, tmp_path, monkeypatch):
     """Writes a suite file on small shards; keyword arguments are its other fields."""
 
+    monkeypatch.syspath_prepend(str(SITE))
+
     def write(**fields: Any) -> Path:
-        know_stand_ins()
         quick = {"metrics": ["psnr", "spectrum_ratio"], "prior": {"name": "gaussian"}, "output": "unused"}
         base = make_job(**quick).model_dump(mode="json")
         values = {"base": base, "output": str(tmp_path / "suite"), "axes": AXES} | fields

@@ -1,6 +1,7 @@
 """Runs on Ray: the same rows as in process, and what becomes of a job whose actors die or do not start."""
 
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from kintsugi.pipeline.execution.live import Live
 from kintsugi.pipeline.execution.open import open_or_plan
 from kintsugi.pipeline.execution.run import Part, Run
 from kintsugi.pipeline.job import Job
+from kintsugi.samplers.external import CONSENT
 
 
 def test_two_actors_and_no_ray_give_the_same_rows(make_job, mine, tmp_path, ray_cluster):
@@ -34,6 +36,24 @@ def test_two_actors_and_no_ray_give_the_same_rows(make_job, mine, tmp_path, ray_
     assert digests(here) == digests(there)
     assert {row["status"] for row in rows(there)} == {"ok"}
     assert len({(row["operator_0_mask"], row["sigma"]) for row in rows(there)}) == 12
+
+
+def test_consent_to_commands_goes_to_the_actors_of_a_ray_that_was_started_without(
+    make_job, monkeypatch, ray_cluster
+):
+    monkeypatch.setenv(CONSENT, "1")
+    copy = "import shutil, sys; shutil.copytree(*sys.argv[1:], dirs_exist_ok=True)"
+    command = [sys.executable, "-S", "-c", copy, "{measurements}", "{restored}"]
+    there = execute(
+        make_job(
+            degradation={"operator": {"name": "denoise"}, "sigma": 0.02},
+            sampler={"name": "external", "command": command},
+            compute={"batch_size": 4, "unit_size": 12, "cpus_per_actor": 1, "actors": 1},
+        ),
+        on_ray,
+        None,
+    )
+    assert {row["error"] for row in rows(there)} == {None}
 
 
 def test_images_that_are_scored_have_the_same_rows(tmp_path, ray_cluster):

@@ -19,7 +19,6 @@ from kintsugi import operators, samplers
 from kintsugi.errors import JobError, SpecError
 from kintsugi.jobs import cluster, options
 from kintsugi.pipeline.data.pictures import decoded
-from kintsugi.pipeline.execution.actors import on_ray
 from kintsugi.pipeline.execution.open import open_or_plan
 from kintsugi.pipeline.execution.run import Run
 from kintsugi.samplers import KeyedNoise
@@ -216,17 +215,7 @@ if len(Path({str(calls)!r}).read_text()) == 3: time.sleep(60)
     assert len(calls.read_text()) == 3 + 4, "what is done is not done again"
 
 
-def test_consent_goes_to_the_actors_and_with_a_job_that_is_sent(program, make_job, tmp_path, ray_cluster):
-    """Of a Ray that was started without it; and with consent given anew where there was none."""
-    compute = {"batch_size": 4, "unit_size": 12, "cpus_per_actor": 1, "actors": 1}
-    job = make_job(
-        data={**make_job().data.model_dump(), "limit": 4},
-        sampler=program(BICUBIC, format="png"),
-        degradation={"operator": FACTOR},
-        compute=compute,
-    )
-    there = execute(job, on_ray, None)
-    assert [row["error"] for row in rows(there)] == [None] * 4
+def test_consent_goes_with_a_job_that_is_sent():
     assert sent_with() == {CONSENT: "1"}
 
 

@@ -26,7 +26,7 @@ def test_a_row_has_the_error_of_its_restored_image(make_job):
     results = run.results()
     assert results["metrics"]["prior_error"]["n"] == 2
     assert results["cost"] == {"forwards": 1, "vjps": 1, "measuring": EVALUATIONS}
-    said = f"and {EVALUATIONS} forwards more by which it is measured"
+    said = f"{EVALUATIONS} evaluations more by which it is measured"
     for page in (Path(run.report), Path(run.report).with_name("report.md")):
         assert said in page.read_text()
 

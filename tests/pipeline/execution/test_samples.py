@@ -129,13 +129,16 @@ def test_what_a_row_says_of_its_samples_is_computed_from_all_of_them(make_job):
     stage = Stage(make_job(restoration={"samples_per_image": 5}), "cpu")
     seen, scores, scorer = [], [], stage.scorer
 
-    def spy(restored, truth):
-        seen.append(restored[0].double().numpy())
-        values = scorer(restored, truth)
-        scores.append({name: of[0] for name, of in values.items()})
-        return values
+    class Spy:
+        needs_prior = False
 
-    stage.scorer = spy
+        def __call__(self, restored, truth, *more):
+            seen.append(restored[0].double().numpy())
+            values = scorer(restored, truth, *more)
+            scores.append({name: of[0] for name, of in values.items()})
+            return values
+
+    stage.scorer = Spy()
     (found,) = stage.run(given(["a"], [image]))
     samples, mean = np.stack(seen[:5]), seen[5]
     truth = image.transpose(2, 0, 1) / 127.5 - 1
