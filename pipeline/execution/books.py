@@ -1,12 +1,12 @@
 """The ledgers of several runs that share their workers."""
 
 import itertools
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from kintsugi.pipeline.data.units import read_members
 from kintsugi.pipeline.execution.directory import PLAN
-from kintsugi.pipeline.execution.ledger import Ledger, Task, Work
+from kintsugi.pipeline.execution.ledger import Ledger, Streak, Task, Work
 from kintsugi.pipeline.execution.run import Part, Run
 
 
@@ -28,12 +28,13 @@ class Books:
         parts: in the order in which they are begun. notes: what the user should know is added.
 
     Attributes:
-        open: the runs that have been begun and are not finished.
+        open: the runs that have been begun and are not finished. streak: of deaths, in all of them.
     """
 
     def __init__(self, parts: Iterable[Part], notes: list[str]):
         self.parts, self.notes = iter(parts), notes
         self.open: list[Book] = []
+        self.streak = Streak()
 
     def left(self, enough: int = 1) -> int:
         """How many units are not committed, of as many runs as have enough of them, or of all."""
@@ -47,7 +48,8 @@ class Books:
         """Begin the next run, if there is one."""
         if (part := next(self.parts, None)) is None:
             return None
-        self.open.append(Book(part.run, ledger_of(part, self.notes, largest_first=True)))
+        tasks = sorted(tasks_of(part), key=lambda task: -task.unit.samples)  # no long unit is begun last
+        self.open.append(Book(part.run, ledger_of(part.run, tasks, self.notes, self.streak)))
         return self.open[-1]
 
     def next(self, now: float) -> tuple[Book, Work] | None:
@@ -61,12 +63,12 @@ class Books:
         return None
 
 
-def ledger_of(part: Part, notes: list[str], largest_first: bool = False) -> Ledger:
-    """The ledger of a run; `largest_first`, so that no long unit is begun last."""
-    run = part.run
-    tasks: Iterable[Task] = (Task(unit, failed_only=part.failed_only) for unit in part.units)
-    if largest_first:
-        tasks = sorted(tasks, key=lambda task: -task.unit.samples)
-    return Ledger(
-        tasks, run.job.compute.attempts, lambda unit: read_members(run.folder / PLAN, unit).keys, notes
-    )
+def tasks_of(part: Part) -> Iterator[Task]:
+    """What is to be done of a run, in order."""
+    return (Task(unit, failed_only=part.failed_only) for unit in part.units)
+
+
+def ledger_of(run: Run, tasks: Iterable[Task], notes: list[str], streak: Streak | None = None) -> Ledger:
+    """The ledger of a run."""
+    attempts, plan = run.job.compute.attempts, run.folder / PLAN
+    return Ledger(tasks, attempts, lambda unit: read_members(plan, unit).keys, notes, streak)

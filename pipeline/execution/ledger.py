@@ -47,6 +47,13 @@ class Work:
     inquiry: Inquiry | None = None
 
 
+@dataclass
+class Streak:
+    """Deaths of workers since anything succeeded, of all runs that they share."""
+
+    deaths: int = 0
+
+
 class Ledger:
     """Says what is to be done next, and hears what came of it.
 
@@ -62,7 +69,7 @@ class Ledger:
     Attributes:
         outstanding: names of the units that are not committed. in_hand: what workers are doing.
         durations: of the last units, in seconds per sample.
-        in_a_row: deaths since anything succeeded.
+        streak: of deaths, which several ledgers may share.
     """
 
     def __init__(
@@ -71,6 +78,7 @@ class Ledger:
         attempts: int,
         keys_of: Callable[[Unit], Sequence[str]],
         notes: list[str],
+        streak: Streak | None = None,
     ):
         self.attempts, self.keys_of, self.notes = attempts, keys_of, notes
         self.queue = deque(tasks)
@@ -80,7 +88,7 @@ class Ledger:
         self.deaths: Counter[str] = Counter()
         self.storage_failures: Counter[str] = Counter()
         self.inquired: set[str] = set()
-        self.in_a_row = 0
+        self.streak = streak or Streak()
         self.durations: deque[float] = deque(maxlen=100)
 
     def left(self) -> int:
@@ -125,7 +133,8 @@ class Ledger:
     def committed(self, work: Work, samples: int, now: float) -> bool:
         """A unit was done, of which so many samples; returns whether this is its first commit."""
         self.in_hand.remove(work)
-        self.in_a_row = 0
+        if samples > len(work.task.poison):  # else nothing was restored
+            self.streak.deaths = 0
         if samples:
             self.durations.append((now - work.since) / samples)
         return self.close(work.task.unit)
@@ -139,7 +148,7 @@ class Ledger:
     def survived(self, work: Work) -> None:
         """A worker outlived a range under an inquiry."""
         self.in_hand.remove(work)
-        self.in_a_row = 0
+        self.streak.deaths = 0
         assert work.inquiry is not None
         work.inquiry.survived()
         self.inquire(work.task, work.inquiry)
@@ -181,10 +190,10 @@ class Ledger:
         unit, task = work.task.unit, work.task
         if unit.unit not in self.outstanding:  # another worker was faster
             return None
-        self.in_a_row += 1
-        if self.in_a_row >= DEATHS_IN_A_ROW + workers:
+        self.streak.deaths += 1
+        if self.streak.deaths >= DEATHS_IN_A_ROW + workers:
             raise JobError(
-                f"{self.in_a_row} workers died one after another, the last of them so: {why}; "
+                f"{self.streak.deaths} workers died one after another, the last of them so: {why}; "
                 "the same command continues when this is mended"
             )
         if work.inquiry is not None:

@@ -4,7 +4,7 @@ import time
 from collections.abc import Generator, Iterable, Mapping, Sequence
 
 from kintsugi.device import default_device
-from kintsugi.pipeline.execution.books import ledger_of
+from kintsugi.pipeline.execution.books import ledger_of, tasks_of
 from kintsugi.pipeline.execution.commit import Commit
 from kintsugi.pipeline.execution.ledger import passing_failure
 from kintsugi.pipeline.execution.live import Live
@@ -38,7 +38,7 @@ def in_process(parts: Iterable[Part], live: Live) -> Generator[Commit, None, Non
                 raise passing_failure(error) from error
             raise
         live.workers, live.started = 1, live.started or time.perf_counter()
-        ledger = ledger_of(part, live.notes)
+        ledger = ledger_of(part.run, tasks_of(part), live.notes)
         while not live.stopping and (work := ledger.next(time.monotonic())) is not None:
             samples = work.task.unit.samples
             live.in_hand, live.left = 0, (samples,)

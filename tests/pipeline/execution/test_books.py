@@ -1,15 +1,19 @@
 """Several runs that share their workers: which unit is next, and what a worker keeps."""
 
 import weakref
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import pytest
 from kit.jobs import digests, execute, rows
 from kit.plugins import know_stand_ins
 
 import kintsugi.pipeline.execution.stage as stage_module
+from kintsugi.errors import JobError
 from kintsugi.pipeline.data.units import Unit
 from kintsugi.pipeline.execution.books import Books
+from kintsugi.pipeline.execution.ledger import DEATHS_IN_A_ROW
 from kintsugi.pipeline.execution.live import Live
 from kintsugi.pipeline.execution.local import in_process
 from kintsugi.pipeline.execution.open import open_or_plan
@@ -18,7 +22,7 @@ from kintsugi.pipeline.execution.worker import Workplace, network_of
 
 
 def part_of(name: str, *samples: int) -> Part:
-    run = SimpleNamespace(job=SimpleNamespace(compute=SimpleNamespace(attempts=2)), folder=name)
+    run = SimpleNamespace(job=SimpleNamespace(compute=SimpleNamespace(attempts=2)), folder=Path(name))
     units = [Unit(f"{name}-{i}", "shard", 0, i, i, n, 0, 0) for i, n in enumerate(samples)]
     return Part(run, units)
 
@@ -134,3 +138,24 @@ def test_another_prior_is_loaded_anew_and_the_time_in_samplers_goes_on(make_job,
     assert place.busy == 3.0
     again = place.of(first.job, first.folder)
     assert again.stage.loaded is not after.stage.loaded
+
+
+def test_workers_that_die_one_after_another_end_the_job_however_small_its_runs(monkeypatch):
+    """A broken machine, and no sample, is to blame for the deaths of all runs together."""
+    keys = SimpleNamespace(keys=["a", "b"])
+    monkeypatch.setattr("kintsugi.pipeline.execution.books.read_members", lambda plan, unit: keys)
+    books, deaths = Books([part_of(f"run{number}", 2) for number in range(40)], []), []
+
+    def do_all() -> None:
+        while (following := books.next(0)) is not None:
+            book, work = following
+            if len(work.task.poison) == 2:  # all its samples are recorded as failed
+                book.ledger.committed(work, 2, 1)
+            else:
+                deaths.append(book.run.folder)
+                book.ledger.died(work, "gone", workers=2)
+
+    with pytest.raises(JobError, match="workers died one after another"):
+        do_all()
+    assert len(deaths) == DEATHS_IN_A_ROW + 2
+    assert len(set(deaths)) > 1
