@@ -365,23 +365,26 @@ def test_a_job_through_a_bad_network_gives_the_same_bytes(bucket_job, monkeypatc
     data = bucket_job.data.model_copy(update={"limit": 6})
     calm = execute(bucket_job.model_copy(update={"data": data})).folder
     proxy = Proxy(os.environ["AWS_ENDPOINT_URL"], 1, share, kinds)
-    stormy = bucket_job.model_copy(update={"data": data, "output": f"{bucket_job.output}-stormy"})
-    commands = 0
-    with monkeypatch.context() as patch:
-        patch.setenv("AWS_ENDPOINT_URL", proxy.url)
-        patch.setattr(ledger, "pause", lambda attempt: 0.01)
+    for number in range(9):
+        if set(proxy.happened) == set(kinds):
+            break
+        # Which request has which fault depends on threads: runs follow until all have happened.
+        stormy = bucket_job.model_copy(update={"data": data, "output": f"{bucket_job.output}-stormy{number}"})
+        commands = done = 0
+        with monkeypatch.context() as patch:
+            patch.setenv("AWS_ENDPOINT_URL", proxy.url)
+            patch.setattr(ledger, "pause", lambda attempt: 0.01)
+            filesystem.cache_clear()
+            while done < 3 and commands < 20:
+                commands += 1
+                with contextlib.suppress(*([JobError, OSError] if kinds == FAULTS else [])):
+                    done = execute(stormy).progress().units
         filesystem.cache_clear()
-        done = 0
-        while done < 3 and commands < 20:
-            commands += 1
-            with contextlib.suppress(*([JobError, OSError] if kinds == FAULTS else [])):
-                done = execute(stormy).progress().units
-    filesystem.cache_clear()
+        assert done == 3
+        folder = at(stormy.output)
+        assert not [found for found in verify(Run.open(folder)) if hasattr(found, "what")]
+        assert walk(folder / "data") == walk(calm / "data")
+        for name in walk(folder / "data"):
+            assert (folder / "data" / name).read_bytes() == (calm / "data" / name).read_bytes()
     proxy.close()
-    assert done == 3
     assert set(proxy.happened) == set(kinds)
-    folder = at(stormy.output)
-    assert not [found for found in verify(Run.open(folder)) if hasattr(found, "what")]
-    assert walk(folder / "data") == walk(calm / "data")
-    for name in walk(folder / "data"):
-        assert (folder / "data" / name).read_bytes() == (calm / "data" / name).read_bytes()
