@@ -159,9 +159,9 @@ def do_jobs(jobs: Sequence[Job], address: str | None, what: str) -> list[Run]:
     console.print(f"{len(runs)} {what}, {len(parts)} of them to be done: {samples} samples{done}")
     if parts:
         execute(parts, address, before)
-    for part in parts:
-        clear_temporaries(part.run.folder)
-        write_restored(part.run)
+    for run in runs:  # also of those that were done: the last end may have been before this
+        clear_temporaries(run.folder)
+        write_restored(run)
     return runs
 
 
