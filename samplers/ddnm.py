@@ -20,10 +20,13 @@ class DDNM(Stepwise):
 
     eta: Share = 0.85
 
-    def step(self, problem: Problem, denoise: Denoiser, x: Tensor, now: Level, later: Level) -> Tensor:
+    def step(
+        self, problem: Problem, denoise: Denoiser, x: Tensor, now: Level, later: Level
+    ) -> tuple[Tensor, Tensor]:
         """The prediction with its measured part replaced by y's; with noise, DDRM's step with η_b = 1."""
         if problem.noisy:
             return spectral_step(problem, denoise, x, now, later, self.eta, eta_b=1.0)
         prediction = denoise(x, now)
         consistent = problem.operator.impose(prediction, problem.y)
-        return renoise(problem, consistent, noise_in(x, prediction, now), later, self.eta)
+        kept = noise_in(x, prediction, now)
+        return renoise(problem, consistent, kept, later, self.eta), consistent

@@ -22,15 +22,20 @@ class DDRM(Stepwise):
     eta: Share = 0.85
     eta_b: Share = 1.0
 
-    def step(self, problem: Problem, denoise: Denoiser, x: Tensor, now: Level, later: Level) -> Tensor:
+    def step(
+        self, problem: Problem, denoise: Denoiser, x: Tensor, now: Level, later: Level
+    ) -> tuple[Tensor, Tensor]:
         """One step in the operator's coordinates, with η and η_b."""
         return spectral_step(problem, denoise, x, now, later, self.eta, self.eta_b)
 
 
 def spectral_step(
     problem: Problem, denoise: Denoiser, x: Tensor, now: Level, later: Level, eta: float, eta_b: float
-) -> Tensor:
-    """The state at level `later`: in each direction as noisy as the level, with what y says of it."""
+) -> tuple[Tensor, Tensor]:
+    """The state at level `later`: in each direction as noisy as the level, with what y says of it.
+
+    And its mean x̂: a direction where y is sharper than the level has y's value, to the share η_b.
+    """
     prediction, operator = denoise(x, now), problem.operator
     # In the paper's scaling, x/a with noise σ = s/a.
     sigma, kept = later.sigma, (1 - eta**2) ** 0.5
@@ -41,7 +46,8 @@ def spectral_step(
     noise = problem.sigma_y / values  # infinite where y is silent, NaN if it is also noiseless
     blurred = own + sigma * kept * (known - own) / noise + sigma * eta * drawn
     spread = (sigma**2 - noise**2 * eta_b**2).clamp_min(0).sqrt()
-    sharp = torch.lerp(own, known, eta_b) + spread * drawn
-    measured = torch.where(noise > sigma, blurred, sharp)
+    mean = torch.lerp(own, known, eta_b)
+    measured = torch.where(noise > sigma, blurred, mean + spread * drawn)
     change = torch.where(values > 0, measured - operator.to_spectral(free), 0)
-    return later.a * (free + operator.from_spectral(change))
+    told = torch.where((values > 0) & (noise <= sigma), mean - own, 0)
+    return later.a * (free + operator.from_spectral(change)), prediction + operator.from_spectral(told)

@@ -21,10 +21,13 @@ class DiffPIR(Stepwise):
     lam: PositiveFloat = 8.0
     zeta: Share = 0.3
 
-    def step(self, problem: Problem, denoise: Denoiser, x: Tensor, now: Level, later: Level) -> Tensor:
+    def step(
+        self, problem: Problem, denoise: Denoiser, x: Tensor, now: Level, later: Level
+    ) -> tuple[Tensor, Tensor]:
         """The proximal point of the prediction under y, then noise of the next level, a share ζ of it new."""
         prediction, operator = denoise(x, now), problem.operator
         variance = now.sigma**2 / self.lam
         residual = problem.known_given(prediction, variance) - operator.to_spectral(prediction)
         consistent = prediction + operator.from_spectral(problem.factor(variance) * residual)
-        return renoise(problem, consistent, noise_in(x, consistent, now), later, self.zeta**0.5)
+        kept = noise_in(x, consistent, now)
+        return renoise(problem, consistent, kept, later, self.zeta**0.5), consistent

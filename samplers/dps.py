@@ -21,7 +21,9 @@ class DPS(Stepwise):
     zeta: Strength = 1.0
     eta: Share = 1.0
 
-    def step(self, problem: Problem, denoise: Denoiser, x: Tensor, now: Level, later: Level) -> Tensor:
+    def step(
+        self, problem: Problem, denoise: Denoiser, x: Tensor, now: Level, later: Level
+    ) -> tuple[Tensor, Tensor]:
         """An ancestral step less ζ times the gradient of ‖H(prediction) − y‖, back through the network."""
         prediction, pullback = denoise.with_pullback(x, now)
         misfit = problem.operator.forward(prediction) - problem.y
@@ -30,7 +32,7 @@ class DPS(Stepwise):
         moved = renoise(
             problem, prediction, noise_in(x, prediction, now), later, ancestral(now, later, self.eta)
         )
-        return moved - self.zeta * gradient
+        return moved - self.zeta * gradient, prediction - self.zeta / later.a * gradient
 
 
 @dataclass(kw_only=True, frozen=True)
@@ -41,12 +43,16 @@ class MCG(DPS):
     of the next level.
     """
 
-    def step(self, problem: Problem, denoise: Denoiser, x: Tensor, now: Level, later: Level) -> Tensor:
+    def step(
+        self, problem: Problem, denoise: Denoiser, x: Tensor, now: Level, later: Level
+    ) -> tuple[Tensor, Tensor]:
         """A step of DPS, whose measured part is then replaced by y's at the next level's noise."""
-        moved = super().step(problem, denoise, x, now, later)
+        moved, corrected = super().step(problem, denoise, x, now, later)
         operator = problem.operator
-        measured = later.a * problem.known_given(moved / later.a)
+        seen, known = operator.singular_values > 0, problem.known_given(moved / later.a)
+        measured = later.a * known
         if later.s > 0:
             measured = measured + later.s * operator.to_spectral(problem.draw())
-        change = (operator.singular_values > 0) * (measured - operator.to_spectral(moved))
-        return moved + operator.from_spectral(change)
+        change = seen * (measured - operator.to_spectral(moved))
+        told = seen * (known - operator.to_spectral(corrected))
+        return moved + operator.from_spectral(change), corrected + operator.from_spectral(told)

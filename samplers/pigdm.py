@@ -38,7 +38,9 @@ class DiscretePiGDM(Stepwise):
     w: Strength = 1.0
     eta: Share = 1.0
 
-    def step(self, problem: Problem, denoise: Denoiser, x: Tensor, now: Level, later: Level) -> Tensor:
+    def step(
+        self, problem: Problem, denoise: Denoiser, x: Tensor, now: Level, later: Level
+    ) -> tuple[Tensor, Tensor]:
         """An ancestral step and w a times ΠGDM's guidance, back through the network."""
         prediction, pullback = denoise.with_pullback(x, now)
         operator = problem.operator
@@ -47,4 +49,5 @@ class DiscretePiGDM(Stepwise):
         moved = renoise(
             problem, prediction, noise_in(x, prediction, now), later, ancestral(now, later, self.eta)
         )
-        return moved + self.w * now.a * guidance
+        guidance = self.w * now.a * guidance
+        return moved + guidance, prediction + guidance / later.a
