@@ -24,6 +24,7 @@ from kintsugi.samplers.ddrm import DDRM
 from kintsugi.samplers.diffpir import DiffPIR
 from kintsugi.samplers.dps import DPS, MCG
 from kintsugi.samplers.external import External
+from kintsugi.samplers.mmps import MMPS
 from kintsugi.samplers.noise import KeyedNoise
 from kintsugi.samplers.pigdm import DiscretePiGDM, PiGDM
 from kintsugi.samplers.reddiff import REDdiff
@@ -41,6 +42,7 @@ BUILTIN: dict[str, Callable[..., Sampler]] = {
     "dps": DPS,
     "external": External,
     "mcg": MCG,
+    "mmps": MMPS,
     "pigdm": PiGDM,
     "pigdm_discrete": DiscretePiGDM,
     "reddiff": REDdiff,

@@ -61,15 +61,18 @@ class Denoiser:
         self.forwards += 1
         return prediction
 
-    def with_pullback(self, x: Tensor, level: Level) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
-        """x̂₀, and v ↦ (∂x̂₀/∂x)ᵀ v, to be called at most once."""
+    def with_pullback(
+        self, x: Tensor, level: Level, products: int = 1
+    ) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+        """x̂₀, and v ↦ (∂x̂₀/∂x)ᵀ v, to be called at most `products` times; the last frees the graph."""
         with torch.enable_grad():
             leaf = x.detach().requires_grad_()
             prediction = self(leaf, level)
+        last = self.vjps + products
 
         def pullback(v: Tensor) -> Tensor:
             self.vjps += 1
-            (gradient,) = torch.autograd.grad(prediction, leaf, v)
+            (gradient,) = torch.autograd.grad(prediction, leaf, v, retain_graph=self.vjps < last)
             return gradient
 
         return prediction.detach(), pullback

@@ -6,6 +6,9 @@ from kintsugi import samplers
 
 BY_NETWORK = [name for name in samplers.REGISTRY if name != "external"]
 
+FEW = {"daps": {"ode_steps": 2, "langevin_steps": 10}}
+"""What a sampler needs to run in two or four steps."""
+
 REQUIRED = {
     "blur": {
         "kernel": [[0.0, 1.0, 0.0, 2.0], [3.0, 4.0, 1.0, 0.0], [0.0, 2.0, 0.5, 0.0]],

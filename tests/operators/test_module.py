@@ -3,7 +3,7 @@
 import pytest
 import torch
 from kit.operators import dense
-from kit.samplers import BY_NETWORK
+from kit.samplers import BY_NETWORK, FEW
 from torch import nn
 
 from kintsugi import operators, samplers, testing
@@ -84,11 +84,10 @@ def test_samplers_restore_alike_with_the_module_and_the_decomposition():
 
 @pytest.mark.parametrize("name", BY_NETWORK)
 def test_every_sampler_takes_modules(name):
-    spec = {"name": name} | ({"ode_steps": 2, "langevin_steps": 5} if name == "daps" else {})
     prior = testing.mixture(shape=SHAPE)
     for operator in (of_module(convolution(), SHAPE, linear=True), of_module(convolution(), SHAPE)):
         y = operator.forward(images(2, *SHAPE) / 4)
-        sampler = samplers.build({**spec, "steps": 4})
+        sampler = samplers.build({"name": name, "steps": 4, **FEW.get(name, {})})
         image = sampler(prior, operator, y, samplers.KeyedNoise(0, ["a", "b"]), sigma_y=0.05).image
         assert image.isfinite().all()
         assert image.shape == (2, *SHAPE)

@@ -10,7 +10,15 @@ from kintsugi.samplers.grids import time_grid
 from kintsugi.testing import draw, mixture
 
 SHAPE = (1, 8, 8)
-STRENGTHS = {"ddnm": None, "ddrm": None, "diffpir": None, "dps": "zeta", "mcg": "zeta", "pigdm_discrete": "w"}
+STRENGTHS = {
+    "ddnm": None,
+    "ddrm": None,
+    "diffpir": None,
+    "dps": "zeta",
+    "mcg": "zeta",
+    "mmps": None,
+    "pigdm_discrete": "w",
+}
 """The stepwise samplers, and the strength of what they add to a state, not to a prediction."""
 
 

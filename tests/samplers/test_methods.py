@@ -13,7 +13,7 @@ import scipy.fft
 import torch
 from kit.operators import dense as matrix
 from kit.posterior import SAMPLERS, Posterior, bias, natural_texture
-from kit.samplers import BY_NETWORK, REQUIRED, relative_error
+from kit.samplers import BY_NETWORK, FEW, REQUIRED, relative_error
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from kintsugi import operators, priors, samplers
@@ -30,9 +30,6 @@ VP, FLOW, LABELS = VariancePreserving(), RectifiedFlow(), DDPM()
 SHAPE, COLOUR = (1, 8, 8), (3, 16, 16)
 PIXELS = 64
 KEYS = ["a", "b"]
-
-FEW = {"daps": {"ode_steps": 2, "langevin_steps": 10}}
-"""What a method needs to run in four steps."""
 
 
 def build(name="conjugate", **parameters):
@@ -816,6 +813,7 @@ FIGURES = {
     "DDNM": {"SR 2×, σ 0.2": (0.059, 0.74, 0.66), "inpainting": (0.062, 0.77, 0.77)},
     "DiffPIR": {"SR 2×, σ 0.2": (0.304, 0.90, 1.29), "inpainting": (0.178, 1.01, 1.01)},
     "DAPS": {"inpainting, σ 0.2": (0.089, 1.89, 1.87)},
+    "MMPS": {"SR 2×, σ 0.2": (0.008, 0.93, 0.93), "inpainting": (0.017, 0.94, 0.94)},
 }
 """From the table of benchmarks/posterior_bias.py: mean, variance where y is silent, and over all."""
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from kit.operators import KERNELS, MASKS, QUALITIES, WIDTHS, each
-from kit.samplers import BY_NETWORK
+from kit.samplers import BY_NETWORK, FEW
 
 from kintsugi import operators, samplers
 from kintsugi.operators import stack
@@ -19,7 +19,6 @@ D = torch.float64
 KEYS = ["a", "b", "c"]
 LEVELS = torch.tensor([0.02, 0.1, 0.7], dtype=D).view(3, 1, 1, 1)
 ALL = pytest.mark.parametrize("name", BY_NETWORK)
-FEW = {"daps": {"ode_steps": 2, "langevin_steps": 10}}
 SAME = {"one mask": MASKS[:1] * 3, "one blur": WIDTHS[1:2] * 3}
 CASES = {
     "masks": MASKS,
@@ -76,7 +75,8 @@ def test_a_sample_is_restored_in_a_batch_as_alone(name, case, sigma_y):
 @pytest.mark.parametrize("case", ["widths", "kernels"])
 @ALL
 def test_in_single_precision_too(name, case):
-    assert_alone_is_in_batch(build(name), case, LEVELS, torch.float32, 1e-5)
+    # MMPS multiplies the Jacobian by s²/a, which is 150 at pure noise, and so its rounding.
+    assert_alone_is_in_batch(build(name), case, LEVELS, torch.float32, 1e-4 if name == "mmps" else 1e-5)
 
 
 @pytest.mark.parametrize("sigma_y", [0.0, LEVELS + 0.1], ids=["noiseless", "levels"])

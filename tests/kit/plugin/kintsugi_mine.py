@@ -30,7 +30,8 @@ class Replace(Stepwise):
     def step(self, problem, denoise, x, now, later):
         prediction = denoise(x, now)
         consistent = problem.operator.impose(prediction, problem.y)
-        return renoise(problem, consistent, noise_in(x, prediction, now), later, self.eta)
+        kept = noise_in(x, prediction, now)
+        return renoise(problem, consistent, kept, later, self.eta), consistent
 
 
 def flat(device="cpu") -> StandardNormal:

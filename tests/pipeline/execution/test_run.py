@@ -12,7 +12,7 @@ import pytest
 import safetensors.torch
 import torch
 from kit.jobs import digests, execute, rows
-from kit.samplers import BY_NETWORK
+from kit.samplers import BY_NETWORK, FEW
 from kit.shards import SIZE, encode, picture, samples, write_tar
 from PIL import Image
 
@@ -398,7 +398,7 @@ def test_sampler_settings_that_do_not_fit_are_found_before_any_sample(make_job, 
 
 @pytest.mark.parametrize("name", BY_NETWORK)
 def test_a_job_runs_with_every_sampler(make_job, name):
-    sampler = {"name": name, "steps": 2, "start": 0.4} | ({"ode_steps": 1} if name == "daps" else {})
+    sampler = {"name": name, "steps": 2, "start": 0.4, **FEW.get(name, {})}
     data = make_job().data.model_dump() | {"limit": 2}
     found = rows(execute(make_job(data=data, sampler=sampler)))
     assert [(row["status"], row["forwards"]) for row in found] == [("ok", 2)] * 2
