@@ -30,6 +30,7 @@ from kintsugi.priors.analytic import LowRankMixture
 from kintsugi.priors.base import Parametrization, channels_of
 from kintsugi.priors.paths import Path, VariancePreserving
 from kintsugi.samplers import KeyedNoise, Restoration, Sampler
+from kintsugi.samplers.base import of_each
 
 Spec = Mapping[str, Any]
 TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-11}
@@ -229,19 +230,35 @@ def check_samples(used: Sampler, new: Sampler, operator: Operator, y: Tensor, si
 
 
 def check_counts(sampler: Sampler, operator: Operator, y: Tensor, sigma_y: float) -> None:
-    """What a restoration says that it cost is what it cost, and the callback sees each evaluation."""
+    """What a restoration says that it cost is what it cost, and the callback sees each evaluation.
+
+    Where samples need more or fewer evaluations, each by itself costs what is said of it in a batch.
+    """
+    keys = ["a", "b", "c"]
+    together = spent(sampler, operator, y, sigma_y, keys)
+    if isinstance(together.forwards, Tensor):
+        for i in range(len(y)):
+            alone = spent(sampler, operator, y[i : i + 1], sigma_y, keys[i : i + 1])
+            assert of_each(alone.forwards, 1)[0] == together.forwards[i]
+            assert of_each(alone.vjps, 1)[0] == of_each(together.vjps, len(y))[i]
+
+
+def spent(sampler: Sampler, operator: Operator, y: Tensor, sigma_y: float, keys: list[str]) -> Restoration:
+    """A restoration, after it was checked what it cost."""
     prior, seen = Counting(mixture()), []
 
     def callback(step: int, x: Tensor, prediction: Tensor) -> None:
         assert x.shape == prediction.shape == (len(y), *operator.image_shape)
         seen.append(step)
 
-    noise = KeyedNoise(0, ["a", "b", "c"])
-    result: Restoration = sampler(prior, operator, y, noise, sigma_y=sigma_y, callback=callback)
-    assert (prior.forwards, prior.vjps) == (len(y) * result.forwards, len(y) * result.vjps)
+    result = sampler(prior, operator, y, KeyedNoise(0, keys), sigma_y=sigma_y, callback=callback)
+    assert len(y) * len(seen) == prior.forwards, "the callback is called once an evaluation"
     assert sum(prior.recorded) == len(prior.used), "a graph is recorded that nobody needs"
-    assert len(seen) == result.forwards, "the callback is called once an evaluation"
+    for said, counted in ((result.forwards, prior.forwards), (result.vjps, prior.vjps)):
+        if len(y) == 1 or not isinstance(said, Tensor):
+            assert sum(of_each(said, len(y))) == counted, "it says another number than it cost"
     assert not result.image.requires_grad
+    return result
 
 
 def check_prior(spec: Spec, image_shape: tuple[int, int, int] | None = None) -> None:

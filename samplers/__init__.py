@@ -16,6 +16,7 @@ from typing import Any
 from kintsugi.errors import SpecError
 from kintsugi.registry import Registry, construct
 from kintsugi.samplers.base import Restoration, Sampler
+from kintsugi.samplers.cdim import CDIM
 from kintsugi.samplers.conjugate import Conjugate
 from kintsugi.samplers.daps import DAPS
 from kintsugi.samplers.ddim import DDIM
@@ -33,6 +34,7 @@ __all__ = ["REGISTRY", "KeyedNoise", "Restoration", "Sampler", "SpecError", "bui
 
 
 BUILTIN: dict[str, Callable[..., Sampler]] = {
+    "cdim": CDIM,
     "conjugate": Conjugate,
     "daps": DAPS,
     "ddim": DDIM,

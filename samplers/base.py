@@ -24,12 +24,18 @@ class Restoration:
 
     Attributes:
         image: (B, C, H, W) in [-1, 1], not clipped.
-        forwards, vjps: network evaluations and vector-Jacobian products per sample.
+        forwards, vjps: network evaluations and vector-Jacobian products per sample: a number, or (B,) int64
+            where samples need more or fewer. A batch is evaluated as long as one of its samples needs it.
     """
 
     image: Tensor
-    forwards: int
-    vjps: int
+    forwards: int | Tensor
+    vjps: int | Tensor
+
+
+def of_each(count: int | Tensor, samples: int) -> list[int]:
+    """A count of `Restoration` for each of its samples."""
+    return count.tolist() if isinstance(count, Tensor) else [count] * samples
 
 
 T = TypeVar("T")

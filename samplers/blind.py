@@ -14,7 +14,7 @@ from kintsugi.operators.family import Family
 from kintsugi.operators.jpeg import JPEG
 from kintsugi.operators.stack import all_or_first, stack
 from kintsugi.priors.base import Prior
-from kintsugi.samplers.base import Callback, Restoration, Sampler
+from kintsugi.samplers.base import Callback, Restoration, Sampler, of_each
 from kintsugi.samplers.evidence import Axes, axes_of, coarseness, dispersion, fit, transfer
 from kintsugi.samplers.noise import KeyedNoise, Noise
 from kintsugi.samplers.quality import LatticeLikelihood
@@ -104,7 +104,16 @@ def restored(
     parts: list[Restoration] = []
     while (done := sum(len(part.image) for part in parts)) < len(operators):
         parts.append(all_or_first(range(done, len(operators)), restore_some))
-    return Restoration(torch.cat([part.image for part in parts]), parts[0].forwards, parts[0].vjps)
+    forwards, vjps = (joined([getattr(part, of) for part in parts], parts) for of in ("forwards", "vjps"))
+    return Restoration(torch.cat([part.image for part in parts]), forwards, vjps)
+
+
+def joined(counts: Sequence[int | Tensor], parts: Sequence[Restoration]) -> int | Tensor:
+    """The counts of the parts of a batch: one number for all samples, or of each its own."""
+    if not any(isinstance(count, Tensor) for count in counts):
+        return counts[0]
+    each = zip(counts, parts, strict=True)
+    return torch.cat([torch.tensor(of_each(count, len(part.image))) for count, part in each])
 
 
 def only(noise: Noise, some: slice) -> Noise:

@@ -50,29 +50,34 @@ class Denoiser:
 
     def __init__(self, prior: Prior, callback: Callback | None):
         self.prior, self.callback = prior, callback
-        self.forwards = self.vjps = 0
+        self.forwards: int | Tensor = 0
+        self.vjps: int | Tensor = 0
+        self.calls = 0
 
-    def __call__(self, x: Tensor, level: Level) -> Tensor:
-        """x̂₀ (B, C, H, W)."""
+    def __call__(self, x: Tensor, level: Level, each: int | Tensor = 1) -> Tensor:
+        """x̂₀ (B, C, H, W). each: how many evaluations this is to be counted as, perhaps of each sample."""
         u = self.prior(x if level.scale == 1 else level.scale * x, level.time.expand(len(x)))
         prediction = level.p * x + level.q * u
         if self.callback is not None:
-            self.callback(self.forwards, x.detach(), prediction.detach())
-        self.forwards += 1
+            self.callback(self.calls, x.detach(), prediction.detach())
+        self.calls += 1
+        self.forwards = self.forwards + each
         return prediction
 
     def with_pullback(
-        self, x: Tensor, level: Level, products: int = 1
+        self, x: Tensor, level: Level, products: int = 1, each: int | Tensor = 1
     ) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
         """x̂₀, and v ↦ (∂x̂₀/∂x)ᵀ v, to be called at most `products` times; the last frees the graph."""
         with torch.enable_grad():
             leaf = x.detach().requires_grad_()
-            prediction = self(leaf, level)
-        last = self.vjps + products
+            prediction = self(leaf, level, each)
+        left = products
 
         def pullback(v: Tensor) -> Tensor:
-            self.vjps += 1
-            (gradient,) = torch.autograd.grad(prediction, leaf, v, retain_graph=self.vjps < last)
+            nonlocal left
+            left -= 1
+            self.vjps = self.vjps + each
+            (gradient,) = torch.autograd.grad(prediction, leaf, v, retain_graph=left > 0)
             return gradient
 
         return prediction.detach(), pullback

@@ -22,6 +22,7 @@ from kintsugi.pipeline.analysis.measures import (
     badness,
     better,
     bounds,
+    count_of,
     counted,
     difference,
     finite,
@@ -96,14 +97,14 @@ class Summary:
     """What a run's committed rows amount to.
 
     Attributes:
-        forwards, vjps: of the network, per sample.
+        forwards, vjps: of the network, per sample; a mean where samples need more or fewer.
         measures: by name; only those of which there are values.
         breakdowns: by "shard" and "label" a table of all groups, the largest first: `group`, `n`, `failed`,
             and per measure the mean of the values that count with its interval, NAME, NAME_low, NAME_high.
     """
 
-    forwards: int
-    vjps: int
+    forwards: float
+    vjps: float
     failures: Failures
     measures: dict[str, Distribution]
     breakdowns: dict[str, pa.Table]
@@ -128,7 +129,7 @@ def describe_rows(rows: Path) -> Summary:
         failed = file.read(columns=["key", "shard", "error"]).filter(pc.invert(good))
         pairs = zip(failed["key"].to_pylist(), failed["error"].to_pylist(), strict=True)
         failures = Failures(reasons(pairs), failed.slice(0, LISTED).to_pylist())
-        forwards, vjps = (pc.max(column(name)).as_py() or 0 for name in ("forwards", "vjps"))
+        forwards, vjps = (count_of(column(name).to_numpy()) or 0 for name in ("forwards", "vjps"))
         places = pc.sort_indices(keys).to_numpy()  # so that sums do not depend on the order of the rows
         breakdowns = {by: Breakdown(column(by), ok, places) for by in ("shard", "label")}
         measures = {}

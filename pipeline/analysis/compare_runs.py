@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from kintsugi.pipeline.analysis.compare_inputs import Input
-from kintsugi.pipeline.analysis.measures import QUANTILES, average, counted, histogram, title
+from kintsugi.pipeline.analysis.measures import QUANTILES, average, count_of, counted, histogram, title
 from kintsugi.pipeline.analysis.report.gallery import failures
 
 Estimate = tuple[float | None, float | None, float | None]
@@ -21,15 +21,15 @@ class Cost:
     """What an image costs; None where it is not known, as of images made by another program.
 
     Attributes:
-        forwards, vjps: of the network. seconds: of the sampler, mean.
+        forwards, vjps: of the network, a mean where they differ. seconds: of the sampler, mean.
     """
 
-    forwards: int | None = None
-    vjps: int | None = None
+    forwards: float | None = None
+    vjps: float | None = None
     seconds: float | None = None
 
     @property
-    def evaluations(self) -> int | None:
+    def evaluations(self) -> float | None:
         """Forwards and VJPs together.
 
         A VJP leads back through a forward that is counted already; with respect to the image alone, and not
@@ -108,7 +108,7 @@ def run_numbers(
     """
     means = described[0]
     forwards, vjps = (
-        pc.max(compared[name]).as_py() if name in compared.schema.names else None
+        count_of(compared[name].to_numpy()) if name in compared.schema.names else None
         for name in ("forwards", "vjps")
     )
     return RunNumbers(

@@ -6,7 +6,7 @@ them: the residual, the deviation of several samples, and the seconds.
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -217,6 +217,15 @@ def number(value: float | None, digits: int | None = None) -> str:
     if digits is None and 0 < abs(value) < 0.1:
         return f"{value:#.3g}"
     return f"{value:.{3 if digits is None else digits}f}"
+
+
+def count_of(counts: Sequence[float] | np.ndarray) -> float | None:
+    """How often something was done for an image: a whole number, or a mean of one digit; None of none."""
+    known = np.asarray(counts, float)
+    if not (known := known[~np.isnan(known)]).size:
+        return None
+    mean = round(float(known.mean()), 1)
+    return int(mean) if mean.is_integer() else mean
 
 
 def interval(low: float | None, high: float | None) -> str:

@@ -9,7 +9,7 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, Literal, NotRequired
 
-from pydantic import AfterValidator, BeforeValidator, with_config
+from pydantic import AfterValidator, BeforeValidator, Field, with_config
 from typing_extensions import TypedDict
 
 from kintsugi.pipeline.storage.records import Count, Digest, Number, Text
@@ -21,6 +21,8 @@ WHICH = ("count", "keys_sha256", "shards_sha256")
 MADE = ("size", "channels", "fit")
 """Of the fields of images, those that say which they are, and how they were made."""
 CLOSED = with_config(extra="forbid")
+Evaluated = Count | Annotated[float, Field(ge=0, le=1e90, allow_inf_nan=False)]
+"""A mean where the images needed more or fewer."""
 
 
 def one_only(value: Any) -> Any:
@@ -85,9 +87,9 @@ class Start(TypedDict):
 class Evaluations(TypedDict):
     """Of the network, for an image; a vector-Jacobian product is one of its own."""
 
-    forwards: Count
-    vjps: Count
-    total: Count
+    forwards: Evaluated
+    vjps: Evaluated
+    total: Evaluated
 
 
 @CLOSED

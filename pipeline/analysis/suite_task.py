@@ -22,7 +22,7 @@ from kintsugi.pipeline.analysis.compare_runs import (
     run_numbers,
     set_warnings,
 )
-from kintsugi.pipeline.analysis.measures import badness_of, better, limited
+from kintsugi.pipeline.analysis.measures import badness_of, better, count_of, limited
 from kintsugi.pipeline.analysis.ranks import fronts, ranks
 from kintsugi.pipeline.analysis.set_metrics import set_metrics
 from kintsugi.pipeline.analysis.suite_notes import (
@@ -224,8 +224,8 @@ def together(each: Sequence[RunNumbers], values: Mapping[str, np.ndarray]) -> Ru
         [getattr(run.cost, what) for run in each] for what in ("forwards", "vjps", "seconds")
     )
     cost = Cost(
-        None if None in forwards else max(forwards),
-        None if None in vjps else max(vjps),
+        None if None in forwards else count_of(forwards),
+        None if None in vjps else count_of(vjps),
         None if None in seconds else sum(seconds) / len(each),
     )
     return replace(

@@ -16,7 +16,7 @@ import numpy as np
 
 from kintsugi.errors import JobError
 from kintsugi.pipeline.analysis.intervals import mean_interval
-from kintsugi.pipeline.analysis.measures import badness, better, bounds, limited
+from kintsugi.pipeline.analysis.measures import badness, better, bounds, count_of, limited
 from kintsugi.pipeline.analysis.rows import committed
 from kintsugi.pipeline.analysis.sweep_settings import Rung, Settings, name_of
 from kintsugi.pipeline.execution.run import Run
@@ -85,7 +85,7 @@ class Result:
         values: the metric of each restored image, by key. failed: images that were not restored, or whose
             metric is undefined.
         then: mean of the metric that decides among trials that are alike in the first.
-        evaluations: of the network per image, forwards and vector-Jacobian products.
+        evaluations: of the network per image, forwards and vector-Jacobian products, as `count_of` has them.
         seconds: of the sampler per image.
         without_network: by baseline, the metric of each image by key; none in rows of earlier versions.
     """
@@ -95,7 +95,7 @@ class Result:
     values: dict[str, float]
     failed: int
     then: float
-    evaluations: int
+    evaluations: float
     seconds: float
     without_network: dict[str, dict[str, float]]
 
@@ -136,7 +136,7 @@ def result_of(run: Run, trial: Trial, by: Measured, then: Measured, images: int)
         values,
         failed=len(rows) - len(values),
         then=float(np.nanmean(other)) if np.isfinite(other).any() else math.nan,
-        evaluations=max((row["forwards"] + row["vjps"] for row in ok), default=0),
+        evaluations=count_of([row["forwards"] + row["vjps"] for row in ok]) or 0,
         seconds=sum(row["seconds"] for row in ok) / max(len(ok), 1),
         without_network={name: found for name, column in beside.items() if (found := by_key(column))},
     )

@@ -14,6 +14,7 @@ from kintsugi.pipeline.job import Job
 from kintsugi.pipeline.metrics.calibration import calibration
 from kintsugi.pipeline.metrics.registry import samples_column
 from kintsugi.samplers import KeyedNoise
+from kintsugi.samplers.base import of_each
 
 SHOWN = 3  # samples of an image, of which pictures are kept: memory does not grow with their number
 
@@ -36,7 +37,7 @@ class Samples:
     """The samples of a batch, drawn one after another: of images only sums and the first pictures are kept.
 
     Attributes:
-        forwards, vjps: of the network, for one measurement, all samples together.
+        forwards, vjps: of the network, for each measurement, all samples together.
         running: their mean and deviation, (B, 3, H, W) on [-1, 1].
     """
 
@@ -44,7 +45,7 @@ class Samples:
         self.job, self.keys, self.y = job, keys, y
         self.count = job.restoration.samples_per_image
         self.running = RunningDeviation()
-        self.forwards = self.vjps = 0
+        self.forwards, self.vjps = ([0] * len(keys) for _ in range(2))
         self.pictures: list[np.ndarray] = []
         self.scores: dict[str, list[float]] = {}
 
@@ -59,8 +60,8 @@ class Samples:
         noise = KeyedNoise(job.seed, self.keys if number == 0 else [f"{k}\0{number}" for k in self.keys])
         outcome = problem.sampler(problem.metered, problem.operator, self.y, noise, sigma_y=problem.sigma_y)
         self.running.add(outcome.image)
-        self.forwards += outcome.forwards
-        self.vjps += outcome.vjps
+        self.forwards = added(self.forwards, outcome.forwards)
+        self.vjps = added(self.vjps, outcome.vjps)
         if self.count > 1 and (job.from_measurements or number < SHOWN):
             self.pictures.append(levels(outcome.image, BITS[job.restoration.format]))
         return outcome.image
@@ -93,6 +94,11 @@ class Samples:
             samples_column(name): [value / self.count for value in of] for name, of in self.scores.items()
         }
         return scores | found
+
+
+def added(so_far: Sequence[int], count: int | Tensor) -> list[int]:
+    """The counts of each measurement, with those of one more sample."""
+    return [one + other for one, other in zip(so_far, of_each(count, len(so_far)), strict=True)]
 
 
 class RunningDeviation:

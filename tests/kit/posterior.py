@@ -38,6 +38,7 @@ SAMPLERS: dict[str, Spec] = {
     "DDNM": {"name": "ddnm", "steps": 200},
     "DiffPIR": {"name": "diffpir", "steps": 200},
     "DAPS": {"name": "daps", "steps": 1000},
+    "CDIM": {"name": "cdim", "steps": 100},
     "MMPS": {"name": "mmps", "steps": 200},
 }
 """Strengths as published where nothing is said."""

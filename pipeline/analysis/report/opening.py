@@ -102,7 +102,7 @@ def by_what(job: Job, metrics: Mapping[str, Any]) -> str:
     )
 
 
-def times(count: int, what: str) -> str:
+def times(count: float, what: str) -> str:
     """So many of a thing."""
     return f"{count} {what}" if count == 1 else f"{count} {what}s"
 

@@ -401,7 +401,8 @@ def test_a_job_runs_with_every_sampler(make_job, name):
     sampler = {"name": name, "steps": 2, "start": 0.4, **FEW.get(name, {})}
     data = make_job().data.model_dump() | {"limit": 2}
     found = rows(execute(make_job(data=data, sampler=sampler)))
-    assert [(row["status"], row["forwards"]) for row in found] == [("ok", 2)] * 2
+    assert [row["status"] for row in found] == ["ok"] * 2
+    assert all(row["forwards"] == 2 or name == "cdim" for row in found), "CDIM takes as many as it needs"
 
 
 @pytest.mark.parametrize(
