@@ -29,6 +29,7 @@ from kintsugi.samplers.mmps import MMPS
 from kintsugi.samplers.noise import KeyedNoise
 from kintsugi.samplers.pigdm import DiscretePiGDM, PiGDM
 from kintsugi.samplers.reddiff import REDdiff
+from kintsugi.samplers.sitcom import SITCOM
 
 __all__ = ["REGISTRY", "KeyedNoise", "Restoration", "Sampler", "SpecError", "build"]
 
@@ -48,6 +49,7 @@ BUILTIN: dict[str, Callable[..., Sampler]] = {
     "pigdm": PiGDM,
     "pigdm_discrete": DiscretePiGDM,
     "reddiff": REDdiff,
+    "sitcom": SITCOM,
 }
 REGISTRY = Registry("sampler", BUILTIN)
 

@@ -66,14 +66,17 @@ class Denoiser:
 
     def with_pullback(
         self, x: Tensor, level: Level, products: int = 1, each: int | Tensor = 1
-    ) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
-        """x̂₀, and v ↦ (∂x̂₀/∂x)ᵀ v, to be called at most `products` times; the last frees the graph."""
+    ) -> tuple[Tensor, Callable[..., Tensor]]:
+        """x̂₀, and v ↦ (∂x̂₀/∂x)ᵀ v, to be called at most `products` times; the last frees the graph.
+
+        each: see above; of a product it is the same, or what is said with v.
+        """
         with torch.enable_grad():
             leaf = x.detach().requires_grad_()
             prediction = self(leaf, level, each)
         left = products
 
-        def pullback(v: Tensor) -> Tensor:
+        def pullback(v: Tensor, each: int | Tensor = each) -> Tensor:
             nonlocal left
             left -= 1
             self.vjps = self.vjps + each

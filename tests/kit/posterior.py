@@ -39,6 +39,7 @@ SAMPLERS: dict[str, Spec] = {
     "DiffPIR": {"name": "diffpir", "steps": 200},
     "DAPS": {"name": "daps", "steps": 1000},
     "CDIM": {"name": "cdim", "steps": 100},
+    "SITCOM": {"name": "sitcom", "steps": 400},
     "MMPS": {"name": "mmps", "steps": 200},
 }
 """Strengths as published where nothing is said."""

@@ -136,9 +136,9 @@ def test_no_step_waits_for_the_device(name, operator, sigma_y):
         with HostReads() as reads:
             restore(sampler, degrade, y, sigma_y=sigma_y, prior=network)
         counts.append(reads.count)
-    # Adam counts its steps in a tensor on the host, DAPS' spread is one on the host for each level. CDIM asks
-    # after each of its steps whether any sample needs one more: an evaluation is worth the wait.
-    assert counts[0] == counts[1] or name in ("reddiff", "daps", "cdim")
+    # Adam counts its steps in a tensor on the host, DAPS' spread is one on the host for each level. CDIM and
+    # SITCOM ask after each of their steps whether any sample needs one more: an evaluation is worth the wait.
+    assert counts[0] == counts[1] or name in ("reddiff", "daps", "cdim", "sitcom")
 
 
 @pytest.mark.slow
@@ -815,6 +815,7 @@ FIGURES = {
     "DiffPIR": {"SR 2×, σ 0.2": (0.304, 0.90, 1.29), "inpainting": (0.178, 1.01, 1.01)},
     "DAPS": {"inpainting, σ 0.2": (0.089, 1.89, 1.87)},
     "CDIM": {"SR 2×, σ 0.2": (0.098, 0.95, 0.94)},
+    "SITCOM": {"SR 2×, σ 0.2": (0.172, 0.44, 0.47)},
     "MMPS": {"SR 2×, σ 0.2": (0.008, 0.93, 0.93), "inpainting": (0.017, 0.94, 0.94)},
 }
 """From the table of benchmarks/posterior_bias.py: mean, variance where y is silent, and over all."""
@@ -863,6 +864,7 @@ MODES = {
     "diffpir": {"steps": 40},
     "daps": {"steps": 60, "ode_steps": 3},
     "reddiff": {"steps": 80},
+    "sitcom": {"steps": 200, "adam_steps": 20, "lr": 0.05},
 }
 """Evaluations enough for each guided method."""
 
