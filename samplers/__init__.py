@@ -25,9 +25,11 @@ from kintsugi.samplers.ddrm import DDRM
 from kintsugi.samplers.diffpir import DiffPIR
 from kintsugi.samplers.dps import DPS, MCG
 from kintsugi.samplers.external import External
+from kintsugi.samplers.flower import Flower
 from kintsugi.samplers.mmps import MMPS
 from kintsugi.samplers.noise import KeyedNoise
 from kintsugi.samplers.pigdm import DiscretePiGDM, PiGDM
+from kintsugi.samplers.pnp_flow import PnPFlow
 from kintsugi.samplers.reddiff import REDdiff
 from kintsugi.samplers.sitcom import SITCOM
 
@@ -44,10 +46,12 @@ BUILTIN: dict[str, Callable[..., Sampler]] = {
     "diffpir": DiffPIR,
     "dps": DPS,
     "external": External,
+    "flower": Flower,
     "mcg": MCG,
     "mmps": MMPS,
     "pigdm": PiGDM,
     "pigdm_discrete": DiscretePiGDM,
+    "pnp_flow": PnPFlow,
     "reddiff": REDdiff,
     "sitcom": SITCOM,
 }

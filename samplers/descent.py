@@ -1,4 +1,4 @@
-"""What the published diffusion samplers share: a descent through the noise levels of the VP path.
+"""What the published samplers share: a descent through the noise levels of a path, VP's or the flow's.
 
 Most are a `Stepwise` with a `step`, from the state at one level to the state at the next; the others
 say in `descend` how they use the levels.
@@ -8,7 +8,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import pydantic.dataclasses
 import torch
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from kintsugi.operators import Operator
 from kintsugi.priors.base import Prior
-from kintsugi.priors.paths import VariancePreserving
+from kintsugi.priors.paths import Path, VariancePreserving
 from kintsugi.samplers.base import Callback, KeptForOneJob, Restoration
 from kintsugi.samplers.coefficients import Drift
 from kintsugi.samplers.grids import Grid, time_grid
@@ -46,7 +46,7 @@ class Level:
 
 
 class Denoiser:
-    """A prior as x ↦ x̂₀ = E[x₀ | x], on the VP path whatever its own; counts what it is asked for."""
+    """A prior as x ↦ x̂₀ = E[x₀ | x], on any path whatever its own; counts what it is asked for."""
 
     def __init__(self, prior: Prior, callback: Callback | None):
         self.prior, self.callback = prior, callback
@@ -88,7 +88,12 @@ class Denoiser:
 
 @pydantic.dataclasses.dataclass(kw_only=True, frozen=True)
 class Descent(KeptForOneJob, ABC):
-    """Samplers that evaluate the network at noise levels of the VP path, from noisy to clean.
+    """Samplers that evaluate the network at noise levels of a path, from noisy to clean.
+
+    Whatever the path, `start` and `end` are VP times, which stand for the noise levels there.
+
+    Attributes:
+        path: its states are a x₀ + s z, and `grid` divides its time.
 
     Args:
         steps: network evaluations.
@@ -98,6 +103,7 @@ class Descent(KeptForOneJob, ABC):
         project: impose the measurement on the result; noiseless measurements only.
     """
 
+    path: ClassVar[Path] = PATH
     steps: PositiveInt = 100
     start: Annotated[float, Field(gt=0, le=1)] = 1.0
     end: Annotated[float, Field(gt=0, lt=1)] = 0.001
@@ -110,12 +116,15 @@ class Descent(KeptForOneJob, ABC):
         """The restored image; the last of the levels is clean data."""
 
     def times(self) -> Tensor:
-        """VP times of the network's evaluations, (steps,)."""
-        return time_grid(PATH, self.grid, self.start, self.end, self.steps)[:-1]
+        """Times of the network's evaluations on the path, (steps,)."""
+        span = torch.tensor([self.start, self.end], dtype=torch.float64)
+        start, end = match_time(PATH, self.path, span)[0].tolist()
+        return time_grid(self.path, self.grid, start, end, self.steps)[:-1]
 
     def start_level(self) -> float:
         """Noise over signal, s/a, at the start."""
-        return float(PATH.s(self.times()[0]) / PATH.a(self.times()[0]))
+        first = self.times()[0]
+        return float(self.path.s(first) / self.path.a(first))
 
     def prepare(self, prior: Prior, operator: Operator, sigma_y: float | Tensor, like: Tensor) -> list[Level]:
         """The levels for a job; see `samplers.base.Sampler`."""
@@ -123,7 +132,9 @@ class Descent(KeptForOneJob, ABC):
         if self.end >= self.start:
             raise ValueError(f"start, end: {self.start} to {self.end} does not lead from noise to data")
         settings = (like.device, like.dtype)
-        return self.remembered("levels", (prior,), settings, lambda: noise_levels(prior, self.times(), like))
+        return self.remembered(
+            "levels", (prior,), settings, lambda: noise_levels(self.path, prior, self.times(), like)
+        )
 
     @torch.no_grad()
     def __call__(
@@ -178,14 +189,14 @@ class Stepwise(Descent):
         """
 
 
-def noise_levels(prior: Prior, times: Tensor, like: Tensor) -> list[Level]:
-    """The levels at VP times (T,), and clean data after them."""
-    network_times, scales = match_time(PATH, prior.path, times)
-    p, q = Drift(PATH, prior.path, prior.parametrization).prediction(times)
+def noise_levels(path: Path, prior: Prior, times: Tensor, like: Tensor) -> list[Level]:
+    """The levels at times (T,) of a path, and clean data after them."""
+    network_times, scales = match_time(path, prior.path, times)
+    p, q = Drift(path, prior.path, prior.parametrization).prediction(times)
     if not torch.isfinite(torch.cat([p, q])).all():
         raise ValueError(f"start: infinite coefficients at {times[0].item():g}, pure noise; start later")
     on_device = network_times.to(like)
-    rows = torch.stack([PATH.a(times), PATH.s(times), p, q, scales], dim=1).tolist()
+    rows = torch.stack([path.a(times), path.s(times), p, q, scales], dim=1).tolist()
     noisy = [
         Level(a=a, s=s, p=p, q=q, scale=scale, time=time)
         for (a, s, p, q, scale), time in zip(rows, on_device, strict=True)

@@ -26,7 +26,7 @@ def there_and_back(prior: Prior, image: Tensor) -> Restoration:
     through it are straight for, whatever the batch.
     """
     denoise = Denoiser(prior, None)
-    falling = noise_levels(prior, time_grid(PATH, "uniform", START, END, STEPS), image)[:-1]
+    falling = noise_levels(PATH, prior, time_grid(PATH, "uniform", START, END, STEPS), image)[:-1]
     rising = falling[::-1]
     x = rising[0].a * image
     for now, later in (*pairwise(rising), *pairwise(falling)):

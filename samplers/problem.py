@@ -89,8 +89,8 @@ class Problem:
             raise ValueError(f"noise has shape {tuple(z.shape)}, expected {tuple(mean.shape)}")
         return a * mean + s * z.to(mean)
 
-    def draw(self) -> Tensor:
-        """Fresh standard normal noise, (B, C, H, W): another stream at every call.
+    def draw(self, shape: tuple[int, int, int] | None = None) -> Tensor:
+        """Fresh standard normal noise, (B, C, H, W) unless `shape` says (B, *shape): a stream for each call.
 
         Raises:
             ValueError: the problem came with a tensor, which is the noise of the start only.
@@ -98,7 +98,7 @@ class Problem:
         if not isinstance(self.noise, KeyedNoise):
             raise ValueError("noise: this sampler draws noise in its steps; pass a KeyedNoise, not a tensor")
         self._draws += 1
-        return self.noise.normal(f"step-{self._draws}", self.operator.image_shape).to(self.pinv)
+        return self.noise.normal(f"step-{self._draws}", shape or self.operator.image_shape).to(self.pinv)
 
 
 def is_noisy(sigma_y: float | Tensor) -> bool:

@@ -39,6 +39,8 @@ SAMPLERS: dict[str, Spec] = {
     "DiffPIR": {"name": "diffpir", "steps": 200},
     "DAPS": {"name": "daps", "steps": 1000},
     "CDIM": {"name": "cdim", "steps": 100},
+    "Flower": {"name": "flower", "steps": 200},
+    "Flower, γ 1": {"name": "flower", "gamma": 1, "steps": 200},
     "SITCOM": {"name": "sitcom", "steps": 400},
     "MMPS": {"name": "mmps", "steps": 200},
 }

@@ -15,6 +15,7 @@ STRENGTHS = {
     "ddrm": None,
     "diffpir": None,
     "dps": "zeta",
+    "flower": None,
     "mcg": "zeta",
     "mmps": None,
     "pigdm_discrete": "w",

@@ -286,7 +286,8 @@ def test_the_estimate_enters_by_the_start_alone(name, sigma_y):
     pinv = Problem(operator, y, KeyedNoise(0, KEYS), sigma_y).estimate(
         "pinv", 1.0 if name == "reddiff" else VP.s(t).item() ** 2
     )
-    torch.testing.assert_close(seen["lmmse"] - seen["pinv"], VP.a(t) * (lmmse - pinv))
+    a = VP.a(t) / (VP.a(t) + VP.s(t)) if name in ("flower", "pnp_flow") else VP.a(t)
+    torch.testing.assert_close(seen["lmmse"] - seen["pinv"], a * (lmmse - pinv))
 
 
 # An operator whose decomposition is not known.
@@ -814,6 +815,8 @@ FIGURES = {
     "DDNM": {"SR 2×, σ 0.2": (0.059, 0.74, 0.66), "inpainting": (0.062, 0.77, 0.77)},
     "DiffPIR": {"SR 2×, σ 0.2": (0.304, 0.90, 1.29), "inpainting": (0.178, 1.01, 1.01)},
     "DAPS": {"inpainting, σ 0.2": (0.089, 1.89, 1.87)},
+    "Flower": {"SR 2×, σ 0.2": (0.004, 0.49, 0.49)},
+    "Flower, γ 1": {"SR 2×, σ 0.2": (0.004, 1.03, 1.02), "inpainting": (0.048, 1.04, 1.04)},
     "CDIM": {"SR 2×, σ 0.2": (0.098, 0.95, 0.94)},
     "SITCOM": {"SR 2×, σ 0.2": (0.172, 0.44, 0.47)},
     "MMPS": {"SR 2×, σ 0.2": (0.008, 0.93, 0.93), "inpainting": (0.017, 0.94, 0.94)},
@@ -831,10 +834,10 @@ def test_the_stated_bias_on_a_gaussian_prior(name, task):
     assert figures.total == pytest.approx(total, abs=3.5 * figures.uncertainty)
 
 
-def test_every_sampler_but_two_states_its_bias():
-    """RED-diff seeks a mode, and DDIM has no guidance."""
+def test_every_sampler_but_three_states_its_bias():
+    """RED-diff and PnP-Flow seek one image, and DDIM has no guidance."""
     stated = {SAMPLERS[name]["name"] for name in FIGURES}
-    assert stated == set(BY_NETWORK) - {"reddiff", "ddim"}
+    assert stated == set(BY_NETWORK) - {"reddiff", "pnp_flow", "ddim"}
 
 
 @pytest.mark.parametrize("sigma_y", [0.1, 0.5])
