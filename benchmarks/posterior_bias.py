@@ -12,8 +12,8 @@ with m the mean of the samples, over a few measurements. No noise in y: both rat
 not determine. Every draw is used with both signs, so that m has no Monte-Carlo error for a sampler that
 is affine in its noise (all but DPS and MCG).
 
-Not in the table: RED-diff and PnP-Flow seek one image and their spread means nothing; DDIM ignores y when
-it starts from pure noise.
+Not in the table: RED-diff, PnP-Flow and DMPlug seek one image and their spread means nothing; DDIM
+ignores y when it starts from pure noise.
 
     python benchmarks/posterior_bias.py --coverage
 

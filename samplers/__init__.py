@@ -23,6 +23,7 @@ from kintsugi.samplers.ddim import DDIM
 from kintsugi.samplers.ddnm import DDNM
 from kintsugi.samplers.ddrm import DDRM
 from kintsugi.samplers.diffpir import DiffPIR
+from kintsugi.samplers.dmplug import DMPlug
 from kintsugi.samplers.dps import DPS, MCG
 from kintsugi.samplers.external import External
 from kintsugi.samplers.flower import Flower
@@ -44,6 +45,7 @@ BUILTIN: dict[str, Callable[..., Sampler]] = {
     "ddnm": DDNM,
     "ddrm": DDRM,
     "diffpir": DiffPIR,
+    "dmplug": DMPlug,
     "dps": DPS,
     "external": External,
     "flower": Flower,

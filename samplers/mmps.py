@@ -18,7 +18,7 @@ Map = Callable[[Tensor], Tensor]
 
 @dataclass(kw_only=True, frozen=True)
 class MMPS(Stepwise):
-    """Moment matching posterior sampling (Rozet et al., NeurIPS 2024, 2405.13712, algorithm 3).
+    """Moment matching posterior sampling (Rozet et al., NeurIPS 2024, 2405.13712).
 
     x̂₀' = x̂₀ + C Hᵀ u, (σ_y² + H C Hᵀ) u = y − H x̂₀, with C = Cov[x₀ | x] = (s²/a) (∂x̂₀/∂x)ᵀ; then a step of
     DDIM from x̂₀' and the noise that it leaves of the state. Exact for a Gaussian prior. A non-linear H is

@@ -9,6 +9,7 @@ BY_NETWORK = [name for name in samplers.REGISTRY if name != "external"]
 FEW = {
     "cdim": {"projections": 2},
     "daps": {"ode_steps": 2, "langevin_steps": 10},
+    "dmplug": {"ode_steps": 2},
     "pnp_flow": {"draws": 2},
     "sitcom": {"adam_steps": 2},
 }

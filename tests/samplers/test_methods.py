@@ -138,7 +138,7 @@ def test_no_step_waits_for_the_device(name, operator, sigma_y):
         counts.append(reads.count)
     # Adam counts its steps in a tensor on the host, DAPS' spread is one on the host for each level. CDIM and
     # SITCOM ask after each of their steps whether any sample needs one more: an evaluation is worth the wait.
-    assert counts[0] == counts[1] or name in ("reddiff", "daps", "cdim", "sitcom")
+    assert counts[0] == counts[1] or name in ("reddiff", "daps", "dmplug", "cdim", "sitcom")
 
 
 @pytest.mark.slow
@@ -834,10 +834,10 @@ def test_the_stated_bias_on_a_gaussian_prior(name, task):
     assert figures.total == pytest.approx(total, abs=3.5 * figures.uncertainty)
 
 
-def test_every_sampler_but_three_states_its_bias():
-    """RED-diff and PnP-Flow seek one image, and DDIM has no guidance."""
+def test_every_sampler_but_four_states_its_bias():
+    """RED-diff, PnP-Flow and DMPlug seek one image, and DDIM has no guidance."""
     stated = {SAMPLERS[name]["name"] for name in FIGURES}
-    assert stated == set(BY_NETWORK) - {"reddiff", "pnp_flow", "ddim"}
+    assert stated == set(BY_NETWORK) - {"reddiff", "pnp_flow", "dmplug", "ddim"}
 
 
 @pytest.mark.parametrize("sigma_y", [0.1, 0.5])
@@ -867,6 +867,7 @@ MODES = {
     "diffpir": {"steps": 40},
     "daps": {"steps": 60, "ode_steps": 3},
     "reddiff": {"steps": 80},
+    "dmplug": {"steps": 300, "ode_steps": 3, "lr": 0.05},
     "sitcom": {"steps": 200, "adam_steps": 20, "lr": 0.05},
 }
 """Evaluations enough for each guided method."""

@@ -29,7 +29,7 @@ def krylov(matrix, b, size):
 
 
 def transcribed(operator, y, sigma, iterations, eta):
-    """Algorithm 3 for one sample after another: dense Jacobians by autograd, ᾱ, DDIM's two coefficients."""
+    """The algorithm for one sample after another: dense Jacobians by autograd, ᾱ, DDIM's two coefficients."""
     prior, images = mixture(), []
     for key, one in zip(KEYS, y, strict=True):
         draws = iter(KeyedNoise(0, [key]).normal(f"step-{i}", SHAPE).double()[0] for i in range(1, STEPS))
@@ -62,7 +62,7 @@ def transcribed(operator, y, sigma, iterations, eta):
 
 @pytest.mark.parametrize(("iterations", "eta"), [(1, 1.0), (3, 0.6), (3, 0.0)])
 @pytest.mark.parametrize("kind", ["inpaint", "gaussian_blur", "hdr"])
-def test_it_is_algorithm_3_of_its_paper(kind, iterations, eta):
+def test_it_is_the_algorithm_of_its_paper(kind, iterations, eta):
     """Without noise, so that the start is H⁺y; the floor is then the σ of y."""
     spec = {"name": kind} | ({"mask": "random"} if kind == "inpaint" else {})
     operator = operators.build(spec, SHAPE, dtype=D)
