@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from kintsugi.jobs.options import AddressOption, SetOption
+from kintsugi.jobs.options import AddressOption, CommandsOption, RetryOption, SetOption
 from kintsugi.jobs.terminal import EXIT_SOME_FAILED, console
 
 
@@ -18,6 +18,8 @@ def suite(
         bool, typer.Option("--dry-run", help="Say how many jobs and evaluations it is, and how long.")
     ] = False,
     gpus: Annotated[int, typer.Option(min=1, help="Devices to which --dry-run divides the time.")] = 1,
+    retry_failed: RetryOption = False,
+    allow_commands: CommandsOption = False,
 ) -> None:
     """Do all jobs of a table: a base job times axes. The same command does what is left, or was added.
 
@@ -31,6 +33,8 @@ def suite(
         kintsugi suite comparison.yaml
 
         kintsugi suite comparison.yaml --set data.limit=4 --set prior.path=edm.pt --address none
+
+        kintsugi suite comparison.yaml --retry-failed
     """
     from kintsugi.jobs import suite_run
     from kintsugi.jobs.suite_file import read_suite
@@ -40,7 +44,7 @@ def suite(
     if dry_run:
         suite_run.show_plan(this, jobs, gpus)
         return
-    entries = suite_run.run_all(this, address)
+    entries = suite_run.run_all(this, address, retry_failed)
     failed = suite_run.finish(this, entries)
     if failed:
         console.print(f"{failed} samples failed: their runs' reports say why")

@@ -1,9 +1,10 @@
 """The runs of a suite: planning them, tuning, doing what is left of all in one session, and the page."""
 
+import glob
 from collections.abc import Container, Iterable, Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack
+from dataclasses import dataclass
 from itertools import groupby
-from typing import Any
 
 import torch
 from rich.table import Table
@@ -26,7 +27,7 @@ from kintsugi.pipeline.analysis.sweep_tables import trials_csv
 from kintsugi.pipeline.execution import estimate
 from kintsugi.pipeline.execution.directory import JOB
 from kintsugi.pipeline.execution.open import open_or_plan
-from kintsugi.pipeline.execution.run import Part, Run, together
+from kintsugi.pipeline.execution.run import Part, Progress, Run, together
 from kintsugi.pipeline.execution.stage import Loaded, prior_of
 from kintsugi.pipeline.job import Job
 from kintsugi.pipeline.storage.files import matches
@@ -35,6 +36,31 @@ from kintsugi.pipeline.storage.publish import clear_temporaries, publish_bytes
 
 Names = tuple[str, str]
 """Of a task and a method, as folders."""
+LONGEST_NAME = 255  # bytes of a folder's name on common file systems
+
+
+@dataclass(frozen=True)
+class Session:
+    """How the runs of a suite are done.
+
+    Attributes:
+        address: as of `execute`. retry_failed: of runs that are there, only samples that failed.
+        ray: holds the connection, once there is anything to be done.
+    """
+
+    address: str | None
+    retry_failed: bool
+    ray: ExitStack
+
+    def execute(self, parts: Sequence[Part], before: Progress) -> None:
+        """Do parts of runs, if there are any; raises as `execute`."""
+        if not parts:
+            return
+        if self.address != "none":
+            from kintsugi.pipeline.execution.cluster import connected
+
+            self.ray.enter_context(connected(self.address))  # which leaves one that is there as it is
+        execute(parts, self.address, before)
 
 
 def folder_of(suite: Suite) -> Location:
@@ -46,9 +72,12 @@ def check_all(suite: Suite) -> list[Job]:
     """Every job as it would be evaluated, with the first of the settings to choose from.
 
     Raises:
-        JobError: one cannot be, by its points; two are the same; their actors are not alike; or the file asks
-            for a measure or method that there is not.
+        JobError: one cannot be, or a trial of its tuning, by its points; its folder's name is too long; two
+            are the same; their actors are not alike; or the file asks for a measure or method that there is
+            not.
     """
+    refuse_long_names(suite)
+    trials_of(suite)
     checked = [
         one
         for names, cells in groups(suite)
@@ -68,6 +97,22 @@ def check_all(suite: Suite) -> list[Job]:
             )
     check_measures(suite, jobs[0].metrics)
     return jobs
+
+
+def refuse_long_names(suite: Suite) -> None:
+    """Raise a JobError for points whose names, joined, are too long for a folder."""
+    for names, cells in groups(suite):
+        for cell in cells:
+            task, method = names
+            places = [task, *(place_of(suite, cell, method, chosen) for chosen in grid(cell.grid))]
+            longest = max(places, key=lambda place: len(place.encode()))
+            if (length := len(longest.encode())) > LONGEST_NAME:
+                axes = suite.task if longest == task else (*suite.method, *suite.seed)
+                axis = max(axes, key=lambda axis: len(cell.points[axis].encode()))
+                raise JobError(
+                    f"{suite.source}: axes.{axis}.{cell.points[axis]}: the folder {longest} would have a "
+                    f"name of {length} bytes, and {LONGEST_NAME} are the most; shorten its points' names"
+                )
 
 
 def check_measures(suite: Suite, metrics: Sequence[str]) -> None:
@@ -99,11 +144,15 @@ def evaluated(suite: Suite, names: Names, cells: Iterable[Cell], chosen: Setting
     task, method = names
     found = []
     for cell in cells:
-        seed = [cell.points[axis] for axis in suite.seed]
-        place = ",".join([method, *seed, *([name_of(chosen)] if chosen else [])])
-        output = str(folder_of(suite) / "runs" / task / place)
+        output = str(folder_of(suite) / "runs" / task / place_of(suite, cell, method, chosen))
         found.append((cell, suite.job(cell, output, part_of(suite, cell, "evaluate") | chosen)[1]))
     return found
+
+
+def place_of(suite: Suite, cell: Cell, method: str, chosen: Settings) -> str:
+    """The folder of a run in that of its task."""
+    seed = [cell.points[axis] for axis in suite.seed]
+    return ",".join([method, *seed, *([name_of(chosen)] if chosen else [])])
 
 
 def part_of(suite: Suite, cell: Cell, part: str) -> Settings:
@@ -122,54 +171,69 @@ def part_of(suite: Suite, cell: Cell, part: str) -> Settings:
     return {"data.subset": subset | {"part": part} if isinstance(subset, dict) else subset}
 
 
-def run_all(suite: Suite, address: str | None) -> list[Entry]:
-    """Tune and evaluate, in one session of Ray; raises a typer.Exit if interrupted."""
-    session: Any = nullcontext()
-    if address != "none":
-        from kintsugi.pipeline.execution.cluster import connected
+def run_all(suite: Suite, address: str | None, retry_failed: bool = False) -> list[Entry]:
+    """Tune and evaluate, in one session of Ray, if there is work; raises a typer.Exit if interrupted.
 
-        session = connected(address)
-    with session:
-        chosen = tune(suite, address)
+    Args:
+        retry_failed: only samples that failed, of trials and runs that are there.
+    """
+    with ExitStack() as ray:
+        session = Session(address, retry_failed, ray)
+        chosen = tune(suite, session)
         jobs = [
             (cell, job)
             for names, cells in groups(suite)
             for cell, job in evaluated(suite, names, cells, chosen.get(names, {}))
         ]
-        runs = do_jobs([job for _, job in jobs], address, "runs")
+        runs = do_jobs([job for _, job in jobs], session, "runs")
+    if not any(runs):
+        raise JobError(f"--retry-failed: there is no run in {folder_of(suite)}; without it they are begun")
     return [
         Entry(suite.name(cell, suite.task), suite.name(cell, suite.method), run)
         for (cell, _), run in zip(jobs, runs, strict=True)
     ]
 
 
-def do_jobs(jobs: Sequence[Job], address: str | None, what: str) -> list[Run]:
-    """Begin the runs of jobs or continue them, all together; raises as `execute`."""
-    runs: list[Run] = []
+def do_jobs(jobs: Sequence[Job], session: Session, what: str) -> list[Run | None]:
+    """Begin the runs of jobs or continue them, all together; raises as `execute`.
+
+    Where only failed samples are done again, no run is begun: there is None for those that are not there.
+    """
+    retry, runs = session.retry_failed, list[Run | None]()
     with console.status("") as status:
         for job in jobs:
             status.update(f"reading the prior and the shards: {what} {len(runs) + 1} of {len(jobs)}")
-            runs.append(open_or_plan(job))
-    for _, alike in groupby(runs, key=lambda run: run.summary):
+            runs.append(None if retry and not (job.folder / JOB).exists() else open_or_plan(job))
+    there = [run for run in runs if run is not None]
+    for _, alike in groupby(there, key=lambda run: run.summary):
         show_shard_warnings(next(alike).summary)
-    parts = [Part(run, units) for run in runs if (units := list(run.outstanding()))]
-    before = together([run.progress() for run in runs])
-    samples = sum(run.summary.samples for run in runs)
+    wanted = ((run, list(run.with_failures() if retry else run.outstanding())) for run in there)
+    parts = [Part(run, units, failed_only=retry) for run, units in wanted if units]
+    before = together([Progress(0, 0, 0), *(run.progress() for run in there)])
+    samples = sum(run.summary.samples for run in there)
     done = f", {before.rows} done before" if before.rows else ""
-    console.print(f"{len(runs)} {what}, {len(parts)} of them to be done: {samples} samples{done}")
-    if parts:
-        execute(parts, address, before)
-    for run in runs:  # also of those that were done: the last end may have been before this
+    console.print(f"{len(there)} {what}, {len(parts)} of them to be done: {samples} samples{done}")
+    if retry:
+        console.print(f"{before.failed} failed samples again")
+    session.execute(parts, Progress(0, 0, 0) if retry else before)
+    left = sum(run is None or any(True for _ in run.outstanding()) for run in runs) if retry else 0
+    if left:
+        errors.print(f"{left} {what} are still to be done: the same command without --retry-failed")
+    for run in there:  # also of those that were done: the last end may have been before this
         clear_temporaries(run.folder)
         write_restored(run)
     return runs
 
 
-def tune(suite: Suite, address: str | None) -> dict[Names, Settings]:
-    """The settings of every method in every task that has any to choose from, on images for tuning."""
+def trials_of(suite: Suite) -> dict[Names, list[Trial]]:
+    """The trials of every method in every task that has settings to choose from.
+
+    Raises:
+        JobError: one cannot be; the message names the points, the settings and the field.
+    """
     if (tuning := suite.file.tune) is None:
         return {}
-    by, then = map(Measured, deciding(tuning).values())
+    metrics = list(dict.fromkeys(deciding(tuning).values()))
     trials: dict[Names, list[Trial]] = {}
     for names, cells in groups(suite):
         if cells[0].grid:
@@ -177,11 +241,28 @@ def tune(suite: Suite, address: str | None) -> dict[Names, Settings]:
             folder = folder_of(suite) / "tuning" / task / method
             images = tuning.fields | part_of(suite, cells[0], "tune")
             values, job = suite.job(cells[0], str(folder), images)
-            base = Base(values, suite.source, job, folder)
-            metrics = list(dict.fromkeys([by.name, then.name]))
+            base = Base(values, f"{suite.where(cells[0])}, tune.grid", job, folder)
             trials[names] = make_trials(base, grid(cells[0].grid), tuning.images, metrics, images)
+    return trials
+
+
+def tune(suite: Suite, session: Session) -> dict[Names, Settings]:
+    """The settings of every method in every task that has any to choose from, on images for tuning.
+
+    Raises:
+        JobError: trials are missing, and only failed samples are to be done again; or as `do_jobs`.
+    """
+    if (tuning := suite.file.tune) is None:
+        return {}
+    by, then = map(Measured, deciding(tuning).values())
+    trials = trials_of(suite)
     jobs = [trial.job for of in trials.values() for trial in of]
-    done = do_jobs(jobs, address, "trials") if jobs else []
+    found = do_jobs(jobs, session, "trials") if jobs else []
+    done = [run for run in found if run is not None]
+    if len(done) < len(found) or (session.retry_failed and any(any(run.outstanding()) for run in done)):
+        raise JobError(
+            "--retry-failed: trials of the tuning are still to be done; the same command without it"
+        )
     for few in sorted({run.summary.samples for run in done} - {tuning.images}):
         errors.print(
             f"{few} images for tuning, not {tuning.images}: raise data.subset.fraction", style="yellow"
@@ -221,7 +302,7 @@ def finish(suite: Suite, entries: Sequence[Entry]) -> int:
 
 def others_in(folder: Location, known: Container[Location]) -> list[Location]:
     """Runs in a suite's folder that are not among those that are known."""
-    jobs = matches(f"{folder}/runs/*/*/{JOB}")
+    jobs = matches(f"{glob.escape(str(folder))}/runs/*/*/{JOB}")
     return [job.parent for job in jobs if job.parent not in known]
 
 

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +11,17 @@ import pytest
 import yaml
 from kit.jobs import digests, kintsugi, told
 from kit.plugins import SITE
+from kit.shards import SIZE, encode, picture, write_tar
 
 from kintsugi.errors import JobError
+from kintsugi.jobs import suite_run
 from kintsugi.jobs.suite_file import groups, read_suite
-from kintsugi.jobs.suite_run import check_all, part_of
-from kintsugi.pipeline.execution import local
+from kintsugi.jobs.suite_run import check_all, others_in, part_of
+from kintsugi.pipeline.execution import cluster, local
 from kintsugi.pipeline.execution.run import Run
+from kintsugi.pipeline.execution.stage import Stage
+from kintsugi.pipeline.storage.publish import publish_bytes
+from kintsugi.samplers.external import CONSENT
 
 AXES: dict[str, Any] = {
     "operator": {"pool": {}, "mask": {"degradation.operator": {"name": "inpaint", "mask": "box"}}},
@@ -143,6 +149,43 @@ def test_what_is_set_has_an_effect_or_is_refused(suite_of, field):
     with pytest.raises(JobError, match=f"--set {field}: "):
         read_suite(str(file), [f"{field}=2"])
     assert read_suite(str(file), ["data.limit=2"]).values["data"]["limit"] == 2
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"sampler.w": [5, "much"]}, r"tune.grid with sampler.w=much:\s+sampler.w"),
+        ({"sampler.w": [5, -1]}, r"tune.grid with sampler.w=-1:\s+sampler.*w"),
+        ({"sampler.strength": [5]}, r"tune.grid with sampler.strength=5:\s+sampler.*strength"),
+    ],
+)
+def test_a_bad_value_of_the_grid_is_named_before_anything_runs(suite_of, tmp_path, values, message):
+    file = suite_of(tune={"grid": {"sampler": {"conjugate": values}}})
+    with pytest.raises(JobError, match=f"pool conjugate steps=1, {message}"):
+        kintsugi("suite", file, "--dry-run")
+    assert not (tmp_path / "suite").exists()
+
+
+def test_a_folder_of_too_long_a_name_is_told_by_its_axis(suite_of):
+    long = {letter: {f"{letter * 59}é": {"sampler.steps": 1}} for letter in "abcd"}
+    axes = {"sampler": [{"name": "conjugate"}], **long}
+    name = len(",".join(["conjugate", *(next(iter(of)) for of in long.values())]).encode())
+    with pytest.raises(JobError, match=rf"axes\.a\.a+é: the folder conjugate,.* of {name} bytes, and 255"):
+        check_all(read_suite(str(suite_of(axes=axes)), []))
+    axes["d"] = {"d" * 30: {"sampler.steps": 1}}
+    check_all(read_suite(str(suite_of(axes=axes)), []))
+    grid = {"sampler": {"conjugate": {"sampler.project": [True, False], "sampler.w": [5.125, 15.125]}}}
+    suite = read_suite(str(suite_of(axes=axes, tune={"grid": grid})), [])
+    with pytest.raises(JobError, match=r"a+.* bytes, and 255"):  # by the settings that are chosen
+        check_all(suite)
+
+
+def test_strange_runs_are_found_in_a_folder_with_any_name(place):
+    folder = place / "a [b] *" / "suite"
+    for name in ("mine", "other"):
+        (folder / "runs" / "t" / name).mkdir(parents=True)
+        publish_bytes(folder / "runs" / "t" / name / "job.yaml", b"")
+    assert others_in(folder, {folder / "runs" / "t" / "mine"}) == [folder / "runs" / "t" / "other"]
 
 
 @pytest.mark.parametrize(
@@ -283,3 +326,88 @@ def test_a_dry_run_counts_and_writes_nothing(suite_of, tmp_path):
     assert f"{12 * (1 + 2 + 2 * (1 + 2)):,}" in shown
     assert "1 × 4" in shown
     assert not (tmp_path / "suite").exists()
+
+
+ONE = {"sampler": [{"name": "ddnm", "steps": 1}]}
+
+
+def test_a_finished_suite_starts_no_ray(suite_of, monkeypatch):
+    file = suite_of(axes=ONE)
+    assert told("suite", file, "--address", "none")[0] == 0
+    monkeypatch.setattr(cluster, "connected", lambda address: pytest.fail("it connects to Ray"))
+    code, said = told("suite", file)
+    assert code == 0, said
+    assert "1 runs, 0 of them to be done" in said
+
+
+def test_restored_shards_that_were_not_written_yet_are_when_a_suite_goes_on(
+    suite_of, make_job, tmp_path, monkeypatch
+):
+    members = [(f"{i}.{end}", encode(picture(i))) for i in range(2) for end in ("png", "truth.png")]
+    shard = write_tar(tmp_path / "noisy.tar", members)
+    truth = {"member": "truth.png"}
+    data = {"kind": "measurements", "shards": str(shard), "truth": truth, "size": SIZE}
+    noise = {"operator": {"name": "denoise"}, "sigma": 0.02}
+    job = make_job(
+        data=data, degradation=noise, prior={"name": "gaussian"}, metrics=["psnr", "spectrum_ratio"]
+    )
+    base = job.model_dump(mode="json")
+    file = suite_of(base=base, axes=ONE)
+
+    def ended(run):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(suite_run, "write_restored", ended)
+        code, said = told("suite", file, "--address", "none")
+    assert code == 130, said
+    (run,) = (tmp_path / "suite" / "runs" / "all").iterdir()
+    assert not list(Run.open(run).outstanding())
+    assert not (run / "restored").exists()
+    told("suite", file, "--address", "none")
+    assert [tar.name for tar in (run / "restored").iterdir()] == ["noisy.tar"]
+
+
+def test_only_failed_samples_are_done_again(suite_of, tmp_path, monkeypatch):
+    original, seen = Stage.run, []
+
+    def run(self, samples):
+        seen.extend(sample.key for sample in samples)
+        if len(samples) > 1 or samples[0].key == "image_001":
+            raise RuntimeError("a transient fault")
+        return original(self, samples)
+
+    file = suite_of(axes=ONE | {"seed": [0, 1]})
+    retry = ("suite", file, "--address", "none", "--retry-failed")
+    code, said = told(*retry)
+    assert code == 1
+    assert "--retry-failed: there is no run in" in said
+    assert not (tmp_path / "suite").exists()
+    with monkeypatch.context() as patch:
+        patch.setattr(Stage, "run", run)
+        assert told("suite", file, "--address", "none")[0] == 2
+    seen.clear()
+    monkeypatch.setattr(Stage, "run", lambda s, of: seen.extend(x.key for x in of) or original(s, of))
+    assert told("suite", file, "--address", "none")[0] == 2, "a rerun alone keeps failures"
+    assert not seen
+    file = suite_of(axes=ONE | {"seed": [0, 1, 2]})
+    code, said = told(*retry)
+    assert code == 0, said
+    assert seen == ["image_001"] * 2
+    assert "2 failed samples again" in said
+    assert "1 runs are still to be done: the same command without --retry-failed" in said
+
+
+def test_a_suite_runs_programs_with_consent_alone(suite_of, tmp_path, monkeypatch):
+    monkeypatch.delenv(CONSENT, raising=False)
+    script = tmp_path / "copy.py"
+    script.write_text("import shutil, sys\nshutil.copytree(*sys.argv[1:], dirs_exist_ok=True)\n")
+    command = [sys.executable, "-S", str(script), "{measurements}", "{restored}"]
+    axes = {"sampler": [{"name": "external", "command": command}]}
+    file = suite_of(axes={"task": {"noise": {"degradation.operator": {"name": "denoise"}}}, **axes})
+    code, said = told("suite", file, "--address", "none")
+    assert code == 1
+    assert "--allow-commands" in said
+    monkeypatch.setenv(CONSENT, "")  # undone after the test, as the command sets it
+    code, said = told("suite", file, "--address", "none", "--allow-commands")
+    assert code == 0, said
