@@ -111,7 +111,7 @@ def test_the_bound_is_of_the_misfit_that_noise_leaves(kind, sigma_y):
     y = operator.forward(operator.pinv(y))
     x = a * image + s * draw(count, *SHAPE, seed=6)
     misfits = (operator.forward(x) - y).square().sum((1, 2, 3))
-    level, *_ = noise_levels(mixture(), t[None], y)
+    level, *_ = noise_levels(PATH, mixture(), t[None], y)
     problem = Problem(operator, y, KeyedNoise(0, [""] * count), sigma_y)
     mean, more = (
         samplers.build({"name": "cdim", "margin": margin}).bound(problem, y, level).mean()
