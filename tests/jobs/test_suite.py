@@ -5,11 +5,13 @@ import os
 import signal
 import sys
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import pytest
 import yaml
-from kit.jobs import digests, kintsugi, told
+from kit.jobs import digests, kintsugi, rows, told
+from kit.models import save_trunk
 from kit.plugins import SITE
 from kit.shards import SIZE, encode, picture, write_tar
 
@@ -411,3 +413,25 @@ def test_a_suite_runs_programs_with_consent_alone(suite_of, tmp_path, monkeypatc
     monkeypatch.setenv(CONSENT, "")  # undone after the test, as the command sets it
     code, said = told("suite", file, "--address", "none", "--allow-commands")
     assert code == 0, said
+
+
+@pytest.mark.slow
+def test_lpips_chooses_where_its_weights_are_and_is_refused_where_not(suite_of, tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    (tmp_path / "torch" / "hub" / "checkpoints").mkdir(parents=True)
+    grid = {"sampler": {"conjugate": {"sampler.w": [0.05, 1, 50]}}}
+    file = suite_of(
+        axes={"sampler": [{"name": "conjugate", "steps": 2}]}, tune={"grid": grid, "by": "lpips", "images": 4}
+    )
+    code, said = do(file)
+    assert code == 1
+    assert "the weights of torchvision's AlexNet, LPIPS's trunk are missing" in " ".join(said.split())
+    assert not list(tmp_path.glob("suite/**/job.yaml")), "before any work"
+    save_trunk(tmp_path / "torch" / "hub" / "checkpoints", "alexnet")
+    code, said = do(file)
+    assert code == 0, said
+    trials = [Run.open(path.parent) for path in (tmp_path / "suite" / "tuning").glob("**/job.yaml")]
+    means = {run.job.sampler["w"]: fmean(row["lpips"] for row in rows(run)) for run in trials}
+    assert len(set(means.values())) == 3
+    (evaluated,) = (tmp_path / "suite" / "runs").glob("*/*/job.yaml")
+    assert Run.open(evaluated.parent).job.sampler["w"] == min(means, key=means.__getitem__)

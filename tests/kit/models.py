@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from kintsugi.pipeline.metrics import ImageMetric, SetMetric
-from kintsugi.pipeline.metrics.weights import BRISQUE, NIQE
+from kintsugi.pipeline.metrics.weights import ALEXNET, BRISQUE, NIQE, VGG16
 
 
 def is_installed(metric: ImageMetric | SetMetric) -> bool:
@@ -21,3 +21,19 @@ def save_models(folder: Path) -> None:
     generator = torch.Generator().manual_seed(0)
     vectors = (torch.randn(774, 1, generator=generator), 2 * torch.rand(774, 36, generator=generator) - 1)
     torch.save(vectors, folder / BRISQUE.name)
+
+
+def save_trunk(folder: Path, name: str) -> None:
+    """A trunk of LPIPS, "alexnet" or "vgg16", as torchvision's file has it, with random weights."""
+    import torchvision
+
+    torch.manual_seed(0)
+    with torch.device("meta"):
+        model = getattr(torchvision.models, name)()
+    state = {
+        key: torch.zeros(1).expand(value.shape)
+        if key.startswith("classifier")
+        else 0.05 * torch.randn(value.shape)
+        for key, value in model.state_dict().items()
+    }
+    torch.save(state, folder / {"alexnet": ALEXNET, "vgg16": VGG16}[name].name)

@@ -6,7 +6,7 @@ from functools import cache
 import numpy as np
 import pytest
 import torch
-from kit.models import is_installed, save_models
+from kit.models import is_installed, save_models, save_trunk
 from kit.shards import picture
 from scipy.ndimage import gaussian_filter
 
@@ -27,21 +27,10 @@ def pair(size: int = 100, noise: float = 0.1) -> tuple[torch.Tensor, torch.Tenso
 @pytest.fixture(scope="module")
 def hub(tmp_path_factory):
     """A torch hub with LPIPS's trunks as torchvision's files have them, random."""
-    import torchvision
-
     folder = tmp_path_factory.mktemp("torch")
     (folder / "hub" / "checkpoints").mkdir(parents=True)
-    for name, make in (("alexnet-owt-7be5be79.pth", "alexnet"), ("vgg16-397923af.pth", "vgg16")):
-        torch.manual_seed(0)
-        with torch.device("meta"):
-            model = getattr(torchvision.models, make)()
-        state = {
-            key: torch.zeros(1).expand(value.shape)
-            if key.startswith("classifier")
-            else 0.05 * torch.randn(value.shape)
-            for key, value in model.state_dict().items()
-        }
-        torch.save(state, folder / "hub" / "checkpoints" / name)
+    for name in ("alexnet", "vgg16"):
+        save_trunk(folder / "hub" / "checkpoints", name)
     save_models(folder / "hub" / "checkpoints")
     with pytest.MonkeyPatch.context() as environment:
         environment.setenv("TORCH_HOME", str(folder))
