@@ -191,7 +191,7 @@ def absolute_files(values: dict[str, Any]) -> dict[str, Any]:
 
 def files_of(values: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any], str]]:
     """(field, the spec it is in, its name there) for every path of a file that specs name."""
-    from kintsugi import operators
+    from kintsugi import operators, samplers
 
     reference = values.get("reference", "truth")
     if isinstance(reference, str) and reference != "truth" and "://" not in reference:
@@ -199,6 +199,7 @@ def files_of(values: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any], str]
     degradation, prior = values.get("degradation"), values.get("prior")
     if isinstance(degradation, dict):
         yield from operators.files_of(degradation.get("operator"), "degradation.operator")
+    yield from samplers.files_of(values.get("sampler"), "sampler")
     if isinstance(prior, dict) and isinstance(path := prior.get("path"), str) and "://" not in path:
         hub_id = prior.get("name") == "diffusers" and not absolute(path).exists()
         if not hub_id:

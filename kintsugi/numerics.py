@@ -4,10 +4,13 @@ from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
+Map = Callable[[Tensor], Tensor]
 NORMAL_QUARTILE = 0.6744897501960817
 DB2 = (-0.48296291314453414, 0.8365163037378079, -0.2241438680420134, -0.12940952255126037)
 """The high-pass filter of Daubechies' wavelet with two vanishing moments."""
+BINOMIAL = (1 / 16, 4 / 16, 6 / 16, 4 / 16, 1 / 16)
 
 
 def reflect(positions: Tensor, n: int) -> Tensor:
@@ -57,16 +60,36 @@ def conjugate_gradients(
     preconditioned = inverse(r)
     direction = preconditioned
     energy = inner(r, preconditioned)
+    precise, tiny = torch.finfo(x.dtype).eps ** 2 * energy, torch.finfo(x.dtype).tiny
     while True:
         image = matrix(direction)
-        # A sample that has converged has zeros here; it stays where it is.
-        step = energy / inner(direction, image).clamp_min(torch.finfo(x.dtype).tiny)
+        curvature = inner(direction, image)
+        # A sample that has converged stays where it is: what is left of it is rounding.
+        step = torch.where((energy > precise) & (curvature > 0), energy / curvature.clamp_min(tiny), 0)
         x = x + step * direction
         r = r - step * image
         yield x, r
         preconditioned = inverse(r)
         before, energy = energy, inner(r, preconditioned)
-        direction = preconditioned + energy / before.clamp_min(torch.finfo(x.dtype).tiny) * direction
+        turn = torch.where(energy > precise, energy / before.clamp_min(tiny), 0)
+        direction = preconditioned + turn * direction
+
+
+def linearised(function: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tensor, Map, Map]:
+    """H(x), and v ↦ J v and v ↦ Jᵀ v with J = ∂H/∂x there; J by the derivative of Jᵀ v in v."""
+    with torch.enable_grad():
+        leaf = x.detach().requires_grad_()
+        y = function(leaf)
+        cotangent = torch.zeros_like(y, requires_grad=True)
+        (gradient,) = torch.autograd.grad(y, leaf, cotangent, create_graph=True)
+
+    def push(v: Tensor) -> Tensor:
+        return torch.autograd.grad(gradient, cotangent, v, retain_graph=True)[0]
+
+    def pull(v: Tensor) -> Tensor:
+        return torch.autograd.grad(y, leaf, v, retain_graph=True)[0]
+
+    return y.detach(), push, pull
 
 
 def diagonal_details(planes: Tensor) -> Tensor:
@@ -94,3 +117,22 @@ def median_level(details: Tensor) -> Tensor:
     if details.numel() == 0:
         return details.new_zeros(())
     return details.abs().quantile(0.5) / NORMAL_QUARTILE
+
+
+def finest_laplacian(x: Tensor) -> Tensor:
+    """x less its half-resolution content: level 0 of the Laplacian pyramid, (B, C, H, W).
+
+    Burt and Adelson 1983: binomial filter (1 4 6 4 1)/16, borders mirrored.
+    """
+    spaced = torch.zeros_like(x)
+    spaced[..., ::2, ::2] = 4 * smooth(x, 2)
+    return x - smooth(spaced, 1)
+
+
+def smooth(x: Tensor, step: int) -> Tensor:
+    """The binomial filter at every `step`-th pixel: one axis after the other, a tenth of conv2d's time."""
+    height, width = x.shape[-2:]
+    x = pad(x, (2, 2, 2, 2), mode="reflect")
+    taps = list(enumerate(BINOMIAL))
+    x = torch.stack([tap * x[..., i : i + height : step, :] for i, tap in taps]).sum(0)
+    return torch.stack([tap * x[..., i : i + width : step] for i, tap in taps]).sum(0)

@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from kintsugi.numerics import conjugate_gradients
+from kintsugi.numerics import conjugate_gradients, linearised
 from kintsugi.operators.base import Nonlinear, Operator
 from kintsugi.operators.solved import Map, Solved
 
@@ -159,23 +159,6 @@ def directions(count: int, image_shape: tuple[int, int, int]) -> Tensor:
     """From which power iteration begins, (count, C, H, W) float64."""
     generator = torch.Generator().manual_seed(0)
     return torch.randn(count, *image_shape, generator=generator, dtype=torch.float64)
-
-
-def linearised(function: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tensor, Map, Map]:
-    """H(x), and v ↦ J v and v ↦ Jᵀ v with J = ∂H/∂x there; J by the derivative of Jᵀ v in v."""
-    with torch.enable_grad():
-        leaf = x.detach().requires_grad_()
-        y = function(leaf)
-        cotangent = torch.zeros_like(y, requires_grad=True)
-        (gradient,) = torch.autograd.grad(y, leaf, cotangent, create_graph=True)
-
-    def push(v: Tensor) -> Tensor:
-        return torch.autograd.grad(gradient, cotangent, v, retain_graph=True)[0]
-
-    def pull(v: Tensor) -> Tensor:
-        return torch.autograd.grad(y, leaf, v, retain_graph=True)[0]
-
-    return y.detach(), push, pull
 
 
 def largest_gain(square: Map, points: int, image_shape: tuple[int, int, int]) -> float:

@@ -18,8 +18,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from kintsugi.checkpoint import CheckpointError, State, adopt, check_intact, empty, read, tensors
+from kintsugi.numerics import linearised
 from kintsugi.operators.base import Nonlinear
-from kintsugi.operators.module import directions, gains, linearised, points_in
+from kintsugi.operators.module import directions, gains, points_in
 
 SUFFIXES = (".pth", ".pt", ".ckpt", ".bin", ".safetensors")
 BLOCK = 128

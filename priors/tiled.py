@@ -64,6 +64,7 @@ class Tiled:
         self.prior, self.tile, self.multiple, self.overlap, self.batch = prior, tile, multiple, overlap, batch
         self.path: Path = prior.path
         self.parametrization: Parametrization = prior.parametrization
+        self.sha256: str | None = getattr(prior, "sha256", None)
         conditional = prior if isinstance(prior, ClassConditional) else None
         self._conditional = conditional
         self.classes: int | None = None if conditional is None else conditional.classes

@@ -10,7 +10,7 @@ start is made of H⁺y (pinv) or of the linear MMSE estimate (lmmse). `project`:
 measurement on the result.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from kintsugi.errors import SpecError
@@ -18,6 +18,7 @@ from kintsugi.registry import Registry, construct
 from kintsugi.samplers.base import Restoration, Sampler
 from kintsugi.samplers.cdim import CDIM
 from kintsugi.samplers.conjugate import Conjugate
+from kintsugi.samplers.covariance import Covariance
 from kintsugi.samplers.daps import DAPS
 from kintsugi.samplers.ddim import DDIM
 from kintsugi.samplers.ddnm import DDNM
@@ -40,6 +41,7 @@ __all__ = ["REGISTRY", "KeyedNoise", "Restoration", "Sampler", "SpecError", "bui
 BUILTIN: dict[str, Callable[..., Sampler]] = {
     "cdim": CDIM,
     "conjugate": Conjugate,
+    "covariance": Covariance,
     "daps": DAPS,
     "ddim": DDIM,
     "ddnm": DDNM,
@@ -58,6 +60,15 @@ BUILTIN: dict[str, Callable[..., Sampler]] = {
     "sitcom": SITCOM,
 }
 REGISTRY = Registry("sampler", BUILTIN)
+FILES = {"covariance": ".json"}
+"""Parameters that may name a file, and the suffix by which a value is one."""
+
+
+def files_of(spec: Any, field: str) -> Iterator[tuple[str, dict[str, Any], str]]:
+    """(field, the spec, its name there) for every file that a sampler's spec names."""
+    for parameter, suffix in FILES.items():
+        if isinstance(spec, dict) and str(spec.get(parameter)).lower().endswith(suffix):
+            yield f"{field}.{parameter}", spec, parameter
 
 
 def build(spec: Mapping[str, Any]) -> Sampler:

@@ -21,8 +21,8 @@ from kintsugi.samplers.coefficients import Absorb, Coefficients, Drift, Step, We
 from kintsugi.samplers.grids import Span
 from kintsugi.samplers.guidance import Schedule
 from kintsugi.samplers.lattice import distinct, lattice
-from kintsugi.samplers.noise import Noise
-from kintsugi.samplers.problem import Init, Problem, check_project, is_noisy
+from kintsugi.samplers.noise import Noise, is_noisy
+from kintsugi.samplers.problem import Init, Problem, check_project
 
 
 @dataclass(frozen=True)

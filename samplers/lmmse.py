@@ -1,5 +1,6 @@
 """The linear MMSE estimate of a natural image: E[x | y] under a Gaussian with a 1/f² spectrum."""
 
+from collections.abc import Iterator
 from functools import lru_cache
 from itertools import islice
 from math import prod
@@ -7,57 +8,156 @@ from math import prod
 import torch
 from torch import Tensor
 
-from kintsugi.numerics import conjugate_gradients, cosines
+from kintsugi.numerics import Map, conjugate_gradients, cosines
 from kintsugi.operators import Operator, Solved
 from kintsugi.operators.base import Factored
+from kintsugi.samplers.noise import is_noisy
 
 PIXEL_VARIANCE = 0.25
 """Of natural images on the [-1, 1] scale."""
 TRUST = 0.01
-"""Standard deviation ascribed to a noiseless known coefficient; conditions the system."""
-ITERATIONS, SOLVED_ITERATIONS = 30, 100
+"""The least standard deviation of a noisy coefficient, and what is added to a pixel's; it conditions."""
+ITERATIONS, SOLVED_ITERATIONS = 60, 100
 
 
 def linear_mmse(operator: Operator, known: Tensor, sigma_y: float | Tensor) -> Tensor:
-    """Solve (V W Vᵀ + C⁻¹) x = V W Vᵀ H⁺y by conjugate gradients, preconditioned in the DCT.
+    """E[x₀ | y] for x₀ ~ N(0, C), C the covariance of a stationary image with spectrum 1/f².
 
-    W = 1 / (σ_y²/S² + 0.01²) is the precision of the known coefficients, C the covariance of a
-    stationary image with spectrum 1/f², diagonal in the DCT, in whose coefficients all is computed.
-    The number of iterations is fixed. `known` is Vᵀ H⁺y, (B, …); x is (B, C, H, W). σ_y may be (B, 1, 1, 1).
+    `known` is Vᵀ H⁺y, (B, …); x is (B, C, H, W). σ_y may be (B, 1, 1, 1).
     """
+    return towards(operator, known, sigma_y, spectrum(*operator.image_shape[1:]), ITERATIONS)
+
+
+def towards(
+    operator: Operator,
+    known: Tensor,
+    sigma_y: float | Tensor,
+    variances: Tensor,
+    iterations: int,
+    deviation: Tensor | None = None,
+) -> Tensor:
+    """E[x | k] for x ~ N(0, C) and k = Vᵀx + (σ_y/S) n where H sees it, (B, C, H, W).
+
+    C = M Ψᵀ diag(c) Ψ M, Ψ the DCT and M the identity or a factor for each pixel. By a fixed number of
+    preconditioned conjugate gradients: with noise for (V W Vᵀ + C⁻¹) x = V W k, W = S²/σ_y², at most 1/0.01²;
+    without, for what H does not see given k. There C itself preconditions well, without which a large hole is
+    not filled in hundreds of iterations.
+
+    Args:
+        known: k (B, …). sigma_y: a number, or (B, 1, 1, 1).
+        variances: c (H, W) float64, positive. deviation: M (B, 1, H, W), positive.
+    """
+    space = Coordinates(operator, variances.to(known), deviation)
+    seen = (operator.singular_values > 0).to(known)
+
+    def unseen(x: Tensor) -> Tensor:
+        return x - space.from_spectral(seen * space.to_spectral(x))
+
+    def within(x: Tensor) -> Tensor:
+        return unseen(space.covariance(x))
+
+    if not is_noisy(sigma_y):
+        told = space.from_spectral(seen * known)
+        # Twice, since what it leaves of an image that it takes away whole is rounding, of which H sees much.
+        pulled = -unseen(unseen(space.precision(told)))
+        found = told + nth(
+            conjugate_gradients(lambda x: unseen(space.precision(x)), within, pulled), iterations
+        )
+        return space.to_image(found)
     values = operator.singular_values
-    precision = torch.where(values > 0, 1 / ((sigma_y / values) ** 2 + TRUST**2), 0)
-    _, height, width = operator.image_shape
-    rows, columns = (cosines(n).to(known) for n in (height, width))
-    prior_precision = (1 / spectrum(height, width)).to(known)
-    # The average of W over all directions: exact where W is constant.
-    everywhere = precision.expand(precision.shape[:-3] + known.shape[1:])
-    mean = everywhere.sum((-3, -2, -1), keepdim=True) / prod(operator.image_shape)
-    inverse = 1 / (mean + prior_precision)
-    if isinstance(
-        operator, Factored
-    ):  # V's two factors in the DCT: smaller products than one after the other
-        left, right = rows @ operator.rows_right, columns @ operator.columns_right
-
-        def to_spectral(x: Tensor) -> Tensor:
-            return left.mT @ x @ right
-
-        def from_spectral(c: Tensor) -> Tensor:
-            return left @ c @ right.mT
-    else:
-
-        def to_spectral(x: Tensor) -> Tensor:
-            return operator.to_spectral(rows.T @ x @ columns)
-
-        def from_spectral(c: Tensor) -> Tensor:
-            return rows @ operator.from_spectral(c) @ columns.T
+    noise = ((sigma_y / values) ** 2).clamp_min(TRUST**2)
+    weight = torch.where(values > 0, 1 / noise, 0).to(known)
+    diagonal = space.diagonal(weight.expand(weight.shape[:-3] + known.shape[1:]))
 
     def matrix(x: Tensor) -> Tensor:
-        return from_spectral(precision * to_spectral(x)) + prior_precision * x
+        return space.from_spectral(weight * space.to_spectral(x)) + space.precision(x)
 
-    iterates = conjugate_gradients(matrix, lambda r: inverse * r, from_spectral(precision * known))
-    x, _ = next(islice(iterates, ITERATIONS - 1, None))
-    return rows.T @ x @ columns
+    def inverse(x: Tensor) -> Tensor:
+        return space.shrunk(x, diagonal) + within(unseen(x))
+
+    b = space.from_spectral(weight * known)
+    return space.to_image(nth(conjugate_gradients(matrix, inverse, b), iterations))
+
+
+def nth(iterates: Iterator[tuple[Tensor, Tensor]], number: int) -> Tensor:
+    """The solution after so many iterations."""
+    found, _ = next(islice(iterates, number - 1, None))
+    return found
+
+
+class Coordinates:
+    """Where images are reckoned with: by their DCT, in which C is diagonal, or by pixels if it is not.
+
+    Args:
+        variances: c (H, W). deviation: M (B, 1, H, W), or None.
+    """
+
+    def __init__(self, operator: Operator, variances: Tensor, deviation: Tensor | None):
+        self.operator, self.variances, self.deviation = operator, variances, deviation
+        self.rows, self.columns = (cosines(n).to(variances) for n in variances.shape)
+        self.factors = None
+        if deviation is None and isinstance(operator, Factored):
+            # V's two factors in the DCT: smaller products than one after the other
+            self.factors = self.rows @ operator.rows_right, self.columns @ operator.columns_right
+
+    def to_image(self, x: Tensor) -> Tensor:
+        """An image from its coordinates."""
+        return x if self.deviation is not None else self.rows.T @ x @ self.columns
+
+    def from_image(self, x: Tensor) -> Tensor:
+        """The coordinates of an image."""
+        return x if self.deviation is not None else self.rows @ x @ self.columns.T
+
+    def to_spectral(self, x: Tensor) -> Tensor:
+        """Vᵀ x."""
+        if self.factors is None:
+            return self.operator.to_spectral(self.to_image(x))
+        left, right = self.factors
+        return left.mT @ x @ right
+
+    def from_spectral(self, c: Tensor) -> Tensor:
+        """V c."""
+        if self.factors is None:
+            return self.from_image(self.operator.from_spectral(c))
+        left, right = self.factors
+        return left @ c @ right.mT
+
+    def covariance(self, x: Tensor) -> Tensor:
+        """C x."""
+        return self.stationary(self.variances, x)
+
+    def precision(self, x: Tensor) -> Tensor:
+        """C⁻¹ x."""
+        if self.deviation is None:
+            return x / self.variances
+        whole = self.rows @ (x / self.deviation) @ self.columns.T / self.variances
+        return self.rows.T @ whole @ self.columns / self.deviation
+
+    def diagonal(self, weight: Tensor) -> Tensor:
+        """The diagonal of Ψ V W Vᵀ Ψᵀ: exact where V is of outer products, else all alike.
+
+        Args:
+            weight: W (…, C, h, w).
+        """
+        if isinstance(self.operator, Factored):
+            left, right = self.rows @ self.operator.rows_right, self.columns @ self.operator.columns_right
+            return left**2 @ weight @ (right**2).mT
+        return weight.sum((-3, -2, -1), keepdim=True) / prod(self.operator.image_shape)
+
+    def shrunk(self, x: Tensor, diagonal: Tensor) -> Tensor:
+        """(diagonal + C⁻¹)⁻¹ x, diagonal in the DCT; about that if M is not the identity."""
+        return self.stationary(1 / (diagonal + 1 / self.variances), x)
+
+    def stationary(self, gains: Tensor, x: Tensor) -> Tensor:
+        """M Ψᵀ diag(gains) Ψ M x."""
+        return gains * x if self.deviation is None else stationary(gains, self.deviation)(x)
+
+
+def stationary(gains: Tensor, deviation: Tensor | None) -> Map:
+    """x ↦ M Ψᵀ diag(gains) Ψ M x for images; gains (…, H, W), deviation: M (B, 1, H, W) or the identity."""
+    rows, columns = (cosines(n).to(gains) for n in gains.shape[-2:])
+    scale = 1 if deviation is None else deviation
+    return lambda x: scale * (rows.T @ (gains * (rows @ (scale * x) @ columns.T)) @ columns)
 
 
 def solved_mmse(operator: Solved, y: Tensor, sigma_y: float | Tensor) -> Tensor:
@@ -67,18 +167,14 @@ def solved_mmse(operator: Solved, y: Tensor, sigma_y: float | Tensor) -> Tensor:
     (B, *measurement_shape), the result (B, C, H, W).
     """
     _, height, width = operator.image_shape
-    rows, columns = (cosines(n).to(y) for n in (height, width))
     variances = spectrum(height, width)
-
-    def covariance(x: Tensor) -> Tensor:
-        return rows.T @ (on_device * (rows @ x @ columns.T)) @ columns
+    covariance = stationary(variances.to(y), None)
 
     def density(squared: Tensor) -> Tensor:
         squared = squared.clone()
         squared[0, 0] = (0.25 / max(squared.shape)) ** 2
         return variances[-1, -1].item() * highest / squared
 
-    on_device = variances.to(y)
     highest = (0.5 * (height - 1) / height) ** 2 + (0.5 * (width - 1) / width) ** 2
     iterates = operator.iterates(y, sigma_y**2 + TRUST**2, covariance, density)
     z, _ = next(islice(iterates, SOLVED_ITERATIONS - 1, None))

@@ -47,3 +47,8 @@ def philox(seed: int, key: str, stream: str) -> np.random.Generator:
     message = b"".join(len(part).to_bytes(8, "little") + part for part in parts)
     digest = hashlib.blake2b(message, digest_size=16).digest()
     return np.random.Generator(np.random.Philox(key=int.from_bytes(digest, "little")))
+
+
+def is_noisy(sigma_y: float | Tensor) -> bool:
+    """Whether there is measurement noise; a level for each sample is positive."""
+    return isinstance(sigma_y, Tensor) or sigma_y > 0

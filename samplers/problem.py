@@ -8,7 +8,7 @@ from torch import Tensor
 from kintsugi.operators import Operator, Solved
 from kintsugi.operators.base import reciprocal
 from kintsugi.samplers.lmmse import linear_mmse, solved_mmse
-from kintsugi.samplers.noise import KeyedNoise, Noise
+from kintsugi.samplers.noise import KeyedNoise, Noise, is_noisy
 
 Init = Literal["pinv", "lmmse"]
 
@@ -99,11 +99,6 @@ class Problem:
             raise ValueError("noise: this sampler draws noise in its steps; pass a KeyedNoise, not a tensor")
         self._draws += 1
         return self.noise.normal(f"step-{self._draws}", shape or self.operator.image_shape).to(self.pinv)
-
-
-def is_noisy(sigma_y: float | Tensor) -> bool:
-    """Whether there is measurement noise; a level for each sample is positive."""
-    return isinstance(sigma_y, Tensor) or sigma_y > 0
 
 
 def level_of_noise(sigma_y: float | Tensor, y: Tensor) -> float | Tensor:

@@ -30,10 +30,15 @@ Digests = dict[str, str]
 CHECKSUMS = TypeAdapter(Digests, config=ConfigDict(strict=True))
 
 
-def of_operator(job: Job) -> Digests:
-    """Of the files that the degradation is made of; raises as `sha256`."""
-    found = operators.files_of(job.degradation.operator, "degradation.operator")
-    return {field: sha256(field, spec[parameter]) for field, spec, parameter in found}
+def of_specs(job: Job) -> Digests:
+    """Of the files that the degradation and the sampler are made of; raises as `sha256`."""
+    return {field: sha256(field, spec[parameter]) for field, spec, parameter in files_of(job)}
+
+
+def files_of(job: Job) -> Iterator[tuple[str, dict[str, Any], str]]:
+    """(field, the spec it is in, its name there) for every file that the degradation and the sampler name."""
+    yield from operators.files_of(job.degradation.operator, "degradation.operator")
+    yield from samplers.files_of(job.sampler, "sampler")
 
 
 def sha256(field: str, path: str) -> str:
@@ -97,7 +102,7 @@ def of_truth(job: Job) -> Digests:
 
 def of_job(job: Job) -> Digests:
     """Of all files on which the results of a job depend; raises as those above."""
-    return of_operator(job) | of_weights(job) | of_reference(job) | of_plugins(job) | of_truth(job)
+    return of_specs(job) | of_weights(job) | of_reference(job) | of_plugins(job) | of_truth(job)
 
 
 def text_of(values: Mapping[str, Any]) -> bytes:

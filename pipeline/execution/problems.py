@@ -12,7 +12,7 @@ from torch import Tensor
 from kintsugi import operators, samplers
 from kintsugi.operators import NotStackable, Operator, SpecError, stack
 from kintsugi.pipeline.data.decode import MAX_PIXELS, Decoded
-from kintsugi.pipeline.execution.identity import of_operator, refuse_changed
+from kintsugi.pipeline.execution.identity import of_specs, refuse_changed
 from kintsugi.pipeline.execution.own import Own, as_told, own_of
 from kintsugi.pipeline.execution.timing import Metered
 from kintsugi.pipeline.job import Job
@@ -88,7 +88,7 @@ class Problems:
 
     Args:
         multiple: what the sides of the network's images must be divisible by.
-        files: SHA-256 that the files of the operator must have, by field; nothing is asked of others.
+        files: SHA-256 that files of the operator and the sampler must have, by field; of others nothing.
 
     Attributes:
         prepared: what is kept, by the shape of images, the last used at the end; at most `limit` of them.
@@ -121,7 +121,7 @@ class Problems:
         Raises:
             SpecError: the operator does not fit the shape.
             ValueError: the sampler does not fit; the message begins with the field.
-            JobError: a file of the operator is not what it must be.
+            JobError: a file of the operator or the sampler is not what it must be.
         """
         if shape not in self.prepared:
             self.prepared[shape] = self.prepare(shape)
@@ -174,9 +174,9 @@ class Problems:
         return together(problem, told)
 
     def check_files(self) -> None:
-        """Raise a JobError if a file of the operator is gone or not what it must be."""
+        """Raise a JobError if a file of the operator or the sampler is gone or not what it must be."""
         if self.files:
-            refuse_changed(self.files, of_operator(self.job))
+            refuse_changed(self.files, of_specs(self.job))
 
     def keep(self, limit: int) -> None:
         """Keep so many problems from now on, those that were used last."""

@@ -23,6 +23,7 @@ class Metered:
         self.prior, self.device = prior, device
         self.path: Path = prior.path
         self.parametrization: Parametrization = prior.parametrization
+        self.sha256: str | None = getattr(prior, "sha256", None)
         self.spans: list[tuple[str, Any, Any]] = []  # "forward" or "vjp", its begin and end
 
     def __call__(self, x: Tensor, t: Tensor) -> Tensor:

@@ -9,10 +9,11 @@ import pyarrow as pa
 import torch
 
 from kintsugi.errors import JobError
+from kintsugi.numerics import finest_laplacian
 from kintsugi.pipeline.metrics.metric import SPACE_WEIGHTS
 from kintsugi.pipeline.metrics.moments import on_grid
 from kintsugi.pipeline.metrics.registry import TRUTH
-from kintsugi.pipeline.metrics.texture import finest_laplacian, patches_of
+from kintsugi.pipeline.metrics.texture import patches_of
 from kintsugi.pipeline.metrics.weights import Weights
 from kintsugi.pipeline.storage.location import Location
 

@@ -2,32 +2,11 @@
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
 
 PATCH = 7
-BINOMIAL = (1 / 16, 4 / 16, 6 / 16, 4 / 16, 1 / 16)
 PROJECTIONS = 512
 AT_ONCE = 32  # projections
 ROUNDING = 1 / (12 * 255**2)  # variance of the error of an 8-bit picture
-
-
-def finest_laplacian(x: Tensor) -> Tensor:
-    """x less its half-resolution content: level 0 of the Laplacian pyramid, (B, C, H, W).
-
-    Burt and Adelson 1983: binomial filter (1 4 6 4 1)/16, borders mirrored.
-    """
-    spaced = torch.zeros_like(x)
-    spaced[..., ::2, ::2] = 4 * smooth(x, 2)
-    return x - smooth(spaced, 1)
-
-
-def smooth(x: Tensor, step: int) -> Tensor:
-    """The binomial filter at every `step`-th pixel: one axis after the other, a tenth of conv2d's time."""
-    height, width = x.shape[-2:]
-    x = pad(x, (2, 2, 2, 2), mode="reflect")
-    taps = list(enumerate(BINOMIAL))
-    x = torch.stack([tap * x[..., i : i + height : step, :] for i, tap in taps]).sum(0)
-    return torch.stack([tap * x[..., i : i + width : step] for i, tap in taps]).sum(0)
 
 
 def ring_powers(x: Tensor) -> Tensor:

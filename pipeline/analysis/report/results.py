@@ -13,7 +13,7 @@ from kintsugi.operators import masks
 from kintsugi.pipeline.analysis.aggregate import Summary
 from kintsugi.pipeline.analysis.measures import percent
 from kintsugi.pipeline.analysis.rows import Tally
-from kintsugi.pipeline.execution.identity import recorded
+from kintsugi.pipeline.execution.identity import files_of, recorded
 from kintsugi.pipeline.execution.run import Run
 from kintsugi.pipeline.job import Job
 from kintsugi.pipeline.metrics.sets import SetResult
@@ -197,10 +197,10 @@ def mask_sources(spec: Mapping[str, Any]) -> Iterator[str]:
 
 
 def own_files(run: Run) -> Iterator[dict[str, str | None]]:
-    """The masks and kernels that are files of the job's own: what each is, its name, and its SHA-256.
+    """The masks, kernels and tables that are files of the job's own: what each is, its name, and its SHA-256.
 
     It is that with which the run was begun, whatever the file is now; None of a run of an early version.
     """
     digests = recorded(run.folder)
-    for field, spec, parameter in operators.files_of(run.job.degradation.operator, "degradation.operator"):
+    for field, spec, parameter in files_of(run.job):
         yield {"what": parameter, "name": Path(spec[parameter]).name, "sha256": digests.get(field)}

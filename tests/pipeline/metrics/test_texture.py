@@ -6,9 +6,9 @@ import scipy.ndimage
 import torch
 from scipy.stats import wasserstein_distance
 
+from kintsugi.numerics import finest_laplacian
 from kintsugi.pipeline.metrics.distances import FeatureSet, swd
 from kintsugi.pipeline.metrics.features import patches
-from kintsugi.pipeline.metrics.texture import finest_laplacian
 
 
 def textures(seed: int) -> np.ndarray:

@@ -1,0 +1,66 @@
+"""Corrections by a measurement whose operator has no decomposition: solved for, linearised where need be."""
+
+from itertools import islice
+
+import torch
+from torch import Tensor
+
+from kintsugi.numerics import Map, conjugate_gradients, linearised
+from kintsugi.operators import Solved
+from kintsugi.samplers.lmmse import SOLVED_ITERATIONS, TRUST, stationary
+from kintsugi.samplers.problem import Problem
+
+GAUSS_NEWTON, ITERATIONS = 3, 15
+SHARES = (1.0, 0.5, 0.25)
+"""Of a Gauss–Newton step, the first of which that lessens the objective is made."""
+
+
+def solved_for(
+    problem: Problem, prediction: Tensor, variances: Tensor, density: Map, deviation: Tensor | None
+) -> Tensor:
+    """argmin ‖y − H(x)‖² / (σ_y² + 0.01²) + (x − x̂₀)ᵀ C⁻¹ (x − x̂₀), (B, C, H, W).
+
+    Of a linear operator by conjugate gradients among the measurements; of another one by damped Gauss–Newton
+    steps from x̂₀, each with a Jacobian of H alone. Numbers of iterations are fixed; the share of a step is a
+    sample's own.
+
+    Args:
+        variances, deviation: of C, see `lmmse.towards`. density: c at squared frequencies.
+    """
+    operator, ridge = problem.operator, problem.sigma_y**2 + TRUST**2
+    covariance = stationary(variances.to(prediction), deviation)
+    if isinstance(operator, Solved):
+        missed = problem.y - operator.forward(prediction)
+        iterates = operator.iterates(missed, ridge, covariance, density)
+        z, _ = next(islice(iterates, SOLVED_ITERATIONS - 1, None))
+        return prediction + covariance(operator.adjoint(z))
+
+    def inner(one: Tensor, other: Tensor) -> Tensor:
+        return (one * other).sum((1, 2, 3), keepdim=True)
+
+    def misfit(x: Tensor) -> Tensor:
+        missed = (problem.y - operator.forward(x)).flatten(1)
+        return missed.square().sum(1).view(-1, 1, 1, 1) / ridge
+
+    moved, pulled = prediction, torch.zeros_like(prediction)  # the second is C⁻¹ (moved − x̂₀)
+    for _ in range(GAUSS_NEWTON):
+        now, push, pull = linearised(operator.forward, moved)
+        target = problem.y - now + push(moved - prediction)
+
+        def matrix(z: Tensor, push: Map = push, pull: Map = pull) -> Tensor:
+            return push(covariance(pull(z))) + ridge * z
+
+        z, _ = next(islice(conjugate_gradients(matrix, lambda r: r, target), ITERATIONS - 1, None))
+        aim = pull(z)
+        least = misfit(moved) + inner(pulled, moved - prediction)
+        found, found_pulled = moved, pulled
+        for share in reversed(SHARES):
+            tried_pulled = pulled + share * (aim - pulled)
+            tried = prediction + covariance(tried_pulled)
+            better = misfit(tried) + inner(tried_pulled, tried - prediction) < least
+            found, found_pulled = (
+                torch.where(better, tried, found),
+                torch.where(better, tried_pulled, found_pulled),
+            )
+        moved, pulled = found, found_pulled
+    return moved
