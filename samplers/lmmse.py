@@ -11,6 +11,7 @@ from torch import Tensor
 from kintsugi.numerics import Map, conjugate_gradients, cosines
 from kintsugi.operators import Operator, Solved
 from kintsugi.operators.base import Factored
+from kintsugi.operators.convolution import Convolution
 from kintsugi.samplers.noise import is_noisy
 
 PIXEL_VARIANCE = 0.25
@@ -67,13 +68,13 @@ def towards(
     values = operator.singular_values
     noise = ((sigma_y / values) ** 2).clamp_min(TRUST**2)
     weight = torch.where(values > 0, 1 / noise, 0).to(known)
-    diagonal = space.diagonal(weight.expand(weight.shape[:-3] + known.shape[1:]))
+    shrink = space.nearly_inverse(weight.expand(weight.shape[:-3] + known.shape[1:]))
 
     def matrix(x: Tensor) -> Tensor:
         return space.from_spectral(weight * space.to_spectral(x)) + space.precision(x)
 
     def inverse(x: Tensor) -> Tensor:
-        return space.shrunk(x, diagonal) + within(unseen(x))
+        return shrink(x) + within(unseen(x))
 
     b = space.from_spectral(weight * known)
     return space.to_image(nth(conjugate_gradients(matrix, inverse, b), iterations))
@@ -133,20 +134,28 @@ class Coordinates:
         whole = self.rows @ (x / self.deviation) @ self.columns.T / self.variances
         return self.rows.T @ whole @ self.columns / self.deviation
 
-    def diagonal(self, weight: Tensor) -> Tensor:
-        """The diagonal of Ψ V W Vᵀ Ψᵀ: exact where V is of outer products, else all alike.
+    def nearly_inverse(self, weight: Tensor) -> Map:
+        """About (V W Vᵀ + C⁻¹)⁻¹: a diagonal in the Fourier transform if that is V, otherwise in the DCT.
 
         Args:
             weight: W (…, C, h, w).
         """
+        if isinstance(self.operator, Convolution):
+            # The wave u of the Fourier transform has the frequency of the DCT's 2u.
+            rows, columns = (
+                (2 * torch.minimum(torch.arange(n), n - torch.arange(n))).clamp_max(n - 1)
+                for n in self.variances.shape
+            )
+            gains = 1 / (weight + 1 / self.variances[rows[:, None], columns])
+            scale = 1 if self.deviation is None else self.deviation
+            return lambda x: scale * self.from_spectral(gains * self.to_spectral(scale * x))
         if isinstance(self.operator, Factored):
             left, right = self.rows @ self.operator.rows_right, self.columns @ self.operator.columns_right
-            return left**2 @ weight @ (right**2).mT
-        return weight.sum((-3, -2, -1), keepdim=True) / prod(self.operator.image_shape)
-
-    def shrunk(self, x: Tensor, diagonal: Tensor) -> Tensor:
-        """(diagonal + C⁻¹)⁻¹ x, diagonal in the DCT; about that if M is not the identity."""
-        return self.stationary(1 / (diagonal + 1 / self.variances), x)
+            diagonal = left**2 @ weight @ (right**2).mT
+        else:
+            diagonal = weight.sum((-3, -2, -1), keepdim=True) / prod(self.operator.image_shape)
+        gains = 1 / (diagonal + 1 / self.variances)
+        return lambda x: self.stationary(gains, x)
 
     def stationary(self, gains: Tensor, x: Tensor) -> Tensor:
         """M Ψᵀ diag(gains) Ψ M x."""

@@ -7,8 +7,8 @@ from pydantic import PositiveFloat, PositiveInt
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
+from kintsugi.numerics import linearised
 from kintsugi.operators import Linear, Operator
-from kintsugi.operators.module import linearised
 from kintsugi.samplers.base import Share
 from kintsugi.samplers.descent import Denoiser, Level, Stepwise, ancestral, noise_in, renoise
 from kintsugi.samplers.problem import Problem
