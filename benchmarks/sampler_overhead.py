@@ -13,9 +13,11 @@ from typing import Any
 import torch
 import typer
 import yaml
+from kit.samplers import FEW
 
 from kintsugi import operators, priors, samplers
 from kintsugi.samplers import KeyedNoise
+from kintsugi.samplers.base import of_each
 
 
 class Stopwatch:
@@ -67,7 +69,7 @@ def main(
     print("| sampler | forwards | VJPs | ms per step | outside the network, ms per step | share |")
     print("|---|---|---|---|---|---|")
     for name in sorted(set(samplers.REGISTRY) - {"external"}) if only is None else [only]:
-        sampler = samplers.build({"name": name, "steps": steps, "start": 0.4})
+        sampler = samplers.build({"name": name, "steps": steps, "start": 0.4, **FEW.get(name, {})})
         totals, outside = [], []
         for repeat in range(repeats + 1):
             watch.reset()
@@ -79,8 +81,9 @@ def main(
                 totals.append(total)
                 outside.append(total - sum(watch.seconds.values()))
         total, rest = median(totals), median(outside)
+        forwards, vjps = (max(of_each(count, batch)) for count in (outcome.forwards, outcome.vjps))
         print(
-            f"| {name} | {outcome.forwards} | {outcome.vjps} | {1e3 * total / steps:.1f} | "
+            f"| {name} | {forwards} | {vjps} | {1e3 * total / steps:.1f} | "
             f"{1e3 * rest / steps:.2f} | {rest / total:.1%} |",
             flush=True,
         )

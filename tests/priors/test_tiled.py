@@ -7,7 +7,7 @@ from typing import ClassVar
 import numpy as np
 import pytest
 import torch
-from kit.samplers import BY_NETWORK
+from kit.samplers import BY_NETWORK, FEW
 from skimage.data import astronaut
 from skimage.transform import resize
 
@@ -257,7 +257,7 @@ def test_every_sampler_restores_by_tiles_what_it_restores_whole(name):
     prior = StandardNormal()
     operator = operators.build({"name": "gaussian_blur", "sigma": 1.0, "taps": 5}, (3, 20, 37))
     y = operator.forward(draw(2, 3, 20, 37)) + 0.1 * draw(2, 3, 20, 37, seed=1)
-    sampler = samplers.build({"name": name, "steps": 5, "start": 0.4})
+    sampler = samplers.build({"name": name, "steps": 4, "start": 0.4, **FEW.get(name, {})})
     tiled = Tiled(prior, tile=16, multiple=4, overlap=4, batch=3)
     whole, parts = (
         sampler(p, operator, y, KeyedNoise(0, ["a", "b"]), sigma_y=0.1).image for p in (prior, tiled)
