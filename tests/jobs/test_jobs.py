@@ -86,7 +86,7 @@ def test_overrides():
         ("data.sice=3", "data.sice: no such field"),
         ("data.size=big", "data.size: .*valid integer"),
         ("data.size=-8", "data.size: .*greater than 0"),
-        ("sampler.name=magic", "sampler.name: no sampler 'magic'; choose one of conjugate"),
+        ("sampler.name=magic", "sampler.name: no sampler 'magic'; choose one of cdim, conjugate"),
         ("sampler.step=3", "sampler.step: 'conjugate' has no such parameter; it has: steps"),
         ("sampler.order=4", "sampler.order: .*less than or equal to 3"),
         ("degradation.operator={name: bicubic, factor: 0}", "degradation.operator.factor: .*greater than 0"),
