@@ -1,7 +1,9 @@
 """Predictions corrected with the covariance of their own errors: no vector-Jacobian product."""
 
+from typing import Annotated
+
 import torch
-from pydantic import PositiveFloat, PositiveInt
+from pydantic import Field, PositiveFloat, PositiveInt
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 from torch.nn.functional import avg_pool2d
@@ -47,7 +49,7 @@ class Covariance(Stepwise):
     """
 
     steps: PositiveInt = 5
-    start: Share = 0.4
+    start: Annotated[float, Field(gt=0, le=1)] = 0.4
     init: Init = "lmmse"
     covariance: str = "wiener"
     eta: Share = 0.0

@@ -18,7 +18,7 @@ PIXEL_VARIANCE = 0.25
 """Of natural images on the [-1, 1] scale."""
 TRUST = 0.01
 """The least standard deviation of a noisy coefficient, and what is added to a pixel's; it conditions."""
-ITERATIONS, SOLVED_ITERATIONS = 60, 100
+ITERATIONS, FEW_ITERATIONS, SOLVED_ITERATIONS = 60, 15, 100
 
 
 def linear_mmse(operator: Operator, known: Tensor, sigma_y: float | Tensor) -> Tensor:
@@ -26,7 +26,9 @@ def linear_mmse(operator: Operator, known: Tensor, sigma_y: float | Tensor) -> T
 
     `known` is Vᵀ H⁺y, (B, …); x is (B, C, H, W). σ_y may be (B, 1, 1, 1).
     """
-    return towards(operator, known, sigma_y, spectrum(*operator.image_shape[1:]), ITERATIONS)
+    # V of outer products nearly has the DCT's waves, and 8 iterations are enough.
+    iterations = FEW_ITERATIONS if isinstance(operator, Factored) else ITERATIONS
+    return towards(operator, known, sigma_y, spectrum(*operator.image_shape[1:]), iterations)
 
 
 def towards(

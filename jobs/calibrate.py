@@ -1,0 +1,54 @@
+"""`kintsugi calibrate`: how large a prior's errors are, for the sampler `covariance`."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from kintsugi.jobs.options import JobArgument
+from kintsugi.jobs.sweep import SetOption
+from kintsugi.jobs.terminal import console
+
+ImagesOption = Annotated[int, typer.Option(min=8, help="Images for tuning, at most.")]
+OutOption = Annotated[
+    str | None, typer.Option(help="A folder, a path or URL. [default: the job's output-errors]")
+]
+
+
+def calibrate(
+    job: JobArgument, images: ImagesOption = 16, out: OutOption = None, sets: SetOption = None
+) -> None:
+    """Measure the errors of a job's prior, for its sampler `covariance`, in this process.
+
+    The images are of those for tuning (data.subset), of which the job's evaluation sees none. It takes 12
+    evaluations of each. The table, OUT/errors.json, is of this prior alone; its precision and size are kept
+    in it.
+
+    Examples:
+
+        kintsugi calibrate imagenet-sr4 --set prior.path=model.pt --set prior.name=adm
+
+        kintsugi run imagenet-sr4 --set sampler='{name: covariance, covariance: runs/imagenet-sr4-errors/errors.json}'
+    """
+    from kintsugi.jobs import trials
+    from kintsugi.jobs.display import progress_bar
+    from kintsugi.pipeline.execution.lessons import lessons_of
+    from kintsugi.pipeline.execution.open import open_or_plan
+    from kintsugi.pipeline.storage.publish import publish_bytes
+    from kintsugi.samplers.calibrate import LEVELS, Calibration
+
+    base = trials.read_base(job, sets or [], out, "errors")
+    (trial,) = trials.make_trials(base, [{}], images, [])
+    with console.status("reading the prior and the images"):
+        lessons = lessons_of(open_or_plan(trial.job))
+    prior = lessons[0].denoise.prior
+    calibration = Calibration(prior, trial.job.data.size)
+    with progress_bar(console, LEVELS * len(lessons), "batches") as advance:
+        for lesson in lessons:
+            lesson.begin()
+            calibration.add(lesson.truth, lesson.problem.noise, advance)
+    table = calibration.table(prior.sha256, trial.job.compute.precision)
+    path = base.folder / "errors.json"
+    publish_bytes(path, (table.model_dump_json() + "\n").encode())
+    console.print(f"{path}: of {table.images} images; sampler.covariance={path}")

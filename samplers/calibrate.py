@@ -1,0 +1,75 @@
+"""The errors of a prior's predictions, measured on images: the table of `samplers.errors`."""
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from kintsugi.numerics import cosines
+from kintsugi.priors.base import Prior
+from kintsugi.priors.paths import log_snr
+from kintsugi.samplers.descent import PATH, Denoiser, Level, noise_levels
+from kintsugi.samplers.errors import Table, frequencies_of
+from kintsugi.samplers.noise import KeyedNoise
+
+LEVELS, LOWEST, HIGHEST = 12, 0.018, 7.4
+"""σ = s/a that are measured, as far as the prior's path reaches, even in log σ."""
+RINGS = 24
+"""Of even width in log |f|, and one more for the constant; those without a coefficient are left out."""
+
+
+class Calibration:
+    """Mean squares of DCT(x₀ − x̂₀) on rings of equal |f|, gathered over batches of images.
+
+    Args:
+        prior: what predicts. size: side of typical images, whose lowest frequency has the first ring.
+    """
+
+    def __init__(self, prior: Prior, size: int):
+        ends = torch.tensor([prior.path.data_time, prior.path.noise_time], dtype=torch.float64)
+        least, most = torch.exp(-log_snr(prior.path, ends)).tolist()
+        ends = torch.tensor([max(LOWEST, 1.01 * least), min(HIGHEST, 0.99 * most)], dtype=torch.float64).log10()
+        self.prior, self.size, self.images = prior, size, 0
+        self.sigmas = torch.logspace(ends[0].item(), ends[1].item(), LEVELS, dtype=torch.float64)
+        constant, *others = frequencies_of(size, size).flatten().sort().values.tolist()
+        waves = torch.logspace(math.log10(others[0]), math.log10(others[-1]), RINGS, dtype=torch.float64)
+        self.frequencies = torch.cat([torch.tensor([constant], dtype=torch.float64), waves])
+        self.sums, self.counts = torch.zeros(LEVELS, RINGS + 1, dtype=torch.float64), torch.zeros(RINGS + 1)
+
+    @torch.no_grad()
+    def add(self, truth: Tensor, noise: KeyedNoise, advance: Callable[[], object] = lambda: None) -> None:
+        """Gather the errors of images (B, C, H, W); a forward of each at each level, after which `advance`."""
+        count, channels, height, width = truth.shape
+        rows, columns = (cosines(n).to(truth) for n in (height, width))
+        between = (self.frequencies[1:] * self.frequencies[:-1]).sqrt()
+        ring = torch.bucketize(frequencies_of(height, width), between).flatten()
+        denoise = Denoiser(self.prior, None)
+        levels = noise_levels(self.prior, PATH.time_of(-self.sigmas.log()), truth)[:-1]
+        for sums, level, number in zip(self.sums, levels, range(LEVELS), strict=True):
+            z = noise.normal(f"calibrate-{number}", (channels, height, width)).to(truth)
+            error = denoise(level.a * truth + level.s * z, level) - truth
+            squared = (rows @ error @ columns.T).double().square().mean(1).sum(0).flatten().cpu()
+            sums.index_add_(0, ring, squared)
+            advance()
+        self.counts += count * torch.bincount(ring, minlength=RINGS + 1)
+        self.images += count
+
+    def table(self, prior: str, precision: str) -> Table:
+        """What was gathered; `prior` is the SHA-256 of its weights."""
+        there = self.counts > 0
+        variances = self.sums[:, there] / self.counts[there]
+        return Table(
+            prior=prior,
+            size=self.size,
+            precision=precision,
+            images=self.images,
+            sigmas=rounded(self.sigmas),
+            frequencies=rounded(self.frequencies[there]),
+            variances=[rounded(row) for row in variances],
+        )
+
+
+def rounded(values: Tensor) -> list[float]:
+    """To six digits, which is more than there is to know."""
+    return [float(f"{value:.6g}") for value in values.tolist()]
