@@ -25,7 +25,7 @@ from kintsugi.pipeline.analysis.sweep_settings import (
     random_settings,
     rungs,
 )
-from kintsugi.pipeline.analysis.sweep_tables import trials_csv, trials_table, why_chosen
+from kintsugi.pipeline.analysis.sweep_tables import trials_csv, trials_table
 from kintsugi.pipeline.data.photographs import SCIKIT_IMAGE
 from kintsugi.pipeline.data.shards import from_root
 from kintsugi.pipeline.execution.open import open_or_plan
@@ -213,25 +213,25 @@ def show(outcome: Outcome) -> None:
         errors.print(f"at the edge: {sentence}", style="yellow")
 
 
-def write(outcome: Outcome, base: Base) -> Location:
-    """The table and the figure of the trials, and the best job; returns the path of the job."""
-    comments = why_chosen(outcome, base.source, base.folder)
+def write(outcome: Outcome, folder: Location) -> None:
+    """The table and the figure of the trials."""
+    publish_bytes(folder / "sweep.csv", trials_csv(outcome).encode())
+    publish_bytes(folder / "sweep.svg", draw_trials(outcome))
+
+
+def write_best(settings: Settings, comments: list[str], base: Base) -> Location:
+    """The job with these settings, under sentences of why these; returns its path."""
     head = "".join(f"# {' '.join(line.split())}\n" for line in comments)
-    job = yaml.safe_dump(best_values(outcome, base), sort_keys=False, allow_unicode=True)
-    contents = {
-        "sweep.csv": trials_csv(outcome).encode(),
-        "sweep.svg": draw_trials(outcome),
-        "best.yaml": (head + job).encode(),
-    }
-    for name, content in contents.items():
-        publish_bytes(base.folder / name, content)
+    values = best_values(settings, base)
+    job = yaml.safe_dump(values, sort_keys=False, allow_unicode=True, default_flow_style=None, width=100)
+    publish_bytes(base.folder / "best.yaml", (head + job).encode())
     return base.folder / "best.yaml"
 
 
-def best_values(outcome: Outcome, base: Base) -> dict[str, Any]:
-    """The fields of the job with the chosen settings, on the images that are not for tuning."""
+def best_values(settings: Settings, base: Base) -> dict[str, Any]:
+    """The fields of the job with these settings, on the images that are not for tuning."""
     rest = {"data.subset": base.subset("evaluate"), "output": str(base.folder / "best")}
-    values = base.with_fields({**outcome.chosen.trial.settings, **rest}, "best.yaml")
+    values = base.with_fields({**settings, **rest}, "best.yaml")
     if values["data"]["shards"] != SCIKIT_IMAGE:
         values["data"]["shards"] = from_root(values["data"]["shards"])
     return absolute_files(values)

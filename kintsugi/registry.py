@@ -202,4 +202,4 @@ def problem(kind: str, name: str, error: dict[str, Any]) -> str:
     field = ".".join([kind, *map(str, error["loc"])])
     if error["type"] == "missing_keyword_only_argument":
         return f"{field}: missing; {name!r} needs it"
-    return f"{field}: {error['msg']} (got {reprlib.repr(error['input'])})"
+    return f"{field}: {error['msg'].removeprefix('Value error, ')} (got {reprlib.repr(error['input'])})"

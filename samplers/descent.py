@@ -5,14 +5,15 @@ say in `descend` how they use the levels.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
-from typing import Annotated, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import pydantic.dataclasses
 import torch
-from pydantic import Field, FiniteFloat, PositiveInt
+from pydantic import Field, PositiveInt, ValidationInfo, field_validator
 from torch import Tensor
 
 from kintsugi.operators import Operator
@@ -20,6 +21,7 @@ from kintsugi.priors.base import Prior
 from kintsugi.priors.paths import Path, VariancePreserving
 from kintsugi.samplers.base import Callback, KeptForOneJob, Restoration
 from kintsugi.samplers.coefficients import Drift
+from kintsugi.samplers.extrapolation import Given, Row, is_finite, last_uses, rows_of
 from kintsugi.samplers.grids import Grid, time_grid
 from kintsugi.samplers.guidance import match_time
 from kintsugi.samplers.noise import Noise
@@ -163,20 +165,45 @@ class Stepwise(Descent):
     Args:
         extrapolate: β of x̂ᵢ + β (x̂ᵢ − x̂ᵢ₋₁), which takes the place of a corrected prediction x̂ᵢ from the
             second step on: texture for distortion, without a network evaluation. ½ is the weight of
-            DPM-Solver++(2M) for equal steps of log-SNR; images with H x = y keep it.
+            DPM-Solver++(2M) for equal steps of log-SNR; images with H x = y keep it. Or the coefficients of
+            all predictions so far, a row for each step, as `samplers.extrapolation` has them.
     """
 
-    extrapolate: FiniteFloat = 0.0
+    extrapolate: Given = 0.0
+
+    @field_validator("extrapolate", mode="plain")
+    @classmethod
+    def check_rows(cls, value: Any, info: ValidationInfo) -> Given:
+        """β, or a row for each step; raises a ValueError for others."""
+        if not (isinstance(value, list) or is_finite(value)):
+            raise ValueError("a finite number, or a list with a row of coefficients for each step")
+        if "steps" in info.data:
+            rows_of(value, info.data["steps"])
+        return value
+
+    @cached_property
+    def rows(self) -> Sequence[Row]:
+        """By step, how its prediction is extrapolated; none where none is."""
+        return rows_of(self.extrapolate, self.steps)
+
+    def prepare(self, prior: Prior, operator: Operator, sigma_y: float | Tensor, like: Tensor) -> list[Level]:
+        """The levels for a job; raises a ValueError for rows that split what a non-linear operator sees."""
+        if not operator.linear and any(row.split for row in self.rows):
+            raise ValueError(
+                "extrapolate: a non-linear operator has no measured part; give one list for each step"
+            )
+        return super().prepare(prior, operator, sigma_y, like)
 
     def descend(self, problem: Problem, denoise: Denoiser, levels: list[Level]) -> Tensor:
         """From the start to clean data, a `step` for each pair of neighbouring levels."""
         x = problem.start(self.init, levels[0].a, levels[0].s)
-        before = None
-        for now, later in pairwise(levels):
-            x, corrected = self.step(problem, denoise, x, now, later)
-            if before is not None and self.extrapolate != 0:
-                x = x + later.a * self.extrapolate * (corrected - before)
-            before = corrected
+        past: dict[int, Tensor] = {}
+        last_used = last_uses(self.rows)
+        for i, (now, later) in enumerate(pairwise(levels)):
+            x, past[i] = self.step(problem, denoise, x, now, later)
+            change = self.rows[i].change(past, problem.operator) if self.rows else None
+            x = x if change is None else x + later.a * change
+            past = {j: image for j, image in past.items() if last_used.get(j, -1) > i}
         return x
 
     @abstractmethod

@@ -58,7 +58,7 @@ def random_settings(vary: Mapping[str, Choices], count: int, seed: int) -> list[
 
 def name_of(settings: Settings) -> str:
     """The folder of a trial: its settings in short, and a hash of them."""
-    short = "_".join(f"{field.rpartition('.')[2]}={value}" for field, value in settings.items())
+    short = "_".join(f"{field.rpartition('.')[2]}={value}" for field, value in settings.items()) or "as-it-is"
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest()
     return f"{re.sub(r'[^A-Za-z0-9.=_+-]+', '-', short)[:MAX_NAME]}-{digest[:8]}"
 
