@@ -27,15 +27,17 @@ def calibrate(
 
     Examples:
 
-        kintsugi calibrate imagenet-sr4 --set prior.path=model.pt --set prior.name=adm
+        kintsugi calibrate imagenet-sr4 --set prior='{name: adm, path: model.pt}' --out runs
 
-        kintsugi run imagenet-sr4 --set sampler='{name: covariance, covariance: runs/imagenet-sr4-errors/errors.json}'
+        kintsugi run imagenet-sr4 --set sampler='{name: covariance, covariance: runs/errors.json}'
     """
     from kintsugi.jobs import trials
     from kintsugi.jobs.display import progress_bar
     from kintsugi.pipeline.execution.lessons import lessons_of
     from kintsugi.pipeline.execution.open import open_or_plan
+    from kintsugi.pipeline.execution.timing import Metered
     from kintsugi.pipeline.storage.publish import publish_bytes
+    from kintsugi.samplers import KeyedNoise
     from kintsugi.samplers.calibrate import LEVELS, Calibration
 
     base = trials.read_base(job, sets or [], out, "errors")
@@ -43,12 +45,14 @@ def calibrate(
     with console.status("reading the prior and the images"):
         lessons = lessons_of(open_or_plan(trial.job))
     prior = lessons[0].denoise.prior
+    assert isinstance(prior, Metered)
     calibration = Calibration(prior, trial.job.data.size)
     with progress_bar(console, LEVELS * len(lessons), "batches") as advance:
         for lesson in lessons:
             lesson.begin()
+            assert isinstance(lesson.problem.noise, KeyedNoise)
             calibration.add(lesson.truth, lesson.problem.noise, advance)
-    table = calibration.table(prior.sha256, trial.job.compute.precision)
+    table = calibration.table(prior.sha256 or "", trial.job.compute.precision)
     path = base.folder / "errors.json"
     publish_bytes(path, (table.model_dump_json() + "\n").encode())
     console.print(f"{path}: of {table.images} images; sampler.covariance={path}")

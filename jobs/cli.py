@@ -14,6 +14,7 @@ import typer
 from typer.exceptions import TyperException
 
 from kintsugi.errors import JobError
+from kintsugi.jobs.calibrate import calibrate
 from kintsugi.jobs.compare import compare
 from kintsugi.jobs.list import list_
 from kintsugi.jobs.plan import plan
@@ -66,6 +67,7 @@ COMMANDS: tuple[Callable[..., None], ...] = (
     score,
     stats,
     sweep,
+    calibrate,
     suite,
     compare,
     query,

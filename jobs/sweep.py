@@ -97,9 +97,7 @@ def sweep(
     from kintsugi.pipeline.analysis.sweep_tables import why_chosen
 
     if not (vary or extrapolate):
-        raise JobError(
-            "--vary: missing; name a field and its values, or learn from the images: --extrapolate"
-        )
+        raise JobError("--vary: missing; name a field and its values, or learn: --extrapolate")
     deciding = Measured(by), Measured(then or by)
     base = trials.read_base(job, sets or [], out)
     tried = trials.combinations(vary or [], random, base.job.seed)

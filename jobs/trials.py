@@ -62,15 +62,19 @@ class Base:
         return {"part": part, "fraction": (self.job.data.subset or Subset()).fraction}
 
 
-def read_base(name: str, sets: list[str], out: str | None) -> Base:
-    """The job that is varied, as `files.load_job`; raises a JobError if it has no truth."""
+def read_base(name: str, sets: list[str], out: str | None, kind: str = "sweep") -> Base:
+    """The job of whose images some are for tuning, as `files.load_job`; a JobError if it has no truth.
+
+    Args:
+        out: the folder; the job's output-KIND if none.
+    """
     values, source = read_values(name, sets)
     job = check(copy.deepcopy(values), source)
     if job.is_score:
-        raise JobError("data.kind: a sweep restores images, and these are restored already")
+        raise JobError("data.kind: images are restored for tuning, and these are restored already")
     if not job.has_truth:
-        raise JobError("data.kind: a sweep compares with the truth, which measurements have by data.truth")
-    return Base(values, source, job, located("--out", out or f"{job.output}-sweep"))
+        raise JobError("data.kind: tuning compares with the truth, which measurements have by data.truth")
+    return Base(values, source, job, located("--out", out or f"{job.output}-{kind}"))
 
 
 def combinations(vary: list[str], random: int | None, seed: int) -> list[Settings]:

@@ -39,6 +39,7 @@ class Grouped:
         self.prior, self.channels = prior, channels
         self.path: Path = prior.path
         self.parametrization: Parametrization = prior.parametrization
+        self.sha256: str | None = getattr(prior, "sha256", None)
         self._conditional = prior if isinstance(prior, ClassConditional) else None
 
     @property

@@ -9,7 +9,7 @@ from torch import Tensor
 from kintsugi.numerics import cosines
 from kintsugi.priors.base import Prior
 from kintsugi.priors.paths import log_snr
-from kintsugi.samplers.descent import PATH, Denoiser, Level, noise_levels
+from kintsugi.samplers.descent import PATH, Denoiser, noise_levels
 from kintsugi.samplers.errors import Table, frequencies_of
 from kintsugi.samplers.noise import KeyedNoise
 
@@ -29,9 +29,9 @@ class Calibration:
     def __init__(self, prior: Prior, size: int):
         ends = torch.tensor([prior.path.data_time, prior.path.noise_time], dtype=torch.float64)
         least, most = torch.exp(-log_snr(prior.path, ends)).tolist()
-        ends = torch.tensor([max(LOWEST, 1.01 * least), min(HIGHEST, 0.99 * most)], dtype=torch.float64).log10()
+        first, last = math.log10(max(LOWEST, 1.01 * least)), math.log10(min(HIGHEST, 0.99 * most))
         self.prior, self.size, self.images = prior, size, 0
-        self.sigmas = torch.logspace(ends[0].item(), ends[1].item(), LEVELS, dtype=torch.float64)
+        self.sigmas = torch.logspace(first, last, LEVELS, dtype=torch.float64)
         constant, *others = frequencies_of(size, size).flatten().sort().values.tolist()
         waves = torch.logspace(math.log10(others[0]), math.log10(others[-1]), RINGS, dtype=torch.float64)
         self.frequencies = torch.cat([torch.tensor([constant], dtype=torch.float64), waves])
@@ -39,13 +39,13 @@ class Calibration:
 
     @torch.no_grad()
     def add(self, truth: Tensor, noise: KeyedNoise, advance: Callable[[], object] = lambda: None) -> None:
-        """Gather the errors of images (B, C, H, W); a forward of each at each level, after which `advance`."""
+        """Gather the errors of images (B, C, H, W), by a forward at each level; `advance` after each."""
         count, channels, height, width = truth.shape
         rows, columns = (cosines(n).to(truth) for n in (height, width))
         between = (self.frequencies[1:] * self.frequencies[:-1]).sqrt()
         ring = torch.bucketize(frequencies_of(height, width), between).flatten()
         denoise = Denoiser(self.prior, None)
-        levels = noise_levels(self.prior, PATH.time_of(-self.sigmas.log()), truth)[:-1]
+        levels = noise_levels(PATH, self.prior, PATH.time_of(-self.sigmas.log()), truth)[:-1]
         for sums, level, number in zip(self.sums, levels, range(LEVELS), strict=True):
             z = noise.normal(f"calibrate-{number}", (channels, height, width)).to(truth)
             error = denoise(level.a * truth + level.s * z, level) - truth

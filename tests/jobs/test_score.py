@@ -403,7 +403,7 @@ def test_a_job_of_restored_images_is_read_as_it_is_written_and_no_other_one_chan
 def test_a_sweep_of_restored_images_is_refused(tmp_path):
     file = tmp_path / "job.yaml"
     file.write_text(json.dumps(GOOD))
-    with pytest.raises(JobError, match=r"data\.kind: a sweep restores images, and these are"):
+    with pytest.raises(JobError, match=r"data\.kind: images are restored for tuning, and these are"):
         kintsugi("sweep", file, "--vary", "compute.unit_size=1,2", "--out", tmp_path / "x")
 
 
