@@ -241,7 +241,8 @@ def trials_of(suite: Suite) -> dict[Names, list[Trial]]:
             folder = folder_of(suite) / "tuning" / task / method
             images = tuning.fields | part_of(suite, cells[0], "tune")
             values, job = suite.job(cells[0], str(folder), images)
-            base = Base(values, f"{suite.where(cells[0])}, tune.grid", job, folder)
+            where = f"{suite.where(cells[0])}, tune.grid"
+            base = Base(values, where, job, folder, f"{where}:")
             trials[names] = make_trials(base, grid(cells[0].grid), tuning.images, metrics, images)
     return trials
 

@@ -49,6 +49,7 @@ class Base:
     source: str  # where
     job: Job
     folder: Location  # of the sweep
+    tried: str = "--vary"  # where the settings are written
 
     def with_fields(self, fields: Settings, where: str) -> dict[str, Any]:
         """Its fields with others set; `where` these are from is for messages."""
@@ -98,8 +99,7 @@ def combinations(vary: list[str], random: int | None, seed: int) -> list[Setting
         )
     for field in choices:
         refuse_varied(field, f"--vary {field}")
-    found = grid(lists) if random is None else random_settings(choices, random, seed)
-    return list({name_of(settings): settings for settings in found}.values())
+    return grid(lists) if random is None else random_settings(choices, random, seed)
 
 
 def refuse_varied(field: str, where: str) -> None:
@@ -154,7 +154,7 @@ def make_trials(
     for settings in tried:
         output = str(base.folder / "trials" / name_of(settings))
         listed = ", ".join(f"{field}={value}" for field, value in settings.items())
-        values = base.with_fields({**fixed, "output": output, **settings}, "--vary")
+        values = base.with_fields({**fixed, "output": output, **settings}, base.tried)
         trials.append(Trial(settings, check(values, f"{base.source} with {listed}")))
     return trials
 

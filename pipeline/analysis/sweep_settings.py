@@ -5,7 +5,7 @@ import itertools
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,12 +37,12 @@ Choices = list[Any] | Range
 
 
 def grid(vary: Mapping[str, list[Any]]) -> list[Settings]:
-    """Every combination; the last field changes fastest."""
-    return [dict(zip(vary, values, strict=True)) for values in itertools.product(*vary.values())]
+    """Every combination, once; the last field changes fastest."""
+    return each_once(dict(zip(vary, values, strict=True)) for values in itertools.product(*vary.values()))
 
 
 def random_settings(vary: Mapping[str, Choices], count: int, seed: int) -> list[Settings]:
-    """`count` combinations at random; the first ones of more are the same."""
+    """`count` combinations at random, each once; the first ones of more are the same."""
 
     def draw(number: int) -> Settings:
         generator = np.random.default_rng([seed, number])
@@ -53,7 +53,12 @@ def random_settings(vary: Mapping[str, Choices], count: int, seed: int) -> list[
             for field, choices in vary.items()
         }
 
-    return [draw(number) for number in range(count)]
+    return each_once(draw(number) for number in range(count))
+
+
+def each_once(found: Iterable[Settings]) -> list[Settings]:
+    """Settings without those that would have the folder of another."""
+    return list({name_of(settings): settings for settings in found}.values())
 
 
 def name_of(settings: Settings) -> str:

@@ -18,7 +18,7 @@ from kit.shards import SIZE, encode, picture, write_tar
 from kintsugi.errors import JobError
 from kintsugi.jobs import suite_run
 from kintsugi.jobs.suite_file import groups, read_suite
-from kintsugi.jobs.suite_run import check_all, others_in, part_of
+from kintsugi.jobs.suite_run import check_all, others_in, part_of, trials_of
 from kintsugi.pipeline.execution import cluster, local
 from kintsugi.pipeline.execution.run import Run
 from kintsugi.pipeline.execution.stage import Stage
@@ -159,6 +159,7 @@ def test_what_is_set_has_an_effect_or_is_refused(suite_of, field):
         ({"sampler.w": [5, "much"]}, r"tune.grid with sampler.w=much:\s+sampler.w"),
         ({"sampler.w": [5, -1]}, r"tune.grid with sampler.w=-1:\s+sampler.*w"),
         ({"sampler.strength": [5]}, r"tune.grid with sampler.strength=5:\s+sampler.*strength"),
+        ({"sampler.steps.x": [5]}, "tune.grid: sampler.steps.x: 'steps' is a value"),
     ],
 )
 def test_a_bad_value_of_the_grid_is_named_before_anything_runs(suite_of, tmp_path, values, message):
@@ -166,6 +167,11 @@ def test_a_bad_value_of_the_grid_is_named_before_anything_runs(suite_of, tmp_pat
     with pytest.raises(JobError, match=f"pool conjugate steps=1, {message}"):
         kintsugi("suite", file, "--dry-run")
     assert not (tmp_path / "suite").exists()
+
+
+def test_a_value_that_is_twice_in_the_grid_is_one_trial(suite_of):
+    suite = read_suite(str(suite_of(**tried("sampler.eta", 0.5, 1, 0.5))), [])
+    assert [[it.settings["sampler.eta"] for it in of] for of in trials_of(suite).values()] == [[0.5, 1]] * 4
 
 
 def test_a_folder_of_too_long_a_name_is_told_by_its_axis(suite_of):
