@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from kintsugi.pipeline.execution.commit import Commit
     from kintsugi.pipeline.execution.run import Run
     from kintsugi.pipeline.storage.location import Location
-    from kintsugi.pipeline.trackers import Tracked, Tracker
+    from kintsugi.pipeline.trackers import Outcome, Tracked, Tracker
 
 PROGRESS_SECONDS = 10.0  # between two reports of progress
 LEAVE_SECONDS = 60.0  # for what is still to be told at the end
@@ -56,16 +56,20 @@ class Tracking:
         self.run: Run | None = None
         self.done, self.told = 0, -math.inf
         self.sums: dict[str, tuple[float, int]] = {}
-        self.outcome: Any = None
+        self.outcome: Outcome | None = None
 
     def begin(self, run: Run, done: int) -> None:
         """A run begins, or is continued, with so many samples done."""
         if self.trackers:
-            self.run, self.done = run, done
-            about = about_run(run)
-            self.thread = Thread(target=self.work, daemon=True)
-            self.thread.start()
-            self.tasks.put(lambda: self.tell(lambda each: each.begin(about)))
+            self.run = run
+            self.start(about_run(run), done)
+
+    def start(self, about: Tracked, done: int, outcome: Outcome | None = None) -> None:
+        """What `about` says begins, or is over already and has this outcome."""
+        self.done, self.outcome = done, outcome
+        self.thread = Thread(target=self.work, daemon=True)
+        self.thread.start()
+        self.tasks.put(lambda: self.tell(lambda each: each.begin(about)))
 
     def add(self, commit: Commit, done: int, live: Mapping[str, float]) -> None:
         """A unit is committed, after which so many samples are done; `live` are numbers of this moment."""
@@ -74,14 +78,8 @@ class Tracking:
 
     def finish(self, page: Location) -> None:
         """There is a report, of which this is the page."""
-        from kintsugi.pipeline.trackers import Outcome
-
         if self.run is not None:
-            files = {name: (page.parent / name).read_bytes() for name in REPORT}
-            results, sheet = json.loads(files["metrics.json"]), page.parent / "pictures.png"
-            pictures = sheet.read_bytes() if sheet.exists() else None
-            self.outcome = Outcome(final_values(results), pictures, files)
-            self.done = results["samples"]["done"]
+            self.done, self.outcome = outcome_of(page)
 
     def close(self) -> None:
         """Have all told, and wait for it, but not for ever."""
@@ -92,6 +90,12 @@ class Tracking:
             self.thread.join(LEAVE_SECONDS)
             if self.thread.is_alive():
                 say(f"{', '.join(self.trackers)}: no answer for {LEAVE_SECONDS:.0f} s, not waited for")
+
+    @property
+    def heard(self) -> tuple[str, ...]:
+        """Once it is closed, the trackers that were told everything."""
+        waiting = self.thread is not None and self.thread.is_alive()
+        return () if waiting else tuple(self.trackers)
 
     def work(self) -> None:
         """The thread: what is to be told, in order."""
@@ -143,13 +147,32 @@ def about_run(run: Run) -> Tracked:
         "prior_title": run.prior.title,
         "prior_sha256": run.prior.sha256,
     }
-    shown = {
+    id = identity(run.config_hash, folder)
+    return Tracked(id, run.folder.name, title(run.job), folder, public(config))
+
+
+def identity(*parts: str) -> str:
+    """The `Tracked.id` of what has these parts."""
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
+
+
+def public(config: Mapping[str, Any]) -> dict[str, bool | int | float | str]:
+    """Fields that are set, as numbers and texts that give no secret of a URL away."""
+    return {
         field: value if isinstance(value, (bool, int, float)) else redacted(str(value))
         for field, value in config.items()
         if value is not None
     }
-    digest = hashlib.sha256(f"{run.config_hash}\n{folder}".encode()).hexdigest()
-    return Tracked(digest[:16], title(run.job), folder, shown)
+
+
+def outcome_of(page: Location) -> tuple[int, Outcome]:
+    """How many samples are done by a run's report, of which this is the page, and what came of them."""
+    from kintsugi.pipeline.trackers import Outcome
+
+    files = {name: (page.parent / name).read_bytes() for name in REPORT}
+    results, sheet = json.loads(files["metrics.json"]), page.parent / "pictures.png"
+    pictures = sheet.read_bytes() if sheet.exists() else None
+    return results["samples"]["done"], Outcome(final_values(results), pictures, files)
 
 
 def add_rows(sums: dict[str, tuple[float, int]], run: Run, commit: Commit) -> None:

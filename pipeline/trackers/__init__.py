@@ -21,11 +21,12 @@ class Tracked:
 
     Attributes:
         id: 16 hexadecimal digits, the same whenever the run is continued.
-        title: a line. folder: the run directory, a path or a URL.
+        name: short, for lists. title: a line. folder: the run directory, a path or a URL.
         config: fields of the job by their names, such as "data.size", and what else results depend on.
     """
 
     id: str
+    name: str
     title: str
     folder: str
     config: Mapping[str, Any]

@@ -27,7 +27,7 @@ class MLflow:
             self.client.update_run(self.id, "RUNNING")
         else:
             tags = {"kintsugi.id": run.id, "kintsugi.folder": run.folder, "mlflow.note.content": run.title}
-            made = self.client.create_run(experiment, tags=tags, run_name=Path(run.folder).name)
+            made = self.client.create_run(experiment, tags=tags, run_name=run.name)
             self.id = made.info.run_id
             fields = [(field, str(value)[:LONGEST]) for field, value in run.config.items()]
             for first in range(0, len(fields), AT_ONCE):

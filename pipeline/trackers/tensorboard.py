@@ -34,7 +34,9 @@ class TensorBoard:
         """The report as text, as HTML is not shown."""
         if outcome is not None:
             self.progress(done, outcome.values)
-            self.writer.add_text("report", outcome.files["report.md"].decode(), done)
+            for name, content in outcome.files.items():
+                if name.endswith(".md"):
+                    self.writer.add_text(name.removesuffix(".md"), content.decode(), done)
             if outcome.pictures is not None:
                 with Image.open(BytesIO(outcome.pictures)) as picture:
                     pixels = np.asarray(picture.convert("RGB"))

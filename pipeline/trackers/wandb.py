@@ -25,7 +25,7 @@ class WeightsAndBiases:
         self.run = wandb.init(
             project=os.environ.get("WANDB_PROJECT", "kintsugi"),
             id=run.id,
-            name=Path(run.folder).name,
+            name=run.name,
             notes=run.title,
             config=dict(run.config),
             resume="allow",

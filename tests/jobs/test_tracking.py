@@ -4,11 +4,13 @@ import json
 import struct
 import sys
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import yaml
 from kit.jobs import digests, told, write_job
-from kit.plugins import write
+from kit.plugins import SITE, write
 
 from kintsugi.jobs import tracking
 from kintsugi.pipeline import trackers
@@ -251,3 +253,145 @@ def test_no_secret_of_a_job_is_told(finished):
     about = tracking.about_run(Run(finished.folder, job, finished.prior, finished.summary))
     assert "hunter2" not in str(about)
     assert "https://…@host" in about.config["published"]
+
+
+# ---- suites
+
+
+@pytest.fixture
+def suite_of(make_job, tmp_path, monkeypatch):
+    """Writes a suite file of one task and these samplers."""
+    monkeypatch.syspath_prepend(str(SITE))
+
+    def write(*samplers: str) -> Path:
+        base = make_job(metrics=["psnr"], prior={"name": "gaussian"}, output="unused").model_dump(mode="json")
+        base["data"]["limit"] = 3
+        axes = {"sampler": [{"name": name, "steps": 1} for name in samplers]}
+        file = tmp_path / "suite.yaml"
+        file.write_text(yaml.safe_dump({"base": base, "output": str(tmp_path / "suite"), "axes": axes}))
+        return file
+
+    return write
+
+
+def do_suite(file: Path, *names: str) -> str:
+    code, output = told("suite", file, "--address", "none", *(f"--track={name}" for name in names))
+    assert code == 0, output
+    return output
+
+
+def begun(recorder) -> list[str]:
+    return [call[1].name for call in recorder.told if call[0] == "begin"]
+
+
+def test_a_suite_tells_of_each_run_and_of_its_page_once(recorder, suite_of, tmp_path):
+    folder = tmp_path / "suite"
+    do_suite(suite_of("ddnm", "conjugate"))
+    do_suite(suite_of("ddnm", "conjugate"), "recorder", "recorder")
+    assert [call[0] for call in recorder.told] == ["begin", "finish"] * 3
+    assert begun(recorder) == ["all/ddnm", "all/conjugate", "suite"]
+    about, outcome = recorder.told[2][1], recorder.told[3][2]
+    run = Run.open(folder / "runs/all/conjugate")
+    assert about == replace(tracking.about_run(run), name="all/conjugate", config=about.config), (
+        "that of `report --track`"
+    )
+    assert about.config.items() >= {"config_hash": run.config_hash, "suite": str(folder)}.items()
+    results = json.loads((run.folder / "report/metrics.json").read_text())
+    assert outcome.values["psnr"] == results["metrics"]["psnr"]["mean"]
+    assert recorder.told[5][1:] == (6, recorder.told[5][2])
+    assert recorder.told[5][2].files["index.html"] == (folder / "index.html").read_bytes()
+    recorder.told.clear()
+    do_suite(suite_of("ddnm", "conjugate"), "recorder")
+    assert recorder.told == [], "nothing is new"
+    do_suite(suite_of("ddnm", "conjugate", "diffpir"), "recorder")
+    assert begun(recorder) == ["all/diffpir", "suite"]
+    recorder.told.clear()
+    commit_file(run.folder, next(run.units()).unit).unlink()
+    do_suite(suite_of("ddnm", "conjugate"), "recorder")
+    assert begun(recorder) == ["all/conjugate", "suite"], "its report is another one"
+    assert recorder.told[0][1] == about, "of the same run"
+
+
+def test_what_a_tracker_of_a_suite_was_not_told_it_is_told_the_next_time(recorder, suite_of, monkeypatch):
+    monkeypatch.setattr(recorder, "fails", "finish")
+    output = do_suite(suite_of("ddnm", "conjugate"), "recorder")
+    assert (output.count("goes on without it"), begun(recorder)) == (1, ["all/ddnm"])
+    monkeypatch.setattr(recorder, "fails", "")
+    recorder.told.clear()
+    do_suite(suite_of("ddnm", "conjugate"), "recorder")
+    assert begun(recorder) == ["all/ddnm", "all/conjugate", "suite"]
+
+
+def test_one_that_does_not_answer_a_suite_is_not_waited_for_again(recorder, suite_of, monkeypatch):
+    hanging = threading.Event()
+    monkeypatch.setattr(recorder, "waits", hanging)
+    monkeypatch.setattr(tracking, "LEAVE_SECONDS", 0.1)
+    output = do_suite(suite_of("ddnm", "conjugate"), "recorder")
+    hanging.set()
+    assert (output.count("not waited for"), begun(recorder)) == (1, ["all/ddnm"])
+
+
+def test_a_suite_without_a_trackers_library_says_so_before_anything_runs(suite_of, tmp_path):
+    code, output = told("suite", suite_of("ddnm"), "--track", "neptune")
+    assert (code, "--track neptune: no such tracker" in output) == (1, True), output
+    assert not (tmp_path / "suite").exists()
+
+
+def suite_in_tensorboard(folder: Path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    found = {}
+    for place in ("runs/all/ddnm", "runs/all/conjugate", "."):
+        (file,) = (folder / place / "tensorboard").iterdir()
+        events = EventAccumulator(str(file)).Reload()
+        psnr = [e.value for e in events.Scalars("psnr")] if place != "." else []
+        found[place.removeprefix("runs/").replace(".", "suite")] = psnr
+        tag = "suite" if place == "." else "report"
+        (text,) = events.Tensors(f"{tag}/text_summary")
+        assert text.tensor_proto.string_val[0].decode().startswith("# ")
+    return found
+
+
+def suite_in_mlflow(folder: Path):
+    client = pytest.importorskip("mlflow").MlflowClient()
+    (experiment,) = client.search_experiments(filter_string="name = 'kintsugi'")
+    found = {}
+    for run in client.search_runs([experiment.experiment_id]):
+        assert run.info.status == "FINISHED"
+        history = client.get_metric_history(run.info.run_id, "psnr")
+        found[run.info.run_name] = [m.value for m in history]
+        page = "index.html" if run.info.run_name == "suite" else "report.html"
+        assert page in {file.path for file in client.list_artifacts(run.info.run_id)}
+    return found
+
+
+def suite_in_wandb(folder: Path):
+    found = {}
+    for log in Path("wandb").glob("offline-run-*/*.wandb"):
+        records = [(kind, getattr(record, kind)) for kind, record in wandb_records(log)]
+        (name,) = {one.display_name for kind, one in records if kind == "run"}
+        assert name not in found, "a run is told of once"
+        items = [item for kind, one in records if kind == "history" for item in one.item]
+        found[name] = [
+            json.loads(item.value_json) for item in items if "psnr" in (item.key, *item.nested_key)
+        ]
+        (artifact,) = [one for kind, one in records if kind == "artifact"]
+        page = "index.html" if name == "suite" else "report.html"
+        assert page in {entry.path for entry in artifact.manifest.contents}
+    return found
+
+
+@pytest.mark.parametrize("name", TRACKERS)
+def test_a_tracker_has_every_run_of_a_suite_and_its_page(name, suite_of, tmp_path):
+    pytest.importorskip(name)
+    folder = tmp_path / "suite"
+    output = do_suite(suite_of("ddnm", "conjugate"), name)
+    assert (output.count(f"{name}: "), "goes on without" in output) == (3, False), output
+    found = globals()[f"suite_in_{name}"](folder)
+    for place, psnr in found.items():
+        if place != "suite":
+            results = json.loads((folder / "runs" / place / "report/metrics.json").read_text())
+            assert psnr == [pytest.approx(results["metrics"]["psnr"]["mean"], rel=1e-6)]
+    assert found.keys() == {"all/ddnm", "all/conjugate", "suite"}
+    assert f"{name}: " not in do_suite(suite_of("ddnm", "conjugate"), name)
+    assert globals()[f"suite_in_{name}"](folder) == found, "and nothing twice"
