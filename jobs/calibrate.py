@@ -10,7 +10,9 @@ from kintsugi.jobs.options import JobArgument
 from kintsugi.jobs.sweep import SetOption
 from kintsugi.jobs.terminal import console
 
-ImagesOption = Annotated[int, typer.Option(min=8, help="Images for tuning, at most.")]
+LEAST = 8
+"""Images: of fewer the variances of the lowest frequencies are chance."""
+ImagesOption = Annotated[int, typer.Option(min=LEAST, help="Images for tuning, at most.")]
 OutOption = Annotated[
     str | None, typer.Option(help="A folder, a path or URL. [default: the job's output-errors]")
 ]
@@ -22,8 +24,8 @@ def calibrate(
     """Measure the errors of a job's prior, for its sampler `covariance`, in this process.
 
     The images are of those for tuning (data.subset), of which the job's evaluation sees none. It takes 12
-    evaluations of each. The table, OUT/errors.json, is of this prior alone; its precision and size are kept
-    in it.
+    evaluations of each, whatever the job's sampler, which may name the table that is to be made. The table,
+    OUT/errors.json, is of this prior alone; its precision and size are kept in it.
 
     Examples:
 
@@ -31,6 +33,9 @@ def calibrate(
 
         kintsugi run imagenet-sr4 --set sampler='{name: covariance, covariance: runs/errors.json}'
     """
+    from pydantic import ValidationError
+
+    from kintsugi.errors import JobError
     from kintsugi.jobs import trials
     from kintsugi.jobs.display import progress_bar
     from kintsugi.pipeline.execution.lessons import lessons_of
@@ -41,9 +46,12 @@ def calibrate(
     from kintsugi.samplers.calibrate import LEVELS, Calibration
 
     base = trials.read_base(job, sets or [], out, "errors")
-    (trial,) = trials.make_trials(base, [{}], images, [])
+    # The job's own sampler may ask for the table of another prior, or for one that is not there yet.
+    (trial,) = trials.make_trials(base, [{"sampler": {"name": "covariance"}}], images, [])
     with console.status("reading the prior and the images"):
         lessons = lessons_of(open_or_plan(trial.job))
+    if (found := sum(len(lesson.truth) for lesson in lessons)) < LEAST:
+        raise JobError(f"{found} images for tuning, and {LEAST} are needed: raise data.subset.fraction")
     prior = lessons[0].denoise.prior
     assert isinstance(prior, Metered)
     calibration = Calibration(prior, trial.job.data.size)
@@ -52,7 +60,12 @@ def calibrate(
             lesson.begin()
             assert isinstance(lesson.problem.noise, KeyedNoise)
             calibration.add(lesson.truth, lesson.problem.noise, advance)
-    table = calibration.table(prior.sha256 or "", trial.job.compute.precision)
+    try:
+        table = calibration.table(prior.sha256 or "", trial.job.compute.precision)
+    except ValidationError as error:
+        raise JobError(
+            "prior: some of its errors are 0 or not finite; try compute.precision=float32"
+        ) from error
     path = base.folder / "errors.json"
     publish_bytes(path, (table.model_dump_json() + "\n").encode())
     console.print(f"{path}: of {table.images} images; sampler.covariance={path}")

@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from kintsugi.numerics import cosines, reflect
+from kintsugi.numerics import Map, cosines, reflect
 from kintsugi.operators.convolution import Convolution, Edge, multiply, wrapped
-from kintsugi.operators.solved import Map, Solved
+from kintsugi.operators.solved import Solved
 
 
 class Bordered(Solved):

@@ -15,9 +15,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from kintsugi.numerics import conjugate_gradients, linearised
+from kintsugi.numerics import Map, conjugate_gradients, linearised
 from kintsugi.operators.base import Nonlinear, Operator
-from kintsugi.operators.solved import Map, Solved
+from kintsugi.operators.solved import Solved
 
 POWER_ITERATIONS, MARGIN = 50, 1.1
 """Of the estimate of ‖H‖, and what it is multiplied by: power iteration approaches it from below."""

@@ -1,7 +1,7 @@
 """Linear operators without a decomposition to write down: H⁺ by conjugate gradients."""
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from copy import deepcopy
 from itertools import islice
 from typing import ClassVar
@@ -9,10 +9,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from kintsugi.numerics import conjugate_gradients, larger
+from kintsugi.numerics import Map, conjugate_gradients, larger
 from kintsugi.operators.base import Linear
 
-Map = Callable[[Tensor], Tensor]
 TOLERANCE, SINGLE = 1e-6, 1e-3
 """On the relative residual of a solution, in float64, and at most in float32, where rounding limits it."""
 MOST = 1000

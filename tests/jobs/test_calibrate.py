@@ -82,7 +82,12 @@ def test_a_table_is_made_of_the_images_for_tuning_and_used_by_the_job(job_file, 
         execute(job.model_copy(update={"output": str(tmp_path / "other")}))
 
 
-def test_fewer_images_than_are_asked_for_are_said_and_too_few_refused(job_file, tmp_path):
-    result = kintsugi("calibrate", job_file, "--images", "4", "--out", tmp_path)
-    assert result.exit_code != 0
-    assert "--images" in result.output + str(result.exception)
+def test_the_job_may_name_the_table_that_is_to_be_made_and_too_few_images_are_refused(job_file, tmp_path):
+    """A table of another prior is replaced by the command that its refusal names."""
+    path = tmp_path / "errors.json"
+    sampler = ("--set", f"sampler={{name: covariance, covariance: {path}}}")
+    with pytest.raises(JobError, match=r"\d images for tuning, and 8 are needed: raise data.subset.fraction"):
+        kintsugi("calibrate", job_file, "--out", tmp_path, *sampler, "--set", "data.subset.fraction=0.2")
+    assert not path.exists()
+    assert kintsugi("calibrate", job_file, "--images", "8", "--out", tmp_path, *sampler).exit_code == 0
+    assert read_table(path).images == 8
