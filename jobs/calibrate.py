@@ -33,11 +33,15 @@ def calibrate(
 
         kintsugi run imagenet-sr4 --set sampler='{name: covariance, covariance: runs/errors.json}'
     """
+    from dataclasses import replace
+    from tempfile import TemporaryDirectory
+
     from pydantic import ValidationError
 
     from kintsugi.errors import JobError
     from kintsugi.jobs import trials
     from kintsugi.jobs.display import progress_bar
+    from kintsugi.jobs.files import located
     from kintsugi.pipeline.execution.lessons import lessons_of
     from kintsugi.pipeline.execution.open import open_or_plan
     from kintsugi.pipeline.execution.timing import Metered
@@ -47,8 +51,10 @@ def calibrate(
 
     base = trials.read_base(job, sets or [], out, "errors")
     # The job's own sampler may ask for the table of another prior, or for one that is not there yet.
-    (trial,) = trials.make_trials(base, [{"sampler": {"name": "covariance"}}], images, [])
-    with console.status("reading the prior and the images"):
+    settings = {"sampler": {"name": "covariance"}}
+    with TemporaryDirectory() as planned, console.status("reading the prior and the images"):
+        elsewhere = replace(base, folder=located("--out", planned))
+        (trial,) = trials.make_trials(elsewhere, [settings], images, [])
         lessons = lessons_of(open_or_plan(trial.job))
     if (found := sum(len(lesson.truth) for lesson in lessons)) < LEAST:
         raise JobError(f"{found} images for tuning, and {LEAST} are needed: raise data.subset.fraction")
@@ -63,9 +69,7 @@ def calibrate(
     try:
         table = calibration.table(prior.sha256 or "", trial.job.compute.precision)
     except ValidationError as error:
-        raise JobError(
-            "prior: some of its errors are 0 or not finite; try compute.precision=float32"
-        ) from error
+        raise JobError("prior: errors are not finite, or 0; try compute.precision=float32") from error
     path = base.folder / "errors.json"
     publish_bytes(path, (table.model_dump_json() + "\n").encode())
     console.print(f"{path}: of {table.images} images; sampler.covariance={path}")

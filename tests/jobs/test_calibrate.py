@@ -89,5 +89,21 @@ def test_the_job_may_name_the_table_that_is_to_be_made_and_too_few_images_are_re
     with pytest.raises(JobError, match=r"\d images for tuning, and 8 are needed: raise data.subset.fraction"):
         kintsugi("calibrate", job_file, "--out", tmp_path, *sampler, "--set", "data.subset.fraction=0.2")
     assert not path.exists()
-    assert kintsugi("calibrate", job_file, "--images", "8", "--out", tmp_path, *sampler).exit_code == 0
-    assert read_table(path).images == 8
+    for images in (8, 9):
+        assert (
+            kintsugi("calibrate", job_file, "--images", str(images), "--out", tmp_path, *sampler).exit_code
+            == 0
+        )
+        assert read_table(path).images == images
+    assert list(tmp_path.iterdir()) == [path], "it leaves something else there"
+
+
+def test_predictions_that_are_not_finite_make_no_table(job_file, tmp_path, monkeypatch):
+    def add(self, *_):
+        self.sums.fill_(float("nan"))
+        self.counts.fill_(1)
+
+    monkeypatch.setattr(Calibration, "add", add)
+    with pytest.raises(JobError, match=r"prior: errors are not finite, or 0; try compute\.precision=float32"):
+        kintsugi("calibrate", job_file, "--images", "8", "--out", tmp_path)
+    assert not list(tmp_path.iterdir())
