@@ -8,7 +8,7 @@ batch (`operators.stack`) has columns of zeros, where S is zero, too, for those 
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -106,6 +106,19 @@ class Linear(Operator):
         return x + self.pinv(y - self.forward(x))
 
 
+class Reading(NamedTuple):
+    """What a measurement says of an image: forward(x) = target + independent errors of these variances.
+
+    Attributes:
+        forward: smooth where H need not be; (B, C, H, W) to the shape of target, four dimensions.
+        variance: of errors, those of noise among them; broadcastable against target.
+    """
+
+    forward: Callable[[Tensor], Tensor]
+    target: Tensor
+    variance: float | Tensor
+
+
 class Nonlinear(Operator):
     """y = H(x) with a surrogate pseudo-inverse H⁺, as ΠGDM (Song et al., ICLR 2023) uses it."""
 
@@ -121,6 +134,10 @@ class Nonlinear(Operator):
             leaf = x.detach().requires_grad_()
             (gradient,) = torch.autograd.grad(self.forward(leaf), leaf, v)
         return gradient
+
+    def reading(self, y: Tensor, sigma_y: float | Tensor) -> Reading:
+        """What y of noise level σ_y says of the image: H(x) = y ± σ_y, unless an operator knows better."""
+        return Reading(self.forward, y, sigma_y**2)
 
     def impose(self, x: Tensor, y: Tensor) -> Tensor:
         """x + H⁺(y) − H⁺(H(x))."""

@@ -6,7 +6,7 @@ from typing import ClassVar, cast
 
 from torch import Tensor, nn
 
-from kintsugi.operators.base import Linear, Nonlinear, Operator, Separable
+from kintsugi.operators.base import Linear, Nonlinear, Operator, Reading, Separable
 from kintsugi.operators.channels import Channels
 from kintsugi.operators.convolution import Convolution, Mirrored
 from kintsugi.operators.hadamard import Hadamard
@@ -74,6 +74,20 @@ class Chain(Nonlinear):
         for operator in self.operators:
             x = operator.forward(x)
         return x
+
+    def reading(self, y: Tensor, sigma_y: float | Tensor) -> Reading:
+        """That of the last operator, of what those before make of the image."""
+        *others, last = self.operators
+        if not isinstance(last, Nonlinear):
+            return super().reading(y, sigma_y)
+        read = last.reading(y, sigma_y)
+
+        def forward(x: Tensor) -> Tensor:
+            for operator in others:
+                x = operator.forward(x)
+            return read.forward(x)
+
+        return read._replace(forward=forward)
 
     def pinv(self, y: Tensor) -> Tensor:
         """The pseudo-inverses applied in the opposite order."""

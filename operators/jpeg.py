@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from kintsugi.numerics import cosines
-from kintsugi.operators.base import Nonlinear
+from kintsugi.operators.base import Nonlinear, Reading
 from kintsugi.operators.channels import LUMA, mix
 from kintsugi.operators.nonlinear import round_through
 
@@ -73,29 +73,70 @@ class JPEG(Nonlinear):
     def forward(self, x: Tensor) -> Tensor:
         """The image decoded after it was coded; its gradient passes through the rounding."""
         _, height, width = self.image_shape
+        luma, *chroma = self.planes(x)
+        planes = [self.code(luma, self.luminance) + 128]
+        for plane in chroma:
+            coded = self.code(plane, self.chrominance)
+            planes.append(F.interpolate(coded, scale_factor=2) if self.subsampled else coded)
+        decoded = mix(self.inverse_colours, torch.cat(planes, dim=1))
+        return decoded[..., :height, :width] / 127.5 - 1
+
+    def planes(self, x: Tensor) -> list[Tensor]:
+        """What is coded: the luminance (B, 1, h, w) less 128 and, of colours, the chroma (B, 2, …)."""
+        _, height, width = self.image_shape
         block = 16 if self.subsampled else 8
         bytes_ = F.pad((x + 1) * 127.5, (0, -width % block, 0, -height % block), mode="replicate")
         # The level shift: only luminance is not centred on zero.
         colours = mix(self.colours, bytes_)
-        planes = [self.code(colours[:, :1] - 128, self.luminance) + 128]
-        if self.subsampled:
-            chroma = self.code(F.avg_pool2d(colours[:, 1:], 2), self.chrominance)
-            planes.append(F.interpolate(chroma, scale_factor=2))
-        elif len(self.colours) > 1:
-            planes.append(self.code(colours[:, 1:], self.chrominance))
-        decoded = mix(self.inverse_colours, torch.cat(planes, dim=1))
-        return decoded[..., :height, :width] / 127.5 - 1
+        luma, chroma = colours[:, :1] - 128, colours[:, 1:]
+        if len(self.colours) == 1:
+            return [luma]
+        return [luma, F.avg_pool2d(chroma, 2) if self.subsampled else chroma]
 
     def code(self, planes: Tensor, table: Tensor) -> Tensor:
         """(B, C, h, w) after the discrete cosine transform of 8 × 8 blocks, its rounding, and back."""
-        pixels = F.pixel_unshuffle(planes, 8)
-        blocks = pixels.view(*planes.shape[:2], 64, -1)
-        coefficients = round_through(self.transform @ blocks / table)
-        return F.pixel_shuffle((self.transform.T @ (coefficients * table)).view_as(pixels), 8)
+        coefficients = round_through(self.transformed(planes) / table)
+        blocks = self.transform.T @ (coefficients * table)
+        height, width = planes.shape[-2] // 8, planes.shape[-1] // 8
+        return F.pixel_shuffle(blocks.reshape(len(planes), -1, height, width), 8)
+
+    def transformed(self, planes: Tensor) -> Tensor:
+        """(B, C, 64, n): the discrete cosine transform of each of n blocks of 8 × 8."""
+        blocks = F.pixel_unshuffle(planes, 8).view(*planes.shape[:2], 64, -1)
+        return self.transform @ blocks
+
+    def coefficients(self, x: Tensor) -> Tensor:
+        """What is rounded, in units of the steps, luminance and then chroma: (B, 1, 64, n)."""
+        tables = (self.luminance, self.chrominance)
+        return joined(
+            [
+                self.transformed(plane) / table
+                for plane, table in zip(self.planes(x), tables, strict=False)  # grey has no chroma
+            ]
+        )
+
+    def reading(self, y: Tensor, sigma_y: float | Tensor) -> Reading:
+        """Coefficients before they were rounded: evenly spread around those of y, by a step in all."""
+        rows = 127.5 * torch.linalg.vector_norm(self.colours, dim=1)[:, None, None]  # of white noise
+        averaged = 0.5 if self.subsampled else 1.0
+        blocks = [plane.shape[-2] * plane.shape[-1] // 64 for plane in self.planes(y)]
+        gains = (rows[:1] / self.luminance, averaged * rows[1:] / self.chrominance)
+        spread = joined(
+            [
+                gain.view(-1, *gain.shape[-3:]).expand(-1, -1, -1, count)
+                for gain, count in zip(gains, blocks, strict=False)
+            ]
+        )
+        return Reading(self.coefficients, self.coefficients(y), 1 / 12 + (sigma_y * spread) ** 2)
 
     def pinv(self, y: Tensor) -> Tensor:
         """y itself: the decoded image."""
         return y
+
+
+def joined(planes: list[Tensor]) -> Tensor:
+    """Coefficients (B, C, 64, n) of luminance and chroma, beside each other: (B, 1, 64, n)."""
+    return torch.cat([plane.transpose(1, 2).flatten(2) for plane in planes], dim=-1)[:, None]
 
 
 def jpeg(

@@ -7,7 +7,10 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn.functional import pad
 
-from kintsugi.operators.base import Nonlinear
+from kintsugi.operators.base import Nonlinear, Reading
+
+CERTAIN = 3
+"""Standard deviations of noise below a clipped value, beyond which it was not clipped."""
 
 
 class Quantize(Nonlinear):
@@ -31,6 +34,10 @@ class Quantize(Nonlinear):
         """y itself."""
         return y
 
+    def reading(self, y: Tensor, sigma_y: float | Tensor) -> Reading:
+        """x = y ± the deviation of what is rounded off, evenly spread over the distance of two levels."""
+        return Reading(lambda x: x, y, sigma_y**2 + (2 / self.steps) ** 2 / 12)
+
 
 class HDR(Nonlinear):
     """y = clip(factor x, −1, 1), an overexposed image; H⁺ y = y / factor."""
@@ -49,6 +56,13 @@ class HDR(Nonlinear):
     def pinv(self, y: Tensor) -> Tensor:
         """y over the factor: right where nothing was clipped."""
         return y / self.factor
+
+    def reading(self, y: Tensor, sigma_y: float | Tensor) -> Reading:
+        """factor x = y ± σ_y where y is surely not clipped, even if a prediction would be; else H(x)."""
+        whole = y.abs() < 1 - CERTAIN * sigma_y
+        return Reading(
+            lambda x: torch.where(whole, self.factor * x, (self.factor * x).clamp(-1, 1)), y, sigma_y**2
+        )
 
 
 class PhaseRetrieval(Nonlinear):

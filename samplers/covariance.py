@@ -15,8 +15,8 @@ from kintsugi.priors.base import Prior
 from kintsugi.samplers.base import Share, Strength
 from kintsugi.samplers.descent import Denoiser, Level, Stepwise, noise_in
 from kintsugi.samplers.errors import ErrorVariances, errors_of, frequencies_of
-from kintsugi.samplers.linearised import solved_for
-from kintsugi.samplers.lmmse import towards
+from kintsugi.samplers.linearised import gauss_newton, solved_for
+from kintsugi.samplers.lmmse import spectrum, stationary, towards
 from kintsugi.samplers.problem import Init, Problem
 
 ITERATIONS = 15
@@ -78,6 +78,15 @@ class Covariance(Stepwise):
         return self.remembered(
             f"belief {sigma} {trust}", (errors,), shape, lambda: Belief(errors, sigma, trust, shape)
         )
+
+    def begin(self, problem: Problem, level: Level) -> Tensor:
+        """The state at the first level; of a non-linear operator of its own counterpart of `lmmse`."""
+        operator = problem.operator
+        if operator.linear or self.init == "pinv":
+            return super().begin(problem, level)
+        covariance = stationary(spectrum(*operator.image_shape[1:]).to(problem.y), None)
+        mean = gauss_newton(problem, torch.zeros_like(problem.pinv), covariance)
+        return problem.around(mean, level.a, level.s)
 
     def step(
         self, problem: Problem, denoise: Denoiser, x: Tensor, now: Level, later: Level

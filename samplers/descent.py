@@ -196,7 +196,7 @@ class Stepwise(Descent):
 
     def descend(self, problem: Problem, denoise: Denoiser, levels: list[Level]) -> Tensor:
         """From the start to clean data, a `step` for each pair of neighbouring levels."""
-        x = problem.start(self.init, levels[0].a, levels[0].s)
+        x = self.begin(problem, levels[0])
         past: dict[int, Tensor] = {}
         last_used = last_uses(self.rows)
         for i, (now, later) in enumerate(pairwise(levels)):
@@ -205,6 +205,10 @@ class Stepwise(Descent):
             x = x if change is None else x + later.a * change
             past = {j: image for j, image in past.items() if last_used.get(j, -1) > i}
         return x
+
+    def begin(self, problem: Problem, level: Level) -> Tensor:
+        """The state at the first level."""
+        return problem.start(self.init, level.a, level.s)
 
     @abstractmethod
     def step(

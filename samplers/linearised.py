@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from kintsugi.numerics import Map, conjugate_gradients, linearised
-from kintsugi.operators import Solved
+from kintsugi.operators import Nonlinear, Solved
 from kintsugi.samplers.lmmse import SOLVED_ITERATIONS, TRUST, stationary
 from kintsugi.samplers.problem import Problem
 
@@ -35,22 +35,34 @@ def solved_for(
         z, _ = next(islice(iterates, SOLVED_ITERATIONS - 1, None))
         return prediction + covariance(operator.adjoint(z))
 
+    return gauss_newton(problem, prediction, covariance)
+
+
+def gauss_newton(problem: Problem, prediction: Tensor, covariance: Map) -> Tensor:
+    """argmin of the misfit and (x − x̂₀)ᵀ C⁻¹ (x − x̂₀) for a non-linear operator, (B, C, H, W).
+
+    The misfit is that of the operator's `reading` of y, whose variances are at least 0.01².
+    """
+
     def inner(one: Tensor, other: Tensor) -> Tensor:
         return (one * other).sum((1, 2, 3), keepdim=True)
 
     def misfit(x: Tensor) -> Tensor:
-        missed = (problem.y - operator.forward(x)).flatten(1)
-        return missed.square().sum(1).view(-1, 1, 1, 1) / ridge
+        missed = reading.target - reading.forward(x)
+        return inner(missed / ridge, missed)
 
+    assert isinstance(problem.operator, Nonlinear)
+    reading = problem.operator.reading(problem.y, problem.sigma_y)
+    ridge = reading.variance + TRUST**2
     moved, pulled = prediction, torch.zeros_like(prediction)  # the second is C⁻¹ (moved − x̂₀)
     for _ in range(GAUSS_NEWTON):
-        now, push, pull = linearised(operator.forward, moved)
-        target = problem.y - now + push(moved - prediction)
+        now, push, pull = linearised(reading.forward, moved)
+        target = reading.target - now + push(moved - prediction)
 
         def matrix(z: Tensor, push: Map = push, pull: Map = pull) -> Tensor:
             return push(covariance(pull(z))) + ridge * z
 
-        z, _ = next(islice(conjugate_gradients(matrix, lambda r: r, target), ITERATIONS - 1, None))
+        z, _ = next(islice(conjugate_gradients(matrix, lambda r: r / ridge, target), ITERATIONS - 1, None))
         aim = pull(z)
         least = misfit(moved) + inner(pulled, moved - prediction)
         found, found_pulled = moved, pulled

@@ -80,7 +80,10 @@ class Problem:
 
     def start(self, init: Init, a: float, s: float) -> Tensor:
         """The state x = a m + s z that a warm start begins with, m the estimate, (B, C, H, W)."""
-        mean = self.estimate(init, s**2 / (a**2 + s**2))
+        return self.around(self.estimate(init, s**2 / (a**2 + s**2)), a, s)
+
+    def around(self, mean: Tensor, a: float, s: float) -> Tensor:
+        """The state a m + s z, z the noise of the start, (B, C, H, W)."""
         if isinstance(self.noise, Tensor):
             z = self.noise
         else:
