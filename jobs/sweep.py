@@ -70,7 +70,7 @@ def sweep(
     halve: HalveOption = 2,
     random: RandomOption = None,
     extrapolate: ExtrapolateOption = False,
-    texture: TextureOption = 1.0,
+    texture: TextureOption = 0.0,
     out: OutOption = None,
     sets: SetOption = None,
     address: AddressOption = None,

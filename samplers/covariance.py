@@ -42,8 +42,8 @@ class Covariance(Stepwise):
             spectrum; `natural`, measured on the embedded prior; or a file that `kintsugi calibrate` wrote.
         eta: 0 keeps texture, 0.85 lowers distortion.
         trust: λ, by which C is multiplied in all steps but the last where y is noisy. What the corrected
-            prediction is uncertain by then counts as noise of the next level, of which less is added. For
-            operators with a decomposition.
+            prediction is uncertain by then (of C, without M) counts as noise of the next level, of which less
+            is added. For operators with a decomposition.
         local: M C M instead of C, M (B, 1, H, W) larger where the prediction has fine details.
         temperature: τ of a closing x̂ + τ ξ, ξ ~ N(0, C − C Hᵀ (H C Hᵀ + σ_y²)⁻¹ H C), the posterior's error.
     """
