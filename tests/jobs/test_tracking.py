@@ -30,8 +30,8 @@ def offline(monkeypatch, tmp_path):
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
     yield
-    if "wandb" in sys.modules:
-        sys.modules["wandb"].teardown()  # it keeps the folder of its first run
+    if (wandb := sys.modules.get("wandb")) is not None:  # a test may have hidden it
+        wandb.teardown()  # it keeps the folder of its first run
 
 
 @pytest.fixture

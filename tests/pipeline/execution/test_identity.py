@@ -106,7 +106,7 @@ def test_a_mask_is_mended_where_the_driver_was_killed_before_the_run_was_one(mak
     (run.folder / "job.yaml").unlink()
     write_mask(mask, ~HALF)
     run = execute(job)
-    assert identity.recorded(run.folder) == identity.of_operator(job)
+    assert identity.recorded(run.folder) == identity.of_specs(job)
     (run.folder / "job.yaml").unlink()
     write_mask(mask, HALF)
     with pytest.raises(JobError, match="begun with other files"):  # there are rows made with them
