@@ -82,7 +82,7 @@ def sweep(
 
     Examples:
 
-        kintsugi sweep quickstart --vary sampler.w=5,10,15,20 --set data.subset.fraction=0.5
+        kintsugi sweep quickstart --vary sampler.eta=0,0.5,0.85 --set data.subset.fraction=0.5
 
         kintsugi sweep imagenet-sr4 --vary sampler.w=2,5,10,15,20 --vary sampler.lam=-0.2,0,0.2 --by lpips
 

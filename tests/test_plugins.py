@@ -176,7 +176,7 @@ def test_settings_of_a_plugin_have_the_types_of_its_parameters(setting, value, m
 def test_a_sweep_varies_a_parameter_of_a_plugin(mine):
     assert parse_vary("sampler.weights=[1],[2, 3]") == ("sampler.weights", [[1], [2, 3]])
     assert parse_vary("sampler.gain=1,2.5") == ("sampler.gain", [1, 2.5])
-    with pytest.raises(JobError, match=r"sampler\.gain: 'conjugate' has no such parameter"):
+    with pytest.raises(JobError, match=r"sampler\.gain: 'covariance' has no such parameter"):
         load_job("quickstart", ["sampler.gain=[a"])
 
 

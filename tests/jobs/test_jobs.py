@@ -50,7 +50,7 @@ def test_ready_jobs_say_what_differs_from_the_defaults_and_stay_the_experiments_
         hashes[name] = config_hash(job)
     # Runs of earlier versions are continued by these: a change here is another experiment, on purpose only.
     digest = hashlib.sha256(json.dumps(hashes, sort_keys=True).encode()).hexdigest()
-    assert digest == "5edcb9627c49f173a3d9b7675ef31a6edebfa11b59cd1f9acea38e4a61de31ac"
+    assert digest == "6e432eaa1424cb89cde65cab72488d2ce18bb2c807e8e83c28c8d6be52b75b42"
 
 
 def test_ready_jobs_cover_both_sets_and_every_task_noiseless_and_noisy():
@@ -87,8 +87,8 @@ def test_overrides():
         ("data.size=big", "data.size: .*valid integer"),
         ("data.size=-8", "data.size: .*greater than 0"),
         ("sampler.name=magic", "sampler.name: no sampler 'magic'; choose one of cdim, conjugate"),
-        ("sampler.step=3", "sampler.step: 'conjugate' has no such parameter; it has: steps"),
-        ("sampler.order=4", "sampler.order: .*less than or equal to 3"),
+        ("sampler.step=3", "sampler.step: 'covariance' has no such parameter; it has: steps"),
+        ("sampler.eta=4", "sampler.eta: .*less than or equal to 1"),
         ("degradation.operator={name: bicubic, factor: 0}", "degradation.operator.factor: .*greater than 0"),
         (
             "degradation.operator={name: bicubic, factor: 7}",
@@ -105,7 +105,7 @@ def test_overrides():
         ("degradation=3", "degradation: "),
         ("degradation.operator.mask=/nowhere/mask.png", "no such parameter"),
         ("compute.gpus_per_actor=1.5", "compute.gpus_per_actor: more than one GPU must be a whole number"),
-        ("sampler.lam=.nan", "sampler.lam: .*finite"),
+        ("sampler.temperature=.nan", "sampler.temperature: .*finite"),
         ("data.size=64", "ms_ssim needs images of at least 176 pixels"),
         ("compute=3", "compute"),
         ("nonsense", "expected key.path=value"),
