@@ -1,6 +1,7 @@
 """Numerics that operators, priors and samplers share."""
 
 from collections.abc import Callable, Iterator
+from itertools import islice
 
 import torch
 from torch import Tensor
@@ -41,6 +42,11 @@ def cosines(n: int) -> Tensor:
     return matrix
 
 
+def inner(one: Tensor, other: Tensor) -> Tensor:
+    """⟨one, other⟩ of each sample (B, C, H, W): (B, 1, 1, 1)."""
+    return (one * other).sum((1, 2, 3), keepdim=True)
+
+
 def conjugate_gradients(
     matrix: Callable[[Tensor], Tensor], inverse: Callable[[Tensor], Tensor], b: Tensor
 ) -> Iterator[tuple[Tensor, Tensor]]:
@@ -52,9 +58,6 @@ def conjugate_gradients(
     Args:
         matrix, inverse: symmetric and positive definite maps of (B, C, H, W); the second preconditions.
     """
-
-    def inner(one: Tensor, other: Tensor) -> Tensor:
-        return (one * other).sum((1, 2, 3), keepdim=True)
 
     x, r = torch.zeros_like(b), b
     preconditioned = inverse(r)
@@ -73,6 +76,12 @@ def conjugate_gradients(
         before, energy = energy, inner(r, preconditioned)
         turn = torch.where(energy > precise, energy / before.clamp_min(tiny), 0)
         direction = preconditioned + turn * direction
+
+
+def nth(iterates: Iterator[tuple[Tensor, Tensor]], number: int) -> Tensor:
+    """The solution after so many iterations."""
+    found, _ = next(islice(iterates, number - 1, None))
+    return found
 
 
 def linearised(function: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tensor, Map, Map]:

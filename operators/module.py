@@ -9,13 +9,12 @@ A plug-in's factory returns one of these; it is built in float64 on the CPU and 
 from collections.abc import Callable
 from copy import deepcopy
 from functools import partial
-from itertools import islice
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from kintsugi.numerics import Map, conjugate_gradients, linearised
+from kintsugi.numerics import Map, conjugate_gradients, linearised, nth
 from kintsugi.operators.base import Nonlinear, Operator
 from kintsugi.operators.solved import Solved
 
@@ -295,7 +294,7 @@ class Module(Nonlinear):
         for _ in range(self.steps):
             now, push, pull = linearised(self.forward, x)
             iterates = conjugate_gradients(partial(self.normal, push, pull), lambda r: r, y - now)
-            z, _ = next(islice(iterates, self.iterations - 1, None))
+            z = nth(iterates, self.iterations)
             step, before, moved = pull(z), misfit(now), x
             for share in reversed(SHARES):
                 trial = x + share * step

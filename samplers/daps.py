@@ -9,7 +9,7 @@ from torch import Tensor
 
 from kintsugi.numerics import larger, smaller
 from kintsugi.operators import Nonlinear, Solved
-from kintsugi.samplers.descent import PATH, Denoiser, Descent, Level, noise_in, renoise
+from kintsugi.samplers.descent import PATH, Denoiser, Descent, Level, check_divides, noise_in, renoise
 from kintsugi.samplers.grids import Grid, time_grid
 from kintsugi.samplers.problem import Problem
 
@@ -36,8 +36,7 @@ class DAPS(Descent):
     beta_y: PositiveFloat = 0.01
 
     def __post_init__(self) -> None:
-        if self.steps % self.ode_steps:
-            raise ValueError(f"ode_steps: {self.ode_steps} does not divide the {self.steps} steps")
+        check_divides("ode_steps", self.ode_steps, self.steps)
 
     def times(self) -> Tensor:
         """Each level's time followed by the times of its ODE's further steps, (steps,)."""

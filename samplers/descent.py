@@ -235,6 +235,12 @@ def noise_levels(path: Path, prior: Prior, times: Tensor, like: Tensor) -> list[
     return [*noisy, Level(a=1.0, s=0.0, p=1.0, q=0.0, scale=1.0, time=on_device[-1])]
 
 
+def check_divides(field: str, per_level: int, steps: int) -> None:
+    """Raise a ValueError if levels of so many evaluations do not make up the steps."""
+    if steps % per_level:
+        raise ValueError(f"{field}: {per_level} does not divide the {steps} steps")
+
+
 def noise_in(x: Tensor, prediction: Tensor, level: Level) -> Tensor:
     """ẑ = (x − a x̂₀) / s, the noise that a prediction leaves of the state."""
     return (x - level.a * prediction) / level.s

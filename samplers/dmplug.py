@@ -8,7 +8,7 @@ from pydantic import PositiveFloat, PositiveInt
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
-from kintsugi.samplers.descent import PATH, Denoiser, Descent, Level
+from kintsugi.samplers.descent import PATH, Denoiser, Descent, Level, check_divides
 from kintsugi.samplers.grids import time_grid
 from kintsugi.samplers.problem import Problem
 
@@ -30,8 +30,7 @@ class DMPlug(Descent):
     lr: PositiveFloat = 0.01
 
     def __post_init__(self) -> None:
-        if self.steps % self.ode_steps:
-            raise ValueError(f"ode_steps: {self.ode_steps} does not divide the {self.steps} steps")
+        check_divides("ode_steps", self.ode_steps, self.steps)
 
     def times(self) -> Tensor:
         """VP times of the steps of DDIM, (ode_steps,)."""

@@ -1,13 +1,11 @@
 """Corrections by a measurement whose operator has no decomposition: solved for, linearised where need be."""
 
-from itertools import islice
-
 import torch
 from torch import Tensor
 
-from kintsugi.numerics import Map, conjugate_gradients, linearised
+from kintsugi.numerics import Map, conjugate_gradients, inner, linearised, nth
 from kintsugi.operators import Nonlinear, Solved
-from kintsugi.samplers.lmmse import SOLVED_ITERATIONS, TRUST, stationary
+from kintsugi.samplers.lmmse import TRUST, solved_towards, stationary
 from kintsugi.samplers.problem import Problem
 
 GAUSS_NEWTON, ITERATIONS = 3, 15
@@ -27,14 +25,11 @@ def solved_for(
     Args:
         variances, deviation: of C, see `lmmse.towards`. density: c at squared frequencies.
     """
-    operator, ridge = problem.operator, problem.sigma_y**2 + TRUST**2
+    operator = problem.operator
     covariance = stationary(variances.to(prediction), deviation)
     if isinstance(operator, Solved):
         missed = problem.y - operator.forward(prediction)
-        iterates = operator.iterates(missed, ridge, covariance, density)
-        z, _ = next(islice(iterates, SOLVED_ITERATIONS - 1, None))
-        return prediction + covariance(operator.adjoint(z))
-
+        return prediction + solved_towards(operator, missed, problem.sigma_y, covariance, density)
     return gauss_newton(problem, prediction, covariance)
 
 
@@ -43,9 +38,6 @@ def gauss_newton(problem: Problem, prediction: Tensor, covariance: Map) -> Tenso
 
     The misfit is that of the operator's `reading` of y, whose variances are at least 0.01².
     """
-
-    def inner(one: Tensor, other: Tensor) -> Tensor:
-        return (one * other).sum((1, 2, 3), keepdim=True)
 
     def misfit(x: Tensor) -> Tensor:
         missed = reading.target - reading.forward(x)
@@ -62,7 +54,7 @@ def gauss_newton(problem: Problem, prediction: Tensor, covariance: Map) -> Tenso
         def matrix(z: Tensor, push: Map = push, pull: Map = pull) -> Tensor:
             return push(covariance(pull(z))) + ridge * z
 
-        z, _ = next(islice(conjugate_gradients(matrix, lambda r: r / ridge, target), ITERATIONS - 1, None))
+        z = nth(conjugate_gradients(matrix, lambda r: r / ridge, target), ITERATIONS)
         aim = pull(z)
         least = misfit(moved) + inner(pulled, moved - prediction)
         found, found_pulled = moved, pulled

@@ -1,14 +1,12 @@
 """The linear MMSE estimate of a natural image: E[x | y] under a Gaussian with a 1/f² spectrum."""
 
-from collections.abc import Iterator
 from functools import lru_cache
-from itertools import islice
 from math import prod
 
 import torch
 from torch import Tensor
 
-from kintsugi.numerics import Map, conjugate_gradients, cosines
+from kintsugi.numerics import Map, conjugate_gradients, cosines, nth
 from kintsugi.operators import Operator, Solved
 from kintsugi.operators.base import Factored
 from kintsugi.operators.convolution import Convolution
@@ -82,12 +80,6 @@ def towards(
     return space.to_image(nth(conjugate_gradients(matrix, inverse, b), iterations))
 
 
-def nth(iterates: Iterator[tuple[Tensor, Tensor]], number: int) -> Tensor:
-    """The solution after so many iterations."""
-    found, _ = next(islice(iterates, number - 1, None))
-    return found
-
-
 class Coordinates:
     """Where images are reckoned with: by their DCT, in which C is diagonal, or by pixels if it is not.
 
@@ -98,9 +90,8 @@ class Coordinates:
     def __init__(self, operator: Operator, variances: Tensor, deviation: Tensor | None):
         self.operator, self.variances, self.deviation = operator, variances, deviation
         self.rows, self.columns = (cosines(n).to(variances) for n in variances.shape)
-        self.factors = None
-        if deviation is None and isinstance(operator, Factored):
-            # V's two factors in the DCT: smaller products than one after the other
+        self.factors = None  # V's two in the DCT: smaller products than one after the other
+        if isinstance(operator, Factored):
             self.factors = self.rows @ operator.rows_right, self.columns @ operator.columns_right
 
     def to_image(self, x: Tensor) -> Tensor:
@@ -113,14 +104,14 @@ class Coordinates:
 
     def to_spectral(self, x: Tensor) -> Tensor:
         """Vᵀ x."""
-        if self.factors is None:
+        if self.factors is None or self.deviation is not None:
             return self.operator.to_spectral(self.to_image(x))
         left, right = self.factors
         return left.mT @ x @ right
 
     def from_spectral(self, c: Tensor) -> Tensor:
         """V c."""
-        if self.factors is None:
+        if self.factors is None or self.deviation is not None:
             return self.from_image(self.operator.from_spectral(c))
         left, right = self.factors
         return left @ c @ right.mT
@@ -151,8 +142,8 @@ class Coordinates:
             gains = 1 / (weight + 1 / self.variances[rows[:, None], columns])
             scale = 1 if self.deviation is None else self.deviation
             return lambda x: scale * self.from_spectral(gains * self.to_spectral(scale * x))
-        if isinstance(self.operator, Factored):
-            left, right = self.rows @ self.operator.rows_right, self.columns @ self.operator.columns_right
+        if self.factors is not None:
+            left, right = self.factors
             diagonal = left**2 @ weight @ (right**2).mT
         else:
             diagonal = weight.sum((-3, -2, -1), keepdim=True) / prod(self.operator.image_shape)
@@ -187,8 +178,18 @@ def solved_mmse(operator: Solved, y: Tensor, sigma_y: float | Tensor) -> Tensor:
         return variances[-1, -1].item() * highest / squared
 
     highest = (0.5 * (height - 1) / height) ** 2 + (0.5 * (width - 1) / width) ** 2
-    iterates = operator.iterates(y, sigma_y**2 + TRUST**2, covariance, density)
-    z, _ = next(islice(iterates, SOLVED_ITERATIONS - 1, None))
+    return solved_towards(operator, y, sigma_y, covariance, density)
+
+
+def solved_towards(
+    operator: Solved, v: Tensor, sigma_y: float | Tensor, covariance: Map, density: Map
+) -> Tensor:
+    """C Hᵀ (H C Hᵀ + σ_y² + 0.01²)⁻¹ v, (B, *measurement_shape) → (B, C, H, W); iterations are fixed.
+
+    Args:
+        covariance: C. density: its power at squared frequencies.
+    """
+    z = nth(operator.iterates(v, sigma_y**2 + TRUST**2, covariance, density), SOLVED_ITERATIONS)
     return covariance(operator.adjoint(z))
 
 

@@ -1,19 +1,15 @@
 """MMPS: the prediction moved to E[x₀ | x, y] by the covariance of x₀ given x of Tweedie's formula."""
 
-from collections.abc import Callable
-
 import torch
 from pydantic import PositiveFloat, PositiveInt
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
-from kintsugi.numerics import linearised
+from kintsugi.numerics import Map, linearised
 from kintsugi.operators import Linear, Operator
 from kintsugi.samplers.base import Share
 from kintsugi.samplers.descent import Denoiser, Level, Stepwise, ancestral, noise_in, renoise
 from kintsugi.samplers.problem import Problem
-
-Map = Callable[[Tensor], Tensor]
 
 
 @dataclass(kw_only=True, frozen=True)

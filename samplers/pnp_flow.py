@@ -10,7 +10,7 @@ from torch import Tensor, broadcast_to
 from kintsugi.operators import Nonlinear, Solved
 from kintsugi.priors.paths import Path, RectifiedFlow
 from kintsugi.samplers.base import Strength
-from kintsugi.samplers.descent import Denoiser, Descent, Level
+from kintsugi.samplers.descent import Denoiser, Descent, Level, check_divides
 from kintsugi.samplers.problem import Problem
 
 
@@ -32,8 +32,7 @@ class PnPFlow(Descent):
     alpha: PositiveFloat = 1.0
 
     def __post_init__(self) -> None:
-        if self.steps % self.draws:
-            raise ValueError(f"draws: {self.draws} does not divide the {self.steps} steps")
+        check_divides("draws", self.draws, self.steps)
 
     def descend(self, problem: Problem, denoise: Denoiser, levels: list[Level]) -> Tensor:
         """The images (B, C, H, W): denoised at each level, and moved towards y before the next."""

@@ -8,7 +8,7 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor
 
 from kintsugi.samplers.base import Strength
-from kintsugi.samplers.descent import PATH, Denoiser, Descent, Level
+from kintsugi.samplers.descent import PATH, Denoiser, Descent, Level, check_divides
 from kintsugi.samplers.grids import time_grid
 from kintsugi.samplers.problem import Problem
 
@@ -35,8 +35,7 @@ class SITCOM(Descent):
     lam: Strength = 0.0
 
     def __post_init__(self) -> None:
-        if self.steps % self.adam_steps:
-            raise ValueError(f"adam_steps: {self.adam_steps} does not divide the {self.steps} steps")
+        check_divides("adam_steps", self.adam_steps, self.steps)
 
     def times(self) -> Tensor:
         """VP times of the levels, (steps / adam_steps,)."""
