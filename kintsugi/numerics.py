@@ -48,7 +48,7 @@ def inner(one: Tensor, other: Tensor) -> Tensor:
 
 
 def conjugate_gradients(
-    matrix: Callable[[Tensor], Tensor], inverse: Callable[[Tensor], Tensor], b: Tensor
+    matrix: Map, inverse: Map, b: Tensor, ends: bool = False
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Better and better solutions x of matrix(x) = b, each with its residual b − matrix(x), without end.
 
@@ -57,6 +57,7 @@ def conjugate_gradients(
 
     Args:
         matrix, inverse: symmetric and positive definite maps of (B, C, H, W); the second preconditions.
+        ends: on a CPU, end where no solution changes any more; on a GPU to ask that would be to wait.
     """
 
     x, r = torch.zeros_like(b), b
@@ -74,13 +75,15 @@ def conjugate_gradients(
         yield x, r
         preconditioned = inverse(r)
         before, energy = energy, inner(r, preconditioned)
+        if ends and b.device.type == "cpu" and not (energy > precise).any():
+            return
         turn = torch.where(energy > precise, energy / before.clamp_min(tiny), 0)
         direction = preconditioned + turn * direction
 
 
 def nth(iterates: Iterator[tuple[Tensor, Tensor]], number: int) -> Tensor:
-    """The solution after so many iterations."""
-    found, _ = next(islice(iterates, number - 1, None))
+    """The solution after so many iterations, or the last one where there are fewer."""
+    *_, (found, _) = islice(iterates, number)
     return found
 
 

@@ -26,7 +26,8 @@ def linear_mmse(operator: Operator, known: Tensor, sigma_y: float | Tensor) -> T
     """
     # V of outer products nearly has the DCT's waves, and 8 iterations are enough.
     iterations = FEW_ITERATIONS if isinstance(operator, Factored) else ITERATIONS
-    return towards(operator, known, sigma_y, spectrum(*operator.image_shape[1:]), iterations)
+    variances = spectrum(*operator.image_shape[1:])
+    return towards(operator, known, sigma_y, variances, iterations, ends=True)
 
 
 def towards(
@@ -36,6 +37,7 @@ def towards(
     variances: Tensor,
     iterations: int,
     deviation: Tensor | None = None,
+    ends: bool = False,
 ) -> Tensor:
     """E[x | k] for x ~ N(0, C) and k = Vᵀx + (σ_y/S) n where H sees it, (B, C, H, W).
 
@@ -47,6 +49,7 @@ def towards(
     Args:
         known: k (B, …). sigma_y: a number, or (B, 1, 1, 1).
         variances: c (H, W) float64, positive. deviation: M (B, 1, H, W), positive.
+        ends: as of `conjugate_gradients`.
     """
     space = Coordinates(operator, variances.to(known), deviation)
     seen = (operator.singular_values > 0).to(known)
@@ -62,7 +65,7 @@ def towards(
         # Twice, since what it leaves of an image that it takes away whole is rounding, of which H sees much.
         pulled = -unseen(unseen(space.precision(told)))
         found = told + nth(
-            conjugate_gradients(lambda x: unseen(space.precision(x)), within, pulled), iterations
+            conjugate_gradients(lambda x: unseen(space.precision(x)), within, pulled, ends), iterations
         )
         return space.to_image(found)
     values = operator.singular_values
@@ -77,7 +80,7 @@ def towards(
         return shrink(x) + within(unseen(x))
 
     b = space.from_spectral(weight * known)
-    return space.to_image(nth(conjugate_gradients(matrix, inverse, b), iterations))
+    return space.to_image(nth(conjugate_gradients(matrix, inverse, b, ends), iterations))
 
 
 class Coordinates:

@@ -4,7 +4,7 @@ The transcriptions know nothing of the samplers' code: dense matrices, ᾱ, and 
 samplers draw (streams "start", "step-1", "step-2", … in the order of use).
 """
 
-from itertools import pairwise
+from itertools import islice, pairwise
 from zlib import crc32
 
 import numpy as np
@@ -17,6 +17,7 @@ from kit.samplers import BY_NETWORK, FEW, REQUIRED, relative_error
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from kintsugi import operators, priors, samplers
+from kintsugi.numerics import conjugate_gradients, nth
 from kintsugi.operators.base import Linear, Nonlinear
 from kintsugi.priors.analytic import LowRankMixture, StandardNormal, natural_spectrum
 from kintsugi.priors.paths import DDPM, RectifiedFlow, VariancePreserving
@@ -265,6 +266,19 @@ def test_the_linear_mmse_estimate_fills_a_large_hole(sigma_y):
     assert pull[:, hidden].abs().max() < 1e-4 * pull.abs().max()
     if sigma_y == 0:
         torch.testing.assert_close(operator.forward(estimate), y.double(), rtol=0, atol=1e-5)
+
+
+def test_conjugate_gradients_end_on_a_cpu_without_changing_a_solution():
+    """A sample that is solved at once, beside one that takes a few iterations."""
+    scale = torch.linspace(1, 2, 64).view(1, 1, 8, 8)
+    b = torch.cat([torch.zeros(1, 1, 8, 8), draw(1, 1, 8, 8).float()])
+    whole, ended = (
+        [x for x, _ in islice(conjugate_gradients(lambda x: scale * x, lambda r: r, b, ends), 60)]
+        for ends in (False, True)
+    )
+    assert len(ended) < 20 < len(whole)
+    assert torch.equal(ended[-1], whole[-1])
+    assert torch.equal(nth(iter([(x, x) for x in ended]), 60), whole[-1])
 
 
 def test_the_linear_mmse_start_is_closer_to_a_smooth_image_than_the_pseudo_inverse():

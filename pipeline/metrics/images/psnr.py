@@ -10,9 +10,7 @@ PERFECT = 100.0
 
 def psnr(restored: Tensor, truth: Tensor) -> Tensor:
     """10 log₁₀(1/MSE), dB, in the precision of the images."""
-    from torchmetrics.functional.image import peak_signal_noise_ratio
-
-    return peak_signal_noise_ratio(restored, truth, data_range=1.0)
+    return -10 * (restored - truth).square().mean().log10()
 
 
 METRIC = ImageMetric(
