@@ -43,6 +43,7 @@ def calibrate(
     from kintsugi.jobs.display import progress_bar
     from kintsugi.jobs.files import located
     from kintsugi.pipeline.execution.lessons import lessons_of
+    from kintsugi.pipeline.execution.memory import lacks_memory
     from kintsugi.pipeline.execution.open import open_or_plan
     from kintsugi.pipeline.execution.timing import Metered
     from kintsugi.pipeline.storage.publish import publish_bytes
@@ -61,15 +62,19 @@ def calibrate(
     prior = lessons[0].denoise.prior
     assert isinstance(prior, Metered)
     calibration = Calibration(prior, trial.job.data.size)
-    with progress_bar(console, LEVELS * len(lessons), "batches") as advance:
-        for lesson in lessons:
-            lesson.begin()
-            assert isinstance(lesson.problem.noise, KeyedNoise)
-            calibration.add(lesson.truth, lesson.problem.noise, advance)
     try:
+        with progress_bar(console, LEVELS * len(lessons), "batches") as advance:
+            for lesson in lessons:
+                lesson.begin()
+                assert isinstance(lesson.problem.noise, KeyedNoise)
+                calibration.add(lesson.truth, lesson.problem.noise, advance)
         table = calibration.table(prior.sha256 or "", trial.job.compute.precision)
     except ValidationError as error:
         raise JobError("prior: errors are not finite, or 0; try compute.precision=float32") from error
+    except Exception as error:
+        if lacks_memory(error):
+            raise JobError("compute.batch_size: memory is lacking; lower it") from error
+        raise
     path = base.folder / "errors.json"
     publish_bytes(path, (table.model_dump_json() + "\n").encode())
     console.print(f"{path}: of {table.images} images; sampler.covariance={path}")

@@ -93,7 +93,7 @@ def main() -> None:
     except OSError as error:
         fail(f"storage: {error}")
     except (KeyboardInterrupt, typer.Abort):
-        errors.print("interrupted; the same command continues")
+        errors.print("interrupted; the same command does what is missing")
         sys.exit(EXIT_INTERRUPTED)
 
 

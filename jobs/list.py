@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -112,5 +113,8 @@ def plugins(registry: Registry[Any]) -> Iterator[tuple[str, str]]:
 
 
 def reflow(text: str) -> str:
-    """Paragraphs without the line breaks of the source."""
-    return "\n\n".join(" ".join(paragraph.split()) for paragraph in text.split("\n\n"))
+    """Paragraphs without the line breaks of the source, but a line for each of a docstring's arguments."""
+    return "\n\n".join(
+        "\n".join(" ".join(entry.split()) for entry in re.split(r"\n {4}(?! )", paragraph))
+        for paragraph in text.split("\n\n")
+    )

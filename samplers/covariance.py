@@ -58,7 +58,7 @@ class Covariance(Stepwise):
     temperature: Strength = 0.0
 
     def __post_init__(self) -> None:
-        if self.covariance not in ("wiener", "natural") and not self.covariance.endswith(".json"):
+        if self.covariance not in ("wiener", "natural") and not self.covariance.lower().endswith(".json"):
             raise ValueError(f"covariance: {self.covariance!r} is not wiener, natural, or a .json file")
 
     def prepare(self, prior: Prior, operator: Operator, sigma_y: float | Tensor, like: Tensor) -> list[Level]:

@@ -106,11 +106,12 @@ def errors_of(which: str, prior: Prior) -> ErrorVariances:
     if which == "wiener":
         return wiener
     table = read_table(NATURAL if which == "natural" else Path(which))
-    own: str | None = getattr(prior, "sha256", None)  # a closed form has no weights to tell it by
-    if own is not None and own != table.prior:
+    own: str = getattr(prior, "sha256", None) or ""  # a prior without weights is calibrated as ""
+    if own != table.prior:
+        names = [sha256[:12] or "one without weights" for sha256 in (table.prior, own)]
         raise ValueError(
-            f"covariance: {which} is of the prior {table.prior[:12]}, and this is {own[:12]}; make a table "
-            "for it by `kintsugi calibrate`, or use wiener, which needs none"
+            f"covariance: {which} is of the prior {names[0]}, and this is {names[1]}; make a table for it by "
+            "`kintsugi calibrate`, or use wiener, which needs none"
         )
     return table
 
