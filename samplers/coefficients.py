@@ -118,6 +118,9 @@ class Step:
 class Coefficients:
     """Everything that depends on the job alone: path, schedule, w, λ, σ_y, grid, singular values.
 
+    From step `noise_from` on u is the network's output made ε; there the polynomials start anew, as the
+    guidance is another one.
+
     Attributes:
         times: (steps + 1,) float64. singular_values: (D,) distinct, float64.
     """
@@ -131,7 +134,12 @@ class Coefficients:
     sigma_y: float
     times: Tensor
     singular_values: Tensor
+    noise_from: int
     churn: float = 0.0
+
+    def drift_of(self, k: int) -> Drift:
+        """What step k integrates."""
+        return self.drift if k < self.noise_from else replace(self.drift, parametrization="eps")
 
     @cached_property
     def starts(self) -> Tensor:
@@ -162,18 +170,19 @@ class Coefficients:
         steps: list[Step] = []
         logs = [torch.zeros_like(self.singular_values)]  # log A at the grid times, from the start
         for k in range(len(self.times) - 1):
-            t = self.starts[k : k + 1]
-            used = range(k, max(-1, k - self.order), -1)
+            t, drift = self.starts[k : k + 1], self.drift_of(k)
+            first = self.noise_from if k >= self.noise_from else 0
+            used = range(k, max(first - 1, k - self.order), -1)
             history = [(self.starts[j], logs[j] - logs[k]) for j in used]
             log_a, advance = self.integrate(k, history)
             logs.append(logs[k] + log_a)
             correct = None
-            if k == 1 and self.order == 3:
-                both = [(self.times[1], logs[1]), (self.times[0], logs[0])]
-                _, correct = self.integrate(0, both)
-            time, scale = match_time(self.drift.path, self.drift.prior_path, t)
-            p, q = self.drift.prediction(t)
-            a, s = self.drift.path.a(t), self.drift.path.s(t)
+            if k == first + 1 and self.order == 3:
+                both = [(self.times[j], logs[j] - logs[first]) for j in (k, first)]
+                _, correct = self.integrate(first, both)
+            time, scale = match_time(drift.path, drift.prior_path, t)
+            p, q = drift.prediction(t)
+            a, s = drift.path.a(t), drift.path.s(t)
             kappa = self.kappa(t)
             scalars = [p, q, kappa] if self.absorb == "unconditional" else [p, q]
             if not torch.isfinite(torch.cat(scalars)).all():
@@ -209,15 +218,15 @@ class Coefficients:
         absorbed = 1.0 if self.absorb == "conditional" else 0.0
         return absorbed * self.kappa(t)[:, None] * self.factor(t)
 
-    def growth(self, t: Tensor) -> Tensor:
+    def growth(self, drift: Drift, t: Tensor) -> Tensor:
         """−L, the rate of log A but for λ, (T, D)."""
-        (m, _), (p, _) = self.drift.unconditional(t), self.drift.prediction(t)
+        (m, _), (p, _) = drift.unconditional(t), drift.prediction(t)
         return -m[:, None] + (p**2)[:, None] * self.guided(t)
 
-    def panels(self, start: Tensor, end: Tensor) -> int:
+    def panels(self, drift: Drift, start: Tensor, end: Tensor) -> int:
         """Panels of the quadrature over a step: more where A grows so fast that only its end counts."""
-        t, dt, _ = quadrature(self.drift.path, start, end)
-        growth = (self.lam * (end - start) + dt @ self.growth(t)).abs().max().item()
+        t, dt, _ = quadrature(drift.path, start, end)
+        growth = (self.lam * (end - start) + dt @ self.growth(drift, t)).abs().max().item()
         return 1 + max(0, ceil(log2(max(growth, 1.0) / PANEL_GROWTH)))
 
     def integrate(self, k: int, history: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Weights]:
@@ -229,10 +238,10 @@ class Coefficients:
         Returns:
             log A(t_{k+1}) relative to t_k, (D,), and the step's weights.
         """
-        start, end = self.starts[k], self.times[k + 1]
-        t, dt, cumulative = quadrature(self.drift.path, start, end, self.panels(start, end))
-        (_, n), (p, q) = self.drift.unconditional(t), self.drift.prediction(t)
-        guided, growth = self.guided(t), self.growth(t)
+        start, end, drift = self.starts[k], self.times[k + 1], self.drift_of(k)
+        t, dt, cumulative = quadrature(drift.path, start, end, self.panels(drift, start, end))
+        (_, n), (p, q) = drift.unconditional(t), drift.prediction(t)
+        guided, growth = self.guided(t), self.growth(drift, t)
         # λ is constant in t, so its integral is exact whatever the quadrature's variable.
         log_a = self.lam * (t - start)[:, None] + cumulative[:-1] @ growth
         log_end = self.lam * (end - start) + cumulative[-1] @ growth

@@ -11,7 +11,7 @@ from typing import Annotated
 
 import pydantic.dataclasses
 import torch
-from pydantic import Field, FiniteFloat
+from pydantic import Field, FiniteFloat, NonNegativeInt
 from torch import Tensor
 
 from kintsugi.operators import Operator
@@ -30,14 +30,15 @@ class Prepared:
     """Coefficients on the device, for a job.
 
     Weights hold a value per distinct ratio S/σ_y, that of the directions which the operator does not see
-    first; `index` maps each spectral coordinate to its own.
+    first; `index` maps each spectral coordinate to its own. noise: of each step that needs it, the factors
+    of x and of the network's output in ε.
     """
 
     start: tuple[float, float]
     end_scale: float
     lam: float
     steps: list[Step]
-    noise: list[tuple[float, float]] | None
+    noise: dict[int, tuple[float, float]]
     network_times: Tensor
     index: Tensor
 
@@ -63,8 +64,9 @@ class Conjugate(Span, KeptForOneJob):
     and 0.99 on flows, where the published code returns the state. lam is per unit of the path's whole span
     of time. path: the prior's own, or another one by matching the log-SNR. init: start from H⁺y or from
     the linear MMSE estimate. project: impose a noiseless measurement on the result. churn: noise added
-    before each step but the first, as S_churn of Karras et al. 2022 (order 1). jacobian: false leaves the
-    network's derivative out of the guidance, which is then that of an ε-network whatever it predicts.
+    before each step but the first, as S_churn of Karras et al. 2022 (order 1). vjp_steps: the network's
+    derivative is in the guidance of the first so many steps (None: of all), and left out of the others, whose
+    guidance is that of an ε-network whatever the prior predicts. jacobian: false is vjp_steps: 0.
     """
 
     w: Strength = 15.0
@@ -73,6 +75,7 @@ class Conjugate(Span, KeptForOneJob):
     schedule: Schedule = "conjugate"
     order: Annotated[int, Field(ge=1, le=3)] = 1
     jacobian: bool = True
+    vjp_steps: NonNegativeInt | None = None
     init: Init = "pinv"
     project: bool = False
     churn: Strength = 0.0
@@ -80,30 +83,34 @@ class Conjugate(Span, KeptForOneJob):
     def __post_init__(self) -> None:
         if self.churn > 0 and self.order > 1:
             raise ValueError("churn: fresh noise between steps leaves nothing to extrapolate; use order: 1")
+        if self.vjp_steps and not self.jacobian:
+            raise ValueError(f"vjp_steps: jacobian: false means 0, not {self.vjp_steps}; leave one out")
 
     @property
     def vjps(self) -> int:
         """Vector-Jacobian products per sample."""
-        return self.steps if self.jacobian and self.w != 0 else 0
+        return self.noise_from if self.w != 0 else 0
 
     @property
-    def in_noise(self) -> bool:
-        """Whether outputs are made ε before they are used.
+    def noise_from(self) -> int:
+        """The step from which on outputs are made ε before they are used.
 
         Without the Jacobian κ p G (H⁺y − x̂₀) is left of the guidance, and p is another one for everything
         that a network can predict: 1/a for ε, and 0 for x̂₀.
         """
-        return self.w != 0 and not self.jacobian
+        if not self.jacobian and self.w != 0:
+            return 0
+        return self.steps if self.vjp_steps is None or self.w == 0 else min(self.vjp_steps, self.steps)
 
     def coefficients(self, prior: Prior, singular_values: Tensor, sigma_y: float) -> Coefficients:
         """The coefficients for distinct singular values (D,), float64, on the CPU."""
         path, times = self.times(prior)
-        parametrization = "eps" if self.in_noise else prior.parametrization
-        diverges = parametrization == "x0" or (self.schedule == "constant" and self.absorb == "conditional")
+        predicts_clean = prior.parametrization == "x0" and self.noise_from == self.steps
+        diverges = predicts_clean or (self.schedule == "constant" and self.absorb == "conditional")
         if diverges and path.s(end := times[-1]) == 0:
             raise ValueError(f"end: the coefficients diverge at clean data ({end.item()}); stop before it")
         return Coefficients(
-            drift=Drift(path, prior.path, parametrization),
+            drift=Drift(path, prior.path, prior.parametrization),
             schedule=self.schedule,
             w=self.w,
             lam=self.lam / abs(path.noise_time - path.data_time),
@@ -112,6 +119,7 @@ class Conjugate(Span, KeptForOneJob):
             sigma_y=sigma_y,
             times=times,
             singular_values=singular_values,
+            noise_from=self.noise_from,
             churn=self.churn,
         )
 
@@ -147,10 +155,10 @@ class Conjugate(Span, KeptForOneJob):
             index = (spectrum > 0).long()  # only the range of Hᵀ matters
             steps = [step.mapped(lambda values: values.to(like)) for step in coefficients.steps]
         path, times = coefficients.drift.path, coefficients.times
-        noise = None
-        if self.in_noise and prior.parametrization != "eps":
-            of_state, of_output = Drift(path, prior.path, prior.parametrization).noise(coefficients.starts)
-            noise = list(zip(of_state.tolist(), of_output.tolist(), strict=True))
+        noise: dict[int, tuple[float, float]] = {}
+        if prior.parametrization != "eps":
+            factors = torch.stack(coefficients.drift.noise(coefficients.starts[self.noise_from :]), dim=1)
+            noise = dict(enumerate(map(tuple, factors.tolist()), self.noise_from))
         return Prepared(
             start=(path.a(times[0]).item(), path.s(times[0]).item()),
             end_scale=path.a(times[-1]).item(),
@@ -186,11 +194,12 @@ class Conjugate(Span, KeptForOneJob):
                 image = scale * state.image + deviation * problem.draw()
                 state = Split(image, operator.to_spectral(image))
             x, time = state.image, job.network_times[k].expand(len(y))
-            with torch.set_grad_enabled(self.vjps > 0):
-                leaf = x.detach().requires_grad_(self.vjps > 0)
+            pulls = k < self.vjps
+            with torch.set_grad_enabled(pulls):
+                leaf = x.detach().requires_grad_(pulls)
                 seen = leaf if step.network_scale == 1 else step.network_scale * leaf
                 output = prior(seen, time)
-            if job.noise is not None:
+            if k in job.noise:
                 of_state, of_output = job.noise[k]
                 output = of_state * x + of_output * output
             u = Split(output.detach(), operator.to_spectral(output.detach()))
@@ -203,7 +212,7 @@ class Conjugate(Span, KeptForOneJob):
                 prediction = step.p * state.coordinates + step.q * u.coordinates
                 inside = job.per_coordinate(step.g) * (known - prediction)
                 residual = Split(operator.from_spectral(inside), inside)
-                if self.jacobian:
+                if pulls:
                     (gradient,) = torch.autograd.grad(output, leaf, residual.image)
                     pulled = Split(gradient, operator.to_spectral(gradient))
             history.appendleft(Evaluation(u, pulled, self.outside(job, step, state, residual, pulled)))

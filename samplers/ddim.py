@@ -2,7 +2,7 @@
 
 from dataclasses import field
 
-from pydantic import FiniteFloat
+from pydantic import FiniteFloat, NonNegativeInt
 from pydantic.dataclasses import dataclass
 
 from kintsugi.samplers.base import Strength
@@ -24,4 +24,5 @@ class DDIM(Conjugate):
     schedule: Schedule = field(default="conjugate", init=False)
     order: int = field(default=1, init=False)
     jacobian: bool = field(default=True, init=False)
+    vjp_steps: NonNegativeInt | None = field(default=None, init=False)
     churn: Strength = field(default=0.0, init=False)

@@ -13,7 +13,7 @@ from kit.samplers import REQUIRED, relative_error
 from kintsugi import operators, samplers
 from kintsugi.priors.analytic import StandardNormal
 from kintsugi.priors.paths import DDPM, RectifiedFlow, VariancePreserving
-from kintsugi.samplers import SpecError
+from kintsugi.samplers import KeyedNoise, SpecError
 from kintsugi.testing import Counting, check_sampler, check_samples, draw, mixture
 
 D = torch.float64
@@ -246,6 +246,60 @@ def test_from_pure_noise_of_a_flow_the_jacobian_is_needed():
     assert torch.isfinite(restore(build(start=0.0), mixture(FLOW, "v")).image).all()
     with pytest.raises(ValueError, match="start: infinite coefficients"):
         restore(build(start=0.0, jacobian=False), mixture(FLOW, "v"))
+    assert torch.isfinite(restore(build(start=0.0, vjp_steps=1), mixture(FLOW, "v")).image).all()
+
+
+SETTINGS = pytest.mark.parametrize(
+    ("parameters", "sigma_y"),
+    [({}, 0.0), ({"order": 3}, 0.1), ({"name": "pigdm", "w": 4.0}, 0.1), ({"churn": 1.0}, 0.0)],
+    ids=str,
+)
+
+
+@SETTINGS
+@pytest.mark.parametrize("parametrization", ["eps", "v"])
+def test_the_derivative_in_all_steps_or_none_is_the_jacobian_or_none(parameters, sigma_y, parametrization):
+    def found(**more):
+        y, prior = bicubic().forward(draw(2, *SHAPE)), mixture(VP, parametrization)
+        noise = KeyedNoise(0, ["a", "b"])
+        return restore(build(steps=4, **parameters, **more), prior, bicubic(), y, noise, sigma_y=sigma_y)
+
+    for more, same, vjps in (
+        ({"vjp_steps": 4}, {}, 4),
+        ({"vjp_steps": 7}, {"jacobian": True}, 4),
+        ({"vjp_steps": 0}, {"jacobian": False}, 0),
+        ({"vjp_steps": 0, "jacobian": False}, {"jacobian": False}, 0),
+    ):
+        assert torch.equal(found(**more).image, found(**same).image)
+        assert found(**more).vjps == vjps
+
+
+@pytest.mark.parametrize("order", [1, 3])
+@pytest.mark.parametrize("parametrization", ["eps", "v"])
+@pytest.mark.parametrize("name", ["conjugate", "pigdm"])
+def test_after_the_steps_with_a_derivative_it_goes_on_as_one_without(name, parametrization, order):
+    """With higher order too: what it extrapolates is another function from there on."""
+    if name == "pigdm" and order > 1:
+        pytest.skip("of order 1 alone")
+    more = {"order": order} if order > 1 else {}
+    prior, operator, y = Counting(mixture(VP, parametrization)), bicubic(), bicubic().forward(draw(2, *SHAPE))
+    first, whole = build(name, steps=7, vjp_steps=3, **more), build(name, steps=7, **more)
+    states, expected = [], []
+    restore(whole, prior, operator, y, callback=lambda k, x, x0: expected.append(x))
+    restored = restore(first, prior, operator, y, callback=lambda k, x, x0: states.append(x))
+    assert prior.recorded[-7:] == [True] * 3 + [False] * 4
+    assert restored.vjps == 3
+    same = [torch.equal(*pair) for pair in zip(states, expected, strict=True)]
+    assert same == [True] * 4 + [False] * 3
+    time = whole.coefficients(prior, torch.ones(1, dtype=D), 0.0).times[3]
+    noise = (states[3] - VP.a(time) * operator.pinv(y)) / VP.s(time)
+    rest = build(name, steps=4, start=time.item(), jacobian=False, **more)
+    assert relative_error(restored.image, restore(rest, prior, operator, y, noise).image) < 1e-10
+
+
+def test_no_steps_with_a_derivative_are_left_without_the_jacobian():
+    with pytest.raises(ValueError, match=r"vjp_steps: .* not 2; leave one out"):
+        build(vjp_steps=2, jacobian=False)
 
 
 # The exact posterior of a Gaussian.
@@ -378,7 +432,7 @@ def test_evaluations_are_counted_honestly(parameters, vjps_per_step, order, step
     assert not restored.image.requires_grad
 
 
-@pytest.mark.parametrize("parameters", [{"jacobian": False}, {"churn": 1.0}, {"schedule": "pigdm"}], ids=str)
+@pytest.mark.parametrize("parameters", [{"vjp_steps": 2}, {"churn": 1.0}, {"schedule": "pigdm"}], ids=str)
 def test_other_settings_have_the_properties_of_every_sampler(parameters):
     """Nothing depends on the batch or the job before, and evaluations are counted: see kintsugi.testing."""
     check_sampler({"name": "conjugate", "steps": 4, **parameters})
