@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 FOLDERS = tuple(Path(__file__).parent / name for name in ("ready", "protocols"))
 ALTERNATIVE = re.compile(r"(constrained-|literal\[|list\[|function-|Published$|str$|int$|float$)")
 """How pydantic names the types of which a value may be one, behind the field."""
+VARIANT = re.compile(r"(?P<job>.+):(?P<variant>[^:/]+)")
 SHOWN = 60  # characters of a value that does not fit
 
 
@@ -39,11 +40,19 @@ def describe(path: Path) -> str:
     return first.lstrip("# ").strip()
 
 
+def variants_of(path: Path) -> list[str]:
+    """The names of a job file's variants."""
+    return list(parse_yaml(path.read_text(), str(path), []).get("variants", {}))
+
+
 def load_job(name: str, overrides: list[str], limit: int | None = None) -> Job:
     """The job in a file, or the ready job of that name, with `key.path=value` overrides applied.
 
+    "NAME:VARIANT" is the job with the fields of one of the `variants` in its file; the variant's name goes
+    behind its output, unless it sets that itself.
+
     Raises:
-        JobError: no such file, bad YAML, or a field that does not fit; the message names the field.
+        JobError: no such file or variant, bad YAML, or a field that does not fit, which the message names.
     """
     values, source = read_values(name, overrides if limit is None else [*overrides, f"data.limit={limit}"])
     return check(values, source)
@@ -53,25 +62,54 @@ def read_values(name: str, overrides: list[str]) -> tuple[dict[str, Any], str]:
     """The fields of `load_job` as they are written, and where they were found."""
     from kintsugi.pipeline.job import Job
 
-    ready = ready_jobs()
-    path = located("job file", name)
+    path, variant = found(name)
     try:
-        if not path.is_file():
-            if name not in ready:
-                known = closest(name, ready) or f"there are {', '.join(ready)}"
-                raise JobError(f"no job file {name!r}, and no ready job of that name; {known}")
-            path = ready[name]
         text = path.read_bytes().decode()
     except UnicodeDecodeError as error:
         raise JobError(f"{path}: not UTF-8: {error}") from None
-    except OSError as error:  # a name that is too long, no permission
+    except OSError as error:  # no permission
         raise JobError(f"job file: {error}") from error
     values = parse_yaml(text, str(path), [Job])
     if not isinstance(values, dict):
         raise JobError(f"{path}: expected fields such as data: and degradation:, got {type(values).__name__}")
+    choose(values, variant, str(path))
     for override in overrides:
         apply(values, override)
     return values, str(path)
+
+
+def found(name: str) -> tuple[Location | Path, str | None]:
+    """The file of a job, and which variant is meant; raises a JobError if there is none."""
+    ready = ready_jobs()
+    path = located("job file", name)
+    try:
+        if path.is_file():
+            return path, None
+    except OSError as error:  # a name that is too long
+        raise JobError(f"job file: {error}") from error
+    if name in ready:
+        return ready[name], None
+    if with_variant := VARIANT.fullmatch(name):
+        return found(with_variant["job"])[0], with_variant["variant"]
+    known = closest(name, ready) or f"there are {', '.join(ready)}"
+    raise JobError(f"no job file {name!r}, and no ready job of that name; {known}")
+
+
+def choose(values: dict[str, Any], variant: str | None, source: str) -> None:
+    """Take the variants out of the fields, and set those of the chosen one; raises a JobError."""
+    variants = values.pop("variants", {})
+    if not (isinstance(variants, dict) and all(isinstance(fields, dict) for fields in variants.values())):
+        raise JobError(f"{source}: variants: expected names, each with fields such as {{sampler.steps: 3}}")
+    if variant is None:
+        return
+    if variant not in variants:
+        known = closest(variant, variants) or f"there are {', '.join(variants) or 'none'}"
+        raise JobError(f"{source}: no variant {variant!r}; {known}")
+    fields = variants[variant]
+    if "output" in values and "output" not in fields:
+        values["output"] = f"{values['output']}-{variant}"
+    for path, value in fields.items():
+        assign(values, path, value, f"{source}: variants.{variant}.{path}")
 
 
 def located(what: str, text: str | os.PathLike[str]) -> Location:

@@ -6,13 +6,14 @@ import inspect
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.table import Table
 
 from kintsugi.errors import JobError
-from kintsugi.jobs.files import closest, describe, ready_jobs
+from kintsugi.jobs.files import closest, describe, ready_jobs, variants_of
 from kintsugi.jobs.options import beginning
 from kintsugi.jobs.terminal import console
 
@@ -70,7 +71,7 @@ def contents(topic: str) -> tuple[tuple[str, ...], Iterable[tuple[str, ...]]]:
         of_fields = ((field.name, field.type, field.default, field.about) for field in fields())
         return ("field", "type", "default", "what it is"), of_fields
     if topic == "jobs":
-        return ("job", "what it does"), ((name, describe(path)) for name, path in ready_jobs().items())
+        return ("job", "what it does"), ((name, about_job(path)) for name, path in ready_jobs().items())
     if topic == "metrics":
         better = {"one": "near 1", None: ""}
         of_metrics = [
@@ -95,6 +96,14 @@ def contents(topic: str) -> tuple[tuple[str, ...], Iterable[tuple[str, ...]]]:
     if isinstance(registry, Registry):
         rows += [(name, "", what) for name, what in plugins(registry)]
     return ("name", "parameters", "what it is"), rows
+
+
+def about_job(path: Path) -> str:
+    """What a job file does, and its variants."""
+    variants = variants_of(path)
+    return describe(path) + (
+        f"\n\nVariants, as in {path.stem}:{variants[0]}: " + ", ".join(variants) if variants else ""
+    )
 
 
 def about_of(metric: ImageMetric | SetMetric) -> str:

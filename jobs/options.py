@@ -19,7 +19,7 @@ def beginning(known: Callable[[], Iterable[str]]) -> Callable[[str], list[str]]:
 JobArgument = Annotated[
     str,
     typer.Argument(
-        help="A job file, or the name of a ready job (`kintsugi list jobs`).",
+        help="A job file, or the name of a ready job (`kintsugi list jobs`), or NAME:VARIANT of either.",
         autocompletion=beginning(ready_jobs),
     ),
 ]

@@ -154,6 +154,49 @@ def test_a_job_that_is_not_there_is_answered_with_the_nearest():
         load_job("quikstart", [])
 
 
+WITH_VARIANTS = """
+data: {shards: "0.tar"}
+degradation: {operator: {name: denoise}, sigma: 0.2}
+sampler: {name: covariance}
+output: runs/mine
+variants:
+  fine-3: {sampler.steps: 3, sampler.eta: 0.5}
+  elsewhere: {output: runs/other}
+"""
+
+
+def test_a_variant_sets_fields_and_is_no_part_of_the_job(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text(WITH_VARIANTS)
+    plain = tmp_path / "plain.yaml"
+    plain.write_text(WITH_VARIANTS[: WITH_VARIANTS.index("variants")])
+    assert load_job(str(path), []) == load_job(str(plain), [])
+    job = load_job(f"{path}:fine-3", ["sampler.eta=0.6"])
+    assert job.sampler == {"name": "covariance", "steps": 3, "eta": 0.6}
+    assert job.output == "runs/mine-fine-3"
+    assert load_job(f"{path}:elsewhere", []).output == "runs/other"
+    odd = tmp_path / "a:fine-3"
+    odd.write_text(plain.read_text())
+    assert load_job(str(odd), []).output == "runs/mine", "a file whose name looks like a variant"
+
+
+@pytest.mark.parametrize(
+    ("variants", "asked", "message"),
+    [
+        ("{fine-3: {sampler.steps: 3}}", "fine-4", r"no variant 'fine-4'; did you mean fine-3\?"),
+        ("{}", "fine", r"no variant 'fine'; there are none"),
+        ("[fine]", "fine", r"variants: expected names, each with fields such as"),
+        ("{fine: {sampler.name.x: 3}}", "fine", r"variants\.fine\.sampler\.name\.x: 'name' is a value"),
+        ("{fine: {sampler.stepps: 3}}", "fine", r"sampler.stepps: .*no such parameter"),
+    ],
+)
+def test_variants_that_do_not_fit_are_refused(tmp_path, variants, asked, message):
+    path = tmp_path / "mine.yaml"
+    path.write_text(WITH_VARIANTS[: WITH_VARIANTS.index("variants")] + f"variants: {variants}")
+    with pytest.raises(JobError, match=message):
+        load_job(f"{path}:{asked}", [])
+
+
 def test_values_between_commas():
     assert split("5,10") == ["5", "10"]
     assert split("{name: a, w: 1},{name: b}") == ["{name: a, w: 1}", "{name: b}"]
