@@ -1,14 +1,16 @@
 """One batch to restore: the measurement, what is known of the image from it, and the sample's noise."""
 
+from concurrent.futures import Future
 from functools import cached_property
 from typing import Literal
 
+import torch
 from torch import Tensor
 
 from kintsugi.operators import Operator, Solved
 from kintsugi.operators.base import reciprocal
 from kintsugi.samplers.lmmse import linear_mmse, solved_mmse
-from kintsugi.samplers.noise import KeyedNoise, Noise, is_noisy
+from kintsugi.samplers.noise import KeyedNoise, Noise, is_noisy, threads
 
 Init = Literal["pinv", "lmmse"]
 
@@ -32,6 +34,7 @@ class Problem:
         self.sigma_y, self.noisy = level_of_noise(sigma_y, y), is_noisy(sigma_y)
         self.pinv = operator.pinv(y)
         self._draws = 0
+        self._ahead: tuple[tuple[int, ...], Future[Tensor]] | None = None
 
     @cached_property
     def known(self) -> Tensor:
@@ -95,13 +98,28 @@ class Problem:
     def draw(self, shape: tuple[int, int, int] | None = None) -> Tensor:
         """Fresh standard normal noise, (B, C, H, W) unless `shape` says (B, *shape): a stream for each call.
 
+        That of the next call is drawn meanwhile, where the device leaves this thread time for it.
+
         Raises:
             ValueError: the problem came with a tensor, which is the noise of the start only.
         """
         if not isinstance(self.noise, KeyedNoise):
             raise ValueError("noise: this sampler draws noise in its steps; pass a KeyedNoise, not a tensor")
         self._draws += 1
-        return self.noise.normal(f"step-{self._draws}", shape or self.operator.image_shape).to(self.pinv)
+        shape = shape or self.operator.image_shape
+        if self._ahead is not None and self._ahead[0] == shape:
+            z = self._ahead[1].result()
+        else:
+            z = self.noise.normal(f"step-{self._draws}", shape)
+        if draws_ahead(self.pinv.device):
+            drawing = threads("ahead", 1).submit(self.noise.normal, f"step-{self._draws + 1}", shape)
+            self._ahead = shape, drawing
+        return z.to(self.pinv, non_blocking=True)
+
+
+def draws_ahead(device: torch.device) -> bool:
+    """Whether noise is drawn while the device works: not where the device is what would draw it."""
+    return device.type != "cpu"
 
 
 def level_of_noise(sigma_y: float | Tensor, y: Tensor) -> float | Tensor:

@@ -1,8 +1,13 @@
 """Keyed noise depends on (seed, key, stream) and on nothing else."""
 
+import threading
+
+import pytest
 import torch
 
-from kintsugi.samplers import KeyedNoise
+from kintsugi import operators, samplers
+from kintsugi.samplers import KeyedNoise, problem
+from kintsugi.testing import mixture
 
 SHAPE = (3, 4, 5)
 
@@ -72,3 +77,41 @@ def test_poisson_counts_belong_to_their_sample():
     rates = torch.rand(3, 40, generator=torch.Generator().manual_seed(0)) * 10
     counts = KeyedNoise(0, ["a", "b", "c"]).poisson("photons", rates)
     assert torch.equal(KeyedNoise(0, ["c", "b"]).poisson("photons", rates[[2, 1]]), counts[[2, 1]])
+
+
+def test_noise_is_the_same_from_any_number_of_threads():
+    before = torch.get_num_threads()
+    drawn = []
+    try:
+        for count in (1, 3):
+            torch.set_num_threads(count)
+            drawn.append(KeyedNoise(0, list("abcde")).normal("step-1", SHAPE))
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(*drawn)
+
+
+class Told(KeyedNoise):
+    """Notes which thread draws what."""
+
+    def normal(self, stream, shape):
+        self.drawn.append((stream, threading.current_thread().name.split("_")[0]))
+        return super().normal(stream, shape)
+
+
+@pytest.mark.parametrize(
+    "spec", [{"name": "ddrm"}, {"name": "pnp_flow", "draws": 2}, {"name": "daps", "ode_steps": 2}]
+)
+def test_noise_is_drawn_ahead_of_its_step_and_is_the_same(spec, monkeypatch):
+    operator = operators.build({"name": "inpaint", "mask": "half"}, (1, 8, 8))
+    sampler = samplers.build({"steps": 4, **spec})
+    images = []
+    for ahead in (False, True):
+        monkeypatch.setattr(problem, "draws_ahead", lambda device, ahead=ahead: ahead)
+        noise = Told(0, ["a", "b"])
+        noise.drawn = []
+        images.append(sampler(mixture(), operator, torch.zeros(2, 1, 8, 8), noise, sigma_y=0.1).image)
+        others = [stream for stream, thread in noise.drawn if thread == "ahead"]
+        assert (others[:2] == ["step-2", "step-3"]) == ahead
+        assert sorted({s for s, _ in noise.drawn}) == sorted(s for s, _ in noise.drawn), "each drawn once"
+    assert torch.equal(*images)
