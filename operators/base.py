@@ -107,16 +107,18 @@ class Linear(Operator):
 
 
 class Reading(NamedTuple):
-    """What a measurement says of an image: forward(x) = target + independent errors of these variances.
+    """What a measurement says of an image: forward(x) = target + independent errors, some of rounding.
 
     Attributes:
         forward: smooth where H need not be; (B, C, H, W) to the shape of target, four dimensions.
-        variance: of errors, those of noise among them; broadcastable against target.
+        variance: of errors that are not of rounding; broadcastable against target.
+        cell: half the width of the interval around target that was rounded to it; 0 where nothing was.
     """
 
     forward: Callable[[Tensor], Tensor]
     target: Tensor
     variance: float | Tensor
+    cell: float | Tensor = 0.0
 
 
 class Nonlinear(Operator):

@@ -116,7 +116,7 @@ class JPEG(Nonlinear):
         )
 
     def reading(self, y: Tensor, sigma_y: float | Tensor) -> Reading:
-        """Coefficients before they were rounded: evenly spread around those of y, by a step in all."""
+        """Coefficients before they were rounded: within half a step of those of y."""
         rows = 127.5 * torch.linalg.vector_norm(self.colours, dim=1)[:, None, None]  # of white noise
         averaged = 0.5 if self.subsampled else 1.0
         blocks = [plane.shape[-2] * plane.shape[-1] // 64 for plane in self.planes(y)]
@@ -127,7 +127,7 @@ class JPEG(Nonlinear):
                 for gain, count in zip(gains, blocks, strict=False)
             ]
         )
-        return Reading(self.coefficients, self.coefficients(y), 1 / 12 + (sigma_y * spread) ** 2)
+        return Reading(self.coefficients, self.coefficients(y), (sigma_y * spread) ** 2, cell=0.5)
 
     def pinv(self, y: Tensor) -> Tensor:
         """y itself: the decoded image."""

@@ -35,8 +35,8 @@ class Quantize(Nonlinear):
         return y
 
     def reading(self, y: Tensor, sigma_y: float | Tensor) -> Reading:
-        """x = y ± the deviation of what is rounded off, evenly spread over the distance of two levels."""
-        return Reading(lambda x: x, y, sigma_y**2 + (2 / self.steps) ** 2 / 12)
+        """x, before it was rounded: within half the distance of two levels of y."""
+        return Reading(lambda x: x, y, sigma_y**2, cell=1 / self.steps)
 
 
 class HDR(Nonlinear):

@@ -5,12 +5,15 @@ from torch import Tensor
 
 from kintsugi.numerics import Map, conjugate_gradients, inner, linearised, nth
 from kintsugi.operators import Nonlinear, Solved
+from kintsugi.operators.base import Reading
 from kintsugi.samplers.lmmse import TRUST, solved_towards, stationary
 from kintsugi.samplers.problem import Problem
 
 GAUSS_NEWTON, ITERATIONS = 3, 15
 SHARES = (1.0, 0.5, 0.25)
 """Of a Gauss–Newton step, the first of which that lessens the objective is made."""
+BELIEVED = 0.6
+"""Of the way from the middle of a cell to its point nearest to a prediction. By PSNR and SWD of 8 images."""
 
 
 def solved_for(
@@ -36,7 +39,7 @@ def solved_for(
 def gauss_newton(problem: Problem, prediction: Tensor, covariance: Map) -> Tensor:
     """argmin of the misfit and (x − x̂₀)ᵀ C⁻¹ (x − x̂₀) for a non-linear operator, (B, C, H, W).
 
-    The misfit is that of the operator's `reading` of y, whose variances are at least 0.01².
+    The misfit is that of the operator's `reading` of y, `narrowed`, with variances of at least 0.01².
     """
 
     def misfit(x: Tensor) -> Tensor:
@@ -44,7 +47,7 @@ def gauss_newton(problem: Problem, prediction: Tensor, covariance: Map) -> Tenso
         return inner(missed / ridge, missed)
 
     assert isinstance(problem.operator, Nonlinear)
-    reading = problem.operator.reading(problem.y, problem.sigma_y)
+    reading = narrowed(problem.operator.reading(problem.y, problem.sigma_y), prediction)
     ridge = reading.variance + TRUST**2
     moved, pulled = prediction, torch.zeros_like(prediction)  # the second is C⁻¹ (moved − x̂₀)
     for _ in range(GAUSS_NEWTON):
@@ -68,3 +71,18 @@ def gauss_newton(problem: Problem, prediction: Tensor, covariance: Map) -> Tenso
             )
         moved, pulled = found, found_pulled
     return moved
+
+
+def narrowed(reading: Reading, prediction: Tensor) -> Reading:
+    """What is read once a prediction (B, C, H, W) says where in its cell a rounded value is: no cell is left.
+
+    With m what is predicted less the target t, and h the cell: t + κ clamp(m, −h, h) ± (1 − κ) h / √3, the
+    evenly spread rest. Around t ± h / √3 instead, values that agree with y would be pulled to the middle.
+    """
+    missed = reading.forward(prediction) - reading.target
+    edge = torch.as_tensor(reading.cell).to(missed)
+    return Reading(
+        reading.forward,
+        reading.target + BELIEVED * missed.clamp(-edge, edge),
+        reading.variance + ((1 - BELIEVED) * edge) ** 2 / 3,
+    )

@@ -11,6 +11,7 @@ from kintsugi.samplers import KeyedNoise
 from kintsugi.samplers.covariance import Belief
 from kintsugi.samplers.descent import Level
 from kintsugi.samplers.errors import frequencies_of
+from kintsugi.samplers.linearised import narrowed
 from kintsugi.samplers.lmmse import TRUST, spectrum
 from kintsugi.samplers.problem import Problem
 from kintsugi.testing import draw
@@ -53,8 +54,9 @@ def test_coefficients_of_the_truth_are_within_half_a_step_of_those_that_a_jpeg_s
     target = operator.reading(operator.forward(truth), 0.0)
     torch.testing.assert_close(target.target, target.target.round(), rtol=0, atol=1e-9)
     apart = target.forward(truth) - target.target
-    assert 0.4 < apart.abs().max() <= 0.5 + 1e-9
-    assert (target.variance - 1 / 12).abs().max() < 1e-12
+    assert 0.4 < apart.abs().max() <= target.cell + 1e-9
+    assert target.cell == 0.5
+    assert target.variance.max() == 0
 
 
 @JPEGS
@@ -63,13 +65,14 @@ def test_noise_of_a_jpeg_counts_by_the_rows_of_its_transform(shape, spec):
     operator = operators.build({"name": "jpeg", **spec}, shape, dtype=D)
     origin = operator.coefficients(torch.zeros(1, *shape, dtype=D))
     a = dense(lambda x: operator.coefficients(x) - origin, shape)
-    expected = 1 / 12 + 0.1**2 * a.square().sum(1).view(origin.shape)
+    expected = 0.1**2 * a.square().sum(1).view(origin.shape)
     torch.testing.assert_close(operator.reading(draw(1, *shape), 0.1).variance, expected)
 
 
 @pytest.mark.parametrize("sigma_y", [0.0, 0.1])
 @pytest.mark.parametrize("before", [None, {"name": "bicubic", "factor": 2}])
-def test_rounding_counts_as_noise_that_is_evenly_spread_over_a_step(sigma_y, before):
+def test_what_rounding_leaves_unknown_counts_as_evenly_spread_noise(sigma_y, before):
+    """Of a prediction's distance from the middle 0.6 is believed within the cell, and no more beyond it."""
     spec, shape = {"name": "quantize", "bits": 2}, SHAPE
     h = torch.eye(64, dtype=D)
     if before:
@@ -77,11 +80,33 @@ def test_rounding_counts_as_noise_that_is_evenly_spread_over_a_step(sigma_y, bef
         spec = {"name": "compose", "operators": [before, spec]}
     operator = operators.build(spec, shape, dtype=D)
     y, prediction = operator.forward(0.4 * draw(2, *shape)), 0.3 * draw(2, *shape, seed=1)
-    variance = (2 / 3) ** 2 / 12 + sigma_y**2 + TRUST**2
+    missed = (prediction.flatten(1) @ h.T).view_as(y) - y
+    within = missed.abs() < 1 / 3
+    assert within.any()
+    assert not within.all()
+    target = y + 0.6 * torch.where(within, missed, missed.sign() / 3)
+    variance = (0.4 * 2 / 3) ** 2 / 12 + sigma_y**2 + TRUST**2
     covariance = dense_covariance(power(1.0, frequencies_of(SIDE, SIDE)))
-    expected = closed_form(h, y, prediction, variance, covariance)
+    expected = closed_form(h, target, prediction, variance, covariance)
     found = correct(operator, y, prediction, sigma_y)
     torch.testing.assert_close(found.flatten(1), expected, rtol=0, atol=2e-4)
+
+
+def test_a_prediction_decides_where_in_its_cell_a_rounded_value_is():
+    """Levels at ±1/3 and ±1: what is 0.2 from the middle goes to 0.12, what is 1/3 or more to 0.2."""
+    reading = operators.build({"name": "quantize", "bits": 2}, SHAPE, dtype=D).reading(
+        torch.full((1, *SHAPE), 1 / 3, dtype=D), 0.1
+    )
+    for predicted, expected in [
+        (1 / 3, 1 / 3),
+        (0.2 + 1 / 3, 0.12 + 1 / 3),
+        (0.9, 0.2 + 1 / 3),
+        (-1, 2 / 15),
+    ]:
+        found = narrowed(reading, torch.full((1, *SHAPE), predicted, dtype=D))
+        torch.testing.assert_close(found.target, torch.full((1, *SHAPE), expected, dtype=D))
+        assert found.variance.item() == pytest.approx(0.1**2 + (0.4 / 3) ** 2 / 3)
+        assert found.cell == 0
 
 
 def test_a_pixel_that_was_not_clipped_says_its_value_to_a_prediction_that_would_be():
@@ -123,6 +148,7 @@ def test_it_begins_at_the_mean_of_what_natural_images_are_given_the_measurement(
     level = Level(a=1.0, s=0.0, p=1.0, q=0.0, scale=1.0, time=torch.zeros(()))
     found = samplers.build({"name": "covariance"}).begin(problem, level)
     covariance = dense_covariance(spectrum(SIDE, SIDE))
-    variance = (2 / 3) ** 2 / 12 + TRUST**2
-    expected = closed_form(torch.eye(64, dtype=D), y, torch.zeros_like(y), variance, covariance)
+    variance = (0.4 * 2 / 3) ** 2 / 12 + TRUST**2
+    target = y - 0.6 * y.sign() / 3  # grey is what is predicted
+    expected = closed_form(torch.eye(64, dtype=D), target, torch.zeros_like(y), variance, covariance)
     torch.testing.assert_close(found.flatten(1), expected, rtol=0, atol=2e-3)
