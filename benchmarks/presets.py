@@ -17,8 +17,8 @@ from kintsugi.jobs.files import ready_jobs, variants_of
 
 def measured(run: kintsugi.Run) -> str:
     """PSNR / SWD × 1000 of a run."""
-    metrics: dict[str, Any] = run.results()["metrics"]
-    return f"{metrics['psnr']['mean']:.2f} / {1000 * metrics['swd']['value']:.0f}"
+    found: dict[str, Any] = run.results()
+    return f"{found['metrics']['psnr']['mean']:.2f} / {1000 * found['sets']['swd']['value']:.0f}"
 
 
 def main(
@@ -31,7 +31,7 @@ def main(
     for name, path in ready_jobs().items():
         if not name.startswith(only):
             continue
-        print(f"\n{name}\n\n| | distortion | balanced | texture |\n|---|---|---|---|")
+        table = [f"\n{name}\n\n| | distortion | balanced | texture |\n|---|---|---|---|"]
         found: dict[str, dict[str, str]] = {}
         for variant in variants_of(path):
             aim, steps = variant.rsplit("-", 1)
@@ -47,8 +47,8 @@ def main(
                 }
                 said.append(measured(kintsugi.run(f"{name}:{variant}", sets=fields)))
             found.setdefault(steps, {})[aim] = " \\| ".join(said)
-        for steps, cells in found.items():
-            print(f"| {steps} | {' | '.join(cells.values())} |", flush=True)
+        table += [f"| {steps} | {' | '.join(cells.values())} |" for steps, cells in found.items()]
+        print("\n".join(table), flush=True)
 
 
 if __name__ == "__main__":
