@@ -20,7 +20,7 @@ from kintsugi import operators, priors, samplers
 from kintsugi.operators import Linear, Operator
 from kintsugi.pipeline.analysis.measures import badness, limited
 from kintsugi.pipeline.metrics.features import SIZES
-from kintsugi.pipeline.metrics.metric import ImageMetric, SetMetric
+from kintsugi.pipeline.metrics.metric import Batched, ImageMetric, SetMetric
 from kintsugi.pipeline.metrics.reference import Reference
 from kintsugi.pipeline.metrics.registry import REGISTRY, TRUTH, check
 from kintsugi.pipeline.metrics.scoring import Scorer
@@ -303,9 +303,9 @@ def textures(count: int, height: int, width: int) -> Tensor:
 def check_metric(name: str) -> None:
     """What every metric is, of images or of sets: a finite number, the same again, the best of equal images.
 
-    Of images: it leaves them as they are, takes any size from `smallest` on, gives what lies in `range`,
-    and gets worse as noise grows. Of sets: it does not depend on the order of the images, and gets worse with
-    features that are farther away.
+    Of images: it leaves them as they are, gives of several at once what it gives of each, takes any size from
+    `smallest` on, gives what lies in `range`, and gets worse as noise grows. Of sets: it does not depend on
+    the order of the images, and gets worse with features that are farther away.
     """
     metric = REGISTRY.get(name)
     check([name], metric.smallest if metric else 1, has_truth=True, reference="truth")
@@ -325,9 +325,13 @@ def check_image_metric(name: str, metric: ImageMetric) -> None:
     def values(x: Tensor, y: Tensor = truth) -> np.ndarray:
         return np.array(scorer(x, y, y)[name])
 
-    before = [image.clone() for image in images]
-    scorer.measures[name](*images[: 1 + (metric.needs_truth or metric.needs_prior)])
+    before, taken = [image.clone() for image in images], 1 + (metric.needs_truth or metric.needs_prior)
+    scorer.measures[name](*images[:taken])
     assert all(map(torch.equal, images, before)), "it changes the images that it is given"
+    if isinstance(measure := scorer.measures[name], Batched):
+        many = [((x.double() + 1) / 2).clamp(0, 1) for x in (noisy[-1], truth)][:taken]
+        alone = torch.cat([measure(*(x[i : i + 1] for x in many)) for i in range(len(truth))])
+        assert torch.equal(measure(*many), alone), "a value depends on the batch"
     found = np.stack([values(x) for x in noisy])  # (noise, image)
     assert np.isfinite(found[1:]).all(), "a noisy image has no finite value"
     least, most = metric.range

@@ -17,7 +17,8 @@ Space = Literal["clean", "legacy_tensorflow", "legacy_pytorch", "patches"]
 Measure = Callable[..., Tensor | float]
 """(restored, truth), or (restored) where no truth is needed, to a number; see `ImageMetric.needs_prior`.
 
-Each is an image (1, C, H, W), float64 in [0, 1], that it must leave as it is.
+Each is an image (1, C, H, W), float64 in [0, 1], that it must leave as it is. A `Batched`
+one takes many at once.
 """
 
 GREY_OR_RGB = (1, 3)
@@ -101,6 +102,25 @@ class SetMetric:
         return GREY_OR_RGB
 
 
+@dataclass(frozen=True)
+class Batched:
+    """A measure that takes images (B, C, H, W) and gives numbers (B,).
+
+    Each number must be what it is of the image alone, to the last digit.
+    """
+
+    measure: Callable[..., Tensor]
+
+    def __call__(self, *images: Tensor) -> Tensor:
+        """The numbers of some images."""
+        return self.measure(*images)
+
+
 def plain(measure: Measure) -> Callable[[torch.device], Measure]:
     """What loads a function that is the same on all devices."""
     return lambda device: measure
+
+
+def batched(measure: Callable[..., Tensor]) -> Callable[[torch.device], Measure]:
+    """As `plain`, of a function that takes many images at once; see `Batched`."""
+    return lambda device: Batched(measure)

@@ -1,7 +1,10 @@
 """Perception measured without a network: do fine textures look like those of the truth?"""
 
+from functools import lru_cache
+
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 PATCH = 7
 PROJECTIONS = 512
@@ -12,23 +15,37 @@ ROUNDING = 1 / (12 * 255**2)  # variance of the error of an 8-bit picture
 def ring_powers(x: Tensor) -> Tensor:
     """Mean power of an image on the rings of its spectrum from a half to the whole of Nyquist's frequency.
 
-    The image (1, C, H, W) in [0, 1] is multiplied with a Hann window, for its borders are no texture, and the
+    The image (C, H, W) in [0, 1] is multiplied with a Hann window, for its borders are no texture, and the
     power is the mean over the channels. Ring k holds the frequencies of (k ± ½)/N cycles per pixel, N the
     shorter side, k = ⌈N/4⌉ … ⌊N/2⌋. What rounding to 8 bits would add is added, so that no ring is empty.
     """
-    height, width = x.shape[-2:]
+    window, places, shares = rings(*x.shape[-2:], x.dtype, x.device)
+    power = torch.fft.rfft2(x * window).abs().square().mean(0)
+    return (power.flatten()[places] * shares).sum(1) + ROUNDING
+
+
+@lru_cache(maxsize=8)
+def rings(height: int, width: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """What `ring_powers` multiplies an image with, and its rings.
+
+    Returns:
+        The window (H, W) of power 1, the places in the half of the spectrum that `rfft2` gives, (rings,
+        longest), and their weights: twice where the other half has the same, and 0 behind a ring's end.
+    """
     shorter = min(height, width)
-    window = torch.outer(
-        *(torch.hann_window(side, dtype=x.dtype, device=x.device) for side in (height, width))
-    )
-    power = torch.fft.fft2(x * window).abs().square().mean((0, 1)) / window.square().sum() + ROUNDING
-    rows, columns = (torch.fft.fftfreq(side, dtype=x.dtype, device=x.device) for side in (height, width))
-    ring = (torch.hypot(rows[:, None], columns) * shorter).round().long()
-    # Through cumulative counts rather than scatter_add, whose order, and so whose last digits, vary on GPUs.
-    order = ring.flatten().argsort(stable=True)
-    counts = torch.bincount(ring.flatten().cpu(), minlength=shorter // 2 + 1).tolist()
-    means = torch.stack([part.mean() for part in power.flatten()[order].split(counts)])
-    return means[-(-shorter // 4) : shorter // 2 + 1]
+    window = torch.outer(*(torch.hann_window(side, dtype=torch.float64) for side in (height, width)))
+    rows = torch.fft.fftfreq(height, dtype=torch.float64)
+    columns = torch.fft.rfftfreq(width, dtype=torch.float64)
+    ring = (torch.hypot(rows[:, None], columns) * shorter).round().long().flatten()
+    weights = torch.full((height, len(columns)), 2.0, dtype=torch.float64)
+    weights[:, 0] = 1
+    if width % 2 == 0:
+        weights[:, -1] = 1
+    members = [(ring == k).nonzero().flatten() for k in range(-(-shorter // 4), shorter // 2 + 1)]
+    shares = [weights.flatten()[of] / weights.flatten()[of].sum() for of in members]
+    places, padded = (pad_sequence(each, batch_first=True) for each in (members, shares))
+    window = window / window.square().sum().sqrt()
+    return window.to(device, dtype), places.to(device), padded.to(device, dtype)
 
 
 def patches_of(level: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
