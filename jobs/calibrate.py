@@ -56,7 +56,7 @@ def calibrate(
     with TemporaryDirectory() as planned, console.status("reading the prior and the images"):
         elsewhere = replace(base, folder=located("--out", planned))
         (trial,) = trials.make_trials(elsewhere, [settings], images, [])
-        lessons = lessons_of(open_or_plan(trial.job))
+        lessons = lessons_of(run := open_or_plan(trial.job))
     if (found := sum(len(lesson.truth) for lesson in lessons)) < LEAST:
         raise JobError(f"{found} images for tuning, and {LEAST} are needed: raise data.subset.fraction")
     prior = lessons[0].denoise.prior
@@ -68,7 +68,7 @@ def calibrate(
                 lesson.begin()
                 assert isinstance(lesson.problem.noise, KeyedNoise)
                 calibration.add(lesson.truth, lesson.problem.noise, advance)
-        table = calibration.table(prior.sha256 or "", trial.job.compute.precision)
+        table = calibration.table(prior.sha256 or "", run.job.compute.precision)
     except ValidationError as error:
         raise JobError("prior: errors are not finite, or 0; try compute.precision=float32") from error
     except Exception as error:

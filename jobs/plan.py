@@ -47,15 +47,16 @@ def plan(
             lambda unit: status.update(f"reading shards: {unit.first + unit.samples} samples"),
         )
     show_shard_warnings(summary)
-    there, another = what_is_there(loaded, prior)
-    compute = loaded.compute
+    there, another, decided = what_is_there(loaded, prior)
+    compute = decided.compute
     table = Table(show_header=False)
     table.add_row("shards", str(len(summary.shards)))
     table.add_row("samples", str(summary.samples))
     table.add_row("units", f"{summary.units} of at most {compute.unit_size} samples")
     if not loaded.is_score:
         table.add_row("prior", f"{prior.title}\nSHA-256 {prior.sha256}")
-        table.add_row("batch", f"{compute.batch_size} images, {compute.precision}")
+        why = " by what computes here" if compute.precision != loaded.compute.precision else ""
+        table.add_row("batch", f"{compute.batch_size} images, {compute.precision}" + why)
     table.add_row("output", f"{loaded.output}\n{there}")
     if loaded.sampler.get("name") == "external":
         command = loaded.sampler["command"]
@@ -66,7 +67,7 @@ def plan(
     elif timing and not loaded.is_score:
         device = default_device()
         with console.status("timing one batch"):
-            seconds = seconds_per_image(loaded, device)
+            seconds = seconds_per_image(decided, device)
         where = "one GPU" if device == "cuda" else f"{compute.cpus_per_actor} cores"
         hours = summary.samples * seconds / 3600
         if loaded.from_measurements:
@@ -80,19 +81,20 @@ def plan(
         raise another
 
 
-def what_is_there(job: Job, prior: Examined) -> tuple[str, JobError | None]:
-    """What is in a job's output, in words, and the error with which `run` would refuse it, if it would."""
+def what_is_there(job: Job, prior: Examined) -> tuple[str, JobError | None, Job]:
+    """What is in a job's output in words, why `run` would refuse it, if so, and the job as it would be."""
     from kintsugi.pipeline.execution.directory import JOB
-    from kintsugi.pipeline.execution.open import refuse_another, with_absolute_shards
+    from kintsugi.pipeline.execution.open import decided, refuse_another, with_absolute_shards
     from kintsugi.pipeline.execution.run import Run
 
     folder = job.folder
     if not (folder / JOB).exists():
-        return "to be made", None
+        return "to be made", None, decided(job)
     try:
         this = Run.open(folder)
-        refuse_another(this, with_absolute_shards(job), prior)
+        job = decided(with_absolute_shards(job), this)
+        refuse_another(this, job, prior)
     except JobError as error:
-        return "taken: see below", error
+        return "taken: see below", error, decided(job)
     done = this.progress()
-    return f"holds this run: {done.rows} of {this.summary.samples} samples are done", None
+    return f"holds this run: {done.rows} of {this.summary.samples} samples are done", None, job

@@ -10,6 +10,11 @@ def default_device() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
+def has_bf16(device: str) -> bool:
+    """Whether a device computes in bfloat16 faster than in float32: GPUs do that have units for it."""
+    return device == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+
+
 def name_of(device: torch.device) -> str:
     """What a device is: cuda (NVIDIA H200), or cpu (x86_64)."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()

@@ -239,12 +239,16 @@ def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def deciding(job: Job) -> dict[str, Any]:
-    """The fields on which results depend, flat; 15.0 is written 15, and None, the default, left out."""
+    """The fields on which results depend, flat; 15.0 is written 15, and None, the default, left out.
+
+    Of a job that no run has decided yet `auto` is what it is on a CPU: so jobs keep the hashes they had.
+    """
 
     def plain(value: Any) -> Any:
         return int(value) if isinstance(value, float) and value.is_integer() else value
 
-    fields = flatten(job.model_dump(mode="json"))
+    decided = job.model_copy(update={"compute": job.compute.on("cpu")})
+    fields = flatten(decided.model_dump(mode="json"))
     decide = {k: v for k, v in fields.items() if k not in OPERATIONAL and v is not None}
     return {k: plain(v) for k, v in decide.items() if (k, v) not in LATER.items()}
 

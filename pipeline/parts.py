@@ -18,6 +18,7 @@ from pydantic import (
     field_validator,
 )
 
+from kintsugi.device import has_bf16
 from kintsugi.pipeline import metrics
 from kintsugi.pipeline.parameters import Parameter, Value, in_words, parameters_of, with_values
 from kintsugi.pipeline.storage.location import at
@@ -321,15 +322,16 @@ class Compute(Model):
     unit_size: PositiveInt = Field(
         default=256, lt=2**31, description="Samples per unit of work, committed as one."
     )
-    precision: Literal["float32", "bf16", "fp16"] = Field(
-        default="float32",
-        description="Of the network; the sampler's state is float32 always. fp16 loses the small gradients "
-        "of samplers with vector-Jacobian products.",
+    precision: Literal["auto", "float32", "bf16", "fp16"] = Field(
+        default="auto",
+        description="Of the network; the sampler's state is float32 always. auto: bf16 where the machine "
+        "that begins the run has a GPU for it, else float32; the run records which. fp16 loses the small "
+        "gradients of samplers with vector-Jacobian products.",
     )
-    compile: Literal["default", "reduce-overhead", "max-autotune"] | None = Field(
+    compile: Literal["auto", "default", "reduce-overhead", "max-autotune"] | None = Field(
         default=None,
-        description="torch.compile's mode for the network; reduce-overhead uses CUDA graphs. Falls back "
-        "with a message.",
+        description="torch.compile's mode for the network; reduce-overhead uses CUDA graphs. auto: default "
+        "where the machine that begins the run has a GPU, else none. Falls back with a message.",
     )
     attempts: PositiveInt = Field(default=3, description="Before a unit that fails as a whole is given up.")
 
@@ -340,6 +342,20 @@ class Compute(Model):
         if value > 1 and not value.is_integer():
             raise ValueError(f"more than one GPU must be a whole number, got {value:g}")
         return value
+
+    def on(self, device: str) -> "Compute":
+        """With what `auto` means on a device of this machine, "cuda" or "cpu"; batch_size is the run's."""
+        precision = "bf16" if has_bf16(device) else "float32"
+        return self.decided(precision, "default" if device == "cuda" else None)
+
+    def as_in(self, run: "Compute") -> "Compute":
+        """With what `auto` was when a run was begun."""
+        return self.decided(run.precision, run.compile)
+
+    def decided(self, precision: str, mode: str | None) -> "Compute":
+        """With this precision and mode of compilation where they are `auto`."""
+        found = {"precision": precision, "compile": mode}
+        return self.model_copy(update={k: v for k, v in found.items() if getattr(self, k) == "auto"})
 
 
 class PublishedNumbers(Model):

@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 
 from kintsugi import priors, samplers
+from kintsugi.device import default_device
 from kintsugi.errors import JobError
 from kintsugi.operators import SpecError
 from kintsugi.pipeline.data import photographs as builtin
@@ -54,6 +55,7 @@ def open_or_plan(job: Job, on_unit: Callable[[Unit], None] = lambda unit: None) 
     prior = examine_prior(job)
     if (folder / JOB).exists():
         return continued(folder, job, prior)
+    job = decided(job)
     with claimed(folder, job, prior.sha256):
         if (folder / JOB).exists():  # since a moment ago
             return continued(folder, job, prior)
@@ -82,6 +84,7 @@ def refuse_command(job: Job) -> None:
 def continued(folder: Location, job: Job, prior: Examined) -> Run:
     """The run in a directory; raises a JobError if it is of another job, files, or shards."""
     run = Run.open(folder)
+    job = decided(job, run)
     refuse_another(run, job, prior)
     clear(folder)
     if lexists(folder / FILES):
@@ -103,8 +106,19 @@ def continued(folder: Location, job: Job, prior: Examined) -> Run:
     return Run(folder, as_written(run.job, job), prior, run.summary)
 
 
+def decided(job: Job, run: Run | None = None) -> Job:
+    """The job with what `auto` is: in a run that is there what it was when that was begun.
+
+    Else by this machine; where the workers' is another one, the job may say what they can.
+    """
+    if run is not None:
+        return job.model_copy(update={"compute": job.compute.as_in(run.job.compute)})
+    gpus = job.compute.gpus_per_actor and not job.is_score
+    return job.model_copy(update={"compute": job.compute.on(default_device() if gpus else "cpu")})
+
+
 def refuse_another(run: Run, job: Job, prior: Examined) -> None:
-    """Raise a JobError if a run is not one of this job, as `with_absolute_shards` gives it, and prior."""
+    """Raise a JobError if a run is not one of this job, `decided` and with absolute shards, and prior."""
     if changed := differences(with_absolute_shards(run.job), job):
         listed = "\n".join(f"  {field}: {before!r} → {now!r}" for field, before, now in changed)
         raise JobError(

@@ -307,8 +307,8 @@ def prior_of(job: Job, device: torch.device) -> Loaded:
         prior, described = priors.load(here, device=device), priors.describe(here)
     except (SpecError, OSError) as error:
         raise JobError(str(error)) from error
-    precision = PRECISIONS[job.compute.precision]
-    if precision is not None:
+    precision = PRECISIONS[job.compute.on(device.type).precision]
+    if precision is not None and hasattr(prior, "network"):  # that of a plug-in may have none
         speed.half_precision(prior, precision)
         if device.type == "cuda":
             speed.channels_last(prior)
@@ -317,10 +317,10 @@ def prior_of(job: Job, device: torch.device) -> Loaded:
 
 def compile_network(stage: Stage) -> None:
     """Compile a stage's network for whole batches, if its job asks for it."""
-    mode, batch = stage.job.compute.compile, stage.batch_size
-    if mode is not None and (
-        why := speed.compiled(stage.loaded.prior, mode, batch, lambda: stage.rehearse(batch))
-    ):
+    mode, batch = stage.job.compute.on(stage.device.type).compile, stage.batch_size
+    if mode is None or mode == "auto":  # which `on` has decided
+        return
+    if why := speed.compiled(stage.loaded.prior, mode, batch, lambda: stage.rehearse(batch)):
         stage.notes.append(why)
 
 
