@@ -32,7 +32,10 @@ def joined(restored: Tensor, truth: Tensor) -> Tensor:
     and a covariance would, with fewer maps. Around zero float32 keeps most digits of a variance.
     """
     x, y = restored.float(), truth.float()
-    return torch.stack([(x + y).sub_(1), x - y])
+    both = x.new_empty(2, *x.shape)
+    torch.add(x, y, out=both[0]).sub_(1)
+    torch.sub(x, y, out=both[1])
+    return both
 
 
 def similarities(both: Tensor) -> tuple[Tensor, Tensor]:
@@ -71,11 +74,14 @@ def windowed(x: Tensor) -> Tensor:
 
 def reflected(both: Tensor) -> Tensor:
     """With borders as wide as the window's radius, mirrored without the border itself."""
+    height, width = both.shape[-2:]
+    padded = both.new_empty(*both.shape[:-2], height + 2 * RADIUS, width + 2 * RADIUS)
+    padded[..., RADIUS:-RADIUS, RADIUS:-RADIUS] = both
     for axis in (-2, -1):
-        side = both.shape[axis]
-        before, behind = both.narrow(axis, 1, RADIUS), both.narrow(axis, side - RADIUS - 1, RADIUS)
-        both = torch.cat([before.flip(axis), both, behind.flip(axis)], axis)
-    return both
+        behind = padded.shape[axis] - RADIUS
+        for place, source in ((0, RADIUS + 1), (behind, behind - RADIUS - 1)):
+            padded.narrow(axis, place, RADIUS).copy_(padded.narrow(axis, source, RADIUS).flip(axis))
+    return padded
 
 
 def halved(both: Tensor) -> Tensor:

@@ -73,7 +73,7 @@ class HostReads(TorchDispatchMode):
 
 
 def test_the_host_reads_no_value_before_all_are_computed(monkeypatch):
-    restored, truth = pairs(2)
+    restored, truth = pairs(3)
     monkeypatch.setitem(sys.modules, "torchmetrics", None)  # whose import takes seconds
     scorer = Scorer(BATCHED)
     expected = scorer(restored, truth, truth)
