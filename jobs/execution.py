@@ -124,6 +124,10 @@ def execute(
     from kintsugi.pipeline.execution.local import in_process
 
     live, at_once = Live(), False
+    if any(part.run.job.compute.compile for part in parts):
+        live.notes.append(
+            "workers compile the network first: minutes, once on a machine, then from its cache"
+        )
     if address == "none":
         commits = in_process(parts, live)
     else:

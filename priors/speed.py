@@ -3,13 +3,16 @@
 Each function changes `prior.network`, in place.
 """
 
+import os
 import warnings
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
+from kintsugi.cache import cache_folder
 from kintsugi.priors.base import NetworkPrior
 
 CompileMode = Literal["default", "reduce-overhead", "max-autotune"]
@@ -82,6 +85,7 @@ def compiled(prior: NetworkPrior, mode: CompileMode, batch: int, warm_up: Callab
     Returns:
         Why it could not be compiled, in which case the network runs as it was; None if it was.
     """
+    keep_compiled()
     eager = prior.network
     prior.network = Compiled(eager, mode, batch)
     try:
@@ -95,6 +99,17 @@ def compiled(prior: NetworkPrior, mode: CompileMode, batch: int, warm_up: Callab
             f"torch.compile failed, running without it: {(str(error).strip() or repr(error)).splitlines()[0]}"
         )
     return None
+
+
+def keep_compiled() -> None:
+    """Have torch keep what it compiles in the cache folder: for all processes of a machine, and later runs.
+
+    Where the user has said where, or the folder cannot be made, it stays where torch keeps it.
+    """
+    with suppress(OSError):
+        folder = cache_folder() / "compiled"
+        folder.mkdir(parents=True, exist_ok=True)
+        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(folder))
 
 
 def checkpointed(prior: NetworkPrior) -> bool:

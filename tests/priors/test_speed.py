@@ -1,5 +1,6 @@
 """What makes networks faster must not change what they compute."""
 
+import os
 from types import SimpleNamespace
 
 import pytest
@@ -130,6 +131,21 @@ def test_a_network_that_cannot_be_compiled_runs_as_it_is_and_says_so(x, monkeypa
     why = speed.compiled(prior, "default", len(x), lambda: prior(x, T))
     assert why == "torch.compile failed, running without it: no C++ compiler found"
     assert torch.equal(prior(x, T), expected)
+
+
+@pytest.mark.parametrize("place", ["cache", "user's", "nowhere"])
+def test_what_is_compiled_is_kept_for_all_workers_of_a_machine(x, tmp_path, monkeypatch, place):
+    variable, cache = "TORCHINDUCTOR_CACHE_DIR", tmp_path / "cache"
+    monkeypatch.setenv(variable, "/elsewhere")
+    monkeypatch.setenv("KINTSUGI_CACHE", str(cache))
+    if place != "user's":
+        monkeypatch.delenv(variable)
+    if place == "nowhere":
+        cache.write_text("in the way")
+    monkeypatch.setattr(torch, "compile", lambda network, **kwargs: network)
+    assert speed.compiled(tiny_prior(TinyNetwork()), "default", len(x), lambda: None) is None
+    expected = {"cache": str(cache / "compiled"), "user's": "/elsewhere", "nowhere": None}
+    assert os.environ.pop(variable, None) == expected[place]
 
 
 def test_what_a_compiled_network_returns_survives_the_next_call(x, monkeypatch):
