@@ -152,16 +152,16 @@ def plan(
     unit_size: Annotated[int, typer.Option()] = 256,
 ) -> None:
     """Plan many samples, and none of them run."""
-    print("| samples | shards | units | planning, s | listing units, s | memory before, MiB | at most, MiB |")
-    print("|---|---|---|---|---|---|---|")
+    head = "samples", "shards", "units", "planning, s", "its CPU, s", "listing units, s"
+    print(f"| {' | '.join(head)} | memory before, MiB | at most, MiB |\n|{'---|' * 8}")
     for count in samples or [20_000, 1_280_000]:
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
             make_shards(folder, count, bytes(100))
             job = job_of(folder, unit_size, {"name": "conjugate"})
-            before, mark = memory("VmRSS"), time.perf_counter()
+            before, mark, busy = memory("VmRSS"), time.perf_counter(), time.process_time()
             this = open_or_plan(job)
-            planned = time.perf_counter() - mark
+            planned, busy = time.perf_counter() - mark, time.process_time() - busy
             mark = time.perf_counter()
             units = sum(1 for _ in this.outstanding())
             listed = time.perf_counter() - mark
@@ -170,6 +170,7 @@ def plan(
                 f"{len(this.summary.shards):,}",
                 f"{units:,}",
                 f"{planned:.1f}",
+                f"{busy:.1f}",
                 f"{listed:.2f}",
             )
             print(f"| {' | '.join(row)} | {before:.0f} | {memory('VmHWM'):.0f} |", flush=True)

@@ -2,8 +2,8 @@
 
 import unicodedata
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
+from typing import NamedTuple
 
 from kintsugi.pipeline.data.names import (
     IMAGE_SUFFIXES,
@@ -13,16 +13,16 @@ from kintsugi.pipeline.data.names import (
     accompanies,
     as_key,
     hidden,
+    is_plain,
     lacks,
     suffix_of,
     wanted_as,
     with_member,
 )
-from kintsugi.pipeline.parts import Wanted
+from kintsugi.pipeline.parts import IMAGE_ONLY, Wanted
 
 
-@dataclass(frozen=True)
-class Member:
+class Member(NamedTuple):
     """A file in a tar that belongs to a sample: bytes offset … end with its headers, content from `data`.
 
     Attributes:
@@ -46,6 +46,9 @@ class Member:
 
 def samples_in(group: list[Member], names: int, note: Note, wanted: Wanted) -> Iterator[list[Member]]:
     """The samples in a group of members, each with what is wanted beside it, in the order of the tar."""
+    if wanted == IMAGE_ONLY:
+        yield from divided(group, names, note)
+        return
     roles = {one.name: wanted_as(one.name, wanted) for one in group}
     beside = {name: role for name, role in roles.items() if role and role[1] != wanted.member}
     rest = [one for one in group if one.name not in beside]
@@ -58,7 +61,7 @@ def samples_in(group: list[Member], names: int, note: Note, wanted: Wanted) -> I
         if one.name in beside:
             key, end = beside[one.name]
             if key in samples:
-                samples[key].append(replace(one, key=key, beside=end))
+                samples[key].append(one._replace(key=key, beside=end))
             else:
                 note(one.name, lacks(wanted))
     for sample in samples.values():
@@ -74,7 +77,7 @@ def of_member(group: list[Member], note: Note, wanted: Wanted) -> Iterator[list[
             note(one.name, lacks(wanted))
     for key, image in images.items():
         classes = (one for one in group if wanted_as(one.name, Wanted("cls")) == (key, "cls"))
-        yield [replace(one, key=key, suffix=suffix_of(one.name)) for one in (image, *classes)]
+        yield [one._replace(key=key, suffix=suffix_of(one.name)) for one in (image, *classes)]
 
 
 def divided(group: list[Member], names: int, note: Note) -> Iterator[list[Member]]:
@@ -95,7 +98,7 @@ def divided(group: list[Member], names: int, note: Note) -> Iterator[list[Member
     for one in group:
         stem, _, suffix = one.name.rpartition(".")
         key = as_key(str(PurePosixPath(stem)))
-        each.setdefault(key, []).append(replace(one, key=key, suffix=suffix.lower()))
+        each.setdefault(key, []).append(one._replace(key=key, suffix=suffix.lower()))
     yield from each.values()
 
 
@@ -106,11 +109,13 @@ def place_of(name: str, names: int) -> tuple[str, str, str] | str:
 
         base, suffix = base_plus_ext(name)
         return "no key" if base is None or SKIPPED.match(name) else (base, base, suffix.lower())
-    path = unicodedata.normalize("NFC", str(PurePosixPath(name)))
-    if hidden(path):
-        return "hidden"
-    if SKIPPED.match(path):
-        return "metadata of webdataset"
+    path = name
+    if not is_plain(name):
+        path = unicodedata.normalize("NFC", str(PurePosixPath(name)))
+        if hidden(path):
+            return "hidden"
+        if SKIPPED.match(path):
+            return "metadata of webdataset"
     folder, slash, file = path.rpartition("/")
     stem, _, suffix = file.partition(".")
     if not suffix:

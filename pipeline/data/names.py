@@ -54,6 +54,13 @@ def hidden(name: str) -> bool:
     return any(part.startswith(".") or part == "__MACOSX" for part in parts)
 
 
+def is_plain(name: str) -> bool:
+    """Whether a path is written in the one way that needs no look at its parts, and not hidden; quickly."""
+    if "/" in name and ("//" in name or "/." in name or "__MACOSX" in name or name[-1] == "/"):
+        return False
+    return name.isascii() and name[:1] not in "._/"
+
+
 def suffix_of(name: str) -> str:
     """What follows the last dot, in lower case; "" without one."""
     return PurePosixPath(name).suffix.lower()[1:]

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -85,7 +85,7 @@ class Pairing:
                 summary.without_truth.append(key)
                 continue
             self.met.add(key)
-            yield replace(place, key=key, pair=Pair(place.key, str(found[0]), found[1]))
+            yield place._replace(key=key, pair=Pair(place.key, str(found[0]), found[1]))
 
     def name_left_out(self, summary: PlanSummary) -> None:
         """Say in the summary what is not compared; of true images only where all restored ones were seen.

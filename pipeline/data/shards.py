@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from io import BufferedIOBase
 from itertools import islice
 from pathlib import PurePosixPath
-from typing import cast
+from typing import NamedTuple, cast
 
 from kintsugi.errors import JobError
 from kintsugi.pipeline.data.members import Member
@@ -46,8 +46,7 @@ MAX_SUMS = 1 << 28  # bytes of SHA256SUMS
 RANGE = re.compile(r"\{(-?\d+)\.\.(-?\d+)")
 
 
-@dataclass(frozen=True)
-class Place:
+class Place(NamedTuple):
     """The members of one key, adjacent in the tar: bytes offset … end; in Parquet, rows; else place and file.
 
     links: of members that are links: the name, and where what it leads to begins and how long it is.
@@ -273,8 +272,8 @@ def index(
         tar = Tar(file, shard.stat().st_size, salvage=salvage, note=note, wanted=wanted)
         for group in tar.samples():
             first, last = group[0], group[-1]
-            links = tuple((one.name, one.data, one.size) for one in group if one.link and one.lost is None)
-            yield Place(first.key, first.offset, min(last.end, tar.size), links=links)
+            links = [(one.name, one.data, one.size) for one in group if one.link and one.lost is None]
+            yield Place(first.key, first.offset, min(last.end, tar.size), None, tuple(links))
         if tar.padding > MAX_PADDING:
             warn(f"{tar.padding:,} bytes of zeros at its end: is it a download that has not ended?")
 

@@ -11,15 +11,17 @@ from collections.abc import Iterator, Mapping
 from posixpath import dirname, join, normpath
 from typing import Any, BinaryIO, cast
 
+from kintsugi.pipeline.data.headers import BLOCK, Header, plain_headers, whole
 from kintsugi.pipeline.data.members import Member, place_of, samples_in
 from kintsugi.pipeline.data.names import NAMES, Note, ignore
 from kintsugi.pipeline.parts import IMAGE_ONLY, Wanted
 
-BLOCK = tarfile.BLOCKSIZE
 MAX_HEADER = 1 << 14  # bytes of all headers of a member: long names and PAX records take tarfile long
 MAX_PADDING = tarfile.RECORDSIZE + 2 * BLOCK  # bytes of zeros behind a tar, as all usual programs write it
+LINKS = tarfile.LNKTYPE, tarfile.SYMTYPE
 MAX_LINKS = 40  # that lead from one to the next, as in Linux
 CHECKSUM = re.compile(rb" *[0-7]{1,7}[\0 ]+")  # of a header
+Found = tarfile.TarInfo | Header
 PACKED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd", b"PK": "zip"}
 """What files begin with that are taken for tars."""
 
@@ -36,7 +38,7 @@ class DamagedShard(Exception):
 
 
 class Tar:
-    """The members of an uncompressed tar from a place on, by `tarfile`, with guards that it lacks.
+    """The members of an uncompressed tar from a place on, with guards that `tarfile` lacks.
 
     Args:
         size: bytes of the whole file. start: where a header begins. stop: where no header is read any more.
@@ -88,22 +90,22 @@ class Tar:
     def members(self) -> Iterator[Member]:
         """The files that belong to a sample; `note` is told of all others; raises as `headers`."""
         for found in self.headers():
-            link = self.names > 1 and (found.islnk() or found.issym())
-            if found.isreg() or link:
+            link = self.names > 1 and found.type in LINKS
+            if link or found.type in tarfile.REGULAR_TYPES:
                 place = place_of(found.name, self.names)
                 if isinstance(place, str):
                     self.note(found.name, place)
                 else:
                     yield self.linked(found, *place) if link else self.regular(found, *place)
-            elif self.names > 1 and not found.isdir():
+            elif self.names > 1 and found.type != tarfile.DIRTYPE:
                 self.note(found.name, "no file")
 
-    def regular(self, found: tarfile.TarInfo, base: str, key: str, suffix: str) -> Member:
+    def regular(self, found: Found, base: str, key: str, suffix: str) -> Member:
         """A file of a sample."""
         data, size = found.offset_data, found.size
         return Member(base, key, suffix, found.name, found.offset, data + whole(size), data, size)
 
-    def linked(self, found: tarfile.TarInfo, base: str, key: str, suffix: str) -> Member:
+    def linked(self, found: Found, base: str, key: str, suffix: str) -> Member:
         """A link in the place of a file, with the content that it leads to."""
         if self.links is None:
             self.links = link_targets(self.file, self.size)
@@ -112,8 +114,8 @@ class Tar:
         why = None if found.name in self.links else lost
         return Member(base, key, suffix, found.name, found.offset, found.offset_data, data, size, True, why)
 
-    def headers(self) -> Iterator[tarfile.TarInfo]:
-        """What tarfile makes of each header, in order.
+    def headers(self) -> Iterator[Found]:
+        """What each header says, in order.
 
         Raises:
             DamagedShard: at once, or if it goes on behind damage, after the last header.
@@ -133,12 +135,20 @@ class Tar:
             more = f"; and {len(damage) - 3} places more" if len(damage) > 3 else ""
             raise DamagedShard("; ".join(damage[:3]) + more)
 
-    def part(self, start: int) -> Iterator[tarfile.TarInfo]:
+    def part(self, place: int) -> Iterator[Found]:
         """The headers from one on, to the end of the tar or to damage."""
-        self.file.seek(start)
-        place, bounded = start, Bounded(self.file)
+        last: Found | None = None
+        for last in plain_headers(self.file, place, self.stop, self.size):
+            yield last
+            place = last.offset_data + whole(last.size)
+        if place < self.stop:
+            yield from self.careful(place, last)
+
+    def careful(self, place: int, last: Found | None) -> Iterator[tarfile.TarInfo]:
+        """As `part`, by `tarfile`; `last` is the header before."""
+        self.file.seek(place)
+        bounded = Bounded(self.file)
         tar: Any = None
-        last: tarfile.TarInfo | None = None
         while tar is None or tar.offset < self.stop:
             bounded.left = MAX_HEADER
             try:
@@ -149,7 +159,7 @@ class Tar:
             except OSError:
                 raise
             except Exception as error:  # whatever tarfile makes of forged headers
-                if tar is None and start == self.start:
+                if tar is None and place == self.start:
                     problem = packed(self.file) or error
                     raise DamagedShard(f"not an uncompressed tar: {problem}") from error
                 raise DamagedShard(f"a bad header at byte {place}: {error}", place + BLOCK) from error
@@ -170,7 +180,11 @@ class Tar:
         if damage := end_damage(self.file, tar.offset, self.size):
             raise damage
         self.padding = self.size - tar.offset
-        if last is not None and last.isreg() and self.in_hole(last.offset_data, last.size):
+        if (
+            last is not None
+            and last.type in tarfile.REGULAR_TYPES
+            and self.in_hole(last.offset_data, last.size)
+        ):
             raise DamagedShard(
                 f"{last.name!r} ends in zeros, and so does the file of {self.size:,} bytes: cut"
             )
@@ -191,18 +205,13 @@ class Tar:
         return self.size - end > MAX_PADDING if after is None else after > end
 
 
-def whole(size: int) -> int:
-    """Bytes of the blocks that a content of this size takes."""
-    return -(-size // BLOCK) * BLOCK
-
-
 def link_targets(file: BinaryIO, size: int) -> dict[str, tuple[int, int]]:
     """Where the files of a tar lie that links in it lead to: first byte and length, by the link's name.
 
     Memory grows with the links alone. The headers of the tar are read twice.
     """
 
-    def headers() -> Iterator[tarfile.TarInfo]:
+    def headers() -> Iterator[Found]:
         try:
             yield from Tar(file, size, salvage=True).headers()
         except DamagedShard:  # of which the index tells
@@ -211,16 +220,16 @@ def link_targets(file: BinaryIO, size: int) -> dict[str, tuple[int, int]]:
     names: dict[str, str] = {}
     leads: dict[str, str] = {}
     for found in headers():
-        if found.islnk():
+        if found.type == tarfile.LNKTYPE:
             names[found.name], leads[plain(found.name)] = plain(found.name), plain(found.linkname)
-        elif found.issym():  # which names a file from its own folder on
+        elif found.type == tarfile.SYMTYPE:  # which names a file from its own folder on
             names[found.name] = plain(found.name)
             leads[plain(found.name)] = normpath(join(dirname(plain(found.name)), found.linkname))
     wanted = set(leads.values())
     places = {
         plain(found.name): (found.offset_data, found.size)
         for found in headers()
-        if found.isreg() and plain(found.name) in wanted
+        if found.type in tarfile.REGULAR_TYPES and plain(found.name) in wanted
     }
     targets: dict[str, tuple[int, int]] = {}
     for name, path in names.items():

@@ -310,7 +310,12 @@ def pair_of(unit: Unit, row: dict[str, Any]) -> Pair:
 
 def pair_row(pair: Pair) -> dict[str, Any]:
     """A pair as a row of the plan has it."""
-    return {"name": pair.name, "shard": pair.shard, **vars(pair.truth), "links": link_rows(pair.truth.links)}
+    return {
+        "name": pair.name,
+        "shard": pair.shard,
+        **pair.truth._asdict(),
+        "links": link_rows(pair.truth.links),
+    }
 
 
 def changed_shards(plan: Location) -> list[str]:
