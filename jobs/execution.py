@@ -125,9 +125,7 @@ def execute(
 
     live, at_once = Live(), False
     if any(part.run.job.compute.compile for part in parts):
-        live.notes.append(
-            "workers compile the network first: minutes, once on a machine, then from its cache"
-        )
+        live.notes.append("workers compile the network first: minutes, later from the cache of their machine")
     if address == "none":
         commits = in_process(parts, live)
     else:
