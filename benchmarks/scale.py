@@ -2,6 +2,7 @@
 
     python benchmarks/scale.py run       20,000 tiny samples over 4 pretend nodes with 2 pretend GPUs each
     python benchmarks/scale.py plan      1,280,000 samples planned and none of them run
+    python benchmarks/scale.py units     what a unit costs of a plan of 320, 5,120 and 50,000 of them
 
 `run` starts a Ray cluster of several nodes on this machine. Its sampler returns H⁺y after a pause that
 stands for the network, so that all the rest is what is measured. Efficiency is the time that the sampler took
@@ -21,7 +22,9 @@ from kit.plugins import know_stand_ins
 from PIL import Image
 
 from kintsugi.pipeline.analysis.aggregate import summarise
+from kintsugi.pipeline.data.units import read_members
 from kintsugi.pipeline.execution.actors import Named, Pool, RayWorker
+from kintsugi.pipeline.execution.directory import PLAN
 from kintsugi.pipeline.execution.live import Live
 from kintsugi.pipeline.execution.open import open_or_plan
 from kintsugi.pipeline.execution.run import Part
@@ -174,6 +177,25 @@ def plan(
                 f"{listed:.2f}",
             )
             print(f"| {' | '.join(row)} | {before:.0f} | {memory('VmHWM'):.0f} |", flush=True)
+
+
+@app.command()
+def units() -> None:
+    """Find the keys of units in plans of ever more units, of 32 samples each."""
+    print("| units | finding the first one's keys, ms of CPU | another's, median |\n|---|---|---|")
+    for count in (320, 5120, 50_000):
+        with tempfile.TemporaryDirectory() as name:
+            folder = Path(name)
+            make_shards(folder, 32 * count, b"")
+            this = open_or_plan(job_of(folder, 32, {"name": "conjugate"}))
+            every = list(this.units())
+            chosen = [every[place] for place in np.random.default_rng(0).integers(0, len(every), 50)]
+            spent = []
+            for unit in chosen:
+                mark = time.process_time()
+                read_members(this.folder / PLAN, unit)
+                spent.append(1000 * (time.process_time() - mark))
+            print(f"| {len(every):,} | {spent[0]:.1f} | {np.median(spent[1:]):.2f} |", flush=True)
 
 
 if __name__ == "__main__":

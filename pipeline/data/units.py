@@ -5,6 +5,8 @@ from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields
+from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -19,7 +21,7 @@ from kintsugi.pipeline.data.names import NAMES
 from kintsugi.pipeline.data.shards import Pair, Place
 from kintsugi.pipeline.storage import records
 from kintsugi.pipeline.storage.files import parquet, storage_failed
-from kintsugi.pipeline.storage.location import Location, at
+from kintsugi.pipeline.storage.location import Location, at, is_remote
 from kintsugi.pipeline.storage.records import MAX_TABLE, UNIT
 
 SUMMARY = "kintsugi.summary"  # key of the plan file's metadata
@@ -148,8 +150,11 @@ def unit_name(number: int, start: int) -> str:
 
 
 @contextmanager
-def opened(plan: Location) -> Iterator[pq.ParquetFile]:
+def opened(plan: Location, again: bool = False) -> Iterator[pq.ParquetFile]:
     """A plan for reading.
+
+    Args:
+        again: it is asked for a little at a time, and its footer, which grows with it, is read once.
 
     Raises:
         FileNotFoundError: there is none.
@@ -157,7 +162,7 @@ def opened(plan: Location) -> Iterator[pq.ParquetFile]:
     """
     length = records.regular(plan, MAX_TABLE)
     try:
-        with parquet(plan) as file:
+        with parquet(plan, footer=footer_of(plan) if again else None) as file:
             if not any(map(file.schema_arrow.equals, (SCHEMA, BEFORE_LINKS, PAIRED))):
                 raise ValueError("its columns are not those of a plan")
             if file.metadata.num_rows > length:  # a few bytes may claim any number
@@ -169,6 +174,20 @@ def opened(plan: Location) -> Iterator[pq.ParquetFile]:
         if storage_failed(error, plan):
             raise
         raise JobError(f"{plan} cannot be read as a plan: {error}; {advice(plan.parent)}") from error
+
+
+def footer_of(plan: Location) -> pq.FileMetaData | None:
+    """The footer of a plan, kept as long as the file is the same by its stamp; None of an object."""
+    if is_remote(plan):
+        return None
+    found = plan.lstat()
+    return footer(plan, (found.st_ino, found.st_size, found.st_mtime_ns))
+
+
+@lru_cache(maxsize=4)
+def footer(plan: Path, stamp: tuple[int, int, int]) -> pq.FileMetaData:
+    """The footer of the file that has this stamp."""
+    return pq.read_metadata(plan)
 
 
 def rows_of(file: pq.ParquetFile, columns: list[str]) -> Iterator[dict[str, Any]]:
@@ -242,7 +261,7 @@ def read_members(plan: Location, unit: Unit) -> Members:
     Raises:
         JobError: there is no such unit, or not as many different keys as it has samples.
     """
-    with opened(plan) as file:
+    with opened(plan, again=True) as file:
         # Not by the statistics of the groups: where these are damaged, pyarrow ends the process.
         groups = range(file.num_row_groups)
 

@@ -126,12 +126,14 @@ def whole(location: Location) -> Iterator[io.BufferedIOBase]:
 
 
 @contextmanager
-def parquet(location: Location, buffer: int = 0) -> Iterator[pq.ParquetFile]:
+def parquet(
+    location: Location, buffer: int = 0, footer: pq.FileMetaData | None = None
+) -> Iterator[pq.ParquetFile]:
     """A Parquet file, opened for reading what is asked of it; checksums of its pages are compared.
 
-    buffer: bytes of a column that are read at once; 0: all of a group.
+    buffer: bytes of a column that are read at once; 0: all of a group. footer: as it was read before.
     """
-    opened = partial(pq.ParquetFile, page_checksum_verification=True, buffer_size=buffer)
+    opened = partial(pq.ParquetFile, page_checksum_verification=True, buffer_size=buffer, metadata=footer)
     if isinstance(location, Path):
         with opened(location) as file:
             yield file

@@ -4,6 +4,7 @@ import io
 import tarfile
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 from kit.shards import SIZE, encode, picture, write_tar
 
@@ -225,3 +226,23 @@ def test_lines_of_checksums_end_where_lines_end(tmp_path):
     name = "a\u2028b\x85c.tar"
     (tmp_path / "SHA256SUMS").write_bytes(f"{'0' * 64}  {name}\r\n{'1' * 64} *d.tar\n\n".encode())
     assert stated_checksums(tmp_path) == {name: "0" * 64, "d.tar": "1" * 64}
+
+
+def test_a_plan_that_is_replaced_while_its_units_are_read_is_read_anew(shards, tmp_path):
+    """The footer is kept from one unit to the next; it must be that of the file which is there."""
+    target = tmp_path / "plan.parquet"
+    for unit_size in (3, 2, 4):
+        plan(shards, target, unit_size=unit_size)
+        found = [(unit, read_members(target, unit).keys) for unit in read_units(target)]
+        assert [len(keys) for _, keys in found] == [unit.samples for unit, _ in found]
+        assert [key for _, keys in found for key in keys] == [f"image_{i:03d}" for i in range(12)]
+
+
+def test_the_footer_of_a_plan_is_read_once_for_all_its_units(shards, tmp_path, monkeypatch):
+    target, read = tmp_path / "plan.parquet", []
+    plan(shards, target)
+    of = pq.read_metadata
+    monkeypatch.setattr(pq, "read_metadata", lambda path: read.append(path) or of(path))
+    for unit in read_units(target):
+        read_members(target, unit)
+    assert read == [target]
