@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import nn
 
 from kintsugi.cache import checksum
 from kintsugi.checkpoint import check_intact
@@ -20,6 +21,7 @@ from kintsugi.priors.grouped import said as said_of_channels
 from kintsugi.priors.natural import describe as describe_natural
 from kintsugi.priors.natural import natural
 from kintsugi.priors.published import PUBLISHED
+from kintsugi.priors.speed import drop_idle
 from kintsugi.registry import Registry, construct, look_up
 
 __all__ = ["REGISTRY", "Examined", "Format", "Prior", "SpecError", "check", "describe", "examine", "load"]
@@ -102,6 +104,8 @@ def load(spec: Mapping[str, Any], *, device: str | torch.device = "cpu") -> Netw
     """
     with named():
         prior: NetworkPrior = construct("prior", REGISTRY, spec, device, part="load")
+    if isinstance(network := getattr(prior, "network", None), nn.Module):  # that of a plug-in may have none
+        drop_idle(network)
     return prior
 
 

@@ -7,6 +7,7 @@ import os
 import warnings
 from collections.abc import Callable
 from contextlib import suppress
+from functools import cache
 from typing import Any, Literal
 
 import torch
@@ -17,20 +18,68 @@ from kintsugi.priors.base import NetworkPrior
 
 CompileMode = Literal["default", "reduce-overhead", "max-autotune"]
 CAST = (nn.Conv1d, nn.Conv2d, nn.Linear)
-"""The layers that autocast runs in half precision; norms, embeddings and the rest stay in float32."""
+"""The layers that autocast runs in half precision."""
+DIVISORS = ("output_scale_factor", "rescale_output_factor")
+"""By what blocks of diffusers divide their outputs."""
+TYPE = "narrow_type"
+"""The attribute of a module in which `narrow` finds its type."""
+
+
+class Nothing:
+    """Takes the place of a divisor of 1: dividing a tensor by it is the tensor, and no work."""
+
+    @classmethod
+    def __torch_function__(cls, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """The dividend, whatever is done with it."""
+        return args[0]
+
+
+def drop_idle(network: nn.Module) -> None:
+    """Leave out what changes nothing, in place: of the blocks of diffusers, all divisions by 1.
+
+    Without a compiler each would read and write all activations, and again in the backward pass.
+    """
+    for module in network.modules():
+        for name in DIVISORS:
+            if getattr(module, name, None) == 1:
+                setattr(module, name, Nothing())
+
+
+@cache
+def narrow(kind: Any) -> Any:
+    """The kind of module, computing in the type at `TYPE` under autocast, too, which would take float32.
+
+    A group norm has statistics of float32 within its kernel, and nearest neighbours are copies; what CUDA's
+    autocast adds is only copies of all activations before and behind.
+    """
+
+    class Narrow(kind):
+        def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
+            with torch.autocast(x.device.type, enabled=False):
+                return super().forward(x.to(getattr(self, TYPE)), *args, **kwargs)
+
+    return Narrow
 
 
 class HalfPrecision(nn.Module):
     """A network run under autocast, with float32 in and out.
 
     Its convolution and linear weights are kept in half precision. Autocast would round them anyway, at
-    every call, since it caches the casts of trainable weights only; the results are the same.
+    every call, since it caches the casts of trainable weights only. Group norms, and upsampling to nearest
+    neighbours, are in half precision too (`narrow`).
     """
 
     def __init__(self, network: nn.Module, dtype: torch.dtype):
+        from diffusers.models.upsampling import Upsample2D  # which takes a second
+
         super().__init__()
         for module in network.modules():
+            kind: Any = type(module)
             if isinstance(module, CAST):
+                module.to(dtype)
+            elif kind in (nn.GroupNorm, Upsample2D):
+                module.__class__ = narrow(kind)
+                setattr(module, TYPE, dtype)
                 module.to(dtype)
         self.network, self.dtype = network, dtype
 

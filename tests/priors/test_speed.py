@@ -35,12 +35,13 @@ def vjp(prior, x):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", PRECISIONS.values(), ids=PRECISIONS)
-def test_half_precision_is_what_autocast_computes(natural, x, dtype):
+def test_half_precision_is_as_good_as_what_autocast_computes(natural, x, dtype):
+    single = natural(x, T)
     with torch.autocast("cpu", dtype):
-        expected = natural(x, T).float()
+        error = (natural(x, T).float() - single).norm()
     speed.half_precision(natural, dtype)
     assert natural(x, T).dtype == torch.float32
-    assert torch.equal(natural(x, T), expected)
+    assert (natural(x, T) - single).norm() < 1.2 * error
     assert vjp(natural, x).dtype == torch.float32
 
 
