@@ -27,7 +27,8 @@ from kintsugi.pipeline.execution.live import Live
 from kintsugi.pipeline.execution.memory import lacks_memory
 from kintsugi.pipeline.execution.prometheus import Counts
 from kintsugi.pipeline.execution.run import Part, Run
-from kintsugi.pipeline.execution.worker import BROKEN_DEVICE, Worker, Workplace, give_up
+from kintsugi.pipeline.execution.worker import BROKEN_DEVICE, Worker, give_up
+from kintsugi.pipeline.execution.workplace import Workplace
 from kintsugi.pipeline.job import Job, config_hash
 from kintsugi.pipeline.storage.location import at, pause
 from kintsugi.pipeline.storage.publish import alive, this_host

@@ -1,13 +1,17 @@
 """What is done to a batch beside restoring it: noise, estimates without a network, levels of pictures."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from kintsugi.errors import UnreadableImage
 from kintsugi.operators import Operator, Solved
 from kintsugi.pipeline.data.depth import rounded
+from kintsugi.pipeline.execution.problems import Prepared
+from kintsugi.pipeline.job import Job
+from kintsugi.pipeline.metrics import REGISTRY
 from kintsugi.samplers import KeyedNoise
 from kintsugi.samplers.lmmse import linear_mmse, solved_mmse
 
@@ -57,3 +61,36 @@ def levels(x: Tensor, bits: int) -> np.ndarray:
     values = ((x + 1) * (top / 2)).round().clamp(0, top).permute(0, 2, 3, 1)
     array: np.ndarray = values.to(torch.uint8 if bits == 8 else torch.int32).cpu().numpy()
     return array.astype(np.uint16) if bits == 16 else array
+
+
+def degrade(
+    job: Job, problem: Prepared, keys: Sequence[str], samples: Tensor, beside: Sequence[np.ndarray]
+) -> tuple[Tensor, Tensor | None]:
+    """Measurements y on [-1, 1], and the truth (B, C, H, W) on [-1, 1] where there is one.
+
+    Args:
+        samples: images (B, H, W, C), or measurements (B, C, h, w).
+        beside: the true images of measurements that have such, (H, W, C) each.
+
+    Raises:
+        UnreadableImage: the true images have another size than the restored ones, or one too small.
+    """
+    if not job.has_truth:
+        return samples, None
+    true = torch.from_numpy(np.stack(beside)).to(samples.device) if beside else samples
+    truth = true.permute(0, 3, 1, 2)
+    truth = truth.float() / 127.5 - 1 if truth.dtype == torch.uint8 else truth
+    if job.from_measurements:
+        refuse_other_size(job, problem.operator, truth)
+        return samples, truth
+    y = problem.operator.forward(truth)
+    return add_noise(y, job.degradation.poisson, problem.gaussian, KeyedNoise(job.seed, keys)), truth
+
+
+def refuse_other_size(job: Job, operator: Operator, truth: Tensor) -> None:
+    """Raise UnreadableImage unless the truth of measurements can be compared with what is restored."""
+    (height, width), (h, w) = truth.shape[2:], operator.image_shape[1:]
+    if (height, width) != (h, w):
+        raise UnreadableImage(f"its truth has {width}x{height} pixels, the restored image {w}x{h}")
+    if min(h, w) < (smallest := max((REGISTRY[name].smallest for name in job.metrics), default=1)):
+        raise UnreadableImage(f"a metric needs sides of at least {smallest} pixels")

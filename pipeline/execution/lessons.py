@@ -9,9 +9,10 @@ import torch
 from kintsugi.device import default_device
 from kintsugi.errors import JobError
 from kintsugi.pipeline.data.decode import Decoded
+from kintsugi.pipeline.execution.degrade import degrade
 from kintsugi.pipeline.execution.problems import Prepared
 from kintsugi.pipeline.execution.run import Run
-from kintsugi.pipeline.execution.stage import Stage, degrade
+from kintsugi.pipeline.execution.stage import Stage
 from kintsugi.pipeline.execution.worker import Worker
 from kintsugi.samplers import KeyedNoise
 from kintsugi.samplers.descent import Denoiser
@@ -46,7 +47,7 @@ def lessons_of(run: Run) -> list[Lesson]:
 
 @torch.no_grad()
 def lesson_of(stage: Stage, problem: Prepared, samples: Sequence[Decoded], arrays: np.ndarray) -> Lesson:
-    """As `Stage.run_batch` begins: the measurements of a batch, and what the sampler is told of them."""
+    """As `Stage.sampled` begins: the measurements of a batch, and what the sampler is told of them."""
     keys, job = [sample.key for sample in samples], stage.job
     beside = [sample.truth for sample in samples if sample.truth is not None]
     y, truth = degrade(job, problem, keys, torch.from_numpy(arrays).to(stage.device), beside)

@@ -11,7 +11,8 @@ from kintsugi.pipeline.execution.live import Live
 from kintsugi.pipeline.execution.memory import lacks_memory
 from kintsugi.pipeline.execution.rows import Result
 from kintsugi.pipeline.execution.run import Part
-from kintsugi.pipeline.execution.worker import Observer, Workplace
+from kintsugi.pipeline.execution.worker import Observer
+from kintsugi.pipeline.execution.workplace import Workplace
 
 
 def in_process(parts: Iterable[Part], live: Live) -> Generator[Commit, None, None]:

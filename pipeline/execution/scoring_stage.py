@@ -1,6 +1,7 @@
 """The stage of restored images, whatever method made them: each is compared with its truth."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import numpy as np
 import torch
@@ -34,6 +35,10 @@ class ScoringStage:
         self.with_truth = job.reference == "truth"
         self.seconds = {"score": 0.0}
         self.notes: list[str] = []
+
+    def begin(self, samples: Sequence[Decoded]) -> Callable[[], list[Scored]]:
+        """What scores pairs, as `run`: there is nothing to be done before."""
+        return partial(self.run, samples)
 
     def run(self, samples: Sequence[Decoded]) -> list[Scored]:
         """The metrics of pairs (2, H, W, C) uint8, restored and true; raises what a metric raised."""

@@ -1,30 +1,31 @@
 """The stage: degrade a batch of images, restore it, score it. Knows nothing of shards and rows."""
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import NamedTuple, TypeVar
+from functools import cache, partial
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from kintsugi import priors
-from kintsugi.errors import JobError, UnreadableImage
-from kintsugi.operators import Operator, SpecError
+from kintsugi.errors import JobError
+from kintsugi.operators import SpecError
 from kintsugi.operators.stack import all_or_first
 from kintsugi.pipeline.data.convert import Images, Measurements
 from kintsugi.pipeline.data.decode import Convert, Decoded
 from kintsugi.pipeline.data.pictures import BITS
 from kintsugi.pipeline.execution.checkpoints import on_this_node
-from kintsugi.pipeline.execution.degrade import add_noise, baselines, eight_bits, levels
+from kintsugi.pipeline.execution.degrade import baselines, degrade, eight_bits, levels
 from kintsugi.pipeline.execution.memory import Memory, largest_batch
 from kintsugi.pipeline.execution.own import Own
 from kintsugi.pipeline.execution.problems import Prepared, Problems
+from kintsugi.pipeline.execution.rehearsal import rehearse
 from kintsugi.pipeline.execution.samples import Samples, Several
 from kintsugi.pipeline.execution.timing import timed
 from kintsugi.pipeline.job import Job
-from kintsugi.pipeline.metrics import REGISTRY, SETS
+from kintsugi.pipeline.metrics import SETS
 from kintsugi.pipeline.metrics.features import Extractor
 from kintsugi.pipeline.metrics.registry import TRUTH, baseline_column
 from kintsugi.pipeline.metrics.scoring import Scorer, residual
@@ -32,7 +33,6 @@ from kintsugi.pipeline.metrics.weights import MissingWeights
 from kintsugi.priors import speed
 from kintsugi.priors.base import Described, NetworkPrior, channels_of
 from kintsugi.priors.grouped import grouped, said
-from kintsugi.samplers import KeyedNoise
 from kintsugi.samplers.inversion import there_and_back
 
 BATCH_ON_CPU = 16  # `auto` where memory does not tell: larger batches are no faster there
@@ -100,6 +100,7 @@ class Stage:
 
     Attributes:
         loaded: the prior, and what is known of it.
+        beside: a GPU's stream of what is scored while the next batch is restored.
         seconds: time spent by part (degrade, sample, score) since the start; forward and vjp are the
             network's within sample.
         notes: what the user should know.
@@ -118,6 +119,7 @@ class Stage:
     ):
         self.job, self.device = job, torch.device(device)
         self.scorer, self.extractor = measuring(job, self.device)
+        self.beside: Any = torch.Stream(self.device) if self.device.type == "cuda" else None
         self.loaded = loaded or prior_of(job, self.device)
         prior, described = self.loaded
         try:
@@ -154,42 +156,37 @@ class Stage:
         return largest_batch(self.rehearse, compute.unit_size, self.device, compute.gpus_per_actor)
 
     def rehearse(self, count: int) -> None:
-        """The first step of the sampler on a batch and the evaluation after it, and the batch's scores.
-
-        It needs the memory of a whole run, and little time.
-
-        Raises:
-            JobError: no image of about `data.size` fits the operator.
-        """
-        if self.problems.typical is None:
-            raise JobError("compute: the operator fits no image of data.size; give batch_size as a number")
-        problem = self.problems.of_images(self.problems.typical.image)
+        """What needs the memory of a whole batch, and little time; raises as `rehearsal.rehearse`."""
         self.batch_size = count
-        truth = torch.zeros(count, *problem.operator.image_shape, device=self.device)
-        noise = KeyedNoise(0, [str(i) for i in range(count)])
-        problem.begin([0] * count, count)
-        y = problem.operator.forward(truth)
-        with suppress(RehearsedError):
-            problem.sampler(
-                problem.metered,
-                problem.operator,
-                y,
-                noise,
-                sigma_y=problem.sigma_y,
-                callback=end_of_rehearsal,
-            )
-        with suppress(ValueError, ArithmeticError):  # of a metric to which a flat image is none
-            self.score(problem, y, truth, truth)
+        rehearse(self.problems, self.device, count, self.score)
 
     def run(self, samples: Sequence[Decoded]) -> list[Restored]:
-        """Restore samples, each with its image or measurement.
+        """Restore samples, each with its image or measurement, and score them.
 
         Those of one shape and type together, in less memory when it runs out.
 
         Raises:
-            Exception: what the operator, prior or sampler raised.
+            Exception: what the operator, prior, sampler or a metric raised.
         """
-        return self.in_batches(samples, self.run_batch)
+        return self.in_batches(samples, lambda *batch: [result() for result in self.sampled(*batch)])
+
+    def begin(self, samples: Sequence[Decoded]) -> Callable[[], list[Restored]]:
+        """Restore samples; returns what scores them, in another thread while the next are restored.
+
+        Raises:
+            Exception: what the operator, prior or sampler raised. The score raises what a metric raised, or
+                that memory ran out: `run` is to do the samples again, in less.
+        """
+        if self.scorer.needs_prior:  # which is of this thread
+            results = self.run(samples)
+            return lambda: results
+        parts = self.in_batches(samples, self.sampled)
+
+        def score() -> list[Restored]:
+            with torch.cuda.stream(self.beside):
+                return [part() for part in parts]
+
+        return score
 
     def in_batches(self, samples: Sequence[Decoded], work: Work[T]) -> list[T]:
         """What the work returns for each sample, in their order; raises as `run`."""
@@ -220,18 +217,23 @@ class Stage:
             results += self.memory.persist(next_batch, whole)
         return results
 
-    def run_batch(self, problem: Prepared, samples: Sequence[Decoded], arrays: np.ndarray) -> list[Restored]:
-        """Restore samples, whose arrays are (B, H, W, C) or (B, C, h, w); raises as `run`."""
+    def sampled(
+        self, problem: Prepared, samples: Sequence[Decoded], arrays: np.ndarray
+    ) -> list[Callable[[], Restored]]:
+        """Restore samples, whose arrays are (B, H, W, C) or (B, C, h, w); raises as `run`.
+
+        Returns:
+            For each what makes its result; the first that is called scores the batch.
+        """
         problem.begin([sample.label for sample in samples], self.batch_size)
         keys = [sample.key for sample in samples]
-        job, count = self.job, len(keys)
+        job = self.job
         with timed(self.seconds, "degrade", self.device), torch.no_grad():
             beside = [sample.truth for sample in samples if sample.truth is not None]
             y, truth = degrade(job, problem, keys, torch.from_numpy(arrays).to(self.device), beside)
         before = self.seconds["sample"]
         with timed(self.seconds, "sample", self.device), torch.no_grad():
             problem = self.problems.as_told(problem, y)
-        operator = problem.operator
         problem.metered.begin()
         drawn, scored = Samples(job, keys, y), truth if job.calibrated else None
         while drawn.wanted:
@@ -242,29 +244,39 @@ class Stage:
                     drawn.score(self.scorer(image, scored, again(self.scorer, problem, image)))
         for part, spent in problem.metered.seconds().items():
             self.seconds[part] += spent
+        seen = (np.stack(beside) if beside else arrays) if truth is not None else None
+        spent = (self.seconds["sample"] - before) / len(keys)
+        batch = cache(partial(self.scored, problem, drawn, truth, seen, spent))
+        return [partial(nth_of, batch, i) for i in range(len(keys))]
+
+    def scored(
+        self, problem: Prepared, drawn: Samples, truth: Tensor | None, true: np.ndarray | None, seconds: float
+    ) -> list[Restored]:
+        """The results of a batch that was restored, in `seconds` each; true: its truth as it was read."""
+        job, y, count = self.job, drawn.y, len(drawn.keys)
         with timed(self.seconds, "score", self.device), torch.no_grad():
             image, several = drawn.mean, drawn.several()
             finite = image.isfinite().flatten(1).all(1).tolist()
             metrics = self.score(problem, y, image, truth)
-            if scored is not None:
-                metrics |= drawn.calibration(scored)
-            residuals = residual(operator.forward(image), y)
+            if truth is not None and job.calibrated:
+                metrics |= drawn.calibration(truth)
+            residuals = residual(problem.operator.forward(image), y)
             seen, bits = {"": levels(image, 8)}, BITS[job.restoration.format]
-            if truth is not None and job.reference == "truth":
-                seen[TRUTH] = eight_bits(np.stack(beside) if beside else arrays)
+            if true is not None and job.reference == "truth":
+                seen[TRUTH] = eight_bits(true)
             restored = seen[""] if bits == 8 else levels(image, bits)
-            measurement = levels(y if operator.pixels else operator.pinv(y), 8)
+            measurement = levels(y if problem.operator.pixels else problem.operator.pinv(y), 8)
             features = [
                 features_of(self.extractor, key, {of: pictures[i] for of, pictures in seen.items()})
                 if finite[i]
                 else {}
-                for i, key in enumerate(keys)
+                for i, key in enumerate(drawn.keys)
             ]
         return [
             Restored(
                 metrics={name: values[i] for name, values in metrics.items()},
                 residual=residuals[i],
-                seconds=(self.seconds["sample"] - before) / count,
+                seconds=seconds,
                 forwards=drawn.forwards[i],
                 vjps=drawn.vjps[i],
                 batch_size=count,
@@ -289,6 +301,11 @@ class Stage:
                 values = self.scorer(estimate, truth)
                 found |= {baseline_column(name, baseline): of for name, of in values.items()}
         return found
+
+
+def nth_of(batch: Callable[[], Sequence[T]], place: int) -> T:
+    """One result of a batch."""
+    return batch()[place]
 
 
 def again(scorer: Scorer, problem: Prepared, image: Tensor) -> Tensor | None:
@@ -330,39 +347,6 @@ def form_of(sample: Decoded) -> Form:
     return (sample.array.shape, sample.array.dtype), true
 
 
-def degrade(
-    job: Job, problem: Prepared, keys: Sequence[str], samples: Tensor, beside: Sequence[np.ndarray]
-) -> tuple[Tensor, Tensor | None]:
-    """Measurements y on [-1, 1], and the truth (B, C, H, W) on [-1, 1] where there is one.
-
-    Args:
-        samples: images (B, H, W, C), or measurements (B, C, h, w).
-        beside: the true images of measurements that have such, (H, W, C) each.
-
-    Raises:
-        UnreadableImage: the true images have another size than the restored ones, or one too small.
-    """
-    if not job.has_truth:
-        return samples, None
-    true = torch.from_numpy(np.stack(beside)).to(samples.device) if beside else samples
-    truth = true.permute(0, 3, 1, 2)
-    truth = truth.float() / 127.5 - 1 if truth.dtype == torch.uint8 else truth
-    if job.from_measurements:
-        refuse_other_size(job, problem.operator, truth)
-        return samples, truth
-    y = problem.operator.forward(truth)
-    return add_noise(y, job.degradation.poisson, problem.gaussian, KeyedNoise(job.seed, keys)), truth
-
-
-def refuse_other_size(job: Job, operator: Operator, truth: Tensor) -> None:
-    """Raise UnreadableImage unless the truth of measurements can be compared with what is restored."""
-    (height, width), (h, w) = truth.shape[2:], operator.image_shape[1:]
-    if (height, width) != (h, w):
-        raise UnreadableImage(f"its truth has {width}x{height} pixels, the restored image {w}x{h}")
-    if min(h, w) < (smallest := max((REGISTRY[name].smallest for name in job.metrics), default=1)):
-        raise UnreadableImage(f"a metric needs sides of at least {smallest} pixels")
-
-
 def measuring(job: Job, device: torch.device) -> tuple[Scorer, Extractor]:
     """What measures images, and what sees them for metrics of sets; raises a JobError without weights."""
     try:
@@ -379,13 +363,3 @@ def features_of(extractor: Extractor, key: str, pictures: Mapping[str, np.ndarra
         for of, picture in pictures.items()
         for space, values in extractor(key, picture).items()
     }
-
-
-class RehearsedError(Exception):
-    """Ends a sampler's run early."""
-
-
-def end_of_rehearsal(step: int, x: Tensor, prediction: Tensor) -> None:
-    """A sampler's callback: raise RehearsedError after the second evaluation."""
-    if step == 1:
-        raise RehearsedError

@@ -64,5 +64,6 @@ def timed(seconds: dict[str, float], part: str, device: torch.device) -> Iterato
     started = time.perf_counter()
     yield
     if device.type == "cuda":
-        torch.cuda.synchronize(device)  # once per part of a batch, not per step
+        # Once per part of a batch, not per step; another thread's stream is not waited for.
+        torch.cuda.current_stream(device).synchronize()
     seconds[part] += time.perf_counter() - started

@@ -3,8 +3,8 @@
 import platform
 import socket
 import time
-from collections.abc import Callable, Container, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from importlib.metadata import version
 from typing import Any, Protocol
 
@@ -20,7 +20,7 @@ from kintsugi.pipeline.execution.commit import Commit, commit, read_commit, sche
 from kintsugi.pipeline.execution.directory import PLAN
 from kintsugi.pipeline.execution.identity import of_plugins, of_weights, recorded, refuse_changed
 from kintsugi.pipeline.execution.ledger import Task
-from kintsugi.pipeline.execution.memory import remembered_batch_size
+from kintsugi.pipeline.execution.memory import lacks_memory, remembered_batch_size
 from kintsugi.pipeline.execution.rows import Done, Result, done, failed_row, kept_of
 from kintsugi.pipeline.execution.run import recorded_prior, refuse_damaged
 from kintsugi.pipeline.execution.scoring_stage import ScoringStage
@@ -55,6 +55,14 @@ class UnitStage(Protocol):
     prior_sha256: str | None
     seconds: dict[str, float]
     notes: list[str]
+
+    def begin(self, samples: Sequence[Decoded]) -> Callable[[], Sequence[Scored]]:
+        """Restore samples, which have images; returns what scores them, in another thread.
+
+        Raises:
+            Exception: as `run`, here or there; `run` is to do the samples again.
+        """
+        ...
 
     def run(self, samples: Sequence[Decoded]) -> Sequence[Scored]:
         """A result for each sample, which has an image.
@@ -181,9 +189,10 @@ class Worker:
         kept = kept_of(self.job, self.folder, committed)
         reading = dict.fromkeys(("read", "fetch", "decode"), 0.0)
         written: list[Future[list[Done]]] = []
-        with ThreadPoolExecutor(1) as writer:  # pictures are encoded while the next batch is restored
-            for batch in waited_for(self.batches(unit, kept, task.poison), reading):
-                results = self.restore(batch)
+        # While a batch is restored the one before is scored, and pictures of those before that are encoded.
+        with ThreadPoolExecutor(1) as scorer, ThreadPoolExecutor(1) as writer:
+            batches = waited_for(self.batches(unit, kept, task.poison), reading)
+            for batch, results in self.restored(batches, scorer):
                 written.append(writer.submit(self.encoded, unit, batch, results, kept))
                 self.in_hand += len(batch)
                 self.tell(batch, results)
@@ -239,33 +248,59 @@ class Worker:
             self.encoded(unit, batch, results, {})
             self.tell(batch, results)
 
-    def restore(self, batch: list[Decoded]) -> list[Result]:
+    def restored(
+        self, batches: Iterable[list[Decoded]], scorer: Executor
+    ) -> Iterator[tuple[list[Decoded], list[Result]]]:
+        """Batches with the results of their samples; each is scored while the next one is restored."""
+        before: tuple[list[Decoded], Future[Sequence[Scored]]] | None = None
+        for batch in batches:
+            scoring = self.begun(batch, scorer)
+            if before is not None:
+                yield before[0], self.restore(before[0], before[1].result)
+            before = batch, scoring
+        if before is not None:
+            yield before[0], self.restore(before[0], before[1].result)
+
+    def begun(self, batch: list[Decoded], scorer: Executor) -> Future[Sequence[Scored]]:
+        """The results of the images of a batch, or why there are none; raises as `restore`."""
+        try:
+            return scorer.submit(self.stage.begin([sample for sample in batch if sample.image is not None]))
+        except (BROKEN_DEVICE, JobError):
+            raise
+        except Exception as error:
+            failed = Future[Sequence[Scored]]()
+            failed.set_exception(error)
+            return failed
+
+    def restore(
+        self, batch: list[Decoded], results: Callable[[], Sequence[Scored]] | None = None
+    ) -> list[Result]:
         """A result for each sample of a batch, of those skipped an empty error.
 
         A batch that raises is done again one by one, so that a bad sample fails alone; but after an
         error of the device every sample would fail, so that ends the worker's attempt at the unit, and a
         file that changed ends the job.
+
+        Args:
+            results: what gives or raises those of the images. None: the stage, from the beginning.
         """
         good = [sample for sample in batch if sample.image is not None]
         found: dict[str, Result] = {s.key: s.error or "" for s in batch if s.image is None}
         try:
-            found |= self.run_stage(good)
+            found |= keyed(good, results() if results else self.stage.run(good))
         except (BROKEN_DEVICE, JobError):
             raise
-        except Exception:
+        except Exception as error:
+            if results and lacks_memory(error):  # beside the next batch; the stage knows how to do with less
+                return self.restore(batch)
             for sample in good:
                 try:
-                    found |= self.run_stage([sample])
+                    found |= keyed([sample], self.stage.run([sample]))
                 except (BROKEN_DEVICE, JobError):
                     raise
                 except Exception as error:
                     found[sample.key] = error_text(error)
         return [found[sample.key] for sample in batch]
-
-    def run_stage(self, samples: list[Decoded]) -> dict[str, Scored]:
-        """The stage's results by key; raises as `UnitStage.run`."""
-        keys = [sample.key for sample in samples]
-        return dict(zip(keys, self.stage.run(samples), strict=True)) if keys else {}
 
     def tell(self, batch: list[Decoded], results: list[Result]) -> None:
         """Tell the observers of a batch."""
@@ -285,42 +320,9 @@ class Worker:
         ]
 
 
-class Workplace:
-    """A device, and the worker there: of one run after another, keeping what they have in common.
-
-    Args:
-        observers: of the worker of a job, as of `Worker`.
-    """
-
-    def __init__(self, device: str, observers: Callable[[Job], Sequence[Observer]]):
-        self.device, self.observers = device, observers
-        self.worker: Worker | None = None
-        self.before = 0.0
-
-    def of(self, job: Job, folder: Location) -> Worker:
-        """The worker of a run; raises as `Worker`."""
-        if self.worker is None or self.worker.folder != folder:
-            loaded = None
-            last = self.worker
-            if last is not None and isinstance(last.stage, Stage) and not last.stage.memory.recomputes:
-                loaded = last.stage.loaded if network_of(last.job) == network_of(job) else None
-            # Gone before the next is made, as two priors may be too much for a device.
-            self.before, self.worker = self.busy, None
-            del last
-            self.worker = Worker(job, folder, self.device, self.observers(job), loaded)
-        return self.worker
-
-    @property
-    def in_hand(self) -> int:
-        """Samples finished in the unit that is not committed yet; may be read from another thread."""
-        worker = self.worker
-        return 0 if worker is None else worker.in_hand
-
-    @property
-    def busy(self) -> float:
-        """Seconds that all its workers have spent in samplers."""
-        worker = self.worker
-        return self.before + (0.0 if worker is None else worker.busy)
+def keyed(samples: Sequence[Decoded], results: Sequence[Scored]) -> dict[str, Scored]:
+    """Results by key."""
+    return {sample.key: result for sample, result in zip(samples, results, strict=True)}
 
 
 def waited_for(batches: Iterator[list[Decoded]], seconds: dict[str, float]) -> Iterator[list[Decoded]]:

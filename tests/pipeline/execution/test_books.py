@@ -18,7 +18,8 @@ from kintsugi.pipeline.execution.live import Live
 from kintsugi.pipeline.execution.local import in_process
 from kintsugi.pipeline.execution.open import open_or_plan
 from kintsugi.pipeline.execution.run import Part
-from kintsugi.pipeline.execution.worker import Workplace, network_of
+from kintsugi.pipeline.execution.worker import network_of
+from kintsugi.pipeline.execution.workplace import Workplace
 
 
 def part_of(name: str, *samples: int) -> Part:
