@@ -46,15 +46,15 @@ def test_a_worker_says_what_is_left_of_its_unit(make_job, monkeypatch):
     run, live, seen = open_or_plan(make_job()), Live(), []
     from kintsugi.pipeline.execution.stage import Stage
 
-    original = Stage.run
+    original = Stage.in_batches
 
-    def run_stage(self, samples):
+    def run_stage(self, samples, work):
         seen.append(live.left)
-        return original(self, samples)
+        return original(self, samples, work)
 
-    monkeypatch.setattr(Stage, "run", run_stage)
+    monkeypatch.setattr(Stage, "in_batches", run_stage)
     list(in_process([Part(run, list(run.units())[:1])], live))
-    assert seen == [(3,), (1,)], "three samples, in batches of two"
+    assert seen == [(3,), (3,)], "three samples, in batches of two: the first is scored meanwhile"
     assert live.left == ()
 
 

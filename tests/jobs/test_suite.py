@@ -377,13 +377,13 @@ def test_restored_shards_that_were_not_written_yet_are_when_a_suite_goes_on(
 
 
 def test_only_failed_samples_are_done_again(suite_of, tmp_path, monkeypatch):
-    original, seen = Stage.run, []
+    original, seen = Stage.in_batches, []
 
-    def run(self, samples):
+    def run(self, samples, work):
         seen.extend(sample.key for sample in samples)
         if len(samples) > 1 or samples[0].key == "image_001":
             raise RuntimeError("a transient fault")
-        return original(self, samples)
+        return original(self, samples, work)
 
     file = suite_of(axes=ONE | {"seed": [0, 1]})
     retry = ("suite", file, "--address", "none", "--retry-failed")
@@ -392,10 +392,12 @@ def test_only_failed_samples_are_done_again(suite_of, tmp_path, monkeypatch):
     assert "--retry-failed: there is no run in" in said
     assert not (tmp_path / "suite").exists()
     with monkeypatch.context() as patch:
-        patch.setattr(Stage, "run", run)
+        patch.setattr(Stage, "in_batches", run)
         assert told("suite", file, "--address", "none")[0] == 2
     seen.clear()
-    monkeypatch.setattr(Stage, "run", lambda s, of: seen.extend(x.key for x in of) or original(s, of))
+    monkeypatch.setattr(
+        Stage, "in_batches", lambda s, of, work: seen.extend(x.key for x in of) or original(s, of, work)
+    )
     assert told("suite", file, "--address", "none")[0] == 2, "a rerun alone keeps failures"
     assert not seen
     file = suite_of(axes=ONE | {"seed": [0, 1, 2]})

@@ -160,9 +160,9 @@ def test_poison_is_found_by_bisection_and_alone_recorded_as_failed(station, monk
             super().__init__(run, device)
             stage, folder = self.worker(run).stage, Path(run.folder)
             accident, frozen = folder / "accident", folder / "frozen"
-            original = stage.run
+            original = stage.in_batches
 
-            def run_or_die(samples):
+            def run_or_die(samples, work):
                 keys = {sample.key for sample in samples}
                 if poison & keys:
                     if not frozen.exists():
@@ -173,9 +173,9 @@ def test_poison_is_found_by_bisection_and_alone_recorded_as_failed(station, monk
                 if unlucky in keys and not accident.exists():
                     accident.touch()
                     os._exit(1)
-                return original(samples)
+                return original(samples, work)
 
-            stage.run = run_or_die
+            stage.in_batches = run_or_die
 
     monkeypatch.setattr(module, "FROZEN_SECONDS", 1.0)
     notes = station.run_with(Poisoned, "poison", attempts=1)

@@ -200,14 +200,14 @@ def test_failed_samples_are_rows_and_the_rest_is_done(make_job, tmp_path):
 @pytest.mark.slow
 def test_a_sample_that_breaks_the_sampler_fails_alone(make_job, monkeypatch):
     """A batch that raises is done again one by one."""
-    original = Stage.run
+    original = Stage.in_batches
 
-    def run(self, samples):
+    def run(self, samples, work):
         if "image_001" in [sample.key for sample in samples]:
             raise RuntimeError("poison")
-        return original(self, samples)
+        return original(self, samples, work)
 
-    monkeypatch.setattr(Stage, "run", run)
+    monkeypatch.setattr(Stage, "in_batches", run)
     found = rows(execute(make_job()))
     assert [row["key"] for row in found if row["status"] == "failed"] == ["image_001"]
     assert next(r for r in found if r["status"] == "failed")["error"] == "RuntimeError: poison"

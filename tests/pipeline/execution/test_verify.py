@@ -169,18 +169,20 @@ def test_failed_samples_are_retried_and_nothing_else(make_job, job_file, monkeyp
     )
     job = make_job(compute={"batch_size": 1, "unit_size": 3, "cpus_per_actor": 1})
     write_job(job_file, job)
-    original, restored = Stage.run, []
+    original, restored = Stage.in_batches, []
 
-    def run(self, samples):
+    def run(self, samples, work):
         if "image_001" in [sample.key for sample in samples] and not restored:
             raise RuntimeError("a transient fault")
-        return original(self, samples)
+        return original(self, samples, work)
 
     with monkeypatch.context() as faulty:
-        faulty.setattr(Stage, "run", run)
+        faulty.setattr(Stage, "in_batches", run)
         assert kintsugi("run", job_file, "--address", "none").exit_code == 2
     assert kintsugi("run", job_file, "--address", "none").exit_code == 2, "a rerun alone keeps failures"
-    monkeypatch.setattr(Stage, "run", lambda s, of: restored.extend(x.key for x in of) or original(s, of))
+    monkeypatch.setattr(
+        Stage, "in_batches", lambda s, of, work: restored.extend(x.key for x in of) or original(s, of, work)
+    )
     result = kintsugi("run", job_file, "--address", "none", "--retry-failed")
     assert result.exit_code == 0
     assert restored == ["image_001"]
@@ -209,15 +211,15 @@ def test_a_retry_does_nothing_but_what_failed(job_file, make_job):
 def test_a_retry_that_is_killed_loses_nothing(make_job, monkeypatch):
     """Between the new rows and their record the unit counts as not done; a rerun does it."""
     job = make_job()
-    original = Stage.run
+    original = Stage.in_batches
 
-    def faulty(self, samples):
+    def faulty(self, samples, work):
         if "image_001" in [sample.key for sample in samples]:
             raise RuntimeError("a transient fault")
-        return original(self, samples)
+        return original(self, samples, work)
 
     with monkeypatch.context() as context:
-        context.setattr(Stage, "run", faulty)
+        context.setattr(Stage, "in_batches", faulty)
         run = execute(job)
     units = list(run.with_failures())
     with monkeypatch.context() as context:
