@@ -100,7 +100,6 @@ class Stage:
 
     Attributes:
         loaded: the prior, and what is known of it.
-        beside: a GPU's stream of what is scored while the next batch is restored.
         seconds: time spent by part (degrade, sample, score) since the start; forward and vjp are the
             network's within sample.
         notes: what the user should know.
@@ -119,7 +118,6 @@ class Stage:
     ):
         self.job, self.device = job, torch.device(device)
         self.scorer, self.extractor = measuring(job, self.device)
-        self.beside: Any = torch.Stream(self.device) if self.device.type == "cuda" else None
         self.loaded = loaded or prior_of(job, self.device)
         prior, described = self.loaded
         try:
@@ -161,9 +159,7 @@ class Stage:
         rehearse(self.problems, self.device, count, self.score)
 
     def run(self, samples: Sequence[Decoded]) -> list[Restored]:
-        """Restore samples, each with its image or measurement, and score them.
-
-        Those of one shape and type together, in less memory when it runs out.
+        """Restore and score samples: those of one shape and type together, in less memory when it runs out.
 
         Raises:
             Exception: what the operator, prior, sampler or a metric raised.
@@ -178,15 +174,8 @@ class Stage:
                 that memory ran out: `run` is to do the samples again, in less.
         """
         if self.scorer.needs_prior:  # which is of this thread
-            results = self.run(samples)
-            return lambda: results
-        parts = self.in_batches(samples, self.sampled)
-
-        def score() -> list[Restored]:
-            with torch.cuda.stream(self.beside):
-                return [part() for part in parts]
-
-        return score
+            return partial(list, self.run(samples))
+        return partial(called, self.in_batches(samples, self.sampled), self.device)
 
     def in_batches(self, samples: Sequence[Decoded], work: Work[T]) -> list[T]:
         """What the work returns for each sample, in their order; raises as `run`."""
@@ -222,8 +211,7 @@ class Stage:
     ) -> list[Callable[[], Restored]]:
         """Restore samples, whose arrays are (B, H, W, C) or (B, C, h, w); raises as `run`.
 
-        Returns:
-            For each what makes its result; the first that is called scores the batch.
+        What is returned for each makes its result; the first that is called scores the batch.
         """
         problem.begin([sample.label for sample in samples], self.batch_size)
         keys = [sample.key for sample in samples]
@@ -301,6 +289,13 @@ class Stage:
                 values = self.scorer(estimate, truth)
                 found |= {baseline_column(name, baseline): of for name, of in values.items()}
         return found
+
+
+def called(parts: Sequence[Callable[[], T]], device: torch.device) -> list[T]:
+    """What they return; on a GPU by a stream beside that of the next batch."""
+    stream: Any = torch.Stream(device) if device.type == "cuda" else None
+    with torch.cuda.stream(stream):
+        return [part() for part in parts]
 
 
 def nth_of(batch: Callable[[], Sequence[T]], place: int) -> T:
