@@ -1,5 +1,7 @@
 """A worker with a stage that is none of ours, and what its observers are told."""
 
+import threading
+
 import numpy as np
 import pytest
 import torch
@@ -77,6 +79,33 @@ def test_any_stage_makes_rows(work):
     assert (commit.prior_sha256, commit.notes, commit.seconds["score"]) == (None, ("begun",), 3)
     assert commit.sample_seconds == [0.5] * 3
     assert worker.stage.notes == []
+
+
+def test_a_batch_is_scored_while_the_next_is_restored(work):
+    worker, _, unit = work
+    second, overlapped, begun = threading.Event(), [], []
+
+    def begin(samples):
+        begun.append(len(samples))
+        if len(begun) == 2:
+            second.set()
+            return lambda: worker.stage.run(samples)
+        return lambda: overlapped.append(second.wait(20)) or worker.stage.run(samples)
+
+    worker.stage.begin = begin
+    commit = worker.process(Task(unit))
+    assert (begun, overlapped, commit.rows) == ([2, 1], [True], 3)
+
+
+def test_scores_that_lack_memory_are_made_again_with_all_the_stage_can_do(work):
+    worker, _, unit = work
+
+    def lacking():
+        raise torch.OutOfMemoryError
+
+    worker.stage.begin = lambda samples: lacking
+    rows = read_rows(worker.folder, worker.process(Task(unit)), ROWS.names).to_pylist()
+    assert [(row["status"], row["batch_size"]) for row in rows] == [("ok", 2), ("ok", 2), ("ok", 1)]
 
 
 def test_observers_hear_of_what_was_done_and_nothing_of_what_was_skipped(work):
