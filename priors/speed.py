@@ -91,7 +91,10 @@ class HalfPrecision(nn.Module):
 
 
 class Compiled(nn.Module):
-    """A network compiled for batches of one size; others run as they are."""
+    """A network compiled for batches of one size. Smaller ones are filled up, larger ones run as they are.
+
+    So what a sample becomes does not depend on how many others are in its batch, as the last of a unit.
+    """
 
     def __init__(self, network: nn.Module, mode: CompileMode, batch: int):
         super().__init__()
@@ -99,15 +102,27 @@ class Compiled(nn.Module):
         self.run = torch.compile(network, dynamic=False, mode=mode)
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
-        """By the compiled network for batches of its size, by the plain one for others."""
-        if len(x) != self.batch:
+        """By the compiled network for batches of its size or less, by the plain one for larger ones."""
+        count = len(x)
+        if count > self.batch:
             return self.network(x, *args, **kwargs)
+        if count < self.batch:
+            x, args = filled(x, count, self.batch), tuple(filled(a, count, self.batch) for a in args)
         # With CUDA graphs the next call overwrites the outputs and gradients of this one.
         if x.requires_grad:
             x = x.view_as(x)
             x.register_hook(torch.clone)  # type: ignore[no-untyped-call]  # torch does not annotate it
         output = self.run(x, *args, **kwargs)
-        return output.clone() if isinstance(output, Tensor) else tuple(o.clone() for o in output)
+        if isinstance(output, Tensor):
+            return output[:count].clone()
+        return tuple(o[:count].clone() for o in output)
+
+
+def filled(value: Any, count: int, batch: int) -> Any:
+    """What has an entry for each of `count` samples, with the last repeated up to `batch`; else as it is."""
+    if not isinstance(value, Tensor) or value.ndim == 0 or len(value) != count:
+        return value
+    return torch.cat([value, value[-1:].expand(batch - count, *value.shape[1:])])
 
 
 def half_precision(prior: NetworkPrior, dtype: torch.dtype) -> None:
@@ -148,6 +163,14 @@ def compiled(prior: NetworkPrior, mode: CompileMode, batch: int, warm_up: Callab
             f"torch.compile failed, running without it: {(str(error).strip() or repr(error)).splitlines()[0]}"
         )
     return None
+
+
+def uncompiled(prior: NetworkPrior) -> bool:
+    """Run the network of `prior` as it was before it was `compiled`; returns whether it was."""
+    if not isinstance(network := getattr(prior, "network", None), Compiled):
+        return False
+    prior.network = network.network
+    return True
 
 
 def keep_compiled() -> None:

@@ -30,13 +30,13 @@ class Memory:
     Attributes:
         batch_size: samples, or tiles, to be restored at once. notes: what the user should know.
         waits: pauses for memory since work last succeeded.
-        recomputes: whether the network computes activations twice from now on, which takes longer.
+        slower: whether the network is not compiled any more, or computes activations twice from now on.
     """
 
     def __init__(self, problems: Problems, prior: NetworkPrior, batch_size: int, notes: list[str]):
         self.problems, self.prior, self.batch_size, self.notes = problems, prior, batch_size, notes
         self.waits = 0
-        self.recomputes = False
+        self.slower = False
 
     def persist(self, work: Callable[[], T], whole: bool) -> T:
         """What `work` returns, which is called again with less until it fits.
@@ -82,9 +82,10 @@ class Memory:
             return "one size of images at a time is kept prepared from now on"
         if self.batch_size > 1:
             self.batch_size = (self.batch_size + 1) // 2
+            self.slower |= speed.uncompiled(self.prior)  # else it would be filled up to what does not fit
             return f"batches of {self.batch_size}, not compiled from now on"
         if whole and speed.checkpointed(self.prior):
-            self.recomputes = True
+            self.slower = True
             return "activations are computed twice from now on"
         return None
 

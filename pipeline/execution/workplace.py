@@ -25,7 +25,7 @@ class Workplace:
         if self.worker is None or self.worker.folder != folder:
             loaded = None
             last = self.worker
-            if last is not None and isinstance(last.stage, Stage) and not last.stage.memory.recomputes:
+            if last is not None and isinstance(last.stage, Stage) and not last.stage.memory.slower:
                 loaded = last.stage.loaded if network_of(last.job) == network_of(job) else None
             # Gone before the next is made, as two priors may be too much for a device.
             self.before, self.worker = self.busy, None

@@ -116,7 +116,36 @@ def test_a_compiled_network_computes_the_same_and_takes_other_sizes(x):
     assert speed.compiled(prior, "default", len(x), lambda: vjp(prior, x)) is None
     torch.testing.assert_close(prior(x, T), expected)
     torch.testing.assert_close(vjp(prior, x), gradient)
-    assert torch.equal(prior(x[:1], T[:1]), alone)
+    torch.testing.assert_close(prior(x[:1], T[:1]), alone)
+
+
+def test_a_sample_of_a_smaller_batch_is_computed_as_in_a_whole_one(monkeypatch):
+    """By a network whose result depends on the size of a batch, as that of a GPU's kernels does."""
+    sizes = []
+
+    class Depends(nn.Module):
+        def forward(self, x, t, labels, scale):
+            sizes.append(len(x))
+            return ((x * len(x)).sin() * t.view(-1, 1, 1, 1) * labels.view(-1, 1, 1, 1) * scale,)
+
+    monkeypatch.setattr(torch, "compile", lambda network, **kwargs: network)
+    prior = SimpleNamespace(network=Depends())
+    assert speed.compiled(prior, "default", 4, lambda: None) is None
+    x, t, labels = torch.randn(5, 3, 4, 4), torch.rand(5), torch.arange(5) + 1
+
+    def first(count):
+        leaf = x[:count].clone().requires_grad_()
+        (u,) = prior.network(leaf, t[:count], labels[:count], torch.tensor(2.0))
+        return u, torch.autograd.grad(u.square().sum(), leaf)[0]
+
+    u, gradient = first(4)
+    for count in (1, 2, 3):
+        fewer = first(count)
+        assert fewer[0].shape == fewer[1].shape == (count, 3, 4, 4)
+        assert torch.equal(fewer[0], u[:count])
+        assert torch.equal(fewer[1], gradient[:count])
+    first(5)
+    assert sizes == [4, 4, 4, 4, 5]
 
 
 def test_a_network_that_cannot_be_compiled_runs_as_it_is_and_says_so(x, monkeypatch):

@@ -108,7 +108,7 @@ def test_a_network_that_was_made_slower_for_one_run_is_not_that_of_the_next(make
     place = Workplace("cpu", lambda job: [])
     first, second = (place.of(run.job, run.folder).stage for run in runs[:2])
     assert second.loaded is first.loaded
-    second.memory.recomputes = True
+    second.memory.slower = True
     assert place.of(runs[2].job, runs[2].folder).stage.loaded is not first.loaded
 
 

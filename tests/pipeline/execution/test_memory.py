@@ -55,8 +55,30 @@ def test_what_gives_way_first_costs_least(waits, monkeypatch):
         "out of memory: batches of 1, not compiled from now on",
         "out of memory: activations are computed twice from now on",
     ]
-    assert less.recomputes
+    assert less.slower
     assert waits == [0.0] * 4, "a device's memory does not come back by waiting"
+
+
+def test_a_network_that_fills_up_its_batches_does_so_no_more_when_they_are_halved(waits, monkeypatch):
+    monkeypatch.setattr(torch, "compile", lambda network, **kwargs: network)
+    network = torch.nn.Identity()
+    prior, sizes = SimpleNamespace(network=network), []
+    network.register_forward_pre_hook(lambda module, inputs: sizes.append(len(inputs[0])))
+    assert memory.speed.compiled(prior, "default", 4, lambda: prior.network(torch.ones(4, 1))) is None
+    problems = Problems()
+    problems.prepared = {}
+    less = Memory(problems, prior, 4, [])
+
+    def work():
+        prior.network(torch.ones(less.batch_size, 1))
+        if sizes[-1] > 2:
+            of_device()
+
+    less.persist(work, whole=True)
+    prior.network(torch.ones(1, 1))
+    assert sizes == [4, 4, 4, 2, 1]
+    assert less.slower
+    assert prior.network is network
 
 
 def test_what_does_not_fit_in_tiles_leaves_the_batch_as_it_was(waits, monkeypatch):
