@@ -2,11 +2,9 @@
 
     python benchmarks/checkpoint_loading.py adm256.pt  # makes a file of ADM's size
     python benchmarks/network_speed.py --path adm256.pt
-    python benchmarks/network_speed.py --path adm256.pt --device cuda --batches 1,4,16,64 --peak 790
 
-Every row is the same module; the ratio is to plain float32 in the same run, at the same batch. With a GPU
-also the images per second of 5-step C-ΠGDM for 4× super-resolution, and with --peak, in TFLOP/s, the share
-of it that forwards and VJPs reach together.
+Every row is the same module; the ratio is to plain float32 in the same run, at the same batch. What a GPU
+makes of it with a sampler is for benchmarks/gpu.py.
 """
 
 import time
@@ -17,12 +15,10 @@ from typing import Annotated
 
 import torch
 import typer
-from torch.utils.flop_counter import FlopCounterMode
 
-from kintsugi import operators, priors, samplers
+from kintsugi import priors
 from kintsugi.priors import speed
 from kintsugi.priors.base import NetworkPrior
-from kintsugi.samplers import KeyedNoise
 
 SIZE = 256
 MODES: dict[str, tuple[torch.dtype | None, speed.CompileMode | None]] = {
@@ -57,21 +53,6 @@ def forward_and_vjp(prior: NetworkPrior, x: torch.Tensor) -> None:
     torch.autograd.grad(prior(leaf, torch.full((len(x),), 400.0, device=x.device)), leaf, x)
 
 
-def operations(prior: NetworkPrior, x: torch.Tensor) -> float:
-    """Floating-point operations of a forward with its VJP."""
-    with FlopCounterMode(display=False) as counter:
-        forward_and_vjp(prior, x)
-    return float(counter.get_total_flops())
-
-
-def sample(prior: NetworkPrior, x: torch.Tensor, repeats: int) -> float:
-    """Seconds to restore a batch like x by 5-step C-ΠGDM."""
-    operator = operators.build({"name": "bicubic", "factor": 4}, (3, SIZE, SIZE), device=x.device)
-    sampler = samplers.build({"name": "conjugate", "steps": 5, "w": 15})
-    y, noise = operator.forward(x), KeyedNoise(0, [str(i) for i in range(len(x))])
-    return seconds(lambda: sampler(prior, operator, y, noise), x.device.type, repeats)
-
-
 def main(
     path: Annotated[Path, typer.Option(exists=True, help="A guided-diffusion checkpoint.")],
     device: str = "cpu",
@@ -79,12 +60,10 @@ def main(
     modes: Annotated[str, typer.Option(help="Rows, comma-separated, by number from 0.")] = "0,1,2",
     repeats: int = 2,
     threads: int = 2,
-    peak: Annotated[float | None, typer.Option(help="Of the device in bf16, TFLOP/s.")] = None,
 ) -> None:
     torch.set_num_threads(threads)
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     columns = ["batch", "network", "forward, s", "forward + VJP, s", "ratio", "compiling, s"]
-    columns += ["memory, GiB", "5 steps, images/s", "share of peak"] * (device == "cuda")
     print("| " + " | ".join(columns) + " |\n" + "|---" * len(columns) + "|")
     for batch in map(int, batches.split(",")):
         x = torch.randn(batch, 3, SIZE, SIZE, device=device)
@@ -94,11 +73,8 @@ def main(
             prior = priors.load({"name": "adm", "path": str(path)}, device=device)
             if dtype is not None:
                 speed.half_precision(prior, dtype)
-            if device == "cuda":
-                work = operations(prior, x)
-                torch.cuda.reset_peak_memory_stats()
-                if dtype is not None:
-                    speed.channels_last(prior)
+            if device == "cuda" and dtype is not None:
+                speed.channels_last(prior)
             started = time.perf_counter()
             warm_up = partial(forward_and_vjp, prior, x)
             if mode is not None and (why := speed.compiled(prior, mode, batch, warm_up)):
@@ -110,10 +86,6 @@ def main(
             plain = plain or (once, both)
             ratios = f"{plain[0] / once:.2f}, {plain[1] / both:.2f}"
             row = [str(batch), name, f"{once:.3f}", f"{both:.3f}", ratios, f"{compiling:.0f}"]
-            if device == "cuda":
-                row.append(f"{torch.cuda.max_memory_allocated() / 2**30:.1f}")
-                row.append(f"{batch / sample(prior, x, repeats):.2f}")
-                row.append(f"{work / both / peak / 1e10:.0f} %" if peak else "")
             print("| " + " | ".join(row) + " |", flush=True)
 
 
