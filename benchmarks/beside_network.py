@@ -6,6 +6,9 @@
 Images of 256² are read, degraded (bicubic, 4 times smaller, σ = 0.05), scored beside what needs no network,
 and written, by a sampler that returns H⁺y; its time is left out. By CPU time of all threads, one thread to an
 operation, so that a busy machine and waiting for a disk change little; the best of a few rounds.
+
+Then the share of the time in which a device waits whose network takes 10, 100 or 1,000 ms for a batch of 16:
+of all but these pauses, by the clock, with scores beside the next batch and before it.
 """
 
 import io
@@ -13,6 +16,7 @@ import tarfile
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -24,10 +28,11 @@ from PIL import Image
 from skimage import data
 
 from kintsugi.pipeline.data.decode import Decoded
+from kintsugi.pipeline.execution.degrade import degrade
 from kintsugi.pipeline.execution.ledger import Task
 from kintsugi.pipeline.execution.open import open_or_plan
 from kintsugi.pipeline.execution.run import Run
-from kintsugi.pipeline.execution.stage import Stage, degrade
+from kintsugi.pipeline.execution.stage import Stage
 from kintsugi.pipeline.execution.worker import Worker
 from kintsugi.pipeline.job import Job
 
@@ -38,6 +43,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "three metrics, features (`swd`)": {"metrics": [*THREE, "swd"]},
     "three metrics, `images: all`": {"metrics": THREE, "images": "all"},
 }
+NETWORKS = (10, 100, 1000)
 STAGES = ("read, decode", "degrade", "score", "encode", "write")
 
 T = TypeVar("T")
@@ -57,6 +63,14 @@ def main(
             found = [spent(run_of(shards, Path(name, f"{title}{i}"), fields)) for i in range(rounds)]
             best = [min(times) for times in zip(*found, strict=True)]
             print(f"| {title} | {' | '.join(f'{1 / seconds:,.0f}' for seconds in best)} |", flush=True)
+        print(f"\n| the device waits | {' | '.join(f'{ms} ms' for ms in NETWORKS)} |\n|{'---|' * 4}")
+        for title, beside in (("scores before the next batch", False), ("scores beside it", True)):
+            shares = []
+            for ms in NETWORKS:
+                fields = {"sampler": {"name": "identity", "pause": ms / 1000 / BATCH}, "metrics": THREE}
+                fields["compute"] = {"unit_size": images, "batch_size": BATCH, "cpus_per_actor": 1}
+                shares.append(waited(run_of(shards, Path(name, f"{beside}{ms}"), fields), beside))
+            print(f"| {title} | {' | '.join(f'{share:.0%}' for share in shares)} |", flush=True)
 
 
 def photographs(folder: Path, count: int) -> Path:
@@ -117,6 +131,17 @@ def spent(run: Run) -> list[float]:
     totals["whole"] -= totals["sampler"]
     count = sum(unit.samples for unit in units)
     return [max(totals[part], 1e-6) / count for part in (*STAGES, "whole")]
+
+
+def waited(run: Run, beside: bool) -> float:
+    """The share of a unit's time that is not in the sampler."""
+    worker = Worker(run.job, run.folder, "cpu")
+    stage, (unit, *_) = worker.stage, list(run.outstanding())
+    worker.restore(next(worker.batches(unit, ())))  # what is computed once per job
+    if not beside:
+        worker.stage.begin = lambda samples: partial(list, stage.run(samples))  # type: ignore[method-assign]
+    spent = worker.process(Task(unit)).seconds
+    return 1 - spent["sample"] / spent["total"]
 
 
 def measured(stage: Stage, batch: list[Decoded]) -> torch.Tensor:
