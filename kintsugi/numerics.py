@@ -48,7 +48,7 @@ def inner(one: Tensor, other: Tensor) -> Tensor:
 
 
 def conjugate_gradients(
-    matrix: Map, inverse: Map, b: Tensor, ends: bool = False
+    matrix: Map, inverse: Map, b: Tensor, tolerance: float = 0.0
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Better and better solutions x of matrix(x) = b, each with its residual b − matrix(x), without end.
 
@@ -57,25 +57,26 @@ def conjugate_gradients(
 
     Args:
         matrix, inverse: symmetric and positive definite maps of (B, C, H, W); the second preconditions.
-        ends: on a CPU, end where no solution changes any more; on a GPU to ask that would be to wait.
+        tolerance: of ‖b − matrix(x)‖ / ‖b‖ in the norm of `inverse`. A solution within it stays as it is.
+            When all are the iterates end, on a CPU; on a GPU to ask that would be to wait. 0: no end.
     """
 
     x, r = torch.zeros_like(b), b
     preconditioned = inverse(r)
     direction = preconditioned
     energy = inner(r, preconditioned)
-    precise, tiny = torch.finfo(x.dtype).eps ** 2 * energy, torch.finfo(x.dtype).tiny
+    precise, tiny = max(torch.finfo(x.dtype).eps, tolerance) ** 2 * energy, torch.finfo(x.dtype).tiny
     while True:
         image = matrix(direction)
         curvature = inner(direction, image)
-        # A sample that has converged stays where it is: what is left of it is rounding.
+        # A sample that has converged stays where it is, whatever others need.
         step = torch.where((energy > precise) & (curvature > 0), energy / curvature.clamp_min(tiny), 0)
         x = x + step * direction
         r = r - step * image
         yield x, r
         preconditioned = inverse(r)
         before, energy = energy, inner(r, preconditioned)
-        if ends and b.device.type == "cpu" and not (energy > precise).any():
+        if tolerance > 0 and b.device.type == "cpu" and not (energy > precise).any():
             return
         turn = torch.where(energy > precise, energy / before.clamp_min(tiny), 0)
         direction = preconditioned + turn * direction

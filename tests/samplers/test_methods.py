@@ -22,7 +22,7 @@ from kintsugi.operators.base import Linear, Nonlinear
 from kintsugi.priors.analytic import LowRankMixture, StandardNormal, natural_spectrum
 from kintsugi.priors.paths import DDPM, RectifiedFlow, VariancePreserving
 from kintsugi.samplers import KeyedNoise
-from kintsugi.samplers.lmmse import linear_mmse, spectrum
+from kintsugi.samplers.lmmse import TOLERANCE, linear_mmse, spectrum
 from kintsugi.samplers.problem import Problem
 from kintsugi.testing import check_sampler, draw, mixture
 
@@ -250,7 +250,7 @@ def test_the_linear_mmse_estimate_is_that_of_its_gaussian(spec, sigma_y):
     expected = y.flatten(1) @ inner @ h @ c
     known = operator.to_spectral(operator.pinv(y))
     estimate = linear_mmse(operator, known, sigma_y)
-    assert relative_error(estimate.flatten(1), expected) < 1e-6
+    assert relative_error(estimate.flatten(1), expected) < 3 * TOLERANCE
     alone = linear_mmse(operator, known[1:], sigma_y)
     torch.testing.assert_close(alone, estimate[1:], rtol=1e-9, atol=1e-9)
 
@@ -263,22 +263,27 @@ def test_the_linear_mmse_estimate_fills_a_large_hole(sigma_y):
     estimate = linear_mmse(operator, operator.to_spectral(operator.pinv(y)), sigma_y).double()
     pull = estimate.flatten(1) @ torch.linalg.inv(natural_covariance(32, 32))
     hidden = operator.singular_values.flatten() == 0
-    assert pull[:, hidden].abs().max() < 1e-4 * pull.abs().max()
+    assert pull[:, hidden].abs().max() < 20 * TOLERANCE * pull.abs().max()
     if sigma_y == 0:
         torch.testing.assert_close(operator.forward(estimate), y.double(), rtol=0, atol=1e-5)
 
 
-def test_conjugate_gradients_end_on_a_cpu_without_changing_a_solution():
-    """A sample that is solved at once, beside one that takes a few iterations."""
+def test_conjugate_gradients_end_on_a_cpu_when_all_are_within_the_tolerance():
+    """One that is solved at once, one that is there after few iterations, and one that takes more."""
     scale = torch.linspace(1, 2, 64).view(1, 1, 8, 8)
-    b = torch.cat([torch.zeros(1, 1, 8, 8), draw(1, 1, 8, 8).float()])
-    whole, ended = (
-        [x for x, _ in islice(conjugate_gradients(lambda x: scale * x, lambda r: r, b, ends), 60)]
-        for ends in (False, True)
-    )
-    assert len(ended) < 20 < len(whole)
-    assert torch.equal(ended[-1], whole[-1])
-    assert torch.equal(nth(iter([(x, x) for x in ended]), 60), whole[-1])
+    noise = draw(1, 1, 8, 8).float()
+    b = torch.cat([torch.zeros(1, 1, 8, 8), (scale < 1.1) * noise, noise])
+
+    def iterates(b, tolerance):
+        return list(islice(conjugate_gradients(lambda x: scale * x, lambda r: r, b, tolerance), 60))
+
+    ended = iterates(b, 1e-4)
+    assert len(ended) < 15 < len(iterates(b, 0.0))
+    solution, residual = ended[-1]
+    assert (residual.flatten(1).norm(dim=1) <= 1e-4 * b.flatten(1).norm(dim=1)).all()
+    for i in range(3):
+        alone = nth(conjugate_gradients(lambda x: scale * x, lambda r: r, b[i : i + 1], 1e-4), 60)
+        assert torch.equal(alone, solution[i : i + 1])
 
 
 def test_the_linear_mmse_start_is_closer_to_a_smooth_image_than_the_pseudo_inverse():
