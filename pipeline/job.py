@@ -158,7 +158,7 @@ class Job(Model):
                 raise ValueError(
                     f"degradation.poisson: the measurement of {name!r} is no image of photon counts"
                 )
-        samplers.build(self.sampler)
+        self.check_reuse(samplers.build(self.sampler))
         priors.check(self.prior)
         if isinstance(path := self.prior.get("path"), str):
             at(path)
@@ -182,6 +182,14 @@ class Job(Model):
                 f"{self.data.channels}; png and png16 are written as .npy"
             )
         return self
+
+    def check_reuse(self, sampler: samplers.Sampler) -> None:
+        """Raise a ValueError for features that are reused, and a sampler that would differentiate them."""
+        if self.compute.reuse is not None and getattr(sampler, "differentiates", False):
+            raise ValueError(
+                f"compute.reuse: {self.sampler['name']!r} asks for vector-Jacobian products, and features of "
+                "another evaluation have no derivative; leave it out, or choose a sampler without"
+            )
 
     @property
     def folder(self) -> Location:

@@ -16,6 +16,7 @@ from pydantic import (
     TypeAdapter,
     ValidationError,
     field_validator,
+    model_validator,
 )
 
 from kintsugi.device import has_bf16
@@ -333,6 +334,12 @@ class Compute(Model):
         description="torch.compile's mode for the network; reduce-overhead uses CUDA graphs. auto: default "
         "where the machine that begins the run has a GPU, else none. Falls back with a message.",
     )
+    reuse: PositiveInt | None = Field(
+        default=None,
+        exclude_if=absent,
+        description="N: the network's coarser levels in every N-th evaluation only, its finest in all, for "
+        "samplers without vector-Jacobian products (DeepCache).",
+    )
     attempts: PositiveInt = Field(default=3, description="Before a unit that fails as a whole is given up.")
 
     @field_validator("gpus_per_actor")
@@ -342,6 +349,13 @@ class Compute(Model):
         if value > 1 and not value.is_integer():
             raise ValueError(f"more than one GPU must be a whole number, got {value:g}")
         return value
+
+    @model_validator(mode="after")
+    def reused_as_it_is(self) -> "Compute":
+        """Raise a ValueError for parts of a network that is compiled as a whole."""
+        if self.reuse is not None and self.compile is not None:
+            raise ValueError("reuse: a compiled network runs as a whole; leave compile out")
+        return self
 
     def on(self, device: str) -> "Compute":
         """With what `auto` means on a device of this machine, "cuda" or "cpu"; batch_size is the run's."""

@@ -1,7 +1,7 @@
 """CDIM: as many guidance steps as it takes for the state's misfit to be what noise alone would leave."""
 
 from itertools import pairwise
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import torch
 from pydantic import Field, PositiveInt
@@ -29,6 +29,7 @@ class CDIM(Descent):
     batch is evaluated until all of its samples are done, which the host has to read after each.
     """
 
+    differentiates: ClassVar[bool] = True
     steps: PositiveInt = 25
     projections: PositiveInt = 20
     margin: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.1

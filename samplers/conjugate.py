@@ -92,6 +92,11 @@ class Conjugate(Span, KeptForOneJob):
         return self.noise_from if self.w != 0 else 0
 
     @property
+    def differentiates(self) -> bool:
+        """Whether there are any."""
+        return self.vjps > 0
+
+    @property
     def noise_from(self) -> int:
         """The step from which on outputs are made ε before they are used.
 

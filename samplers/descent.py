@@ -96,6 +96,7 @@ class Descent(KeptForOneJob, ABC):
 
     Attributes:
         path: its states are a x₀ + s z, and `grid` divides its time.
+        differentiates: whether it asks for vector-Jacobian products of the network.
 
     Args:
         steps: network evaluations.
@@ -106,6 +107,7 @@ class Descent(KeptForOneJob, ABC):
     """
 
     path: ClassVar[Path] = PATH
+    differentiates: ClassVar[bool] = False
     steps: PositiveInt = 100
     start: Annotated[float, Field(gt=0, le=1)] = 1.0
     end: Annotated[float, Field(gt=0, lt=1)] = 0.001

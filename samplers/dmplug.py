@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from itertools import pairwise
+from typing import ClassVar
 
 import torch
 from pydantic import PositiveFloat, PositiveInt
@@ -25,6 +26,7 @@ class DMPlug(Descent):
     vector-Jacobian products. The true gradient, also of a non-linear operator.
     """
 
+    differentiates: ClassVar[bool] = True
     steps: PositiveInt = 15000
     ode_steps: PositiveInt = 3
     lr: PositiveFloat = 0.01

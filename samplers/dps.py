@@ -1,5 +1,7 @@
 """DPS and MCG: an unconditional step, then a gradient step on the misfit of the prediction."""
 
+from typing import ClassVar
+
 from pydantic import PositiveInt
 from pydantic.dataclasses import dataclass
 from torch import Tensor
@@ -17,6 +19,7 @@ class DPS(Stepwise):
     non-linear operator. eta: DDIM's share of fresh noise, 1 as published.
     """
 
+    differentiates: ClassVar[bool] = True
     steps: PositiveInt = 1000
     zeta: Strength = 1.0
     eta: Share = 1.0

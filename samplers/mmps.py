@@ -1,5 +1,7 @@
 """MMPS: the prediction moved to E[x₀ | x, y] by the covariance of x₀ given x of Tweedie's formula."""
 
+from typing import ClassVar
+
 import torch
 from pydantic import PositiveFloat, PositiveInt
 from pydantic.dataclasses import dataclass
@@ -24,6 +26,7 @@ class MMPS(Stepwise):
     eta: DDIM's share of fresh noise, 1 as published.
     """
 
+    differentiates: ClassVar[bool] = True
     iterations: PositiveInt = 3
     floor: PositiveFloat = 0.01
     eta: Share = 1.0

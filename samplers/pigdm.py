@@ -1,6 +1,7 @@
 """ΠGDM: integrated as an ODE, which is a setting of `samplers.conjugate`, and the discrete one with η."""
 
 from dataclasses import field
+from typing import ClassVar
 
 from pydantic import FiniteFloat
 from pydantic.dataclasses import dataclass
@@ -35,6 +36,7 @@ class DiscretePiGDM(Stepwise):
     x' = a' x̂₀ + DDIM's noise + w a (∂x̂₀/∂x)ᵀ G (H⁺y − x̂₀) with r² = s². w = 1 as published.
     """
 
+    differentiates: ClassVar[bool] = True
     w: Strength = 1.0
     eta: Share = 1.0
 

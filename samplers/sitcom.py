@@ -1,6 +1,7 @@
 """SITCOM: at every level Adam on the network's input, until its prediction agrees with y."""
 
 from itertools import pairwise
+from typing import ClassVar
 
 import torch
 from pydantic import PositiveFloat, PositiveInt
@@ -29,6 +30,7 @@ class SITCOM(Descent):
     that agrees with y earlier needs fewer, and it is counted so. The true gradient, also of a non-linear H.
     """
 
+    differentiates: ClassVar[bool] = True
     steps: PositiveInt = 400
     adam_steps: PositiveInt = 20
     lr: PositiveFloat = 0.01

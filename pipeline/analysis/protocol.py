@@ -85,11 +85,15 @@ class Start(TypedDict):
 
 @CLOSED
 class Evaluations(TypedDict):
-    """Of the network, for an image; a vector-Jacobian product is one of its own."""
+    """Of the network, for an image; a vector-Jacobian product is one of its own.
+
+    reuse: `compute.reuse` of a job: forwards are whole in every Nth alone, in others the finest level.
+    """
 
     forwards: Evaluated
     vjps: Evaluated
     total: Evaluated
+    reuse: NotRequired[Count]
 
 
 @CLOSED

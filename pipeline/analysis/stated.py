@@ -14,7 +14,14 @@ import pyarrow.compute as pc
 from kintsugi import operators, samplers
 from kintsugi.operators import draws
 from kintsugi.pipeline.analysis.aggregate import Summary
-from kintsugi.pipeline.analysis.protocol import OperatorOf, Protocol, Start, sha256_of_keys, sha256_of_spec
+from kintsugi.pipeline.analysis.protocol import (
+    Evaluations,
+    OperatorOf,
+    Protocol,
+    Start,
+    sha256_of_keys,
+    sha256_of_spec,
+)
 from kintsugi.pipeline.analysis.rows import Tally, measures_in
 from kintsugi.pipeline.execution.identity import recorded
 from kintsugi.pipeline.execution.run import Run
@@ -60,7 +67,10 @@ def protocol_of(run: Run, tally: Tally, summary: Summary, rows: Path) -> Protoco
     }
     found["images"] |= {"size": job.data.size, "fit": job.data.fit}
     found["start"], found["sampler"] = start_of(job.sampler), job.sampler
-    found["evaluations"] = {"forwards": forwards, "vjps": vjps, "total": forwards + vjps}
+    evaluations: Evaluations = {"forwards": forwards, "vjps": vjps, "total": forwards + vjps}
+    if job.compute.reuse is not None:
+        evaluations["reuse"] = job.compute.reuse
+    found["evaluations"] = evaluations
     found["prior"] = {"title": run.prior.title, "sha256": run.prior.sha256}
     return found
 

@@ -2,7 +2,7 @@
 
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from kintsugi import operators, samplers
+from kintsugi.errors import JobError
 from kintsugi.operators import NotStackable, Operator, SpecError, stack
 from kintsugi.pipeline.data.decode import MAX_PIXELS, Decoded
 from kintsugi.pipeline.execution.identity import of_specs, refuse_changed
@@ -17,8 +18,10 @@ from kintsugi.pipeline.execution.own import Own, as_told, own_of
 from kintsugi.pipeline.execution.timing import Metered
 from kintsugi.pipeline.job import Job
 from kintsugi.priors.base import ClassConditional, Prior
+from kintsugi.priors.reuse import Reusing
 from kintsugi.priors.tiled import Tiled
-from kintsugi.samplers.base import Sampler
+from kintsugi.samplers.base import Callback, Restoration, Sampler
+from kintsugi.samplers.noise import Noise
 
 MAX_SIDE = 16_384  # whose decomposition takes minutes
 KEPT = 8  # sizes of measurements whose decompositions are kept
@@ -34,6 +37,7 @@ class Prepared:
         gaussian, sigma_y: standard deviations, of the Gaussian noise and of what the sampler is told, on
             [-1, 1]; of samples with levels of their own (B, 1, 1, 1).
         own: of a batch whose samples have parameters of their own, each; empty otherwise.
+        reusing: what the sampler asks where features are to be reused; else it asks `metered`.
     """
 
     operator: Operator
@@ -42,6 +46,7 @@ class Prepared:
     gaussian: float | Tensor
     sigma_y: float | Tensor
     own: Sequence[Own] = ()
+    reusing: Reusing | None = None
 
     def alone(self, place: int) -> tuple[Operator, float]:
         """The operator of one sample of the batch, and `sigma_y`."""
@@ -49,6 +54,18 @@ class Prepared:
             return self.own[place].operator, self.own[place].degradation.sigma_y
         assert not isinstance(self.sigma_y, Tensor)
         return self.operator, self.sigma_y
+
+    def restore(self, y: Tensor, noise: Noise, callback: Callback | None = None) -> Restoration:
+        """One restoration of each measurement of a batch."""
+        with nullcontext() if self.reusing is None else self.reusing.restoring():
+            return self.sampler(
+                self.reusing or self.metered,
+                self.operator,
+                y,
+                noise,
+                sigma_y=self.sigma_y,
+                callback=callback,
+            )
 
     def begin(self, labels: Sequence[int | None], tiles: int) -> None:
         """Tell the prior the next batch's classes and number of tiles; a missing class is a ValueError."""
@@ -73,6 +90,14 @@ def together(base: Prepared, own: Sequence[Own]) -> Prepared:
         raise NotStackable("samples with noise and without, which samplers treat differently")
     of_each = torch.tensor(levels, device=operator.singular_values.device).T[..., None, None, None]
     return replace(base, operator=operator, gaussian=of_each[0], sigma_y=of_each[1], own=own)
+
+
+def reusing_of(prior: Prior, every: int | None) -> Reusing | None:
+    """The prior with features that are reused, if a job asks for it; raises a JobError where it cannot."""
+    try:
+        return None if every is None else Reusing(prior, every)
+    except SpecError as error:
+        raise JobError(f"compute.{error}") from error
 
 
 class Shapes(NamedTuple):
@@ -142,9 +167,11 @@ class Problems:
                 prior, job.data.size, self.multiple, min(job.restoration.overlap, job.data.size // 2)
             )
         sampler, metered = samplers.build(job.sampler), Metered(prior, self.device)
-        found = Prepared(operator, sampler, metered, degradation.gaussian, degradation.sigma_y)
+        reusing = reusing_of(metered, job.compute.reuse)
+        levels = degradation.gaussian, degradation.sigma_y
+        found = Prepared(operator, sampler, metered, *levels, reusing=reusing)
         like = torch.empty(0, device=self.device)
-        sampler.prepare(metered, operator, degradation.sigma_y, like)
+        sampler.prepare(reusing or metered, operator, degradation.sigma_y, like)
         return found
 
     def of_batch(self, base: Prepared, samples: Sequence[Decoded]) -> Prepared:

@@ -32,9 +32,7 @@ def rehearse(
     problem.begin([0] * count, count)
     y = problem.operator.forward(truth)
     with suppress(RehearsedError):
-        problem.sampler(
-            problem.metered, problem.operator, y, noise, sigma_y=problem.sigma_y, callback=end_of_rehearsal
-        )
+        problem.restore(y, noise, end_of_rehearsal)
     with suppress(ValueError, ArithmeticError):  # of a metric to which a flat image is none
         score(problem, y, truth, truth)
 

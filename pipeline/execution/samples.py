@@ -58,7 +58,7 @@ class Samples:
         """One more sample of each measurement, (B, 3, H, W); the first is that of a job with one sample."""
         number, job = self.running.count, self.job
         noise = KeyedNoise(job.seed, self.keys if number == 0 else [f"{k}\0{number}" for k in self.keys])
-        outcome = problem.sampler(problem.metered, problem.operator, self.y, noise, sigma_y=problem.sigma_y)
+        outcome = problem.restore(self.y, noise)
         self.running.add(outcome.image)
         self.forwards = added(self.forwards, outcome.forwards)
         self.vjps = added(self.vjps, outcome.vjps)

@@ -155,6 +155,8 @@ def cost_of(metrics: Mapping[str, Any]) -> str:
         )
     if more := cost.get("measuring"):
         beside.append(f"{times(more, 'evaluation')} more by which it is measured")
+    if (every := cost.get("reuse", 1)) > 1:
+        beside.append(f"the network's coarser levels in one of {every} evaluations, reused in others")
     where, what = " on " * bool(devices) + devices, ", with " * bool(beside) + " and ".join(beside)
     return f"An image took {number(seconds)} s{where}{what}."
 

@@ -62,7 +62,7 @@ def results(run: Run, tally: Tally, summary: Summary, sets: Mapping[str, SetResu
             by: {"groups": len(groups), "largest": largest(groups, list(summary.measures))}
             for by, groups in summary.breakdowns.items()
         },
-        "cost": {"forwards": summary.forwards, "vjps": summary.vjps} | measuring(run.job),
+        "cost": {"forwards": summary.forwards, "vjps": summary.vjps} | more_of_cost(run.job),
         "time": spent(tally),
         "failures": asdict(summary.failures),
         "shards": {
@@ -90,9 +90,10 @@ def results(run: Run, tally: Tally, summary: Summary, sets: Mapping[str, SetResu
     }
 
 
-def measuring(job: Job) -> dict[str, int]:
-    """The forwards per sample by which it is measured, where there are such."""
-    return {"measuring": job.measuring} if job.measuring else {}
+def more_of_cost(job: Job) -> dict[str, int]:
+    """The forwards per sample by which it is measured, and N where others are whole in every Nth alone."""
+    found = {"measuring": job.measuring, "reuse": job.compute.reuse}
+    return {name: count for name, count in found.items() if count}
 
 
 def convention(job: Job) -> str:
