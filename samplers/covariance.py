@@ -16,7 +16,7 @@ from kintsugi.samplers.base import Share, Strength
 from kintsugi.samplers.descent import Denoiser, Level, Stepwise, noise_in
 from kintsugi.samplers.errors import ErrorVariances, errors_of, frequencies_of
 from kintsugi.samplers.linearised import gauss_newton, solved_for
-from kintsugi.samplers.lmmse import spectrum, stationary, towards
+from kintsugi.samplers.lmmse import spectrum, towards
 from kintsugi.samplers.problem import Init, Problem
 
 ITERATIONS = 15
@@ -84,8 +84,7 @@ class Covariance(Stepwise):
         operator = problem.operator
         if operator.linear or self.init == "pinv":
             return super().begin(problem, level)
-        covariance = stationary(spectrum(*operator.image_shape[1:]).to(problem.y), None)
-        mean = gauss_newton(problem, torch.zeros_like(problem.pinv), covariance)
+        mean = gauss_newton(problem, torch.zeros_like(problem.pinv), spectrum(*operator.image_shape[1:]))
         return problem.around(mean, level.a, level.s)
 
     def step(

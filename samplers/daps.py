@@ -7,7 +7,6 @@ from pydantic import PositiveFloat, PositiveInt
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
-from kintsugi.numerics import larger, smaller
 from kintsugi.operators import Nonlinear, Solved
 from kintsugi.samplers.descent import PATH, Denoiser, Descent, Level, check_divides, noise_in, renoise
 from kintsugi.samplers.grids import Grid, time_grid
@@ -23,9 +22,10 @@ class DAPS(Descent):
     then noise of the next level. For an operator with a decomposition the Langevin steps are one draw from
     their law.
 
-    lr: Langevin's step, decreasing to a hundredth of itself; never beyond the stable one. It is that for
-    y of standard deviation beta_y; a noisier y gets a step larger by the ratio of the variances, so that
-    as many steps go as far. The last x₀ is without noise. No vector-Jacobian products.
+    lr: Langevin's step, decreasing to a hundredth of itself; never beyond the stable one. beta_y: the
+    standard deviation of y in the dynamics, whatever that of its noise, as in the release: with the true one
+    of a noisier y so few steps of this size hardly see it. The last x₀ is without noise. No vector-Jacobian
+    products.
     """
 
     steps: PositiveInt = 1000
@@ -66,10 +66,9 @@ class DAPS(Descent):
         self, problem: Problem, prediction: Tensor, variance: float, lr: float, noise: bool
     ) -> Tensor:
         """x₀ after Langevin dynamics from the prediction towards N(prediction, variance) given y."""
-        operator, y_variance = problem.operator, larger(problem.sigma_y, self.beta_y) ** 2
-        largest = lr * (y_variance / self.beta_y**2)
+        operator, y_variance = problem.operator, self.beta_y**2
         if isinstance(operator, Nonlinear | Solved):
-            rate = smaller(largest, 1 / (1 / variance + operator.lipschitz**2 / y_variance))
+            rate = min(lr, 1 / (1 / variance + operator.lipschitz**2 / y_variance))
             x = prediction
             for _ in range(self.langevin_steps):
                 misfit = operator.forward(x) - problem.y
@@ -80,14 +79,14 @@ class DAPS(Descent):
         # Per direction x ← x − rate · curvature (x − mean) + √(2 rate) z: a Gaussian after any number.
         squared = operator.singular_values**2
         curvature = 1 / variance + squared / y_variance
-        rates = (1 / curvature).clamp_max(largest)
+        rates = (1 / curvature).clamp_max(lr)
         shrink = rates * curvature
         kept = (1 - shrink) ** self.langevin_steps
         pull = squared / y_variance / curvature * (problem.known - operator.to_spectral(prediction))
         x = prediction + operator.from_spectral((1 - kept) * pull)
         if not noise:
             return x
-        free = torch.as_tensor(smaller(largest, variance), dtype=torch.float64)
+        free = torch.as_tensor(min(lr, variance), dtype=torch.float64)
         z, inside = problem.draw(), langevin_deviation(rates, shrink, self.langevin_steps)
         unseen = langevin_deviation(free, free / variance, self.langevin_steps).to(z)
         return x + unseen * z + operator.from_spectral((inside - unseen) * operator.to_spectral(z))
