@@ -3,6 +3,7 @@
     python benchmarks/scale.py run       20,000 tiny samples over 4 pretend nodes with 2 pretend GPUs each
     python benchmarks/scale.py plan      1,280,000 samples planned and none of them run
     python benchmarks/scale.py units     what a unit costs of a plan of 320, 5,120 and 50,000 of them
+    python benchmarks/scale.py polls     what it costs the driver to know the state of 8, 64 and 512 actors
 
 `run` starts a Ray cluster of several nodes on this machine. Its sampler returns H⁺y after a pause that
 stands for the network, so that all the rest is what is measured. Efficiency is the time that the sampler took
@@ -14,6 +15,7 @@ import tarfile
 import tempfile
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Annotated, Any
 
 import numpy as np
@@ -23,7 +25,7 @@ from PIL import Image
 
 from kintsugi.pipeline.analysis.aggregate import summarise
 from kintsugi.pipeline.data.units import read_members
-from kintsugi.pipeline.execution.actors import Named, Pool, RayWorker
+from kintsugi.pipeline.execution.actors import Actor, Crew, Named, Pool, RayWorker
 from kintsugi.pipeline.execution.directory import PLAN
 from kintsugi.pipeline.execution.live import Live
 from kintsugi.pipeline.execution.open import open_or_plan
@@ -196,6 +198,71 @@ def units() -> None:
                 read_members(this.folder / PLAN, unit)
                 spent.append(1000 * (time.process_time() - mark))
             print(f"| {len(every):,} | {spent[0]:.1f} | {np.median(spent[1:]):.2f} |", flush=True)
+
+
+class AtWork:
+    """Stands for the books of runs whose units do not end before `until`, by time.monotonic."""
+
+    def __init__(self, until: float):
+        self.until, self.open = until, [None]
+
+    def left(self, enough: int = 1) -> int:
+        return int(time.monotonic() < self.until)
+
+    def next(self, now: float) -> None:
+        return None
+
+
+class Counted(Crew):
+    """A crew that knows how many answers there were."""
+
+    answers = 0
+
+    def answered(self, reference: Any) -> None:
+        self.answers += 1
+        super().answered(reference)
+
+
+class Alone(Pool):
+    """That of actors that are there already."""
+
+    def wanted(self) -> int:
+        return len(self.crew.present)
+
+
+@app.command()
+def polls(
+    actors: Annotated[list[int] | None, typer.Option(help="How many; repeatable.")] = None,
+    seconds: Annotated[float, typer.Option(help="Of each.")] = 20.0,
+) -> None:
+    """The driver's CPU while all actors are at work. Four processes answer for all of them, by Ray."""
+    import ray
+
+    @ray.remote(num_cpus=0, max_concurrency=1)
+    class Pretended:
+        def state(self) -> tuple[int, float]:
+            return 3, 0.5
+
+        def hold(self) -> None:
+            time.sleep(3600)
+
+    ray.init(num_cpus=2, log_to_driver=False, include_dashboard=False)
+    print("| actors | driver's CPU, share of a core | answers a second |\n|---|---|---|")
+    for count in actors or [8, 64, 512]:
+        handles, holder = [Pretended.remote() for _ in range(4)], Pretended.remote()
+        ray.get([handle.state.remote() for handle in (*handles, holder)])
+        pool = Alone.__new__(Alone)
+        pool.live, pool.books = Live(), AtWork(time.monotonic() + seconds)
+        pool.crew = Counted(lambda: None, pool.live)
+        pool.crew.present = [Actor(handles[number % 4], None, free=None) for number in range(count)]
+        work = SimpleNamespace(task=SimpleNamespace(unit=SimpleNamespace(samples=256)))
+        pool.working = {holder.hold.remote(): (actor, None, work) for actor in pool.crew.present}
+        began, mark = time.process_time(), time.monotonic()
+        assert not list(pool.work())
+        spent, wall = time.process_time() - began, time.monotonic() - mark
+        print(f"| {count} | {100 * spent / wall:.1f} % | {pool.crew.answers / wall:.0f} |", flush=True)
+        for handle in (*handles, holder):
+            ray.kill(handle)
 
 
 if __name__ == "__main__":
