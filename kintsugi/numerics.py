@@ -27,6 +27,13 @@ def larger(one: float | Tensor, other: float | Tensor) -> float | Tensor:
     return other.clamp_min(one) if isinstance(other, Tensor) else max(one, other)
 
 
+def smaller(one: float | Tensor, other: float | Tensor) -> float | Tensor:
+    """The smaller of two numbers, each of which may be one for each sample."""
+    if isinstance(one, Tensor):
+        return one.clamp_max(other)
+    return other.clamp_max(one) if isinstance(other, Tensor) else min(one, other)
+
+
 def cosines(n: int) -> Tensor:
     """The orthonormal DCT-II matrix (n, n), a frequency per row."""
     frequencies, positions = torch.arange(n, dtype=torch.float64)[:, None], torch.arange(n) + 0.5

@@ -7,6 +7,7 @@ from pydantic import PositiveFloat, PositiveInt
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
+from kintsugi.numerics import smaller
 from kintsugi.operators import Nonlinear, Solved
 from kintsugi.samplers.descent import PATH, Denoiser, Descent, Level, check_divides, noise_in, renoise
 from kintsugi.samplers.grids import Grid, time_grid
@@ -68,7 +69,7 @@ class DAPS(Descent):
         """x₀ after Langevin dynamics from the prediction towards N(prediction, variance) given y."""
         operator, y_variance = problem.operator, self.beta_y**2
         if isinstance(operator, Nonlinear | Solved):
-            rate = min(lr, 1 / (1 / variance + operator.lipschitz**2 / y_variance))
+            rate = smaller(lr, 1 / (1 / variance + operator.lipschitz**2 / y_variance))
             x = prediction
             for _ in range(self.langevin_steps):
                 misfit = operator.forward(x) - problem.y
