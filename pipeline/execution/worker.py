@@ -5,6 +5,7 @@ import socket
 import time
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from functools import partial
 from importlib.metadata import version
 from typing import Any, Protocol
 
@@ -190,7 +191,9 @@ class Worker:
         reading = dict.fromkeys(("read", "fetch", "decode"), 0.0)
         written: list[Future[list[Done]]] = []
         # While a batch is restored the one before is scored, and pictures of those before that are encoded.
-        with ThreadPoolExecutor(1) as scorer, ThreadPoolExecutor(1) as writer:
+        # A thread's Fourier transforms have as many threads as the machine unless it is told, and other sums.
+        told = partial(torch.set_num_threads, self.job.compute.cpus_per_actor)
+        with ThreadPoolExecutor(1, initializer=told) as scorer, ThreadPoolExecutor(1) as writer:
             batches = waited_for(self.batches(unit, kept, task.poison), reading)
             for batch, results in self.restored(batches, scorer):
                 written.append(writer.submit(self.encoded, unit, batch, results, kept))
