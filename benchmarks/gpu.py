@@ -17,6 +17,7 @@ from typing import Annotated, Any
 
 import torch
 import typer
+from kit.timing import seconds
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -69,20 +70,6 @@ def restore(prior: NetworkPrior, size: int, batch: int, device: str, settings: d
     y = operator.forward(torch.zeros(batch, 3, size, size, device=device))
     noise = KeyedNoise(0, [str(i) for i in range(batch)])
     return lambda: sampler(prior, operator, y, noise)
-
-
-def seconds(work: Callable[[], object], device: str, repeats: int) -> float:
-    """The fastest of `repeats` runs, after one to warm up."""
-
-    def once() -> float:
-        started = time.perf_counter()
-        work()
-        if device == "cuda":
-            torch.cuda.synchronize()
-        return time.perf_counter() - started
-
-    once()
-    return min(once() for _ in range(repeats))
 
 
 def operations(work: Callable[[], object]) -> float:

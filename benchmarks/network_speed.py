@@ -8,13 +8,13 @@ makes of it with a sampler is for benchmarks/gpu.py.
 """
 
 import time
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Annotated
 
 import torch
 import typer
+from kit.timing import seconds
 
 from kintsugi import priors
 from kintsugi.priors import speed
@@ -27,20 +27,6 @@ MODES: dict[str, tuple[torch.dtype | None, speed.CompileMode | None]] = {
     "bf16, compiled": (torch.bfloat16, "default"),
     "bf16, CUDA graphs": (torch.bfloat16, "reduce-overhead"),
 }
-
-
-def seconds(work: Callable[[], object], device: str, repeats: int) -> float:
-    """The fastest of `repeats` runs, after one to warm up."""
-
-    def once() -> float:
-        started = time.perf_counter()
-        work()
-        if device == "cuda":
-            torch.cuda.synchronize()
-        return time.perf_counter() - started
-
-    first = once()
-    return min((once() for _ in range(repeats)), default=first)
 
 
 @torch.no_grad()
