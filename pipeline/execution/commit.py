@@ -136,9 +136,9 @@ class Commit(Files):
     """The record of a finished unit.
 
     Attributes:
-        seconds: wall-clock time by part: read and encode (waiting for them), degrade, sample, score,
+        seconds: wall-clock time by part: read, score and encode (waiting for them), degrade, sample,
             write, total. Within sample: forward and vjp. Of other threads, beside all this: fetch (bytes
-            of the shard) and decode.
+            of the shard), decode and scoring.
         sample_seconds: the sampler's time for each row, in order; 0 for failed rows.
         made_by: versions, device and host.
         notes: what the user should know of the worker since its last unit.

@@ -33,16 +33,20 @@ class ScoringStage:
         smallest = max((REGISTRY[name].smallest for name in job.metrics), default=1)
         self.convert: Convert = Both(smallest, job.data.channels)
         self.with_truth = job.reference == "truth"
-        self.seconds = {"score": 0.0}
+        self.seconds = {"score": 0.0, "scoring": 0.0}
         self.notes: list[str] = []
 
     def begin(self, samples: Sequence[Decoded]) -> Callable[[], list[Scored]]:
         """What scores pairs, as `run`: there is nothing to be done before."""
-        return partial(self.run, samples)
+        return partial(self.scores, "scoring", samples)
 
     def run(self, samples: Sequence[Decoded]) -> list[Scored]:
         """The metrics of pairs (2, H, W, C) uint8, restored and true; raises what a metric raised."""
-        with timed(self.seconds, "score", self.device):
+        return self.scores("score", samples)
+
+    def scores(self, part: str, samples: Sequence[Decoded]) -> list[Scored]:
+        """As `run`, noting the time as a part's."""
+        with timed(self.seconds, part, self.device):
             return [self.score(sample.key, sample.array) for sample in samples]
 
     def score(self, key: str, pair: np.ndarray) -> Scored:

@@ -101,7 +101,7 @@ class Stage:
     Attributes:
         loaded: the prior, and what is known of it.
         seconds: time spent by part (degrade, sample, score) since the start; forward and vjp are the
-            network's within sample.
+            network's within sample, scoring is another thread's beside all of it.
         notes: what the user should know.
 
     Raises:
@@ -118,8 +118,7 @@ class Stage:
     ):
         self.job, self.device = job, torch.device(device)
         self.scorer, self.extractor = measuring(job, self.device)
-        self.loaded = loaded or prior_of(job, self.device)
-        prior, described = self.loaded
+        prior, described = self.loaded = loaded or prior_of(job, self.device)
         try:
             seen = grouped(prior, channels_of(described), job.data.channels)
             self.problems = Problems(job, seen, self.device, described.multiple, files or {})
@@ -134,7 +133,7 @@ class Stage:
         self.notes: list[str] = [note] if (note := said(channels_of(described), job.data.channels)) else []
         batch_size = BATCH_ON_CPU if job.compute.batch_size == "auto" else job.compute.batch_size
         self.memory = Memory(self.problems, prior, batch_size, self.notes)
-        self.seconds = dict.fromkeys(("degrade", "sample", "forward", "vjp", "score"), 0.0)
+        self.seconds = dict.fromkeys(("degrade", "sample", "forward", "vjp", "score", "scoring"), 0.0)
 
     @property
     def batch_size(self) -> int:
@@ -164,7 +163,7 @@ class Stage:
         Raises:
             Exception: what the operator, prior, sampler or a metric raised.
         """
-        return self.in_batches(samples, lambda *batch: [result() for result in self.sampled(*batch)])
+        return self.in_batches(samples, lambda *batch: self.results(self.sampled(*batch), "score"))
 
     def begin(self, samples: Sequence[Decoded]) -> Callable[[], list[Restored]]:
         """Restore samples; returns what scores them, in another thread while the next are restored.
@@ -175,7 +174,13 @@ class Stage:
         """
         if self.scorer.needs_prior:  # which is of this thread
             return partial(list, self.run(samples))
-        return partial(called, self.in_batches(samples, self.sampled), self.device)
+        return partial(self.results, self.in_batches(samples, self.sampled), "scoring")
+
+    def results(self, made: Sequence[Callable[[], T]], part: str) -> list[T]:
+        """What they return; what is timed as scoring has on a GPU a stream beside that of the next batch."""
+        beside: Any = torch.Stream(self.device) if (part, self.device.type) == ("scoring", "cuda") else None
+        with torch.cuda.stream(beside), timed(self.seconds, part, self.device):
+            return [result() for result in made]
 
     def in_batches(self, samples: Sequence[Decoded], work: Work[T]) -> list[T]:
         """What the work returns for each sample, in their order; raises as `run`."""
@@ -214,8 +219,7 @@ class Stage:
         What is returned for each makes its result; the first that is called scores the batch.
         """
         problem.begin([sample.label for sample in samples], self.batch_size)
-        keys = [sample.key for sample in samples]
-        job = self.job
+        job, keys = self.job, [sample.key for sample in samples]
         with timed(self.seconds, "degrade", self.device), torch.no_grad():
             beside = [sample.truth for sample in samples if sample.truth is not None]
             y, truth = degrade(job, problem, keys, torch.from_numpy(arrays).to(self.device), beside)
@@ -237,29 +241,27 @@ class Stage:
         batch = cache(partial(self.scored, problem, drawn, truth, seen, spent))
         return [partial(nth_of, batch, i) for i in range(len(keys))]
 
+    @torch.no_grad()
     def scored(
         self, problem: Prepared, drawn: Samples, truth: Tensor | None, true: np.ndarray | None, seconds: float
     ) -> list[Restored]:
         """The results of a batch that was restored, in `seconds` each; true: its truth as it was read."""
         job, y, count = self.job, drawn.y, len(drawn.keys)
-        with timed(self.seconds, "score", self.device), torch.no_grad():
-            image, several = drawn.mean, drawn.several()
-            finite = image.isfinite().flatten(1).all(1).tolist()
-            metrics = self.score(problem, y, image, truth)
-            if truth is not None and job.calibrated:
-                metrics |= drawn.calibration(truth)
-            residuals = residual(problem.operator.forward(image), y)
-            seen, bits = {"": levels(image, 8)}, BITS[job.restoration.format]
-            if true is not None and job.reference == "truth":
-                seen[TRUTH] = eight_bits(true)
-            restored = seen[""] if bits == 8 else levels(image, bits)
-            measurement = levels(y if problem.operator.pixels else problem.operator.pinv(y), 8)
-            features = [
-                features_of(self.extractor, key, {of: pictures[i] for of, pictures in seen.items()})
-                if finite[i]
-                else {}
-                for i, key in enumerate(drawn.keys)
-            ]
+        image, several = drawn.mean, drawn.several()
+        finite = image.isfinite().flatten(1).all(1).tolist()
+        metrics = self.score(problem, y, image, truth)
+        if truth is not None and job.calibrated:
+            metrics |= drawn.calibration(truth)
+        residuals = residual(problem.operator.forward(image), y)
+        seen, bits = {"": levels(image, 8)}, BITS[job.restoration.format]
+        if true is not None and job.reference == "truth":
+            seen[TRUTH] = eight_bits(true)
+        restored = seen[""] if bits == 8 else levels(image, bits)
+        measurement = levels(y if problem.operator.pixels else problem.operator.pinv(y), 8)
+        features = [
+            features_of(self.extractor, key, {of: pictures[i] for of, pictures in seen.items() if finite[i]})
+            for i, key in enumerate(drawn.keys)
+        ]
         return [
             Restored(
                 metrics={name: values[i] for name, values in metrics.items()},
@@ -289,13 +291,6 @@ class Stage:
                 values = self.scorer(estimate, truth)
                 found |= {baseline_column(name, baseline): of for name, of in values.items()}
         return found
-
-
-def called(parts: Sequence[Callable[[], T]], device: torch.device) -> list[T]:
-    """What they return; on a GPU by a stream beside that of the next batch."""
-    stream: Any = torch.Stream(device) if device.type == "cuda" else None
-    with torch.cuda.stream(stream):
-        return [part() for part in parts]
 
 
 def nth_of(batch: Callable[[], Sequence[T]], place: int) -> T:

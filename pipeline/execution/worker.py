@@ -26,6 +26,7 @@ from kintsugi.pipeline.execution.rows import Done, Result, done, failed_row, kep
 from kintsugi.pipeline.execution.run import recorded_prior, refuse_damaged
 from kintsugi.pipeline.execution.scoring_stage import ScoringStage
 from kintsugi.pipeline.execution.stage import Loaded, Scored, Stage, compile_network
+from kintsugi.pipeline.execution.timing import timed
 from kintsugi.pipeline.job import Job, config_hash
 from kintsugi.pipeline.metrics import REGISTRY
 from kintsugi.pipeline.metrics.features import table_of
@@ -163,7 +164,7 @@ class Worker:
     def busy(self) -> float:
         """Seconds spent in the sampler, or, where nothing is restored, with scoring."""
         seconds = self.stage.seconds
-        return seconds.get("sample", seconds.get("score", 0.0))
+        return seconds.get("sample", seconds.get("scoring", 0.0))
 
     def process(self, task: Task) -> Commit:
         """Read, degrade, sample, score and write one unit, and commit it.
@@ -259,10 +260,10 @@ class Worker:
         for batch in batches:
             scoring = self.begun(batch, scorer)
             if before is not None:
-                yield before[0], self.restore(before[0], before[1].result)
+                yield before[0], self.restore(before[0], partial(awaited, before[1], self.stage.seconds))
             before = batch, scoring
         if before is not None:
-            yield before[0], self.restore(before[0], before[1].result)
+            yield before[0], self.restore(before[0], partial(awaited, before[1], self.stage.seconds))
 
     def begun(self, batch: list[Decoded], scorer: Executor) -> Future[Sequence[Scored]]:
         """The results of the images of a batch, or why there are none; raises as `restore`."""
@@ -326,6 +327,12 @@ class Worker:
 def keyed(samples: Sequence[Decoded], results: Sequence[Scored]) -> dict[str, Scored]:
     """Results by key."""
     return {sample.key: result for sample, result in zip(samples, results, strict=True)}
+
+
+def awaited(scoring: Future[Sequence[Scored]], seconds: dict[str, float]) -> Sequence[Scored]:
+    """The results that another thread makes, and the time until they are there; raises what it raised."""
+    with timed(seconds, "score", torch.device("cpu")):  # which waits for no device
+        return scoring.result()
 
 
 def waited_for(batches: Iterator[list[Decoded]], seconds: dict[str, float]) -> Iterator[list[Decoded]]:

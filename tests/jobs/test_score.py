@@ -86,7 +86,7 @@ def test_the_figures_are_those_of_the_pictures_and_no_sampler_is_told_of(sets, t
     assert "5 images compared with the truth" in report
     assert "None failed." in report
     assert "vector-Jacobian" not in report
-    assert "| scoring |" in report
+    assert "| waiting for scores |" in report
     assert "5 of 5 samples, 1 of 1 units, 0 failed · complete" in kintsugi("status", run.folder).output
     assert "5" in kintsugi("query", run.folder, "select count(*) from rows").output
 

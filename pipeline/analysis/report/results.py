@@ -25,12 +25,13 @@ PARTS = {
     "forward": "network: forwards",
     "vjp": "network: vector-Jacobian products",
     "sampler": "sampler beside the network",
-    "score": "scoring",
+    "score": "waiting for scores",
     "encode": "waiting for pictures to be encoded",
     "write": "writing",
 }
 REST = "the rest"
-BESIDE = {"fetch": "reading", "decode": "decoding"}  # in threads that work while the network does
+# In threads that work while the network does:
+BESIDE = {"fetch": "reading", "decode": "decoding", "scoring": "scoring"}
 BOUNDS = {
     "the network": ("forward", "vjp"),
     "the sampler": ("sampler",),

@@ -25,7 +25,7 @@ class Copies:
 
     def __init__(self, job):
         self.convert = Images(job.data.size, "exact")
-        self.seconds, self.notes, self.fails, self.ran = {"score": 0.0}, ["begun"], {}, []
+        self.seconds, self.notes, self.fails, self.ran = {"score": 0.0, "scoring": 0.0}, ["begun"], {}, []
 
     def begin(self, samples):
         results = self.run(samples)
@@ -37,7 +37,7 @@ class Copies:
         for key in keys:
             if key in self.fails:
                 raise self.fails[key]
-        self.seconds["score"] += len(keys)
+        self.seconds["scoring"] += len(keys)
         blank = np.zeros((1, 1, 3), np.uint8)
         made = {"residual": 0.0, "seconds": 0.5, "forwards": 0, "vjps": 0, "batch_size": len(keys)}
         return [
@@ -51,7 +51,7 @@ class Notebook(Observer):
 
     def on_batch(self, results, seconds):
         self.batches.append(["failed" if isinstance(result, str) else "ok" for result in results])
-        self.spent.append(seconds["score"])
+        self.spent.append(seconds["scoring"])
 
     def on_unit(self, seconds):
         self.units += 1
@@ -76,7 +76,8 @@ def test_any_stage_makes_rows(work):
         ("ok", 50, 1),
     ]
     assert rows[0]["restored"] == rows[0]["truth"]
-    assert (commit.prior_sha256, commit.notes, commit.seconds["score"]) == (None, ("begun",), 3)
+    assert (commit.prior_sha256, commit.notes, commit.seconds["scoring"]) == (None, ("begun",), 3)
+    assert 0 < commit.seconds["score"] < commit.seconds["total"], "the worker waits for scores made beside it"
     assert commit.sample_seconds == [0.5] * 3
     assert worker.stage.notes == []
 
