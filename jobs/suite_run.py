@@ -316,6 +316,7 @@ def show_plan(suite: Suite, jobs: Sequence[Job], gpus: int) -> None:
     """How many jobs, evaluations and hours a suite is, as far as none is done."""
     device, tuning = default_device(), suite.file.tune
     samples: dict[str, int] = {}
+    each: dict[str, int] = {}
     loaded: dict[str, Loaded] = {}
     seconds: dict[str, float] = {}
     evaluations = total = 0.0
@@ -331,11 +332,14 @@ def show_plan(suite: Suite, jobs: Sequence[Job], gpus: int) -> None:
             network = str((job.prior, job.image_shape, job.compute.model_dump()))
             if network not in loaded:
                 loaded[network] = prior_of(job, torch.device("cpu"))
-            each = sum(estimate.evaluations(job, loaded[network]))
+            # Seeds and data of one size share them.
+            restoring = str((network, job.degradation, job.sampler, job.restoration))
+            if restoring not in each:
+                each[restoring] = sum(estimate.evaluations(job, loaded[network]))
             if network not in seconds:
-                seconds[network] = estimate.seconds_per_image(job, device) / max(each, 1)
-            evaluations += samples[data] * each
-            total += samples[data] * each * seconds[network]
+                seconds[network] = estimate.seconds_per_image(job, device) / max(each[restoring], 1)
+            evaluations += samples[data] * each[restoring]
+            total += samples[data] * each[restoring] * seconds[network]
     trials = sum(len(grid(cells[0].grid)) for _, cells in groups(suite) if cells[0].grid)
     table = Table(show_header=False)
     table.add_row(
