@@ -23,7 +23,7 @@ from kintsugi.pipeline.storage import records
 from kintsugi.pipeline.storage.location import Location
 from kintsugi.pipeline.storage.publish import publish_bytes
 
-VERSION = 2  # of what these numbers are; a change makes all that is kept of earlier ones stale
+VERSION = 3  # of what these numbers are; a change makes all that is kept of earlier ones stale
 
 
 @dataclass(frozen=True)

@@ -56,15 +56,17 @@ def patches_of(level: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
     return level.permute(0, 2, 3, 1)[images, rows, columns]
 
 
-def patch_distance(restored: Tensor, truth: Tensor, generator: torch.Generator) -> float:
+def patch_distance(
+    restored: Tensor, truth: Tensor, generator: torch.Generator, projections: int = PROJECTIONS
+) -> float:
     """Sliced Wasserstein-1 distance between two sets of equally many patches (n, values).
 
     Karras et al., ICLR 2018 (1710.10196), section 5.
     """
-    directions = torch.randn(truth.shape[1], PROJECTIONS, generator=generator)
+    directions = torch.randn(truth.shape[1], projections, generator=generator)
     directions = (directions / directions.norm(dim=0)).to(truth)
     total = 0.0
     for some in directions.split(AT_ONCE, 1):
         apart = (restored @ some).sort(0).values - (truth @ some).sort(0).values
         total += apart.abs().mean(0).sum().item()
-    return total / PROJECTIONS
+    return total / projections

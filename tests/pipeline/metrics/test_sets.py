@@ -344,6 +344,22 @@ def test_a_number_that_fails_is_absent_and_the_others_are_there(monkeypatch):
     assert found["recall"].warnings[-1] == "not computed: the number is not finite"
 
 
+def test_the_interval_of_swd_covers_what_it_is_at_this_many_samples():
+    rng = np.random.default_rng(0)
+    found = []
+    for _ in range(40):  # images differ in contrast, and in how much of it is lost
+        textures = rng.normal(size=(24, 588)) * rng.lognormal(0, 0.6, (24, 1))
+        sets = textures * rng.lognormal(-0.3, 0.15, (24, 1)), textures + rng.normal(0, 0.2, (24, 588))
+        found.append(distances.swd(*(FeatureSet(24, features=each) for each in sets)))
+    mean = np.mean([each.value for each in found])
+    assert np.mean([each.low <= mean <= each.high for each in found]) >= 0.85
+    widths = np.mean([each.high - each.low for each in found]) / (2 * 2.365)
+    assert widths == pytest.approx(np.std([each.value for each in found]), rel=0.3)
+    few = distances.swd(*(FeatureSet(15, features=each[:15]) for each in sets))
+    assert few.value > 0
+    assert few.low is few.high is None
+
+
 def test_swd_of_a_flat_truth_is_finite():
     rng = np.random.default_rng(0)
     a, b = rng.normal(0, 1 / 255, (5, 4704)).astype(np.float16), np.zeros((5, 4704), np.float16)
