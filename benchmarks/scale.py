@@ -25,7 +25,8 @@ from PIL import Image
 
 from kintsugi.pipeline.analysis.aggregate import summarise
 from kintsugi.pipeline.data.units import read_members
-from kintsugi.pipeline.execution.actors import Actor, Crew, Named, Pool, RayWorker
+from kintsugi.pipeline.execution.actors import Named, Pool, RayWorker
+from kintsugi.pipeline.execution.crew import Actor, Crew
 from kintsugi.pipeline.execution.directory import PLAN
 from kintsugi.pipeline.execution.live import Live
 from kintsugi.pipeline.execution.open import open_or_plan

@@ -10,12 +10,12 @@ from pydantic import Field, field_validator, model_validator
 
 from kintsugi import operators, priors, samplers
 from kintsugi.errors import ShapeError, SpecError
+from kintsugi.pipeline.compute import Compute
 from kintsugi.pipeline.metrics.metric import GREY_OR_RGB
 from kintsugi.pipeline.metrics.registry import IMAGE
 from kintsugi.pipeline.metrics.registry import check as check_metrics
 from kintsugi.pipeline.parts import (
     MAX_SIZE,
-    Compute,
     Data,
     Degradation,
     Model,

@@ -1,16 +1,15 @@
 """Running units on Ray actors, each of which takes the next unit when it is free."""
 
-import math
 import os
 import time
-from collections.abc import Callable, Generator, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Generator, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import ray
 
 from kintsugi.errors import JobError, error_text
 from kintsugi.pipeline.data.units import Unit
+from kintsugi.pipeline.execution import crew
 from kintsugi.pipeline.execution.books import Book, Books
 from kintsugi.pipeline.execution.cluster import (
     actor_device,
@@ -30,15 +29,10 @@ from kintsugi.pipeline.execution.run import Part, Run
 from kintsugi.pipeline.execution.worker import BROKEN_DEVICE, Worker, give_up
 from kintsugi.pipeline.execution.workplace import Workplace
 from kintsugi.pipeline.job import Job, config_hash
-from kintsugi.pipeline.storage.location import at, pause
+from kintsugi.pipeline.storage.location import at
 from kintsugi.pipeline.storage.publish import alive, this_host
 from kintsugi.samplers.external import consent_given
 
-POLL_SECONDS = 0.5
-POLLED = 12  # actors that are asked at once: a question takes a third of a millisecond of the driver's CPU
-START_ATTEMPTS = 3
-SCALE_SECONDS = 2.0  # between looks at the nodes of the cluster
-FROZEN_SECONDS = 120.0  # without an answer, after which a worker is replaced
 LEAVE_SECONDS = 5.0  # for actors to be gone at the end
 
 
@@ -112,138 +106,6 @@ def on_ray(
             pool.close()
 
 
-@dataclass(eq=False)
-class Actor:
-    """An actor, and what was last heard of it.
-
-    Attributes:
-        process: its number, None on another machine. since: when it was ready. free: when it may begin
-            something, by time.monotonic; None: it is at work. ended: when it last did. in_hand: samples
-            finished in its unit. busy: seconds in samplers. asked: when for these, if it has not answered.
-    """
-
-    handle: Any
-    process: int | None
-    since: float = field(default_factory=time.monotonic)
-    free: float | None = 0.0
-    ended: float = -math.inf
-    in_hand: int = 0
-    busy: float = 0.0
-    asked: float | None = None
-
-
-class Crew:
-    """The actors: as many as the cluster holds and the work needs, those replaced that die or freeze.
-
-    Args:
-        create: starts an actor and returns its handle.
-
-    Attributes:
-        starting: handles by the reference to their place. present: the others, that have started.
-        asked: by the reference to their state.
-        hire_again: by time.monotonic, after starts that failed. most: actors there have been at once.
-        retired: seconds that those who are gone spent in samplers.
-    """
-
-    def __init__(self, create: Callable[[], Any], live: Live):
-        self.create, self.live = create, live
-        self.starting: dict[Any, Any] = {}
-        self.present: list[Actor] = []
-        self.asked: dict[Any, Actor] = {}
-        self.last_asked = self.last_scaled = self.hire_again = -math.inf
-        self.failed_starts = self.most = 0
-        self.retired = 0.0
-
-    def scale(self, wanted: Callable[[], int]) -> None:
-        """Have as many actors as are wanted, which is asked from time to time."""
-        now = time.monotonic()
-        if now - self.last_scaled < SCALE_SECONDS:
-            return
-        self.last_scaled = now
-        missing = wanted() - len(self.starting) - len(self.present)
-        for _ in range(missing if now >= self.hire_again else 0):
-            handle = self.create()
-            self.starting[handle.place.remote()] = handle
-        self.most = max(self.most, len(self.starting) + len(self.present))
-
-    def started(self, reference: Any) -> None:
-        """An actor has come to something: it is there, or cannot start.
-
-        Raises:
-            JobError: again and again none can.
-        """
-        handle = self.starting.pop(reference)
-        try:
-            machine, process = ray.get(reference)
-        except ray.exceptions.RayError as error:
-            ray.kill(handle)
-            self.failed_starts += 1
-            if self.failed_starts >= START_ATTEMPTS and not self.present:
-                raise JobError(f"the workers cannot start: {reason(error)}") from error
-            self.hire_again = time.monotonic() + pause(self.failed_starts)  # the others go on meanwhile
-            self.live.notes.append(f"a worker could not start: {reason(error)}")
-            return
-        self.failed_starts = 0
-        self.present.append(Actor(handle, process if machine == this_host() else None))
-        if self.live.started is None:
-            self.live.started = time.perf_counter()
-
-    def dismiss(self, actor: Actor) -> None:
-        """Be rid of an actor; another takes its place if there is room for it."""
-        if actor in self.present:
-            self.present.remove(actor)
-            self.retired += actor.busy
-        self.asked = {reference: other for reference, other in self.asked.items() if other is not actor}
-        ray.kill(actor.handle)
-        self.last_scaled = -math.inf
-
-    def free(self) -> list[Actor]:
-        """Those that may begin something now."""
-        now = time.monotonic()
-        return [actor for actor in self.present if actor.free is not None and actor.free <= now]
-
-    def poll(self) -> bool:
-        """Twice a second, hear the answers of those that were asked, and ask the next ones; whether it was.
-
-        All answers at once: to wait for each would look at all references again.
-        """
-        now = time.monotonic()
-        if now - self.last_asked < POLL_SECONDS:
-            return False
-        self.last_asked = now
-        for reference in ready(list(self.asked)):
-            self.answered(reference)
-        for actor in self.present[:POLLED]:
-            if actor.asked is None:
-                actor.asked = now
-                self.asked[actor.handle.state.remote()] = actor
-        self.present = self.present[POLLED:] + self.present[:POLLED]
-        self.show()
-        return True
-
-    def answered(self, reference: Any) -> None:
-        """An actor has told its state, or is dead."""
-        actor = self.asked.pop(reference)
-        asked, actor.asked = actor.asked or 0.0, None
-        try:
-            in_hand, actor.busy = ray.get(reference)
-            actor.in_hand = in_hand if asked > actor.ended else 0  # else of a unit that it has finished
-        except ray.exceptions.RayError:
-            if actor.free is not None:  # else it is learned from the reference to its work
-                self.dismiss(actor)
-
-    def show(self) -> None:
-        """Tell the display what all have in hand, and for how long they were in samplers."""
-        self.live.workers = len(self.present)
-        self.live.in_hand = sum(actor.in_hand for actor in self.present)
-        self.live.busy = self.retired + sum(actor.busy for actor in self.present)
-
-    def frozen(self) -> list[Actor]:
-        """Those that have not answered for long."""
-        now = time.monotonic()
-        return [a for a in self.asked.values() if a.asked is not None and now - a.asked > FROZEN_SECONDS]
-
-
 class Pool:
     """The driver's side: gives the actors what the ledgers say, and tells these what came of it.
 
@@ -267,8 +129,8 @@ class Pool:
         )
         device = actor_device(self.size)
         # With the run in hand: one that is finished may have another prior.
-        self.crew = Crew(lambda: actor_class.remote(named(self.books.open[0].run), device), live)
-        self.working: dict[Any, tuple[Actor, Book, Work]] = {}  # by the reference to what comes of it
+        self.crew = crew.Crew(lambda: actor_class.remote(named(self.books.open[0].run), device), live)
+        self.working: dict[Any, tuple[crew.Actor, Book, Work]] = {}  # by the reference to what comes of it
 
     def work(self) -> Iterator[Commit]:
         """The commits, as they come.
@@ -298,9 +160,9 @@ class Pool:
         """All references that have come to something, the first of which is waited for a moment."""
         references = [*self.crew.starting, *self.working]
         if not references:
-            time.sleep(POLL_SECONDS)
+            time.sleep(crew.POLL_SECONDS)
             return []
-        return ready(references) if ray.wait(references, timeout=POLL_SECONDS)[0] else []
+        return crew.ready(references) if ray.wait(references, timeout=crew.POLL_SECONDS)[0] else []
 
     def close(self) -> None:
         """End the actors, and wait for those at work, so that nothing is written after what is cleared next.
@@ -368,12 +230,12 @@ class Pool:
         commit = give_up(book.run.job, book.run.folder, hopeless, why)
         return commit if book.ledger.close(hopeless.unit) else None
 
-    def replace(self, actor: Actor) -> Iterator[Commit]:
+    def replace(self, actor: crew.Actor) -> Iterator[Commit]:
         """Replace an actor that does not answer. If it wakes up, it writes what the other one wrote.
 
         It counts as dead: a sample may be what froze it.
         """
-        why = f"a worker has not answered for {FROZEN_SECONDS:.0f} s and is replaced"
+        why = f"a worker has not answered for {crew.FROZEN_SECONDS:.0f} s and is replaced"
         self.crew.dismiss(actor)
         held = [reference for reference, (other, _, _) in self.working.items() if other is actor]
         for reference in held:
@@ -388,11 +250,6 @@ class Pool:
         self.live.left = tuple(
             max(0, work.task.unit.samples - actor.in_hand) for actor, _, work in self.working.values()
         )
-
-
-def ready(references: list[Any]) -> list[Any]:
-    """Those that have come to something."""
-    return ray.wait(references, num_returns=len(references), timeout=0)[0] if references else []
 
 
 def named(run: Run) -> Named:

@@ -45,7 +45,7 @@ from kit.shards import SIZE, encode, picture, write_tar
 
 from kintsugi.jobs import cli
 from kintsugi.pipeline.data.units import read_members
-from kintsugi.pipeline.execution import actors, ledger
+from kintsugi.pipeline.execution import crew, ledger
 from kintsugi.pipeline.execution.run import Run
 from kintsugi.pipeline.execution.verify import Finding, verify
 
@@ -725,7 +725,7 @@ def main() -> None:
 
 
 def command(options: argparse.Namespace) -> None:
-    actors.FROZEN_SECONDS = float(os.environ.get("KINTSUGI_FROZEN_SECONDS", actors.FROZEN_SECONDS))
+    crew.FROZEN_SECONDS = float(os.environ.get("KINTSUGI_FROZEN_SECONDS", crew.FROZEN_SECONDS))
     sys.argv[1:] = options.arguments
     cli.main()
 

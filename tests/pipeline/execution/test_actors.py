@@ -10,7 +10,7 @@ from kit.shards import encode, picture
 
 from kintsugi.errors import JobError
 from kintsugi.jobs.files import load_job
-from kintsugi.pipeline.execution import actors
+from kintsugi.pipeline.execution import crew
 from kintsugi.pipeline.execution.actors import RayWorker, on_ray
 from kintsugi.pipeline.execution.live import Live
 from kintsugi.pipeline.execution.open import open_or_plan
@@ -103,7 +103,7 @@ def test_workers_that_cannot_start_end_the_job(station, monkeypatch):
         def __init__(self, run, device):
             raise JobError("no weights at /nowhere")
 
-    monkeypatch.setattr(actors, "pause", lambda attempt: 0.1)
+    monkeypatch.setattr(crew, "pause", lambda attempt: 0.1)
     with pytest.raises(JobError, match=r"cannot start.*no weights at /nowhere"):
         station.run_with(Broken, "broken")
 

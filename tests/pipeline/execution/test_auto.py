@@ -8,11 +8,11 @@ import yaml
 from kit.shards import SIZE
 
 from kintsugi.errors import JobError
+from kintsugi.pipeline.compute import Compute
 from kintsugi.pipeline.execution import stage
 from kintsugi.pipeline.execution.open import decided, open_or_plan
 from kintsugi.pipeline.execution.run import Run
 from kintsugi.pipeline.job import config_hash
-from kintsugi.pipeline.parts import Compute
 
 
 @pytest.fixture
@@ -22,7 +22,7 @@ def gpu(monkeypatch):
     def plug(there: bool, bf16: bool = True) -> None:
         device = "cuda" if there else "cpu"
         monkeypatch.setattr("kintsugi.pipeline.execution.open.default_device", lambda: device)
-        monkeypatch.setattr("kintsugi.pipeline.parts.has_bf16", lambda device: bf16 and device == "cuda")
+        monkeypatch.setattr("kintsugi.pipeline.compute.has_bf16", lambda device: bf16 and device == "cuda")
 
     return plug
 

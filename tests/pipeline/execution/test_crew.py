@@ -4,8 +4,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from kintsugi.pipeline.execution import actors
-from kintsugi.pipeline.execution.actors import POLLED, Actor, Crew
+from kintsugi.pipeline.execution import crew as module
+from kintsugi.pipeline.execution.crew import POLLED, Actor, Crew
 from kintsugi.pipeline.execution.live import Live
 
 
@@ -24,9 +24,9 @@ class Handle:
 @pytest.fixture
 def crew(monkeypatch):
     """One whose every poll is due, of three times as many actors as are asked at once."""
-    monkeypatch.setattr(actors, "POLL_SECONDS", 0.0)
-    monkeypatch.setattr(actors.ray, "wait", lambda references, **_: (references, []))
-    monkeypatch.setattr(actors.ray, "get", lambda reference: (reference[0].in_hand, 2.0))
+    monkeypatch.setattr(module, "POLL_SECONDS", 0.0)
+    monkeypatch.setattr(module.ray, "wait", lambda references, **_: (references, []))
+    monkeypatch.setattr(module.ray, "get", lambda reference: (reference[0].in_hand, 2.0))
     found = Crew(lambda: None, Live())
     found.present = [Actor(Handle(), None, free=None) for _ in range(3 * POLLED)]
     return found
@@ -48,7 +48,7 @@ def test_a_state_of_before_the_end_of_a_unit_does_not_count_twice(crew):
     (actor,) = crew.present
     actor.handle.in_hand = 7
     crew.poll()
-    actor.ended = actors.time.monotonic()
+    actor.ended = module.time.monotonic()
     crew.poll()
     assert (crew.live.in_hand, crew.live.busy) == (0, 2.0)
     crew.poll()
@@ -56,8 +56,8 @@ def test_a_state_of_before_the_end_of_a_unit_does_not_count_twice(crew):
 
 
 def test_who_does_not_answer_is_frozen_and_is_not_asked_again(crew, monkeypatch):
-    monkeypatch.setattr(actors.ray, "wait", lambda references, **_: ([], references))
-    monkeypatch.setattr(actors, "FROZEN_SECONDS", -1.0)
+    monkeypatch.setattr(module.ray, "wait", lambda references, **_: ([], references))
+    monkeypatch.setattr(module, "FROZEN_SECONDS", -1.0)
     crew.present = crew.present[:2]
     crew.poll()
     crew.poll()

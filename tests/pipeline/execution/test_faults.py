@@ -23,8 +23,7 @@ from kit.jobs import rows
 from kit.station import PAUSE, SAMPLES, UNITS, Station
 
 from kintsugi.errors import JobError
-from kintsugi.pipeline.execution import actors as module
-from kintsugi.pipeline.execution import cluster, ledger
+from kintsugi.pipeline.execution import cluster, crew, ledger
 from kintsugi.pipeline.execution import sieve as terminal
 from kintsugi.pipeline.execution.actors import Pool, RayWorker
 from kintsugi.pipeline.execution.cluster import reason
@@ -93,7 +92,7 @@ def test_killed_actors_leave_no_trace(station, monkeypatch, seed):
 def test_a_frozen_actor_is_replaced_and_wakes_up_late(station, monkeypatch, capsys):
     """It wakes up when another does its work."""
     rng, name = np.random.default_rng(4), "frozen"
-    monkeypatch.setattr(module, "FROZEN_SECONDS", 2.0)
+    monkeypatch.setattr(crew, "FROZEN_SECONDS", 2.0)
     alarms: list[threading.Timer] = []
 
     def freeze(process: int) -> None:
@@ -177,7 +176,7 @@ def test_poison_is_found_by_bisection_and_alone_recorded_as_failed(station, monk
 
             stage.in_batches = run_or_die
 
-    monkeypatch.setattr(module, "FROZEN_SECONDS", 1.0)
+    monkeypatch.setattr(crew, "FROZEN_SECONDS", 1.0)
     notes = station.run_with(Poisoned, "poison", attempts=1)
     assert "image_0006: its restoration ends the process, recorded as failed" in notes
     listed = rows(Run.open(station.base / "poison"))
