@@ -1,7 +1,7 @@
 """Members: the files in a tar that make a sample."""
 
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import PurePosixPath
 from typing import NamedTuple
 
@@ -44,18 +44,17 @@ class Member(NamedTuple):
     beside: str | None = None
 
 
-def samples_in(group: list[Member], names: int, note: Note, wanted: Wanted) -> Iterator[list[Member]]:
+def samples_in(group: list[Member], names: int, note: Note, wanted: Wanted) -> Iterable[list[Member]]:
     """The samples in a group of members, each with what is wanted beside it, in the order of the tar."""
     if wanted == IMAGE_ONLY:
-        yield from divided(group, names, note)
-        return
+        return divided(group, names, note)
     roles = {one.name: wanted_as(one.name, wanted) for one in group}
     beside = {name: role for name, role in roles.items() if role and role[1] != wanted.member}
     rest = [one for one in group if one.name not in beside]
     if wanted.member is not None:
-        found = of_member(rest, note, wanted)
+        found: Iterable[list[Member]] = of_member(rest, note, wanted)
     else:
-        found = divided(rest, names, note) if rest else iter(())
+        found = divided(rest, names, note) if rest else ()
     samples = {sample[0].key: sample for sample in found}
     for one in group:
         if one.name in beside:
@@ -64,8 +63,7 @@ def samples_in(group: list[Member], names: int, note: Note, wanted: Wanted) -> I
                 samples[key].append(one._replace(key=key, beside=end))
             else:
                 note(one.name, lacks(wanted))
-    for sample in samples.values():
-        yield sorted(sample, key=lambda one: one.offset)
+    return [sorted(sample, key=lambda one: one.offset) for sample in samples.values()]
 
 
 def of_member(group: list[Member], note: Note, wanted: Wanted) -> Iterator[list[Member]]:
@@ -80,11 +78,10 @@ def of_member(group: list[Member], note: Note, wanted: Wanted) -> Iterator[list[
         yield [one._replace(key=key, suffix=suffix_of(one.name)) for one in (image, *classes)]
 
 
-def divided(group: list[Member], names: int, note: Note) -> Iterator[list[Member]]:
+def divided(group: list[Member], names: int, note: Note) -> Iterable[list[Member]]:
     """The samples in a group of members: one, or each image."""
     if names == 1 or (len(group) == 1 and group[0].suffix in SUFFIXES):
-        yield group
-        return
+        return (group,)
     taken = next((one for suffix in IMAGE_SUFFIXES for one in group if one.suffix == suffix), None)
     images = [one for one in group if suffix_of(one.name) in IMAGE_SUFFIXES]
     if taken is not None:
@@ -92,14 +89,13 @@ def divided(group: list[Member], names: int, note: Note) -> Iterator[list[Member
             if other is not taken:
                 note(other.name, f"another image of the sample of {taken.name}")
     if taken is not None or not images or any(one.suffix == "npy" for one in group):
-        yield group
-        return
+        return (group,)
     each: dict[str, list[Member]] = {}
     for one in group:
         stem, _, suffix = one.name.rpartition(".")
         key = as_key(str(PurePosixPath(stem)))
         each.setdefault(key, []).append(one._replace(key=key, suffix=suffix.lower()))
-    yield from each.values()
+    return each.values()
 
 
 def place_of(name: str, names: int) -> tuple[str, str, str] | str:

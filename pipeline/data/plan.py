@@ -73,7 +73,7 @@ def make_plan(
             cannot have names of their own, or no samples.
     """
     refuse_no_image(wanted)
-    summary, hashes = PlanSummary([str(path) for path in paths], 0, 0, {}, []), array("Q")
+    summary, hashes = PlanSummary([str(path) for path in paths], 0, 0, {}, []), array("q")
     last: dict[str, Unit] = {}  # of each shard
     pairing = Pairing(data, partial(belongs, subset=data.subset)) if data.kind == "restored" else None
     schema = SCHEMA if pairing is None else PAIRED
@@ -83,7 +83,7 @@ def make_plan(
             while group := list(islice(found, GROUP)):
                 writer.write_table(pa.Table.from_pylist([row for _, row in group], schema))
                 for unit, row in group:
-                    hashes.extend(map(key_hash, row["keys"]))
+                    hashes.extend(map(hash, row["keys"]))  # of this process; keys with the same are compared
                     summary.units, summary.samples = summary.units + 1, summary.samples + unit.samples
                     last[unit.shard] = unit
                     on_unit(unit)
@@ -94,7 +94,7 @@ def make_plan(
                 pairing.name_left_out(summary)
             writer.add_key_value_metadata({SUMMARY: summary.text(), RULE: str(NAMES)})
         refuse_unusable(summary, data)
-        refuse_duplicates(temporary, np.frombuffer(hashes, np.uint64))
+        refuse_duplicates(temporary, np.frombuffer(hashes, np.int64))
         if restoration is not None:
             refuse_names(temporary, restoration, data.channels, wanted)
     return summary
@@ -245,10 +245,11 @@ def open_shard(
         every: Iterable[Place] = chain(begin, samples)
         if pairing is not None:
             every = pairing.of(every, summary)
-        chosen = (one for one in every if belongs(one.key, data.subset))
+        if data.subset is not None:
+            every = (one for one in every if belongs(one.key, data.subset))
         if not begin and str(path) not in summary.damaged:
             summary.empty.append(str(path))
-        return size, chosen
+        return size, every
 
 
 def readable(path: Location, data: Data, summary: PlanSummary, wanted: Wanted) -> Iterator[Place]:
@@ -261,12 +262,6 @@ def readable(path: Location, data: Data, summary: PlanSummary, wanted: Wanted) -
         summary.damaged[str(path)] = str(damage)
 
 
-def key_hash(key: str, salt: bytes = b"") -> int:
-    """64 bits of BLAKE2b; plans and tuning rely on that they stay."""
-    digest = hashlib.blake2b(key.encode("utf-8", "surrogateescape"), digest_size=8, salt=salt).digest()
-    return int.from_bytes(digest, "little")
-
-
 def belongs(key: str, subset: Subset | None) -> bool:
     """Whether a sample is in a part of the data: for tuning are the keys whose hash is below a threshold.
 
@@ -275,7 +270,8 @@ def belongs(key: str, subset: Subset | None) -> bool:
     """
     if subset is None:
         return True
-    tuning = key_hash(key, TUNING) < subset.fraction * 2**64
+    digest = hashlib.blake2b(key.encode("utf-8", "surrogateescape"), digest_size=8, salt=TUNING).digest()
+    tuning = int.from_bytes(digest, "little") < subset.fraction * 2**64
     return tuning == (subset.part == "tune")
 
 
@@ -306,7 +302,7 @@ def refuse_duplicates(plan: Path, hashes: np.ndarray) -> None:
         keys = row["keys"]
         names = [pair["name"] for pair in row.get("pairs") or ()] or keys
         for key, name, of in zip(keys, names, row["files"] or [None] * len(keys), strict=True):
-            if key_hash(key) in suspects:
+            if hash(key) in suspects:
                 places.setdefault(key, []).append(Found(row["shard"], of, name))
     twice = {key: found for key, found in places.items() if len(found) > 1}
     if not twice:  # two keys with the same 64-bit hash, which is no fault

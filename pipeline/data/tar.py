@@ -72,18 +72,19 @@ class Tar:
         Raises:
             DamagedShard: after the last sample of which anything is left.
         """
-        group: dict[str, Member] = {}  # by suffix
+        group: list[Member] = []
         base, damage = "", None
         try:
             for member in self.members():
-                if group and (member.base != base or member.suffix in group):
-                    yield from samples_in([*group.values()], self.names, self.note, self.wanted)
-                    group = {}
-                group[member.suffix], base = member, member.base
+                if group and (member.base != base or any(member.suffix == one.suffix for one in group)):
+                    yield from samples_in(group, self.names, self.note, self.wanted)
+                    group = []
+                group.append(member)
+                base = member.base
         except DamagedShard as error:
             damage = error
         if group:
-            yield from samples_in([*group.values()], self.names, self.note, self.wanted)
+            yield from samples_in(group, self.names, self.note, self.wanted)
         if damage is not None:
             raise damage
 
@@ -140,6 +141,7 @@ class Tar:
         last: Found | None = None
         for last in plain_headers(self.file, place, self.stop, self.size):
             yield last
+        if last is not None:
             place = last.offset_data + whole(last.size)
         if place < self.stop:
             yield from self.careful(place, last)
