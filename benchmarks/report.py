@@ -26,8 +26,8 @@ from kintsugi import operators
 from kintsugi.pipeline.analysis.report import write_report
 from kintsugi.pipeline.data.photographs import scikit_image_shard
 from kintsugi.pipeline.data.pictures import encode
-from kintsugi.pipeline.data.units import PlanSummary
-from kintsugi.pipeline.execution.commit import ROWS, commit, read_commits
+from kintsugi.pipeline.data.units import PlanSummary, Unit
+from kintsugi.pipeline.execution.commit import ROWS, commit
 from kintsugi.pipeline.execution.degrade import levels
 from kintsugi.pipeline.execution.rows import GALLERY
 from kintsugi.pipeline.execution.run import Run
@@ -49,9 +49,9 @@ metrics: [psnr, ssim, ms_ssim, spectrum_ratio]
 class Synthetic(Run):
     """A run without a plan."""
 
-    def commits(self) -> Iterator[Any]:
-        names = map("00000-{:07d}".format, range(self.summary.units))
-        return read_commits(self.folder, names, self.config_hash)
+    def units(self) -> Iterator[Unit]:
+        for number in range(self.summary.units):
+            yield Unit(f"00000-{number:07d}", "", 0, UNIT * number, UNIT * number, UNIT, 0, 0)
 
 
 def synthetic(folder: Path, rows: int, images: str) -> Synthetic:

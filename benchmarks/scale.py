@@ -3,6 +3,7 @@
     python benchmarks/scale.py run       20,000 tiny samples over 4 pretend nodes with 2 pretend GPUs each
     python benchmarks/scale.py plan      1,280,000 samples planned and none of them run
     python benchmarks/scale.py units     what a unit costs of a plan of 320, 5,120 and 50,000 of them
+    python benchmarks/scale.py commits   what `status` and resuming cost of a run of so many units
     python benchmarks/scale.py polls     what it costs the driver to know the state of 8, 64 and 512 actors
 
 `run` starts a Ray cluster of several nodes on this machine. Its sampler returns H⁺y after a pause that
@@ -10,10 +11,16 @@ stands for the network, so that all the rest is what is measured. Efficiency is 
 over the time that the actors were there: 1 if no actor ever waits. Memory is read from the operating system.
 """
 
+import hashlib
 import io
+import os
 import tarfile
 import tempfile
 import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Annotated, Any
@@ -24,14 +31,16 @@ from kit.plugins import know_stand_ins
 from PIL import Image
 
 from kintsugi.pipeline.analysis.aggregate import summarise
-from kintsugi.pipeline.data.units import read_members
+from kintsugi.pipeline.data.units import Unit, read_members
 from kintsugi.pipeline.execution.actors import Named, Pool, RayWorker
+from kintsugi.pipeline.execution.commit import Commit
 from kintsugi.pipeline.execution.crew import Actor, Crew
-from kintsugi.pipeline.execution.directory import PLAN
+from kintsugi.pipeline.execution.directory import COMMITS, DATA, PLAN, commit_file, data_file
 from kintsugi.pipeline.execution.live import Live
 from kintsugi.pipeline.execution.open import open_or_plan
-from kintsugi.pipeline.execution.run import Part
+from kintsugi.pipeline.execution.run import Part, Run
 from kintsugi.pipeline.job import Job
+from kintsugi.pipeline.storage.records import sealed
 
 SIZE = 8
 PER_SHARD = 1000
@@ -199,6 +208,65 @@ def units() -> None:
                 read_members(this.folder / PLAN, unit)
                 spent.append(1000 * (time.process_time() - mark))
             print(f"| {len(every):,} | {spent[0]:.1f} | {np.median(spent[1:]):.2f} |", flush=True)
+
+
+def record(this: Run, unit: Unit) -> None:
+    """What a unit leaves behind that is done, but for its rows."""
+    rows = b"no rows"
+    made_by = dict.fromkeys(("kintsugi", "torch", "numpy", "device", "host"), "1.2.3+cpu")
+    seconds = dict.fromkeys(("read", "fetch", "decode", "degrade", "sample", "score", "write", "total"), 1.25)
+    done = Commit(
+        unit=unit.unit,
+        rows=unit.samples,
+        failed=0,
+        data_bytes=len(rows),
+        data_sha256=hashlib.sha256(rows).hexdigest(),
+        config_hash=this.config_hash,
+        prior_sha256=this.prior.sha256,
+        attempt=1,
+        seconds=seconds,
+        sample_seconds=[0.3125] * unit.samples,
+        made_by=made_by,
+    )
+    data_file(this.folder, unit.unit).write_bytes(rows)
+    commit_file(this.folder, unit.unit).write_bytes(sealed(asdict(done)))
+
+
+@app.command()
+def commits() -> None:
+    """List what is done of runs of ever more units, of 4 samples each."""
+    head = "units", "all records", "status, the first time", "again", "with 1 % new", "resuming"
+    print(f"s of CPU:\n\n| {' | '.join(head)} |\n|{'---|' * len(head)}")
+    table = []
+    for count in (320, 5120, 50_000):
+        with tempfile.TemporaryDirectory() as name:
+            folder = Path(name)
+            os.environ["KINTSUGI_CACHE"] = str(folder / "cache")
+            make_shards(folder, 4 * count, b"")
+            this = open_or_plan(job_of(folder, 4, {"name": "conjugate"}))
+            every = list(this.units())
+            for place in (COMMITS, DATA):
+                (this.folder / place).mkdir()
+            for unit in every[count // 100 :]:
+                record(this, unit)
+            time.sleep(3)  # what is newer is read again
+            spent = [cpu(partial(deque, this.commits(), 0)), cpu(this.progress), cpu(this.progress)]
+            for unit in every[: count // 100]:
+                record(this, unit)
+            spent += [cpu(this.progress), cpu(this.to_do)]
+            assert this.progress().units == len(every)
+        table.append((count, *spent))
+        print(f"| {count:,} | {' | '.join(f'{each:.3f}' for each in spent)} |", flush=True)
+    units, *columns = np.log(np.array(table)).T
+    slopes = (np.polyfit(units, column, 1)[0] for column in columns)
+    print(f"| fitted exponent | {' | '.join(f'{each:.2f}' for each in slopes)} |")
+
+
+def cpu(work: Callable[[], Any]) -> float:
+    """Seconds of CPU that it takes."""
+    mark = time.process_time()
+    work()
+    return time.process_time() - mark
 
 
 class AtWork:

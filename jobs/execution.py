@@ -62,7 +62,7 @@ def do_job(
             job, lambda unit: status.update(f"reading shards: {unit.first + unit.samples} samples")
         )
     show_shard_warnings(this.summary)
-    before = this.progress()
+    before, units = this.to_do(retry_failed)
     if tracking is not None:
         tracking.begin(this, before.rows)
     console.print(
@@ -70,12 +70,10 @@ def do_job(
         + (f", {before.rows} samples done before" if before.rows else ""),
     )
     if retry_failed:
-        failed = list(this.with_failures())
-        console.print(f"{before.failed} failed samples in {len(failed)} units again")
-        if failed:
-            execute([Part(this, failed, failed_only=True)], address, Progress(0, 0, 0), tracking)
-    elif before.units < this.summary.units:
-        execute([Part(this, list(this.outstanding()))], address, before, tracking)
+        console.print(f"{before.failed} failed samples in {len(units)} units again")
+    if units:
+        counted = Progress(0, 0, 0) if retry_failed else before
+        execute([Part(this, units, failed_only=retry_failed)], address, counted, tracking)
     clear_temporaries(this.folder)
     write_restored(this)
     return this
@@ -104,7 +102,7 @@ def complete(
     if missing and retry_failed:
         errors.print(f"{missing} samples are still to be done: the same command without --retry-failed")
     elif missing:
-        raise JobError(f"{missing} samples have no valid commit record; run the same command again")
+        raise this.incomplete(missing)
     if samples["failed"] or this.summary.without_truth or this.summary.without_restored:
         raise typer.Exit(EXIT_SOME_FAILED)
 

@@ -207,9 +207,9 @@ def do_jobs(jobs: Sequence[Job], session: Session, what: str) -> list[Run | None
     there = [run for run in runs if run is not None]
     for _, alike in groupby(there, key=lambda run: run.summary):
         show_shard_warnings(next(alike).summary)
-    wanted = ((run, list(run.with_failures() if retry else run.outstanding())) for run in there)
-    parts = [Part(run, units, failed_only=retry) for run, units in wanted if units]
-    before = together([Progress(0, 0, 0), *(run.progress() for run in there)])
+    found = [(run, *run.to_do(retry)) for run in there]
+    parts = [Part(run, units, failed_only=retry) for run, _, units in found if units]
+    before = together([Progress(0, 0, 0), *(progress for _, progress, _ in found)])
     samples = sum(run.summary.samples for run in there)
     done = f", {before.rows} done before" if before.rows else ""
     console.print(f"{len(there)} {what}, {len(parts)} of them to be done: {samples} samples{done}")

@@ -197,11 +197,12 @@ def run_trials(
 
 def do_first(runs: Sequence[Run], images: int, address: str | None) -> None:
     """Do what is left of some trials' first images, all together."""
-    left = ([unit for unit in run.outstanding() if unit.first < images] for run in runs)
-    parts = [Part(run, units) for run, units in zip(runs, left, strict=True) if units]
+    found = [(run, *run.to_do()) for run in runs]
+    begun = [(run, progress, [u for u in units if u.first < images]) for run, progress, units in found]
+    parts = [Part(run, units) for run, _, units in begun if units]
     if parts:
         console.print(f"{len(parts)} trials: {images} images each")
-        execute(parts, address, together([part.run.progress() for part in parts]))
+        execute(parts, address, together([progress for _, progress, units in begun if units]))
     for part in parts:
         clear_temporaries(part.run.folder)
 

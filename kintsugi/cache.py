@@ -39,13 +39,21 @@ def locked(path: Path) -> Iterator[FileIO]:
         yield file
 
 
+def state_of(found: os.stat_result) -> str:
+    """What is another after every change of a file, once it has `SETTLED`.
+
+    The file system is trusted that writing to a file changes its ctime, which no program can set.
+    """
+    return f"{found.st_size} {found.st_mtime_ns} {found.st_ctime_ns} {found.st_ino} {found.st_dev}"
+
+
 def remembered(path: Path, what: str, find: Callable[[BufferedReader], str]) -> str:
     """The word that `find` makes of a file: by the first process of this machine that asks, then recorded.
 
     Where the cache folder cannot be written, every process reads the file.
     """
-    # A record trusts the file system that writing to a file changes its ctime, which no program can set, and
-    # all who may write to the cache folder. It does not see a disk decay.
+    # A record trusts the file system as `state_of`, and all who may write to the cache folder. It does not
+    # see a disk decay.
     with path.open("rb") as file, ExitStack() as stack:
         key = hashlib.sha256(os.fsencode(f"{socket.gethostname()} {path.absolute()}")).hexdigest()
         try:
@@ -54,7 +62,7 @@ def remembered(path: Path, what: str, find: Callable[[BufferedReader], str]) -> 
         except OSError:
             return find(file)
         now = os.fstat(file.fileno())
-        state = f"{now.st_size} {now.st_mtime_ns} {now.st_ctime_ns} {now.st_ino} {now.st_dev}"
+        state = state_of(now)
         settled = time.time() - now.st_ctime > SETTLED
         if known := re.fullmatch(rf"{state} (\w+)\n", recorded):
             return known[1]

@@ -64,11 +64,11 @@ def run(
             except typer.Exit:  # it has said how far it came
                 raise KeyboardInterrupt("interrupted; the same job continues") from None
             tracking.finish(write_report(this))
-        progress = this.progress()
-        if progress.rows < this.summary.samples:
-            missing = this.summary.samples - progress.rows
-            raise JobError(f"{missing} samples have no valid commit record; run the same job again")
-        return Run(this)
+        found = Run(this)
+        samples = found.results()["samples"]
+        if missing := samples["planned"] - samples["done"]:
+            raise this.incomplete(missing)
+        return found
 
 
 def open_run(path: str | os.PathLike[str]) -> Run:

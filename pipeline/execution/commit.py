@@ -9,7 +9,7 @@ that wakes up and writes again writes the same bytes.
 
 import hashlib
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict
 from typing import Annotated, Any
 
@@ -19,16 +19,8 @@ import pyarrow.parquet as pq
 from pydantic import ConfigDict, Field, TypeAdapter
 from pydantic.dataclasses import dataclass
 
-from kintsugi.ahead import map_ahead
 from kintsugi.errors import JobError
-from kintsugi.pipeline.execution.directory import (
-    COMMITS,
-    DATA,
-    FEATURES,
-    commit_file,
-    data_file,
-    features_file,
-)
+from kintsugi.pipeline.execution.directory import commit_file, data_file, features_file
 from kintsugi.pipeline.job import Job
 from kintsugi.pipeline.metrics.registry import (
     BASELINES,
@@ -42,14 +34,14 @@ from kintsugi.pipeline.metrics.registry import (
 from kintsugi.pipeline.metrics.scoring import LARGEST
 from kintsugi.pipeline.parameters import columns_of, kind_of
 from kintsugi.pipeline.storage import records
-from kintsugi.pipeline.storage.files import file_sizes, storage_failed, whole
-from kintsugi.pipeline.storage.location import Location, is_remote
+from kintsugi.pipeline.storage.files import storage_failed, whole
+from kintsugi.pipeline.storage.location import Location
 from kintsugi.pipeline.storage.publish import publish, publish_bytes
 from kintsugi.pipeline.storage.records import MAX_RECORD, MAX_TABLE, UNIT, Count, Digest, Number, Text
 
 ROW_GROUP = 1 << 28  # bytes at most of the samples in it: Parquet cannot read back lists of 2 GiB
 MAX_TEXT = 1 << 20  # characters of a cell
-READERS = 16  # records of a remote run that are read at once
+READERS = 16  # files of a remote run that are read at once
 
 BEFORE = pa.schema(
     [
@@ -231,24 +223,6 @@ def read_commit(
         return found if found.features_bytes == length(features_file(folder, unit), MAX_TABLE) else None
     except FileNotFoundError:
         return None
-
-
-def read_commits(
-    folder: Location, units: Iterable[str], config_hash: str
-) -> Iterator[tuple[str, Commit | None]]:
-    """`read_commit` of many units, in order, from a listing of the run's folders, in which links are not."""
-    listed = {name: file_sizes(folder / name, links=False) for name in (COMMITS, DATA, FEATURES)}
-
-    def length(file: Location, most: int) -> int:
-        found = listed[file.parent.name].get(file.name, most + 1)
-        if found > most:
-            raise FileNotFoundError(str(file))
-        return found
-
-    def read(unit: str) -> tuple[str, Commit | None]:
-        return unit, read_commit(folder, unit, config_hash, length)
-
-    yield from map_ahead(read, units, READERS) if is_remote(folder) else map(read, units)
 
 
 def valid(record: bytes, unit: str, config_hash: str, data_bytes: int) -> Commit | None:

@@ -1,7 +1,8 @@
 """A run: a directory that holds a job, its plan, what is done of it, and its report."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import Any
 
 import yaml
@@ -9,7 +10,8 @@ from pydantic import TypeAdapter, ValidationError
 
 from kintsugi.errors import JobError
 from kintsugi.pipeline.data.units import PlanSummary, Unit, advice, read_summary, read_units
-from kintsugi.pipeline.execution.commit import Commit, read_commits
+from kintsugi.pipeline.execution.commit import Commit
+from kintsugi.pipeline.execution.committed import Counts, forget, read_commits, read_counts
 from kintsugi.pipeline.execution.directory import JOB, KEPT, PLAN, PRIOR, refuse_links
 from kintsugi.pipeline.job import Job, config_hash
 from kintsugi.pipeline.storage import records
@@ -78,26 +80,49 @@ class Run:
 
     def commits(self) -> Iterator[tuple[Unit, Commit | None]]:
         """Every unit with its valid commit record, or None where it is still to be done."""
-        names = (unit.unit for unit in self.units())
-        records = read_commits(self.folder, names, self.config_hash)
-        for unit, (_, commit) in zip(self.units(), records, strict=True):
-            yield unit, commit
+        yield from read_commits(self.folder, self.units(), self.config_hash, attrgetter("unit"))
+
+    def counts(self) -> Iterator[tuple[Unit, Counts | None]]:
+        """As `commits`, of each record its counts; one that this machine has read is not read again."""
+        yield from read_counts(self.folder, self.units(), self.config_hash, attrgetter("unit"))
 
     def progress(self) -> Progress:
-        """How much is committed; memory does not grow with the run."""
-        units = rows = failed = 0
-        for _, commit in self.commits():
-            if commit is not None:
-                units, rows, failed = units + 1, rows + commit.rows, failed + commit.failed
-        return Progress(units, rows, failed)
+        """How much is committed; memory does not grow with the run, but for a line of each unit."""
+        return progress_of(counts for _, counts in self.counts())
+
+    def to_do(self, retry_failed: bool = False) -> tuple[Progress, list[Unit]]:
+        """How much is committed, and the units that are to be done, by one look.
+
+        retry_failed: of the committed ones those some of whose samples failed, and no others.
+        """
+        every = list(self.counts())
+        if retry_failed:
+            left = [unit for unit, counts in every if counts is not None and counts.failed]
+        else:
+            left = [unit for unit, counts in every if counts is None]
+        return progress_of(counts for _, counts in every), left
+
+    def incomplete(self, missing: int) -> JobError:
+        """For a run that should be done, and lacks the rows of so many samples."""
+        forget(self.folder, self.config_hash)
+        return JobError(f"{missing} samples have no valid commit record; run the same command again")
 
     def outstanding(self) -> Iterator[Unit]:
         """The units that are still to be done."""
-        return (unit for unit, commit in self.commits() if commit is None)
+        return (unit for unit, counts in self.counts() if counts is None)
 
     def with_failures(self) -> Iterator[Unit]:
         """The committed units some of whose samples failed."""
-        return (unit for unit, commit in self.commits() if commit is not None and commit.failed)
+        return (unit for unit, counts in self.counts() if counts is not None and counts.failed)
+
+
+def progress_of(counts: Iterable[Counts | None]) -> Progress:
+    """Of units, of which some are not committed."""
+    units = rows = failed = 0
+    for found in counts:
+        if found is not None:
+            units, rows, failed = units + 1, rows + found.rows, failed + found.failed
+    return Progress(units, rows, failed)
 
 
 def together(progress: Sequence[Progress]) -> Progress:

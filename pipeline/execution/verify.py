@@ -13,12 +13,12 @@ from kintsugi.pipeline.data.plan import make_plan
 from kintsugi.pipeline.data.units import Unit, changed_shards, read_members, read_units
 from kintsugi.pipeline.execution.commit import (
     Commit,
-    read_commits,
     read_features,
     read_rows,
     schema_of,
     valid,
 )
+from kintsugi.pipeline.execution.committed import read_commits
 from kintsugi.pipeline.execution.directory import (
     COMMITS,
     FILES,

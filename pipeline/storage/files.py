@@ -5,7 +5,7 @@ import io
 import os
 import re
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from fnmatch import fnmatchcase
 from functools import partial
 from itertools import takewhile
@@ -14,7 +14,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from kintsugi.pipeline.storage.location import Location, Remote, asked_twice, at
+from kintsugi.pipeline.storage.location import Location, Remote, Stat, asked_twice, at
 from kintsugi.pipeline.storage.publish import temporary_name
 
 MAGIC = re.compile(r"[*?\[{]")  # of globs and braces
@@ -45,17 +45,23 @@ def file_sizes(folder: Location, links: bool = True) -> dict[str, int]:
 
     links: whether links to files count.
     """
+    return {name: found.st_size for name, found in file_stats(folder, links)}
+
+
+def file_stats(folder: Location, links: bool = True) -> Iterator[tuple[str, os.stat_result | Stat]]:
+    """Name and status of the same files."""
     if isinstance(folder, Remote):
-        return {found.name: length for found, length in folder.listing()}
+        yield from ((found.name, Stat(length)) for found, length in folder.listing())
+        return
     try:
-        with os.scandir(folder) as entries:
-            return {
-                e.name: e.stat().st_size
-                for e in entries
-                if e.is_file(follow_symlinks=links) and not temporary_name(e.name)
-            }
+        entries = os.scandir(folder)
     except FileNotFoundError:
-        return {}
+        return
+    with entries:
+        for entry in entries:
+            if entry.is_file(follow_symlinks=links) and not temporary_name(entry.name):
+                with suppress(FileNotFoundError):  # somebody has removed it
+                    yield entry.name, entry.stat()
 
 
 def refuse(error: OSError) -> None:

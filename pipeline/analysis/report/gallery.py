@@ -19,7 +19,7 @@ from kintsugi.operators.arrays import read_array
 from kintsugi.pipeline.analysis.aggregate import Distribution
 from kintsugi.pipeline.analysis.rows import measures_in
 from kintsugi.pipeline.data.pictures import MAX_VALUES, decoded, encode, shown
-from kintsugi.pipeline.execution.commit import PICTURES, is_picture, read_rows, schema_of
+from kintsugi.pipeline.execution.commit import PICTURES, is_picture, read_commit, read_rows, schema_of
 from kintsugi.pipeline.execution.degrade import add_noise, levels
 from kintsugi.pipeline.execution.directory import data_file
 from kintsugi.pipeline.execution.rows import GALLERY
@@ -119,16 +119,16 @@ def rows_at(
     columns = columns or shown_columns(run)
     wanted = np.array(sorted(places), int)
     first = 0
-    for _, commit in run.commits():
-        if commit is None:
+    for unit, counts in run.counts():
+        if counts is None:
             continue
-        inside = wanted[(wanted >= first) & (wanted < first + commit.rows)]
-        if len(inside):
+        inside = wanted[(wanted >= first) & (wanted < first + counts.rows)]
+        if len(inside) and (commit := read_commit(run.folder, unit.unit, run.config_hash)):
             rows = read_rows(run.folder, commit, list(columns)).take(inside - first).to_pylist()
             for place, row in zip(inside.tolist(), rows, strict=True):
                 refuse_no_pictures(row, data_file(run.folder, commit.unit))
                 yield place, row
-        first += commit.rows
+        first += counts.rows
         if not len(wanted) or first > wanted[-1]:
             break
 

@@ -12,8 +12,9 @@ from kit.jobs import digests, execute, forked, kintsugi, rows, write_job
 from kit.shards import SIZE, encode, picture, write_tar
 
 from kintsugi.errors import JobError
-from kintsugi.pipeline.execution import directory
-from kintsugi.pipeline.execution.commit import read_commit, read_commits
+from kintsugi.pipeline.execution import committed, directory
+from kintsugi.pipeline.execution.commit import read_commit
+from kintsugi.pipeline.execution.committed import counts_of, read_commits, read_counts
 from kintsugi.pipeline.execution.directory import commit_file, data_file
 from kintsugi.pipeline.execution.live import Live
 from kintsugi.pipeline.execution.local import in_process
@@ -46,11 +47,17 @@ HARMS = {
 
 
 @pytest.mark.parametrize("harm", HARMS)
-def test_a_listing_says_of_each_unit_what_its_files_say(finished, harm):
+def test_a_listing_says_of_each_unit_what_its_files_say(finished, harm, monkeypatch):
+    """Also one of counts that were remembered before."""
+    monkeypatch.setattr(committed, "FEWEST", 1)
+    monkeypatch.setattr(committed, "SETTLED", -1)
     units = [unit.unit for unit in finished.units()]
+    assert finished.progress().units == len(units)
     HARMS[harm](commit_file(finished.folder, units[1]), data_file(finished.folder, units[1]))
     listed = dict(read_commits(finished.folder, units, finished.config_hash))
     assert [unit for unit, found in listed.items() if found is None] == ([] if harm == "none" else units[1:2])
+    counted = read_counts(finished.folder, units, finished.config_hash)
+    assert list(counted) == [(unit, counts_of(found)) for unit, found in listed.items()]
     for unit, found in listed.items():
         try:
             assert read_commit(finished.folder, unit, finished.config_hash) == found
