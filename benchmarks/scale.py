@@ -1,6 +1,7 @@
 """How the engine scales: scheduling, memory and time of the driver, and planning.
 
     python benchmarks/scale.py run       20,000 tiny samples over 4 pretend nodes with 2 pretend GPUs each
+    python benchmarks/scale.py actors    8, 16, 32 and 64 actors, each with one pretend GPU, and units of 1 s
     python benchmarks/scale.py plan      1,280,000 samples planned and none of them run
     python benchmarks/scale.py units     what a unit costs of a plan of 320, 5,120 and 50,000 of them
     python benchmarks/scale.py commits   what `status` and resuming cost of a run of so many units
@@ -13,6 +14,7 @@ over the time that the actors were there: 1 if no actor ever waits. Memory is re
 
 import hashlib
 import io
+import itertools
 import os
 import tarfile
 import tempfile
@@ -26,7 +28,9 @@ from types import SimpleNamespace
 from typing import Annotated, Any
 
 import numpy as np
+import psutil
 import typer
+from kit.forked import Forks
 from kit.plugins import know_stand_ins
 from PIL import Image
 
@@ -96,14 +100,15 @@ def picture() -> bytes:
     return buffer.getvalue()
 
 
-def cluster(nodes: int, gpus: int) -> Any:
-    """Nodes on this machine that pretend to have GPUs."""
+def cluster(nodes: int, gpus: int, **others: Any) -> Any:
+    """Nodes on this machine that pretend to have GPUs. `others`: arguments of each."""
     import ray
     from ray.cluster_utils import Cluster
 
-    found = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "num_gpus": 0})
+    head = {"num_cpus": 0, "num_gpus": 0, "include_dashboard": False, **others}
+    found = Cluster(initialize_head=True, head_node_args=head)
     for _ in range(nodes):
-        found.add_node(num_cpus=gpus, num_gpus=gpus)
+        found.add_node(num_cpus=gpus, num_gpus=gpus, **others)
     ray.init(address=found.address, log_to_driver=False)
     found.wait_for_nodes()
     return found
@@ -161,6 +166,76 @@ def run(
         print(f"| final aggregation | {aggregation:.2f} s |")
 
 
+class Together(Pool):
+    """A pool that begins when all actors are there, and once more when each has done a unit and loaded all.
+
+    Attributes:
+        rounds: how often it has begun. began, before: time.monotonic and `spent` at the last beginning.
+    """
+
+    rounds = 0
+
+    def assign(self) -> None:
+        if self.rounds < 2:
+            if len(self.crew.free()) < self.job.compute.actors:
+                return
+            self.rounds, self.began, self.before = self.rounds + 1, time.monotonic(), self.spent()
+        super().assign()
+
+    def spent(self) -> np.ndarray:
+        """Seconds of CPU so far: of this process, of the actors, of all others that it has started."""
+        actors = {actor.process for actor in self.crew.present}
+        found = {process.pid: process.cpu_times() for process in psutil.Process().children(recursive=True)}
+        seconds = {process: times.user + times.system for process, times in found.items()}
+        of_actors = sum(seconds[process] for process in actors)
+        return np.array([time.process_time(), of_actors, sum(seconds.values()) - of_actors])
+
+
+@app.command()
+def actors(
+    count: Annotated[list[int] | None, typer.Option(help="How many actors; repeatable.")] = None,
+    unit: Annotated[list[float] | None, typer.Option(help="Seconds of a unit; repeatable.")] = None,
+    seconds: Annotated[float, typer.Option(help="Of each run, about.")] = 60.0,
+    nodes: Annotated[int, typer.Option(help="Pretend nodes that share the actors.")] = 2,
+) -> None:
+    """What a unit of one sample costs the driver and its actor in CPU, and for how long actors wait."""
+    import ray
+
+    know_stand_ins()
+    counts, lengths = count or [8, 16, 32, 64], unit or [1.0]
+    head = "actors", "a unit, s", "units", "in samplers", "between units", "driver", "actor", "Ray's others"
+    print(f"| {' | '.join(head)} | cores busy | an actor's memory, MiB |\n|{'---|' * 10}")
+    with tempfile.TemporaryDirectory() as name, Forks() as forks:
+        started = cluster(nodes, -(-max(counts) // nodes), **forks.node)
+        for crew, length in itertools.product(counts, lengths):
+            folder = Path(name) / f"{crew}x{length}"
+            folder.mkdir()
+            make_shards(folder, crew * (1 + max(1, round(seconds / length))), picture())
+            job = job_of(folder, 1, {"name": "identity", "pause": length}, batch_size=1, actors=crew)
+            this = open_or_plan(job.model_copy(update={"prior": {"name": "gaussian"}}))
+            pool = Together([Part(this, list(this.outstanding()))], Live(), OnCPU)
+            commits = list(pool.work())[crew:]
+            wall = time.monotonic() - pool.began
+            spent = pool.spent() - pool.before
+            processes = [psutil.Process(actor.process) for actor in pool.crew.present]
+            held = np.median([process.memory_full_info().pss for process in processes]) / 2**20
+            pool.close()
+            sampled, within = (
+                sum(commit.seconds[part] for commit in commits) for part in ("sample", "total")
+            )
+            shares = f"{sampled / wall / crew:.1%} | {1 - within / wall / crew:.1%}"
+            each = " | ".join(f"{1000 * part / len(commits):.1f} ms" for part in spent)
+            row = f"{crew} | {length:g} | {len(commits):,} | {shares} | {each}"
+            print(f"| {row} | {spent.sum() / wall:.2f} | {held:.0f} |", flush=True)
+        ray.shutdown()
+        started.shutdown()
+
+
+def exponent(counts: list[int], seconds: list[float]) -> str:
+    """b of seconds ∝ countsᵇ, by least squares of the logarithms."""
+    return f"{np.polyfit(np.log(counts), np.log(seconds), 1)[0]:.2f}"
+
+
 @app.command()
 def plan(
     samples: Annotated[list[int] | None, typer.Option(help="How many; repeatable.")] = None,
@@ -169,7 +244,8 @@ def plan(
     """Plan many samples, and none of them run."""
     head = "samples", "shards", "units", "planning, s", "its CPU, s", "listing units, s"
     print(f"| {' | '.join(head)} | memory before, MiB | at most, MiB |\n|{'---|' * 8}")
-    for count in samples or [20_000, 1_280_000]:
+    spent, counts = [], samples or [20_000, 1_280_000]
+    for count in counts:
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
             make_shards(folder, count, bytes(100))
@@ -179,6 +255,7 @@ def plan(
             planned, busy = time.perf_counter() - mark, time.process_time() - busy
             mark = time.perf_counter()
             units = sum(1 for _ in this.outstanding())
+            spent.append(busy)
             listed = time.perf_counter() - mark
             row = (
                 f"{count:,}",
@@ -189,13 +266,16 @@ def plan(
                 f"{listed:.2f}",
             )
             print(f"| {' | '.join(row)} | {before:.0f} | {memory('VmHWM'):.0f} |", flush=True)
+    if len(counts) > 1:
+        print(f"CPU for planning grows with the samples to the power of {exponent(counts, spent)}")
 
 
 @app.command()
 def units() -> None:
     """Find the keys of units in plans of ever more units, of 32 samples each."""
     print("| units | finding the first one's keys, ms of CPU | another's, median |\n|---|---|---|")
-    for count in (320, 5120, 50_000):
+    counts, medians = [320, 5120, 50_000], []
+    for count in counts:
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
             make_shards(folder, 32 * count, b"")
@@ -207,7 +287,9 @@ def units() -> None:
                 mark = time.process_time()
                 read_members(this.folder / PLAN, unit)
                 spent.append(1000 * (time.process_time() - mark))
-            print(f"| {len(every):,} | {spent[0]:.1f} | {np.median(spent[1:]):.2f} |", flush=True)
+            medians.append(float(np.median(spent[1:])))
+            print(f"| {len(every):,} | {spent[0]:.1f} | {medians[-1]:.2f} |", flush=True)
+    print(f"it grows with the units to the power of {exponent(counts, medians)}")
 
 
 def record(this: Run, unit: Unit) -> None:
