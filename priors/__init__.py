@@ -69,13 +69,18 @@ def describe(spec: Mapping[str, Any]) -> Described:
     return found
 
 
-def examine(spec: Mapping[str, Any], image_shape: tuple[int, int, int]) -> Examined:
+def examine(
+    spec: Mapping[str, Any], image_shape: tuple[int, int, int], found: Described | None = None
+) -> Examined:
     """Find what is wrong with a spec and its files without loading any weights.
+
+    Args:
+        found: what `describe` says of it, where that is known.
 
     Raises:
         SpecError: as for `load`, or images of a shape that the prior does not take.
     """
-    found = describe(spec)
+    found = found or describe(spec)
     with named():
         if any(side % found.multiple for side in image_shape[1:]):
             raise SpecError(

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path as FilePath
-from typing import Literal, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -10,10 +10,15 @@ from torch import Tensor, nn
 from kintsugi.priors.paths import Path
 
 Parametrization = Literal["eps", "v", "x0"]
+Prediction = Literal["mean", "endpoint"]
+"""What x̂₀ is: E[x₀ | x], or, of a consistency function, where the probability-flow ODE from x ends."""
 
 
 class Prior(Protocol):
-    """Any object with these three members is a prior."""
+    """Any object with these three members is a prior.
+
+    One whose x̂₀ is not E[x₀ | x] says so by a fourth, `prediction`.
+    """
 
     path: Path
     parametrization: Parametrization
@@ -73,6 +78,19 @@ def channels_of(described: Described) -> int | None:
     """The channels that it takes, None for any; one that does not say `image_channels` is of RGB."""
     channels: int | None = getattr(described, "image_channels", 3)
     return channels
+
+
+def innermost(prior: Any) -> Any:
+    """The prior within those that show it tiles or groups, time it or reuse its features."""
+    while hasattr(prior, "prior"):
+        prior = prior.prior
+    return prior
+
+
+def prediction_of(prior: Prior | Described) -> Prediction:
+    """What the x̂₀ of a prior, or of a described one, is; of one that does not say, E[x₀ | x]."""
+    found: Prediction = getattr(innermost(prior), "prediction", "mean")
+    return found
 
 
 def data_prediction(path: Path, parametrization: Parametrization, t: Tensor) -> tuple[Tensor, Tensor]:

@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor, is_grad_enabled, nn
 
 from kintsugi.errors import SpecError
-from kintsugi.priors.base import Parametrization, Prior
+from kintsugi.priors.base import Parametrization, Prior, innermost
 from kintsugi.priors.paths import Path
 
 
@@ -68,9 +68,7 @@ def unet_of(prior: Any) -> Any:
     """The `UNet2DModel` of a prior within others; raises a SpecError as `Reusing`."""
     from diffusers import UNet2DModel
 
-    while hasattr(prior, "prior"):
-        prior = prior.prior
-    network = getattr(prior, "network", None)
+    network = getattr(innermost(prior), "network", None)
     modules = network.modules() if isinstance(network, nn.Module) else ()
     unet = next((module for module in modules if isinstance(module, UNet2DModel)), None)
     # Skips of images, as rectified flow's, begin below the finest level.

@@ -17,6 +17,7 @@ from kintsugi.errors import SpecError
 from kintsugi.registry import Registry, construct
 from kintsugi.samplers.base import Restoration, Sampler
 from kintsugi.samplers.cdim import CDIM
+from kintsugi.samplers.cm4ir import CM4IR
 from kintsugi.samplers.conjugate import Conjugate
 from kintsugi.samplers.covariance import Covariance
 from kintsugi.samplers.daps import DAPS
@@ -31,6 +32,7 @@ from kintsugi.samplers.flower import Flower
 from kintsugi.samplers.mmps import MMPS
 from kintsugi.samplers.noise import KeyedNoise
 from kintsugi.samplers.pigdm import DiscretePiGDM, PiGDM
+from kintsugi.samplers.pnp_cm import PnPCM
 from kintsugi.samplers.pnp_flow import PnPFlow
 from kintsugi.samplers.reddiff import REDdiff
 from kintsugi.samplers.sitcom import SITCOM
@@ -40,6 +42,7 @@ __all__ = ["REGISTRY", "KeyedNoise", "Restoration", "Sampler", "SpecError", "bui
 
 BUILTIN: dict[str, Callable[..., Sampler]] = {
     "cdim": CDIM,
+    "cm4ir": CM4IR,
     "conjugate": Conjugate,
     "covariance": Covariance,
     "daps": DAPS,
@@ -55,6 +58,7 @@ BUILTIN: dict[str, Callable[..., Sampler]] = {
     "mmps": MMPS,
     "pigdm": PiGDM,
     "pigdm_discrete": DiscretePiGDM,
+    "pnp_cm": PnPCM,
     "pnp_flow": PnPFlow,
     "reddiff": REDdiff,
     "sitcom": SITCOM,

@@ -8,7 +8,7 @@ from pydantic import Field
 from torch import Tensor
 
 from kintsugi.operators import Operator
-from kintsugi.priors.base import Prior
+from kintsugi.priors.base import Described, Prior, prediction_of
 from kintsugi.samplers.noise import Noise
 
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -38,6 +38,21 @@ def of_each(count: int | Tensor, samples: int) -> list[int]:
     return count.tolist() if isinstance(count, Tensor) else [count] * samples
 
 
+def check_prediction(prior: Prior | Described, who: str) -> None:
+    """Raise a ValueError that begins with `who`, which needs E[x₀ | x], if the prior does not give that."""
+    if prediction_of(prior) != "mean":
+        raise ValueError(
+            f"{who} needs E[x₀ | x], and the prior is a consistency function, which gives the end of the "
+            "ODE's trajectory from x; docs/samplers.md says which samplers take one"
+        )
+
+
+def check_fit(sampler: object, prior: Prior | Described) -> None:
+    """Raise a ValueError if x̂₀ of the prior is not what the sampler takes it for."""
+    if getattr(sampler, "needs_mean", True):
+        check_prediction(prior, f"name: {type(sampler).__name__}")
+
+
 T = TypeVar("T")
 
 
@@ -61,7 +76,10 @@ class KeptForOneJob:
 
 
 class Sampler(Protocol):
-    """Restores measurements y = H x₀ + σ_y n."""
+    """Restores measurements y = H x₀ + σ_y n.
+
+    One that takes x̂₀ for an image of the prior and not for E[x₀ | x] says so by `needs_mean`, False.
+    """
 
     def prepare(self, prior: Prior, operator: Operator, sigma_y: float | Tensor, like: Tensor) -> object:
         """Compute and keep what depends on the job alone, for states of the type and device of `like`.

@@ -7,7 +7,7 @@ One integrator for diffusion and flow, noiseless and noisy operators, and its ow
 from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import pydantic.dataclasses
 import torch
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from kintsugi.operators import Operator
 from kintsugi.priors.base import Prior
-from kintsugi.samplers.base import Callback, KeptForOneJob, Restoration, Strength
+from kintsugi.samplers.base import Callback, KeptForOneJob, Restoration, Strength, check_fit
 from kintsugi.samplers.coefficients import Absorb, Coefficients, Drift, Step, Weights
 from kintsugi.samplers.grids import Span
 from kintsugi.samplers.guidance import Schedule
@@ -69,6 +69,7 @@ class Conjugate(Span, KeptForOneJob):
     guidance is that of an ε-network whatever the prior predicts. jacobian: false is vjp_steps: 0.
     """
 
+    needs_mean: ClassVar[bool] = True
     w: Strength = 15.0
     lam: FiniteFloat = 0.0
     absorb: Absorb = "conditional"
@@ -130,6 +131,7 @@ class Conjugate(Span, KeptForOneJob):
 
     def prepare(self, prior: Prior, operator: Operator, sigma_y: float | Tensor, like: Tensor) -> Prepared:
         """Coefficients for a job; see `samplers.base.Sampler`."""
+        check_fit(self, prior)
         check_project(self.project, sigma_y)
         if self.order > 1 and not operator.decomposed:
             kind = "measurement without a decomposition" if operator.linear else "non-linear measurement"

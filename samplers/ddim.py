@@ -1,6 +1,7 @@
 """DDIM: the conjugate integrator without guidance."""
 
 from dataclasses import field
+from typing import ClassVar
 
 from pydantic import FiniteFloat, NonNegativeInt
 from pydantic.dataclasses import dataclass
@@ -15,9 +16,10 @@ from kintsugi.samplers.guidance import Schedule
 class DDIM(Conjugate):
     """DDIM (Song et al., ICLR 2021): no guidance; the measurement enters by the warm start alone.
 
-    `conjugate` with w: 0.
+    `conjugate` with w: 0. Takes consistency functions, too: each step begins anew from where the last led.
     """
 
+    needs_mean: ClassVar[bool] = False
     w: Strength = field(default=0.0, init=False)
     lam: FiniteFloat = field(default=0.0, init=False)
     absorb: Absorb = field(default="unconditional", init=False)

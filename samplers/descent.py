@@ -19,7 +19,7 @@ from torch import Tensor
 from kintsugi.operators import Operator
 from kintsugi.priors.base import Prior
 from kintsugi.priors.paths import Path, VariancePreserving
-from kintsugi.samplers.base import Callback, KeptForOneJob, Restoration
+from kintsugi.samplers.base import Callback, KeptForOneJob, Restoration, check_fit
 from kintsugi.samplers.coefficients import Drift
 from kintsugi.samplers.extrapolation import Given, Row, is_finite, last_uses, rows_of
 from kintsugi.samplers.grids import Grid, time_grid
@@ -97,6 +97,7 @@ class Descent(KeptForOneJob, ABC):
     Attributes:
         path: its states are a x₀ + s z, and `grid` divides its time.
         differentiates: whether it asks for vector-Jacobian products of the network.
+        needs_mean: whether x̂₀ must be E[x₀ | x], or may be a consistency function's.
 
     Args:
         steps: network evaluations.
@@ -108,6 +109,7 @@ class Descent(KeptForOneJob, ABC):
 
     path: ClassVar[Path] = PATH
     differentiates: ClassVar[bool] = False
+    needs_mean: ClassVar[bool] = True
     steps: PositiveInt = 100
     start: Annotated[float, Field(gt=0, le=1)] = 1.0
     end: Annotated[float, Field(gt=0, lt=1)] = 0.001
@@ -132,6 +134,7 @@ class Descent(KeptForOneJob, ABC):
 
     def prepare(self, prior: Prior, operator: Operator, sigma_y: float | Tensor, like: Tensor) -> list[Level]:
         """The levels for a job; see `samplers.base.Sampler`."""
+        check_fit(self, prior)
         check_project(self.project, sigma_y)
         if self.end >= self.start:
             raise ValueError(f"start, end: {self.start} to {self.end} does not lead from noise to data")

@@ -25,9 +25,6 @@ class DiffPIR(Stepwise):
         self, problem: Problem, denoise: Denoiser, x: Tensor, now: Level, later: Level
     ) -> tuple[Tensor, Tensor]:
         """The proximal point of the prediction under y, then noise of the next level, a share ζ of it new."""
-        prediction, operator = denoise(x, now), problem.operator
-        variance = now.sigma**2 / self.lam
-        residual = problem.known_given(prediction, variance) - operator.to_spectral(prediction)
-        consistent = prediction + operator.from_spectral(problem.factor(variance) * residual)
+        consistent = problem.moved(denoise(x, now), now.sigma**2 / self.lam)
         kept = noise_in(x, consistent, now)
         return renoise(problem, consistent, kept, later, self.zeta**0.5), consistent

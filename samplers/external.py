@@ -8,7 +8,7 @@ import subprocess
 from io import BytesIO
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 import pydantic.dataclasses
@@ -51,6 +51,7 @@ class External:
         timeout_s: after which it is ended, with all that it has started.
     """
 
+    needs_mean: ClassVar[bool] = False
     command: str | list[str]
     format: Literal["npy", "png"] = "npy"
     timeout_s: float = Field(default=3600.0, gt=0)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from kintsugi.priors.base import Prior
-from kintsugi.samplers.base import Restoration
+from kintsugi.samplers.base import Restoration, check_prediction
 from kintsugi.samplers.descent import PATH, Denoiser, noise_in, noise_levels
 from kintsugi.samplers.grids import time_grid
 
@@ -24,7 +24,11 @@ def there_and_back(prior: Prior, image: Tensor) -> Restoration:
     The reconstruction of DIRE (Wang et al., ICCV 2023, 2303.09295, equations 5 and 6), which goes on to pure
     noise. Infinitely many steps would give every image back; few give back what the prior's trajectories
     through it are straight for, whatever the batch.
+
+    Raises:
+        ValueError: the prior is no denoiser.
     """
+    check_prediction(prior, "prior_error")
     denoise = Denoiser(prior, None)
     falling = noise_levels(PATH, prior, time_grid(PATH, "uniform", START, END, STEPS), image)[:-1]
     rising = falling[::-1]

@@ -65,6 +65,11 @@ class Problem:
         squared = values**2
         return squared * variance / (squared * variance + self.sigma_y**2)
 
+    def moved(self, prediction: Tensor, variance: float) -> Tensor:
+        """The mean of N(x̂₀, variance · I) given y, (B, C, H, W); without noise x̂₀ with y where measured."""
+        residual = self.known_given(prediction, variance) - self.operator.to_spectral(prediction)
+        return prediction + self.operator.from_spectral(self.factor(variance) * residual)
+
     def estimate(self, init: Init, variance: float) -> Tensor:
         """The image that a warm start starts from, (B, C, H, W).
 

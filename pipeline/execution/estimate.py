@@ -22,6 +22,7 @@ class Costless(StandardNormal):
     def __init__(self, prior: NetworkPrior):
         super().__init__(prior.path, prior.parametrization)
         self.network, self.sha256 = prior.network, prior.sha256
+        self.prior = prior  # what x̂₀ is remains that of the real one
 
 
 def samples_of(job: Job) -> int:

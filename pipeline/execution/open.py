@@ -38,6 +38,8 @@ from kintsugi.pipeline.storage.files import file_sizes, lexists, lies_in
 from kintsugi.pipeline.storage.location import Location
 from kintsugi.pipeline.storage.publish import publish_bytes
 from kintsugi.priors import Examined
+from kintsugi.priors.base import Described
+from kintsugi.samplers.base import check_fit, check_prediction
 from kintsugi.samplers.external import External
 
 
@@ -161,14 +163,32 @@ def examine_prior(job: Job) -> Examined:
     """What the job's prior is, found before any work starts; that of restored images is none.
 
     Raises:
-        JobError: it cannot be used; the message names the field and what is wrong.
+        JobError: it cannot be used, at all or by the job's sampler or metrics; the message names the field
+            and what is wrong.
     """
     if job.is_score:
         return Examined(sha256="", title="none")
     try:
-        return priors.examine(on_this_node(job.prior), job.image_shape)
+        here = on_this_node(job.prior)
+        described = priors.describe(here)
+        found = priors.examine(here, job.image_shape, described)
     except (SpecError, OSError) as error:
         raise JobError(str(error)) from error
+    refuse_prediction(job, described)
+    return found
+
+
+def refuse_prediction(job: Job, prior: Described) -> None:
+    """Raise a JobError if x̂₀ of the prior is not what the job's sampler or metrics take it for."""
+    try:
+        if job.measuring:
+            check_prediction(prior, "metrics: prior_error")
+    except ValueError as error:
+        raise JobError(str(error)) from error
+    try:
+        check_fit(samplers.build(job.sampler), prior)
+    except ValueError as error:
+        raise JobError(f"sampler.{error}") from error
 
 
 def shard_paths(job: Job, folder: Location) -> list[Location]:

@@ -20,7 +20,7 @@ from kintsugi.pipeline.job import Job
 from kintsugi.priors.base import ClassConditional, Prior
 from kintsugi.priors.reuse import Reusing
 from kintsugi.priors.tiled import Tiled
-from kintsugi.samplers.base import Callback, Restoration, Sampler
+from kintsugi.samplers.base import Callback, Restoration, Sampler, check_fit
 from kintsugi.samplers.noise import Noise
 
 MAX_SIDE = 16_384  # whose decomposition takes minutes
@@ -171,6 +171,7 @@ class Problems:
         levels = degradation.gaussian, degradation.sigma_y
         found = Prepared(operator, sampler, metered, *levels, reusing=reusing)
         like = torch.empty(0, device=self.device)
+        check_fit(sampler, prior)  # a plug-in may not ask
         sampler.prepare(reusing or metered, operator, degradation.sigma_y, like)
         return found
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from kintsugi.cache import checksum
 from kintsugi.checkpoint import CheckpointError, adopt, difference, empty
+from kintsugi.priors.base import Prediction
 from kintsugi.priors.formats.diffusers_files import (
     CONFIGS,
     component,
@@ -67,6 +68,11 @@ class Description:
         """How many the network has."""
         return sum(parameter.numel() for parameter in self.network.parameters())
 
+    @property
+    def prediction(self) -> Prediction:
+        """What x̂₀ is."""
+        return self.convention("cpu").prediction
+
     def convention(self, device: str | torch.device) -> Convention:
         """How the network was trained, with tables on `device`."""
         return SCHEDULERS[type(self.scheduler).__name__](self.scheduler, device)
@@ -78,9 +84,11 @@ class Description:
 
     @property
     def said(self) -> str:
-        """The variant of the weights, in words; nothing of plain ones."""
+        """That it is no denoiser, and the variant of the weights, in words; nothing of plain ones."""
         variant = variant_of(self.weights[0])
-        return f"weights of variant {variant!r}" if variant else ""
+        parts = ["a consistency function"] if self.prediction == "endpoint" else []
+        parts += [f"weights of variant {variant!r}"] if variant else []
+        return ", ".join(parts)
 
     @cached_property
     def files(self) -> tuple[FilePath, ...]:
@@ -100,7 +108,7 @@ class DiffusersPrior:
     def __init__(self, description: Description, device: str | torch.device):
         convention = description.convention(device)
         self.path, self.parametrization = convention.path, convention.parametrization
-        self.output = convention.output
+        self.prediction, self.output = convention.prediction, convention.output
         weights = description.weights
         self.network: nn.Module = description.network
         adopt(self.network, state(weights), weights[0])

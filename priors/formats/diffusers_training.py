@@ -2,6 +2,7 @@
 
 Diffusion networks are given as ε-prediction, whatever they predict: guidance is absorbed by the conjugate
 integrator through p, which is 0 for x̂₀-prediction, and v and EDM's outputs become ε without a division.
+Consistency functions are given as x̂₀, which is all they are.
 """
 
 from collections.abc import Callable, Mapping
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor
 
 from kintsugi.checkpoint import CheckpointError
-from kintsugi.priors.base import Parametrization
+from kintsugi.priors.base import Parametrization, Prediction
 from kintsugi.priors.formats.diffusers_files import misfit
 from kintsugi.priors.paths import DDPM, Path, RectifiedFlow, VarianceExploding, VariancePreserving
 
@@ -29,6 +30,7 @@ class Convention:
     path: Path
     parametrization: Parametrization
     output: Callable[[Network, Tensor, Tensor], Tensor]
+    prediction: Prediction = "mean"
 
 
 def labelled(scheduler: Any, device: str | torch.device) -> Convention:
@@ -111,6 +113,24 @@ def edm(scheduler: Any, device: str | torch.device) -> Convention:
     return Convention(VarianceExploding(config.sigma_max), "eps", output)
 
 
+def consistency(scheduler: Any, device: str | torch.device) -> Convention:
+    """A consistency function f(x, σ) = c_skip x + c_out F(c_in x, 250 log σ), f(x, σ_min) = x (2303.01469).
+
+    CMStochasticIterativeScheduler; whether it would clip f to [-1, 1] does not matter.
+    """
+    config = scheduler.config
+    data, least = config.sigma_data, config.sigma_min
+
+    def output(network: Network, x: Tensor, t: Tensor) -> Tensor:
+        sigma = t.clamp(min=least)
+        norm = torch.sqrt(sigma**2 + data**2)
+        inside = network(column(1 / norm, x) * x, 250 * sigma.log())
+        skip, out = data**2 / ((sigma - least) ** 2 + data**2), (sigma - least) * data / norm
+        return column(skip, x) * x + column(out, x) * inside
+
+    return Convention(VarianceExploding(config.sigma_max), "x0", output, "endpoint")
+
+
 def flow(scheduler: Any, device: str | torch.device) -> Convention:
     """Flow matching: x = (1 − σ) x₀ + σ z, the network gives z − x₀ and sees σ times the number of steps.
 
@@ -139,6 +159,7 @@ SCHEDULERS: Mapping[str, Callable[[Any, str | torch.device], Convention]] = {
     **dict.fromkeys(LABELLED, labelled),
     **dict.fromkeys(("EDMDPMSolverMultistepScheduler", "EDMEulerScheduler"), edm),
     **dict.fromkeys(("FlowMatchEulerDiscreteScheduler", "FlowMatchHeunDiscreteScheduler"), flow),
+    "CMStochasticIterativeScheduler": consistency,
     "ScoreSdeVeScheduler": score_ve,
     "ScoreSdeVpScheduler": score_vp,
 }

@@ -311,10 +311,11 @@ def test_the_estimate_enters_by_the_start_alone(name, sigma_y):
         )  # fmt: skip
         seen[init] = states[0]
     lmmse = linear_mmse(operator, operator.to_spectral(operator.pinv(y)), sigma_y)
-    pinv = Problem(operator, y, KeyedNoise(0, KEYS), sigma_y).estimate(
-        "pinv", 1.0 if name == "reddiff" else VP.s(t).item() ** 2
-    )
-    a = VP.a(t) / (VP.a(t) + VP.s(t)) if name in ("flower", "pnp_flow") else VP.a(t)
+    squared = VP.s(t).item() ** 2
+    variance = {"reddiff": 1.0, "cm4ir": squared / (1 + squared)}.get(name, squared)
+    pinv = Problem(operator, y, KeyedNoise(0, KEYS), sigma_y).estimate("pinv", variance)
+    on_flow = VP.a(t) / (VP.a(t) + VP.s(t))
+    a = {"flower": on_flow, "pnp_flow": on_flow, "cm4ir": 1.0, "pnp_cm": 1.0}.get(name, VP.a(t))
     torch.testing.assert_close(seen["lmmse"] - seen["pinv"], a * (lmmse - pinv))
 
 
@@ -863,10 +864,10 @@ def test_the_stated_bias_on_a_gaussian_prior(name, task):
     assert figures.total == pytest.approx(total, abs=3.5 * figures.uncertainty)
 
 
-def test_every_sampler_but_four_states_its_bias():
-    """RED-diff, PnP-Flow and DMPlug seek one image, and DDIM has no guidance."""
+def test_every_sampler_but_six_states_its_bias():
+    """Three seek one image, DDIM has no guidance, and two are made for consistency functions."""
     stated = {SAMPLERS[name]["name"] for name in FIGURES}
-    assert stated == set(BY_NETWORK) - {"reddiff", "pnp_flow", "dmplug", "ddim"}
+    assert stated == set(BY_NETWORK) - {"reddiff", "pnp_flow", "dmplug", "ddim", "cm4ir", "pnp_cm"}
 
 
 @pytest.mark.parametrize("sigma_y", [0.1, 0.5])
