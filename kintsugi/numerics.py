@@ -12,12 +12,38 @@ NORMAL_QUARTILE = 0.6744897501960817
 DB2 = (-0.48296291314453414, 0.8365163037378079, -0.2241438680420134, -0.12940952255126037)
 """The high-pass filter of Daubechies' wavelet with two vanishing moments."""
 BINOMIAL = (1 / 16, 4 / 16, 6 / 16, 4 / 16, 1 / 16)
+TOGETHER = {"cuda": 16}
+"""Images that a network which measures images sees at once, by device; elsewhere one: more are no faster."""
 
 
 def reflect(positions: Tensor, n: int) -> Tensor:
     """Fold positions outside 0…n−1 back, the border pixel itself repeated: … 1 0 | 0 1 …"""
     folded = positions.remainder(2 * n)
     return torch.minimum(folded, 2 * n - 1 - folded)
+
+
+def filled(x: Tensor, count: int) -> Tensor:
+    """x (n, …) with its last entry repeated up to `count`."""
+    return torch.cat([x, x[-1:].expand(count - len(x), *x.shape[1:])]) if len(x) < count else x
+
+
+def at_once(device: torch.device) -> int:
+    """How many images a network which measures images sees at once on a device."""
+    return TOGETHER.get(device.type, 1)
+
+
+def in_whole_batches(network: Callable[..., Tensor], device: torch.device, *images: Tensor) -> Tensor:
+    """What a network makes of images (n, C, H, W), n > 0, (n, …): always so many at once, the last filled up.
+
+    Libraries choose the order of sums by the size of a batch. In one of a fixed size it is the same for
+    every image, whatever the others are.
+
+    Args:
+        network: of as many batches as there are `images`. device: on which it computes.
+    """
+    size, count = at_once(device), len(images[0])
+    parts = [[filled(x[first : first + size], size) for x in images] for first in range(0, count, size)]
+    return torch.cat([network(*part) for part in parts])[:count]
 
 
 def larger(one: float | Tensor, other: float | Tensor) -> float | Tensor:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from kintsugi.cache import cache_folder
+from kintsugi.numerics import filled
 from kintsugi.priors.base import NetworkPrior
 
 CompileMode = Literal["default", "reduce-overhead", "max-autotune"]
@@ -107,7 +108,7 @@ class Compiled(nn.Module):
         if count > self.batch:
             return self.network(x, *args, **kwargs)
         if count < self.batch:
-            x, args = filled(x, count, self.batch), tuple(filled(a, count, self.batch) for a in args)
+            x, args = filled(x, self.batch), tuple(of_whole_batch(a, count, self.batch) for a in args)
         # With CUDA graphs the next call overwrites the outputs and gradients of this one.
         if x.requires_grad:
             x = x.view_as(x)
@@ -118,11 +119,11 @@ class Compiled(nn.Module):
         return tuple(o[:count].clone() for o in output)
 
 
-def filled(value: Any, count: int, batch: int) -> Any:
-    """What has an entry for each of `count` samples, with the last repeated up to `batch`; else as it is."""
+def of_whole_batch(value: Any, count: int, batch: int) -> Any:
+    """What has an entry for each of `count` samples, `filled` up to `batch`; else as it is."""
     if not isinstance(value, Tensor) or value.ndim == 0 or len(value) != count:
         return value
-    return torch.cat([value, value[-1:].expand(batch - count, *value.shape[1:])])
+    return filled(value, batch)
 
 
 def half_precision(prior: NetworkPrior, dtype: torch.dtype) -> None:

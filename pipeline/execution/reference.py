@@ -3,13 +3,16 @@
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import cache
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
 
 from kintsugi.device import default_device
 from kintsugi.errors import JobError
+from kintsugi.numerics import at_once
 from kintsugi.pipeline.data.collection import Collection
+from kintsugi.pipeline.data.decode import Decoded
 from kintsugi.pipeline.execution.directory import reference_file
 from kintsugi.pipeline.metrics import SETS
 from kintsugi.pipeline.metrics.distances import PAIRS_MOST
@@ -134,6 +137,13 @@ def refuse_missing(metrics: Sequence[str], given: Published | str) -> None:
         Collection("reference", given)
 
 
+def image_of(found: Decoded) -> np.ndarray:
+    """The image that was read; raises a JobError if it could not be."""
+    if found.image is None:
+        raise JobError(f"{found.key}: {found.error}")
+    return found.image
+
+
 def make_statistics(
     pictures: Collection,
     out: Location,
@@ -159,15 +169,16 @@ def make_statistics(
         raise JobError(str(error)) from error
     chosen = set(sorted(pictures.places, key=lambda key: (share(key), key))[:PAIRS_MOST])
     moments, kept, sizes = Moments(SIZES[mode]), [], set()
-    for found in pictures.read_all(pictures.places):
-        if found.image is None:
-            raise JobError(f"{found.key}: {found.error}")
-        features = extract(found.key, found.image)[mode]
-        moments.add(features[None])
-        if found.key in chosen:
-            kept.append(features)
-        sizes |= set(found.image.shape[:2])
-        on_image()
+    everything = pictures.read_all(pictures.places)
+    while batch := list(islice(everything, at_once(extract.device))):
+        images = {found.key: image_of(found) for found in batch}
+        features = extract([*images], [*images.values()], of_data=True)
+        for (key, image), seen in zip(images.items(), features, strict=True):
+            moments.add(seen[mode][None])
+            if key in chosen:
+                kept.append(seen[mode])
+            sizes |= set(image.shape[:2])
+            on_image()
     if moments.n < 2:
         raise JobError("reference statistics take at least two images")
     weights = SPACE_WEIGHTS[mode]

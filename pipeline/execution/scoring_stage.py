@@ -6,6 +6,7 @@ from functools import partial
 import numpy as np
 import torch
 
+from kintsugi.numerics import at_once
 from kintsugi.pipeline.data.decode import Convert, Decoded
 from kintsugi.pipeline.data.pairs import Both
 from kintsugi.pipeline.execution.stage import Scored, features_of, measuring
@@ -16,7 +17,7 @@ from kintsugi.pipeline.metrics.registry import TRUTH
 
 
 class ScoringStage:
-    """Scores images of any size, one at a time; there are neither prior nor batches.
+    """Scores images of any size; there is no prior. Their features are extracted by the batch.
 
     Attributes: as of `worker.UnitStage`.
 
@@ -24,15 +25,15 @@ class ScoringStage:
         JobError: weights of a metric are missing.
     """
 
-    batch_size = 1
     prior_sha256: str | None = None
 
     def __init__(self, job: Job, device: str | torch.device):
         self.device = torch.device(device)
+        self.batch_size = at_once(self.device)
         self.scorer, self.extractor = measuring(job, self.device)
         smallest = max((REGISTRY[name].smallest for name in job.metrics), default=1)
         self.convert: Convert = Both(smallest, job.data.channels)
-        self.with_truth = job.reference == "truth"
+        self.seen = {"": 0, TRUTH: 1} if job.reference == "truth" else {"": 0}
         self.seconds = {"score": 0.0, "scoring": 0.0}
         self.notes: list[str] = []
 
@@ -47,11 +48,12 @@ class ScoringStage:
     def scores(self, part: str, samples: Sequence[Decoded]) -> list[Scored]:
         """As `run`, noting the time as a part's."""
         with timed(self.seconds, part, self.device):
-            return [self.score(sample.key, sample.array) for sample in samples]
+            metrics = [self.metrics(sample.array) for sample in samples]
+            seen = {of: [sample.array[place] for sample in samples] for of, place in self.seen.items()}
+            features = features_of(self.extractor, [sample.key for sample in samples], seen)
+        return [Scored(metrics=m, features=f) for m, f in zip(metrics, features, strict=True)]
 
-    def score(self, key: str, pair: np.ndarray) -> Scored:
-        """Of one pair."""
+    def metrics(self, pair: np.ndarray) -> dict[str, float]:
+        """Those of one pair: images of a unit have sizes of their own."""
         images = torch.from_numpy(pair).permute(0, 3, 1, 2).to(self.device) / 127.5 - 1
-        metrics = {name: values[0] for name, values in self.scorer(images[:1], images[1:]).items()}
-        seen = {"": pair[0], TRUTH: pair[1]} if self.with_truth else {"": pair[0]}
-        return Scored(metrics=metrics, features=features_of(self.extractor, key, seen))
+        return {name: values[0] for name, values in self.scorer(images[:1], images[1:]).items()}

@@ -258,10 +258,10 @@ class Stage:
             seen[TRUTH] = eight_bits(true)
         restored = seen[""] if bits == 8 else levels(image, bits)
         measurement = levels(y if problem.operator.pixels else problem.operator.pinv(y), 8)
-        features = [
-            features_of(self.extractor, key, {of: pictures[i] for of, pictures in seen.items() if finite[i]})
-            for i, key in enumerate(drawn.keys)
-        ]
+        whole = [i for i in range(count) if finite[i]]
+        pictures = {of: [images[i] for i in whole] for of, images in seen.items()}
+        of_whole = features_of(self.extractor, [drawn.keys[i] for i in whole], pictures)
+        features = dict(zip(whole, of_whole, strict=True))
         return [
             Restored(
                 metrics={name: values[i] for name, values in metrics.items()},
@@ -275,7 +275,7 @@ class Stage:
                 error=None if finite[i] else "NotFinite: the sampler's result contains NaN or infinity",
                 several=several[i],
                 own=problem.own[i] if problem.own else None,
-                features=features[i],
+                features=features.get(i, {}),
             )
             for i in range(count)
         ]
@@ -346,10 +346,16 @@ def measuring(job: Job, device: torch.device) -> tuple[Scorer, Extractor]:
         raise JobError(f"metrics: {error}") from error
 
 
-def features_of(extractor: Extractor, key: str, pictures: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """What metrics of sets see of pictures (H, W, C) uint8, by space with their names behind it."""
-    return {
-        space + of: values
-        for of, picture in pictures.items()
-        for space, values in extractor(key, picture).items()
-    }
+def features_of(
+    extractor: Extractor, keys: Sequence[str], pictures: Mapping[str, Sequence[np.ndarray]]
+) -> list[dict[str, np.ndarray]]:
+    """What metrics of sets see of each sample's pictures (H, W, C) uint8, by space with their name behind it.
+
+    Args:
+        pictures: of all samples, by their name: "" or TRUTH.
+    """
+    found: list[dict[str, np.ndarray]] = [{} for _ in keys]
+    for of, images in pictures.items():
+        for features, seen in zip(found, extractor(keys, images, of_data=of == TRUTH), strict=True):
+            features |= {space + of: values for space, values in seen.items()}
+    return found

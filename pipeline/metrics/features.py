@@ -1,15 +1,21 @@
 """What the metrics of sets see of an image: features of clean-fid's networks, and patches."""
 
 import hashlib
-from collections.abc import Callable, Collection, Mapping
-from functools import cache
+from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import cache, partial
+from importlib.metadata import version
+from itertools import groupby
+from operator import attrgetter
 
 import numpy as np
 import pyarrow as pa
 import torch
+from torch import Tensor
 
+from kintsugi.device import name_of, processor
 from kintsugi.errors import JobError
-from kintsugi.numerics import finest_laplacian
+from kintsugi.numerics import at_once, finest_laplacian, in_whole_batches
+from kintsugi.pipeline.metrics.kept import Kept
 from kintsugi.pipeline.metrics.metric import SPACE_WEIGHTS
 from kintsugi.pipeline.metrics.moments import on_grid
 from kintsugi.pipeline.metrics.registry import TRUTH
@@ -24,7 +30,7 @@ Network = Callable[[torch.Tensor], torch.Tensor]
 
 
 class Extractor:
-    """Features of images in some spaces, each image by itself, so that they cannot depend on the batch.
+    """Features of images in some spaces, which do not depend on the batch: see `in_whole_batches`.
 
     Args:
         spaces: keys of `SIZES`.
@@ -37,25 +43,60 @@ class Extractor:
         self.spaces = sorted(spaces)
         self.device = torch.device(device)
         self.networks = {space: network(space, self.device) for space in self.spaces if space != "patches"}
+        self.kept = {space: Kept(SIZES[space]) for space in self.networks}
 
     @torch.no_grad()
-    def __call__(self, key: str, picture: np.ndarray) -> dict[str, np.ndarray]:
-        """Features by space: float32 multiples of 2⁻¹⁶, of patches float16.
+    def __call__(
+        self, keys: Sequence[str], pictures: Sequence[np.ndarray], of_data: bool = False
+    ) -> list[dict[str, np.ndarray]]:
+        """Of each picture its features by space: float32 multiples of 2⁻¹⁶, of patches float16.
 
         Args:
-            picture: (H, W, 1 or 3) uint8, of which one stands for three. key: decides where its patches are
-                taken.
+            keys: decide where patches are taken. pictures: (H, W, 1 or 3) uint8, of which one stands for
+                three. of_data: whether they are a data set's, of which later runs ask again: what networks
+                see of them is kept on this machine, and not extracted where it is.
         """
-        picture = np.repeat(picture, 3 // picture.shape[-1], -1)
-        found = {}
+        colours = [np.repeat(picture, 3 // picture.shape[-1], -1) for picture in pictures]
+        found: list[dict[str, np.ndarray]] = [{} for _ in pictures]
         for space in self.spaces:
             if space == "patches":
-                found[space] = patches(key, picture)
+                of_each = list(map(patches, keys, colours))
+            elif of_data:
+                of_each = self.kept[space].of(colours, self.made_by(space), partial(self.seen, space))
             else:
-                resized = torch.from_numpy(resizer(space)(picture).transpose(2, 0, 1).copy())[None]
-                values = self.networks[space](resized.float().to(self.device)).flatten()
-                found[space] = on_grid(values.cpu().numpy())
+                of_each = self.seen(space, colours)
+            for features, values in zip(found, of_each, strict=True):
+                features[space] = values
         return found
+
+    def seen(self, space: str, pictures: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """What a network sees of pictures (H, W, 3) uint8: (values,) of each."""
+        resized = (torch.from_numpy(resizer(space)(x).transpose(2, 0, 1).copy()) for x in pictures)
+
+        def network(images: Tensor) -> Tensor:
+            return self.networks[space](images.float().to(self.device))
+
+        found: list[np.ndarray] = []
+        for _, alike in groupby(resized, attrgetter("shape")):
+            values = in_whole_batches(network, self.device, torch.stack(list(alike)))
+            found.extend(on_grid(values.cpu().numpy()))
+        return found
+
+    def made_by(self, space: str) -> str:
+        """What decides the bits of what a network sees, beside the picture."""
+        weights = SPACE_WEIGHTS[space]
+        assert isinstance(weights, Weights)
+        cudnn = torch.backends.cudnn
+        settings = at_once(self.device), torch.get_num_threads(), cudnn.allow_tf32, cudnn.deterministic
+        return repr((space, weights.digest(), name_of(self.device), processor(), settings, libraries()))
+
+
+@cache
+def libraries() -> tuple[object, ...]:
+    """Versions of what resizes images and runs networks."""
+    names = ("torch", "torchvision", "numpy", "pillow", "clean-fid")
+    cudnn = torch.backends.cudnn.version()  # type: ignore[no-untyped-call]
+    return cudnn, *map(version, names)
 
 
 @cache

@@ -1,11 +1,13 @@
 """LPIPS of AlexNet, and what loads that of any network."""
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
 
-from kintsugi.pipeline.metrics.metric import GREY_OR_RGB, ImageMetric, Measure
+from kintsugi.numerics import in_whole_batches
+from kintsugi.pipeline.metrics.metric import GREY_OR_RGB, Batched, ImageMetric, Measure
 from kintsugi.pipeline.metrics.weights import ALEXNET, Weights
 
 
@@ -19,10 +21,10 @@ def lpips(network: str, weights: Weights) -> Callable[[torch.device], Measure]:
         net = LearnedPerceptualImagePatchSimilarity(net_type=network, normalize=True).net.to(device)
 
         def measure(restored: Tensor, truth: Tensor) -> Tensor:
-            seen, true = (image.float().expand(-1, 3, -1, -1) for image in (restored, truth))
-            return net(seen, true, normalize=True).squeeze()
+            images = (image.float().expand(-1, 3, -1, -1) for image in (restored, truth))
+            return in_whole_batches(partial(net, normalize=True), device, *images).flatten()
 
-        return measure
+        return Batched(measure)
 
     return load
 

@@ -108,7 +108,8 @@ def test_features_are_clean_fids_of_the_same_files(mode, networks, folder):
         str(folder), model, num_workers=0, num=3, mode=mode, device=torch.device("cpu"), verbose=False
     )
     extract = Extractor([mode])
-    found = np.stack([extract(path.stem, picture(int(path.stem), 64))[mode] for path in some])
+    keys = [path.stem for path in some]
+    found = np.stack([each[mode] for each in extract(keys, [picture(int(key), 64) for key in keys])])
     # Half a step of the grid, and what a batch changes in the last digits.
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=2**-17 + 1e-5)
     assert expected.std(0).max() > 1e-3
@@ -311,7 +312,7 @@ def test_score_measures_images_of_another_method(networks, folder, tmp_path):
     assert metrics["sets"]["fid"]["n"] == 5
     stored = arrays(pq.read_table(features_file(out, "00000-0000000")))
     seen = [
-        np.stack([Extractor(["clean"])(str(i), images(i))["clean"] for i in range(5)])
+        np.stack([Extractor(["clean"])([str(i)], [images(i)])[0]["clean"] for i in range(5)])
         for images in (lambda i: (picture(i, 64) // 2 + 30).astype(np.uint8), lambda i: picture(i, 64))
     ]
     assert metrics["sets"]["fid"]["value"] == pytest.approx(
@@ -337,7 +338,7 @@ def test_score_with_another_reference_does_not_use_the_statistics_of_the_first(n
     assert "holds a run of another job" in str(refused.exception)
     extract = Extractor(["clean"])
     seen, second = (
-        np.stack([extract(f"{i}", picture(i, 64))["clean"] for i in numbers]).astype(float)
+        np.stack([extract([f"{i}"], [picture(i, 64)])[0]["clean"] for i in numbers]).astype(float)
         for numbers in ((0, 1), (4, 5, 6))
     )
     assert found[1]["value"] == pytest.approx(fid_of(seen, second), rel=1e-6)
@@ -421,11 +422,11 @@ def test_score_takes_clean_fids_published_statistics(networks, folder, tmp_path,
 def test_score_goes_on_after_an_image_whose_truth_has_no_features(folder, tmp_path, monkeypatch):
     original, calls = Extractor.__call__, []
 
-    def faulty(self, key, image):
-        calls.append(key)
-        if key == "1" and calls.count("1") % 2 == 0:  # its truth, which is seen once more
+    def faulty(self, keys, images, of_data):
+        calls.extend(keys)
+        if "1" in keys and calls.count("1") % 2 == 0:  # its truth, which is seen once more
             raise RuntimeError("no features")
-        return original(self, key, image)
+        return original(self, keys, images, of_data)
 
     with monkeypatch.context() as context:
         context.setattr(Extractor, "__call__", faulty)
@@ -440,7 +441,7 @@ def test_score_goes_on_after_an_image_whose_truth_has_no_features(folder, tmp_pa
     assert found["sets"]["swd"]["n"] == 5
     assert found["metrics"]["psnr"]["infinite"] == 5
 
-    def broken(self, key, image):
+    def broken(self, keys, images, of_data):
         raise torch.AcceleratorError("the device is gone")
 
     monkeypatch.setattr(Extractor, "__call__", broken)
