@@ -171,7 +171,7 @@ def describe(
         n=n,
         infinite=infinite,
         undefined=undefined,
-        quantiles={str(q): float(np.quantile(ordered, q)) for q in QUANTILES} if n else {},
+        quantiles=quantiles(ordered) if n else {},
         edges=edges.tolist(),
         counts=counts.tolist(),
         worst=worst,
@@ -182,6 +182,12 @@ def describe(
             if other.null_count < len(other)
         },
     )
+
+
+def quantiles(ordered: np.ndarray) -> dict[str, float]:
+    """Those of `QUANTILES` by their text."""
+    found = np.quantile(ordered, QUANTILES).tolist()
+    return {str(q): value for q, value in zip(QUANTILES, found, strict=True)}
 
 
 def describe_baseline(

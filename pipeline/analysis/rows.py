@@ -2,7 +2,7 @@
 
 import hashlib
 from collections import Counter
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from kintsugi.pipeline.execution.commit import Commit, is_picture, read_rows, schema_of
+from kintsugi.pipeline.execution.commit import Commit, is_picture, read_many, read_rows, schema_of
 from kintsugi.pipeline.execution.run import Run
 from kintsugi.pipeline.metrics.registry import BEGINNINGS, is_baseline
 from kintsugi.pipeline.storage.files import parquet
@@ -73,42 +73,49 @@ def committed(run: Run, columns: list[str]) -> Iterator[tuple[pa.Table, Commit]]
     """The rows of every committed unit, in order, `seconds` from its record; raises as `read_rows`."""
     stored = [c for c in columns if c != "seconds"]
     for _, commit in run.commits():
-        if commit is None:
-            continue
-        table = read_rows(run.folder, commit, stored)
-        if "seconds" in columns:
-            # Of restored images it is not known what they took.
-            known = [None] * commit.rows if run.job.is_score else commit.sample_seconds
-            seconds = pa.array(known, pa.float64())
-            ok = pc.equal(table["status"], "ok")
-            table = table.append_column("seconds", pc.if_else(ok, seconds, None))
-        yield table, commit
+        if commit is not None:
+            table = read_rows(run.folder, commit, stored)
+            yield with_seconds(run, table, [commit]) if "seconds" in columns else table, commit
+
+
+def with_seconds(run: Run, rows: pa.Table, commits: Sequence[Commit]) -> pa.Table:
+    """The rows of these units with the sampler's time for each."""
+    known = [None if run.job.is_score else each for commit in commits for each in commit.sample_seconds]
+    # Of restored images it is not known what they took.
+    seconds = pc.if_else(pc.equal(rows["status"], "ok"), pa.array(known, pa.float64()), None)
+    return rows.append_column("seconds", seconds)
 
 
 def write_rows(run: Run, file: Path) -> Tally:
     """Write all rows in one table, with the state of the run that they show; raises as `read_rows`."""
     tally, state = Tally(), hashlib.sha256()
-    waiting: list[pa.Table] = []
-    rows, schema = 0, flat_schema(schema_of(run.job))
+    schema = flat_schema(schema_of(run.job))
+    stored = [name for name in schema.names if name != "seconds"]
     # Of numbers and keys hardly any is there twice: a dictionary of them takes time and no less space.
     with pq.ParquetWriter(file, schema, use_dictionary=REPEATED, write_page_checksum=True) as writer:
-
-        def flush() -> None:
-            if waiting:
-                writer.write_table(pa.concat_tables(waiting).select(schema.names).cast(schema))
-                waiting.clear()
-
-        for table, commit in committed(run, schema.names):
-            tally.add(commit)
-            state.update(mark(commit))
-            waiting.append(table)
-            rows += len(table)
-            if rows >= ROW_GROUP:
-                flush()
-                rows = 0
-        flush()
+        for block in blocks(run):
+            for commit in block:
+                tally.add(commit)
+                state.update(mark(commit))
+            rows = pa.concat_tables(read_many(run.folder, block, stored))
+            writer.write_table(with_seconds(run, rows, block).select(schema.names).cast(schema))
         writer.add_key_value_metadata({STATE: state.hexdigest()})
     return tally
+
+
+def blocks(run: Run) -> Iterator[list[Commit]]:
+    """The committed units in order, as many together as fill a group of rows."""
+    waiting: list[Commit] = []
+    rows = 0
+    for _, commit in run.commits():
+        if commit is not None:
+            waiting.append(commit)
+            rows += commit.rows
+        if rows >= ROW_GROUP:
+            yield waiting
+            waiting, rows = [], 0
+    if waiting:
+        yield waiting
 
 
 def mark(commit: Commit) -> bytes:

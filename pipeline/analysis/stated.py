@@ -2,13 +2,12 @@
 
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from copy import deepcopy
 from inspect import signature
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
 import pyarrow.compute as pc
 
 from kintsugi import operators, samplers
@@ -29,6 +28,7 @@ from kintsugi.pipeline.storage.files import parquet
 from kintsugi.samplers.descent import Descent
 from kintsugi.samplers.grids import Span
 
+BLOCK = 1 << 16  # keys that are held as Python's texts
 FEW = 1000  # images of which metrics.json has the values; of more, rows.parquet has them
 OTHER_SOFTWARE = ("device", "host", "prior_sha256")  # of provenance, what is no package
 
@@ -85,11 +85,13 @@ def software(tally: Tally) -> list[str]:
     ]
 
 
-def sorted_keys(rows: Path) -> pa.ChunkedArray:
+def sorted_keys(rows: Path) -> Iterator[str]:
     """The keys of a flat table, by their UTF-8."""
     with parquet(rows) as file:
         keys = file.read(["key"])["key"]
-    return keys.take(pc.sort_indices(keys))
+    keys = keys.take(pc.sort_indices(keys))
+    for start in range(0, len(keys), BLOCK):
+        yield from keys.slice(start, BLOCK).to_pylist()
 
 
 def values_of(rows: Path, summary: Summary) -> dict[str, list[Any]]:

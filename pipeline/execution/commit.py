@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 from pydantic import ConfigDict, Field, TypeAdapter
 from pydantic.dataclasses import dataclass
 
+from kintsugi.ahead import map_ahead
 from kintsugi.errors import JobError
 from kintsugi.pipeline.execution.directory import commit_file, data_file, features_file
 from kintsugi.pipeline.job import Job
@@ -35,13 +36,13 @@ from kintsugi.pipeline.metrics.scoring import LARGEST
 from kintsugi.pipeline.parameters import columns_of, kind_of
 from kintsugi.pipeline.storage import records
 from kintsugi.pipeline.storage.files import storage_failed, whole
-from kintsugi.pipeline.storage.location import Location
+from kintsugi.pipeline.storage.location import Location, is_remote
 from kintsugi.pipeline.storage.publish import publish, publish_bytes
 from kintsugi.pipeline.storage.records import MAX_RECORD, MAX_TABLE, UNIT, Count, Digest, Number, Text
 
 ROW_GROUP = 1 << 28  # bytes at most of the samples in it: Parquet cannot read back lists of 2 GiB
 MAX_TEXT = 1 << 20  # characters of a cell
-READERS = 16  # files of a remote run that are read at once
+READERS, LOCAL_READERS = 16, 4  # files that are read at once, of a remote run and of one on disks
 
 BEFORE = pa.schema(
     [
@@ -246,21 +247,46 @@ def read_rows(folder: Location, record: Commit, columns: list[str] | None = None
     Raises:
         JobError: the data file is not the one that was committed, or does not hold rows.
     """
-    file = data_file(folder, record.unit)
-    table = read_committed(folder, file, record.data_sha256, columns, record.rows)
-    if len(table) != record.rows:
-        raise JobError(
-            f"{file} has {len(table)} rows, and its commit record says {record.rows}; {advice(folder)}"
-        )
-    refuse_nonsense(table, file, columns or ())
-    if "status" in table.column_names:
-        failed = pc.sum(pc.equal(table["status"], "failed")).as_py() or 0
+    return read_many(folder, [record], columns)[0]
+
+
+def read_many(folder: Location, units: Sequence[Commit], columns: list[str] | None = None) -> list[pa.Table]:
+    """`read_rows` of several committed units, which are read at the same time and looked through together."""
+
+    def read(record: Commit) -> pa.Table:
+        file = data_file(folder, record.unit)
+        table = read_committed(folder, file, record.data_sha256, columns, record.rows)
+        if len(table) != record.rows:
+            raise JobError(
+                f"{file} has {len(table)} rows, and its commit record says {record.rows}; {advice(folder)}"
+            )
+        return table
+
+    at_once = READERS if is_remote(folder) else LOCAL_READERS
+    tables = list(map_ahead(read, units, at_once)) if len(units) > 1 else list(map(read, units))
+    try:  # of a column of many units in the time of one unit's
+        refuse_nonsense(pa.concat_tables(tables), folder, columns or ())
+    except (JobError, pa.ArrowException):  # of which unit is not said, or their columns differ
+        for table, record in zip(tables, units, strict=True):
+            refuse_nonsense(table, data_file(folder, record.unit), columns or ())
+    for table, record in zip(tables, units, strict=True):
+        refuse_other_failures(folder, table, record)
+    return tables if columns is None else [with_all(table, columns) for table in tables]
+
+
+def refuse_other_failures(folder: Location, rows: pa.Table, record: Commit) -> None:
+    """Raise a JobError if not as many rows of a unit failed as its record says."""
+    if "status" in rows.column_names:
+        failed = pc.sum(pc.equal(rows["status"], "failed")).as_py() or 0
         if failed != record.failed:
             raise JobError(
-                f"{file}: {failed} rows failed, and its commit record says {record.failed}; {advice(folder)}"
+                f"{data_file(folder, record.unit)}: {failed} rows failed, and its commit record says "
+                f"{record.failed}; {advice(folder)}"
             )
-    if columns is None:
-        return table
+
+
+def with_all(table: pa.Table, columns: list[str]) -> pa.Table:
+    """These columns, null where the table has none of the name."""
     there = set(table.column_names)
     for name in columns:
         if name not in there:

@@ -20,7 +20,7 @@ from kintsugi.errors import JobError
 from kintsugi.pipeline.analysis.report.gallery import refuse_no_pictures
 from kintsugi.pipeline.analysis.report.stored import read_metrics
 from kintsugi.pipeline.data.units import BEFORE_LINKS, read_members
-from kintsugi.pipeline.execution.commit import valid
+from kintsugi.pipeline.execution.commit import read_many, read_rows, valid
 from kintsugi.pipeline.execution.directory import (
     FILES,
     FOLDERS,
@@ -406,6 +406,21 @@ def test_nonsense_in_rows_is_one_error_that_names_the_file_and_the_field(run, na
     commands = ("report", "compare", "query", "status", "verify")
     texts = [said(command, run, *more.get(command, [])) for command in commands]
     assert any(words in text and f"{UNITS[0]}.parquet" in text for text in texts), texts
+
+
+def test_units_that_are_read_together_are_what_each_is_alone(run):
+    """Also where one has other types, or lacks a column."""
+
+    def change(rows: pa.Table) -> pa.Table:
+        rows = replaced("forwards", [5, 5], pa.int64())(rows)
+        return rows.drop_columns(["spread"])
+
+    recommitted(run, change)
+    units = [commit for _, commit in Run.open(run).commits() if commit is not None]
+    for columns in (None, ["key", "spread", "status", "forwards"]):
+        tables = read_many(run, units, columns)
+        assert tables == [read_rows(run, unit, columns) for unit in units]
+        assert [len(table) for table in tables] == [unit.rows for unit in units]
 
 
 def said(*command: str | Path) -> str:
