@@ -147,6 +147,7 @@ def compare(inputs: Sequence[Input], by: str | None = None) -> Comparison:
     inputs = [one for one in inputs if one.has_images]
     tables = [load(one) for one in inputs]
     shared = find_shared(inputs, tables)
+    tables = [table.select(["key", "status", "error"]) for table in tables]  # the values are in `shared`
     measures, by = choose_measures(shared.names, by)
     stacked = {name: np.stack([of[name] for of in shared.values]) for name in shared.names}
     edges = {name: common_edges(np.sort(counted(name, of))) for name, of in stacked.items()}

@@ -156,10 +156,10 @@ def find_shared(inputs: Sequence[Input], tables: Sequence[pa.Table]) -> Shared:
     Raises:
         JobError: no image is restored in all.
     """
-    good = [table.filter(pc.equal(table["status"], "ok")) for table in tables]
-    keys = good[0]["key"].combine_chunks()
-    for table in good[1:]:
-        keys = keys.filter(pc.is_in(keys, value_set=table["key"].combine_chunks()))
+    restored = [table["key"].filter(pc.equal(table["status"], "ok")).combine_chunks() for table in tables]
+    keys = restored[0]
+    for others in restored[1:]:
+        keys = keys.filter(pc.is_in(keys, value_set=others))
     if not len(keys):
         raise JobError(
             "compare: no image is restored in all of the runs (samples are paired by key): "
@@ -167,8 +167,14 @@ def find_shared(inputs: Sequence[Input], tables: Sequence[pa.Table]) -> Shared:
                 f"{one.label} has {first_keys(table)}" for one, table in zip(inputs, tables, strict=True)
             )
         )
-    rows = [table.filter(pc.is_in(table["key"], value_set=keys)).sort_by("key") for table in good]
-    places = pc.index_in(rows[0]["key"], value_set=tables[0]["key"].combine_chunks()).to_numpy()
+    keys = keys.take(pc.sort_indices(keys))
+    # Of each table one copy at most, and that without what only rows that failed need.
+    where = [pc.index_in(keys, value_set=table["key"].combine_chunks()) for table in tables]
+    rows = [
+        table.drop_columns(["status", "error"]).take(places)
+        for table, places in zip(tables, where, strict=True)
+    ]
+    places = where[0].to_numpy()
     values = [known_columns(table, {name: name for name in measures_in(table.schema)}) for table in rows]
     having = {
         name: [one.label for one, of in zip(inputs, values, strict=True) if name in of]
