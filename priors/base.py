@@ -17,7 +17,8 @@ Prediction = Literal["mean", "endpoint"]
 class Prior(Protocol):
     """Any object with these three members is a prior.
 
-    One whose x̂₀ is not E[x₀ | x] says so by a fourth, `prediction`.
+    One whose x̂₀ is not E[x₀ | x] says so by a fourth, `prediction`, and one that evaluates its network
+    several times in a call how many by `evaluations`.
     """
 
     path: Path
@@ -90,6 +91,12 @@ def innermost(prior: Any) -> Any:
 def prediction_of(prior: Prior | Described) -> Prediction:
     """What the x̂₀ of a prior, or of a described one, is; of one that does not say, E[x₀ | x]."""
     found: Prediction = getattr(innermost(prior), "prediction", "mean")
+    return found
+
+
+def evaluations_of(prior: Prior) -> int:
+    """How many evaluations of its network a call of the prior is; of one that does not say, 1."""
+    found: int = getattr(innermost(prior), "evaluations", 1)
     return found
 
 

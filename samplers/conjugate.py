@@ -15,7 +15,7 @@ from pydantic import Field, FiniteFloat, NonNegativeInt
 from torch import Tensor
 
 from kintsugi.operators import Operator
-from kintsugi.priors.base import Prior
+from kintsugi.priors.base import Prior, evaluations_of
 from kintsugi.samplers.base import Callback, KeptForOneJob, Restoration, Strength, check_fit
 from kintsugi.samplers.coefficients import Absorb, Coefficients, Drift, Step, Weights
 from kintsugi.samplers.grids import Span
@@ -230,7 +230,8 @@ class Conjugate(Span, KeptForOneJob):
         image = state.image / job.end_scale
         if self.project:
             image = operator.impose(image, y)
-        return Restoration(image, forwards=self.steps, vjps=self.vjps)
+        each = evaluations_of(prior)
+        return Restoration(image, forwards=each * self.steps, vjps=each * self.vjps)
 
     def outside(
         self, job: Prepared, step: Step, state: Split, residual: Split | None, pulled: Split | None

@@ -17,7 +17,7 @@ from pydantic import Field, PositiveInt, ValidationInfo, field_validator
 from torch import Tensor
 
 from kintsugi.operators import Operator
-from kintsugi.priors.base import Prior
+from kintsugi.priors.base import Prior, evaluations_of
 from kintsugi.priors.paths import Path, VariancePreserving
 from kintsugi.samplers.base import Callback, KeptForOneJob, Restoration, check_fit
 from kintsugi.samplers.coefficients import Drift
@@ -51,7 +51,7 @@ class Denoiser:
     """A prior as x ↦ x̂₀ = E[x₀ | x], on any path whatever its own; counts what it is asked for."""
 
     def __init__(self, prior: Prior, callback: Callback | None):
-        self.prior, self.callback = prior, callback
+        self.prior, self.callback, self.evaluations = prior, callback, evaluations_of(prior)
         self.forwards: int | Tensor = 0
         self.vjps: int | Tensor = 0
         self.calls = 0
@@ -63,7 +63,7 @@ class Denoiser:
         if self.callback is not None:
             self.callback(self.calls, x.detach(), prediction.detach())
         self.calls += 1
-        self.forwards = self.forwards + each
+        self.forwards = self.forwards + self.evaluations * each
         return prediction
 
     def with_pullback(
@@ -81,7 +81,7 @@ class Denoiser:
         def pullback(v: Tensor, each: int | Tensor = each) -> Tensor:
             nonlocal left
             left -= 1
-            self.vjps = self.vjps + each
+            self.vjps = self.vjps + self.evaluations * each
             (gradient,) = torch.autograd.grad(prediction, leaf, v, retain_graph=left > 0)
             return gradient
 

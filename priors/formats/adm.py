@@ -13,15 +13,15 @@ from itertools import count
 from pathlib import Path as FilePath
 
 import torch
-from pydantic import NonNegativeInt, PositiveInt
+from pydantic import FiniteFloat, NonNegativeInt, PositiveInt
 from torch import Tensor, nn
 
 from kintsugi import checkpoint
 from kintsugi.cache import sha256
 from kintsugi.checkpoint import CheckpointError, CheckpointPath, State
-from kintsugi.errors import SpecError
 from kintsugi.priors import tables
 from kintsugi.priors.base import Parametrization
+from kintsugi.priors.classes import Conditional, Conditioning
 from kintsugi.priors.formats.layout import Entry, Shape, UNetLayout, affine, in_file, module_names
 from kintsugi.priors.paths import DDPM, Path
 
@@ -60,7 +60,7 @@ class Layout(UNetLayout):
         classes: number of classes of a class-conditional network, otherwise None.
         outputs: 6 where the variance is learned, 3 for ε alone.
         head_channels: channels per attention head.
-        file: the checkpoint. said: where the weights lay in it, if not as published.
+        file: the checkpoint. said: where the weights lay in it, if not as published, and how it is guided.
     """
 
     channels: int
@@ -79,62 +79,22 @@ class Layout(UNetLayout):
         return sum(math.prod(entry.shape) for entry in entries(self))
 
 
-class AdmPrior:
+class AdmPrior(Conditional):
     """ε-prediction on DDPM's path, for images (B, 3, H, W) that the layout takes (`multiple`).
 
     Times are labels from 0 to 999, fractional ones included. Weights are float32, whatever the file has.
-
-    Attributes:
-        classes: number of classes, None where the network has none.
-        label: the class of all images, where the spec gives one.
-        labels: otherwise the classes (B,) int64 of the images of the next calls.
     """
 
     parametrization: Parametrization = "eps"
 
-    def __init__(self, layout: Layout, network: nn.Module, label: int | None):
+    def __init__(self, layout: Layout, network: nn.Module, conditioning: Conditioning):
+        super().__init__(layout.classes, conditioning)
         self.path: Path = DDPM()
         self.network = network
-        self.classes = layout.classes
-        self.label = label
-        self._labels: Tensor | None = None
         self.sha256 = sha256(layout.file)
 
-    @property
-    def labels(self) -> Tensor | None:
-        """The class of each image, (B,) int64, or None; setting what does not fit raises a SpecError."""
-        return self._labels
-
-    @labels.setter
-    def labels(self, labels: Tensor | None) -> None:
-        """Checked, then used by the calls that follow."""
-        if labels is not None:
-            if self.classes is None:
-                raise SpecError("labels: the network knows no classes")
-            if labels.dtype != torch.int64 or labels.ndim != 1:
-                raise SpecError(f"labels: must be (B,) int64 (got {tuple(labels.shape)} {labels.dtype})")
-            if ((labels < 0) | (labels >= self.classes)).any():
-                raise SpecError(f"labels: must be from 0 to {self.classes - 1} (got {labels.tolist()})")
-        self._labels = labels
-
-    def classes_of(self, x: Tensor) -> Tensor | None:
-        """The classes (B,) of the images x; raises a SpecError if they are missing, or not as many."""
-        if self.classes is None:
-            return None
-        if self.label is not None:
-            return torch.full((len(x),), self.label, device=x.device)
-        if self.labels is None:
-            raise SpecError(
-                "label: the network is class-conditional: give the class of every image (data with "
-                "labels), or one for all (prior.label)"
-            )
-        if len(self.labels) != len(x):
-            raise SpecError(f"labels: {len(self.labels)} given for {len(x)} images")
-        return self.labels.to(x.device)
-
     def __call__(self, x: Tensor, t: Tensor) -> Tensor:
-        output: Tensor = self.network(x, t, self.classes_of(x), return_dict=False)[0]
-        return output[:, :3]
+        return self.conditioned(lambda classes: self.network(x, t, classes, return_dict=False)[0][:, :3], x)
 
 
 def adm(
@@ -143,6 +103,8 @@ def adm(
     path: CheckpointPath,
     head_channels: PositiveInt | None = None,
     label: NonNegativeInt | None = None,
+    cfg: FiniteFloat = 1.0,
+    null_label: NonNegativeInt | None = None,
     weights: str | None = None,
 ) -> AdmPrior:
     """A guided-diffusion checkpoint: ImageNet 256 or 512, LSUN, FFHQ, or one's own.
@@ -153,17 +115,21 @@ def adm(
         path: the file as published, or as a training script wraps it; see `priors.tables`.
         head_channels: channels per attention head, for layouts other than the published ones.
         label: one class for all images, for class-conditional networks.
+        cfg: the scale of classifier-free guidance, by a second evaluation with the class null_label; 1: none.
+        null_label: the class that stands for none, of networks that were trained with one; the published
+            ones were not.
         weights: the table to use, for files with several, such as ema or state_dict.model.
 
     Raises:
         CheckpointError: the file is damaged or not such a network; the message names the key or shape.
-        SpecError: a label that the network does not know.
+        SpecError: a label that the network does not know, or guidance without a class that stands for none.
     """
     layout, state = opened(path, head_channels, weights)
-    check_label(layout, label)
+    conditioning = Conditioning(label, cfg, null_label)
+    conditioning.check(layout.classes)
     network = build(layout)
     checkpoint.adopt(network, renamed(state, layout), path)
-    return AdmPrior(layout, network.to(device), label)
+    return AdmPrior(layout, network.to(device), conditioning)
 
 
 def describe(
@@ -171,13 +137,16 @@ def describe(
     path: CheckpointPath,
     head_channels: PositiveInt | None = None,
     label: NonNegativeInt | None = None,
+    cfg: FiniteFloat = 1.0,
+    null_label: NonNegativeInt | None = None,
     weights: str | None = None,
 ) -> Layout:
     """The layout of a checkpoint, by its names and shapes alone; arguments and errors as for `adm`."""
     layout, _ = opened(path, head_channels, weights, "meta")
-    check_label(layout, label)
+    conditioning = Conditioning(label, cfg, null_label)
+    conditioning.check(layout.classes)
     build(layout)  # refuses widths that its normalisation cannot divide
-    return layout
+    return replace(layout, said=", ".join(filter(None, (layout.said, conditioning.said))))
 
 
 def opened(
@@ -191,15 +160,6 @@ def opened(
         if not table.is_meta and (table.shape != expected.shape or not table.allclose(expected, atol=1e-3)):
             logger.warning("%s: %r is not that of linear betas, for which the network is used", path, name)
     return replace(infer(found.state, path, head_channels), said=found.said), found.state
-
-
-def check_label(layout: Layout, label: int | None) -> None:
-    """Raise a SpecError for a label where the network knows no classes, or fewer."""
-    if label is not None:
-        if layout.classes is None:
-            raise SpecError("label: the network knows no classes; leave the field out")
-        if not 0 <= label < layout.classes:
-            raise SpecError(f"label: must be from 0 to {layout.classes - 1} (got {label})")
 
 
 def infer(state: Mapping[str, Tensor], path: FilePath, head_channels: int | None) -> Layout:

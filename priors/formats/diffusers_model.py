@@ -1,4 +1,4 @@
-"""Unconditional pipelines saved by diffusers, a `UNet2DModel` and a scheduler, from a folder or the hub.
+"""Pipelines on pixels saved by diffusers, a `UNet2DModel` and a scheduler, from a folder or the hub.
 
 The scheduler's configuration says how the network was trained: on which path, with which times, and what
 its output means; how diffusers would sample does not matter. Nothing of a repository is executed: its
@@ -12,12 +12,13 @@ from pathlib import Path as FilePath
 from typing import Annotated, Any
 
 import torch
-from pydantic import Field
+from pydantic import Field, FiniteFloat, NonNegativeInt
 from torch import Tensor, nn
 
 from kintsugi.cache import checksum
 from kintsugi.checkpoint import CheckpointError, adopt, difference, empty
 from kintsugi.priors.base import Prediction
+from kintsugi.priors.classes import Conditional, Conditioning
 from kintsugi.priors.formats.diffusers_files import (
     CONFIGS,
     component,
@@ -44,6 +45,7 @@ class Description:
     Attributes:
         network: a UNet2DModel without memory for its weights.
         scheduler: one of SCHEDULERS.
+        conditioning: what the network is told of classes.
     """
 
     path: str
@@ -51,6 +53,13 @@ class Description:
     variant: str | None
     network: Any
     scheduler: Any
+    conditioning: Conditioning
+
+    @property
+    def classes(self) -> int | None:
+        """Number of classes, with one that stands for none; None where the network has none."""
+        classes: int | None = self.network.config.num_class_embeds
+        return classes
 
     @property
     def multiple(self) -> int:
@@ -84,9 +93,10 @@ class Description:
 
     @property
     def said(self) -> str:
-        """That it is no denoiser, and the variant of the weights, in words; nothing of plain ones."""
+        """That it is no denoiser, its guidance, and the variant of the weights, in words."""
         variant = variant_of(self.weights[0])
         parts = ["a consistency function"] if self.prediction == "endpoint" else []
+        parts += [said] if (said := self.conditioning.said) else []
         parts += [f"weights of variant {variant!r}"] if variant else []
         return ", ".join(parts)
 
@@ -98,7 +108,7 @@ class Description:
         return (*self.weights, *(component(folder, part) / name for part, name in parts))
 
 
-class DiffusersPrior:
+class DiffusersPrior(Conditional):
     """A network of diffusers as a prior for images (B, C, H, W), H and W divisible by `multiple`.
 
     Attributes:
@@ -106,6 +116,7 @@ class DiffusersPrior:
     """
 
     def __init__(self, description: Description, device: str | torch.device):
+        super().__init__(description.classes, description.conditioning)
         convention = description.convention(device)
         self.path, self.parametrization = convention.path, convention.parametrization
         self.prediction, self.output = convention.prediction, convention.output
@@ -119,9 +130,16 @@ class DiffusersPrior:
         return self.output(self.evaluate, x, t)
 
     def evaluate(self, x: Tensor, time: Tensor) -> Tensor:
-        """The bare network, less the channels with which it may predict the variance."""
-        output: Tensor = self.network(x, time, return_dict=False)[0]
-        return output[:, : x.shape[1]]
+        """The bare network, guided, less the channels with which it may predict the variance.
+
+        Guidance of the bare outputs is guidance of u, which is affine in them.
+        """
+
+        def network(classes: Tensor | None) -> Tensor:
+            output: Tensor = self.network(x, time, classes, return_dict=False)[0]
+            return output[:, : x.shape[1]]
+
+        return self.conditioned(network, x)
 
 
 def diffusers_model(
@@ -130,26 +148,45 @@ def diffusers_model(
     path: str,
     revision: str | None = None,
     variant: Variant | None = None,
+    label: NonNegativeInt | None = None,
+    cfg: FiniteFloat = 1.0,
+    null_label: NonNegativeInt | None = None,
 ) -> DiffusersPrior:
-    """Any unconditional `UNet2DModel` pipeline saved by diffusers, for images of any number of channels.
+    """Any `UNet2DModel` pipeline saved by diffusers, for images of any number of channels.
 
     Args:
         path: a folder, or a hub id such as google/ddpm-ema-celebahq-256, downloaded once into the hub's
             cache.
         revision: branch, tag or commit of a hub model.
         variant: of the weights, such as fp16; otherwise the plain ones, or the only variant.
+        label: one class for all images, for class-conditional networks.
+        cfg: the scale of classifier-free guidance, by a second evaluation with the class null_label; 1: none.
+        null_label: the class that stands for none, of networks that were trained with one.
 
     Raises:
         CheckpointError: it cannot be found, read or used; the message names the file and the field.
+        SpecError: a label that the network does not know, or guidance without a class that stands for none.
     """
-    return DiffusersPrior(describe(path=path, revision=revision, variant=variant), device)
+    description = describe(
+        path=path, revision=revision, variant=variant, label=label, cfg=cfg, null_label=null_label
+    )
+    return DiffusersPrior(description, device)
 
 
-def describe(*, path: str, revision: str | None = None, variant: Variant | None = None) -> Description:
+def describe(
+    *,
+    path: str,
+    revision: str | None = None,
+    variant: Variant | None = None,
+    label: NonNegativeInt | None = None,
+    cfg: FiniteFloat = 1.0,
+    null_label: NonNegativeInt | None = None,
+) -> Description:
     """What a pipeline is, without reading or downloading weights; arguments as for `diffusers_model`.
 
     Raises:
         CheckpointError: it cannot be found or used; the message names the file and the field.
+        SpecError: as for `diffusers_model`.
     """
     from diffusers import UNet2DModel
 
@@ -160,7 +197,9 @@ def describe(*, path: str, revision: str | None = None, variant: Variant | None 
     except Exception as error:  # whatever the blocks make of settings that do not go together
         raise CheckpointError(f"path: config.json does not make a UNet2DModel ({error})") from error
     check_network(network, scheduler)
-    description = Description(path, revision, variant, network, scheduler)
+    conditioning = Conditioning(label, cfg, null_label)
+    description = Description(path, revision, variant, network, scheduler, conditioning)
+    conditioning.check(description.classes)
     try:
         description.convention("cpu")
     except CheckpointError:
@@ -261,8 +300,11 @@ def check_network(network: Any, scheduler: Any) -> None:
         "out_channels": config.out_channels
         not in ([channels, 2 * channels] if learned_variance else [channels])
         and f"{channels} channels are expected, or {2 * channels} with a learned variance_type",
-        "num_class_embeds": config.num_class_embeds is not None and "the network must be unconditional",
-        "class_embed_type": config.class_embed_type is not None and "the network must be unconditional",
+        "num_class_embeds": config.num_class_embeds is not None
+        and config.num_class_embeds < 1
+        and "1 class or more is expected",
+        "class_embed_type": config.class_embed_type is not None
+        and "only classes by their numbers are understood (num_class_embeds)",
         "time_embedding_type": config.time_embedding_type not in embeddings
         and f"{type(scheduler).__name__} needs {' or '.join(embeddings)}",
         "down_block_types": next(network.buffers(), None) is not None

@@ -531,7 +531,8 @@ def test_a_hub_model_out_of_reach_is_refused(tmp_path, monkeypatch):
 REFUSED = {
     "channels": ("unet", {"in_channels": 0}, r"config\.json has in_channels 0"),
     "outputs": ("unet", {"out_channels": 6}, r"out_channels 6"),
-    "classes": ("unet", {"num_class_embeds": 10}, r"num_class_embeds 10.*unconditional"),
+    "classes": ("unet", {"num_class_embeds": 10}, r"does not fit config\.json: .*class_embedding"),
+    "no classes": ("unet", {"num_class_embeds": 0}, r"num_class_embeds 0; 1 class or more"),
     "class type": ("unet", {"class_embed_type": "timestep"}, r"class_embed_type 'timestep'"),
     "fourier": ("unet", {"time_embedding_type": "fourier"}, r"time_embedding_type 'fourier'"),
     "learned": ("unet", {"time_embedding_type": "learned", "num_train_timesteps": 9}, r"time_embedding_type"),
