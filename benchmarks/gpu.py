@@ -39,7 +39,10 @@ MODES: list[tuple[str, torch.dtype | None, speed.CompileMode | None]] = [
     ("bf16", torch.bfloat16, None),
     ("bf16, compiled", torch.bfloat16, "default"),
     ("bf16, CUDA graphs", torch.bfloat16, "reduce-overhead"),
+    ("bf16, cuDNN autotuned", torch.bfloat16, None),
 ]
+AUTOTUNED = 4
+"""The mode that no job has: which convolution is fastest, and so the last digits, may differ by worker."""
 SAMPLERS = {"5 steps": {}, "5 steps, no VJP": {"vjp_steps": 0}}
 COLUMNS = ["network", "how", "batch", "compiling, s"]
 MARKS = ("<!-- benchmarks/gpu.py -->\n", "<!-- end of benchmarks/gpu.py -->\n")
@@ -139,7 +142,7 @@ def put(page: Path, text: str) -> None:
 def main(
     device: str = default_device(),
     batch: int = 16,
-    modes: Annotated[str, typer.Option(help="Rows, comma-separated, by number from 0.")] = "0,1,2,3",
+    modes: Annotated[str, typer.Option(help="Rows, comma-separated, by number from 0.")] = "0,1,2,3,4",
     peak: Annotated[float | None, typer.Option(help="Of the card in bf16, TFLOP/s.")] = None,
     repeats: int = 3,
     tiny: Annotated[bool, typer.Option(help="A network of a test's size.")] = False,
@@ -151,6 +154,7 @@ def main(
     for name, layout in (TINY if tiny else NETWORKS).items():
         for mode in map(int, modes.split(",")):
             torch.backends.cudnn.allow_tf32 = MODES[mode][1] is not None
+            torch.backends.cudnn.benchmark = mode == AUTOTUNED
             rows.append([name, MODES[mode][0]])
             try:
                 for cell in measured(layout, mode, 32 if tiny else 256, batch, device, repeats, peak):

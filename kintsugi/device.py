@@ -8,6 +8,7 @@ from functools import cache
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 
 def default_device() -> str:
@@ -24,6 +25,17 @@ def name_of(device: torch.device) -> str:
     """What a device is: cuda (NVIDIA H200), or cpu (x86_64)."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
     return f"{device.type} ({name})"
+
+
+def sent(x: Tensor, device: torch.device) -> Tensor:
+    """x on a device. From the host to a GPU it goes out of pinned memory, in the order of the GPU's stream.
+
+    So this thread waits neither for the copy nor for what the stream has to do before, as it does where
+    memory is not pinned. torch keeps the pinned memory until the copy is done, and for the next one.
+    """
+    if (x.device.type, device.type) != ("cpu", "cuda"):
+        return x.to(device)
+    return x.pin_memory().to(device, non_blocking=True)
 
 
 @cache

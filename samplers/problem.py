@@ -7,6 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from kintsugi.device import sent
 from kintsugi.operators import Operator, Solved
 from kintsugi.operators.base import reciprocal
 from kintsugi.samplers.lmmse import linear_mmse, solved_mmse
@@ -98,7 +99,7 @@ class Problem:
             z = self.noise.normal("start", self.operator.image_shape)
         if z.shape != mean.shape:
             raise ValueError(f"noise has shape {tuple(z.shape)}, expected {tuple(mean.shape)}")
-        return a * mean + s * z.to(mean)
+        return a * mean + s * sent(z, mean.device).to(mean)
 
     def draw(self, shape: tuple[int, int, int] | None = None) -> Tensor:
         """Fresh standard normal noise, (B, C, H, W) unless `shape` says (B, *shape): a stream for each call.
@@ -119,7 +120,7 @@ class Problem:
         if draws_ahead(self.pinv.device):
             drawing = threads("ahead", 1).submit(self.noise.normal, f"step-{self._draws + 1}", shape)
             self._ahead = shape, drawing
-        return z.to(self.pinv, non_blocking=True)
+        return sent(z, self.pinv.device).to(self.pinv)
 
 
 def draws_ahead(device: torch.device) -> bool:

@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from kintsugi.device import sent
 from kintsugi.errors import UnreadableImage
 from kintsugi.operators import Operator, Solved
 from kintsugi.pipeline.data.depth import rounded
@@ -45,7 +46,7 @@ def add_noise(y: Tensor, photons: float | None, gaussian: float | Tensor, noise:
         rates = photons * ((y + 1) / 2).clamp_min(0)
         y = noise.poisson("photons", rates) / photons * 2 - 1
     if isinstance(gaussian, Tensor) or gaussian > 0:
-        z = noise.normal("measurement", tuple(y.shape[1:])).to(y)
+        z = sent(noise.normal("measurement", tuple(y.shape[1:])), y.device).to(y)
         y = y + (gaussian.view(-1, *[1] * (y.ndim - 1)) if isinstance(gaussian, Tensor) else gaussian) * z
     return y
 
@@ -77,7 +78,7 @@ def degrade(
     """
     if not job.has_truth:
         return samples, None
-    true = torch.from_numpy(np.stack(beside)).to(samples.device) if beside else samples
+    true = sent(torch.from_numpy(np.stack(beside)), samples.device) if beside else samples
     truth = true.permute(0, 3, 1, 2)
     truth = truth.float() / 127.5 - 1 if truth.dtype == torch.uint8 else truth
     if job.from_measurements:

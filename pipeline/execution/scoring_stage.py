@@ -6,6 +6,7 @@ from functools import partial
 import numpy as np
 import torch
 
+from kintsugi.device import sent
 from kintsugi.numerics import at_once
 from kintsugi.pipeline.data.decode import Convert, Decoded
 from kintsugi.pipeline.data.pairs import Both
@@ -55,5 +56,5 @@ class ScoringStage:
 
     def metrics(self, pair: np.ndarray) -> dict[str, float]:
         """Those of one pair: images of a unit have sizes of their own."""
-        images = torch.from_numpy(pair).permute(0, 3, 1, 2).to(self.device) / 127.5 - 1
+        images = sent(torch.from_numpy(pair), self.device).permute(0, 3, 1, 2) / 127.5 - 1
         return {name: values[0] for name, values in self.scorer(images[:1], images[1:]).items()}

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from kintsugi import priors
+from kintsugi.device import sent
 from kintsugi.errors import JobError
 from kintsugi.operators import SpecError
 from kintsugi.operators.stack import all_or_first
@@ -222,7 +223,7 @@ class Stage:
         job, keys = self.job, [sample.key for sample in samples]
         with timed(self.seconds, "degrade", self.device), torch.no_grad():
             beside = [sample.truth for sample in samples if sample.truth is not None]
-            y, truth = degrade(job, problem, keys, torch.from_numpy(arrays).to(self.device), beside)
+            y, truth = degrade(job, problem, keys, sent(torch.from_numpy(arrays), self.device), beside)
         before = self.seconds["sample"]
         with timed(self.seconds, "sample", self.device), torch.no_grad():
             problem = self.problems.as_told(problem, y)

@@ -12,7 +12,7 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from kintsugi.device import name_of, processor
+from kintsugi.device import name_of, processor, sent
 from kintsugi.errors import JobError
 from kintsugi.numerics import at_once, finest_laplacian, in_whole_batches
 from kintsugi.pipeline.metrics.kept import Kept
@@ -74,7 +74,7 @@ class Extractor:
         resized = (torch.from_numpy(resizer(space)(x).transpose(2, 0, 1).copy()) for x in pictures)
 
         def network(images: Tensor) -> Tensor:
-            return self.networks[space](images.float().to(self.device))
+            return self.networks[space](sent(images.float(), self.device))
 
         found: list[np.ndarray] = []
         for _, alike in groupby(resized, attrgetter("shape")):

@@ -63,7 +63,7 @@ def casts(operations, before, after):
 
 
 @contextmanager
-def pretended_gpu(network: nn.Module):
+def pretended_gpu(network: nn.Module, attention=lambda q, *_, **__: torch.empty_like(q)):
     """Within, a network's weights are on a GPU that computes nothing, and knows shapes and types alone.
 
     Attention is one operation, as on a GPU, and not the parts that a CPU makes of it.
@@ -71,7 +71,7 @@ def pretended_gpu(network: nn.Module):
     with pytest.MonkeyPatch.context() as patch, FakeTensorMode():
         patch.setattr(torch.cuda, "is_available", lambda: True)
         patch.setattr(torch.cuda, "is_bf16_supported", lambda *_, **__: True)
-        patch.setattr(nn.functional, "scaled_dot_product_attention", lambda q, *_, **__: torch.empty_like(q))
+        patch.setattr(nn.functional, "scaled_dot_product_attention", attention)
         for module in network.modules():
             for name, weight in module._parameters.items():
                 if weight is not None:

@@ -7,6 +7,7 @@ from kit.counting import Operations, by_one, casts, pretended_gpu
 from kit.networks import draw, make_adm, make_ncsnpp
 from kit.pipelines import save
 from torch import nn
+from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn.functional import group_norm
 
 from kintsugi import priors
@@ -88,6 +89,29 @@ def test_without_the_divisions_by_one_results_are_the_same_bits(loaded, name):
     assert torch.equal(vjp, again[1])
 
 
+@pytest.mark.parametrize("name", FORMATS)
+def test_the_host_reads_nothing_and_no_activation_changes_its_type(loaded, name):
+    """With its derivative; that no step of a sampler reads anything beside it, test_methods.py has."""
+    with Operations() as operations:
+        forward_and_vjp(loaded[name])
+    assert not operations.named("_local_scalar_dense")
+    assert not [each for each in operations.named("_to_copy") if each.results[0].ndim > 2]
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_traced_as_a_graph_of_all_operations_it_has_none_that_is_idle(loaded, name):
+    """As a compiler sees it; a value that the host reads has none in a graph, and would be an error."""
+    x, t = draw(2, 3, 16, 16), torch.tensor([0.25, 0.75])
+    graph = make_fx(loaded[name])(x, t).graph
+    called = [node for node in graph.nodes if node.op == "call_function"]
+    assert len(called) > 20
+    for node in called:
+        what = str(node.target)
+        assert "_local_scalar_dense" not in what
+        if what.startswith(("aten.div", "aten.mul")) and node.meta["val"].ndim > 2:
+            assert node.args[1] != 1
+
+
 def test_a_compiler_understands_what_stands_for_one():
     class Half(nn.Module):
         output_scale_factor = 1.0
@@ -117,6 +141,37 @@ def network_on_gpu(narrow):
     return operations, len(norms)
 
 
+class Attention(torch.autograd.Function):
+    """Which keeps what a GPU's fused attention does: its inputs, the output, and a number for each query."""
+
+    @staticmethod
+    def forward(ctx, q, k, v):
+        output = torch.empty_like(q)
+        of_queries = torch.empty(q.shape[:-1], dtype=torch.float32, device=q.device)
+        ctx.save_for_backward(q, k, v, output, of_queries)
+        return output
+
+
+def saved_by(layout, dtype):
+    """GiB that autograd keeps of an image of 256² for a vector-Jacobian product, beside the weights."""
+    network = adm.build(layout).eval().requires_grad_(False)
+    speed.drop_idle(network)
+    if dtype is not None:
+        network = speed.HalfPrecision(network, dtype)
+    saved = {}
+
+    def keep(x):
+        saved[x.untyped_storage()._cdata] = x.untyped_storage()
+        return x
+
+    with pretended_gpu(network, lambda q, k, v, *_, **__: Attention.apply(q, k, v)):
+        weights = {weight.untyped_storage()._cdata for weight in network.parameters()}
+        x, t = torch.empty(1, 3, 256, 256, device="cuda", requires_grad=True), torch.empty(1, device="cuda")
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
+            network(x, t, None, return_dict=False)
+        return sum(s.nbytes() for place, s in saved.items() if place not in weights) / 2**30
+
+
 def test_around_norms_in_half_precision_no_activations_are_copied():
     """On CUDA, by the rules of its autocast; else every norm had a copy before it and one behind."""
     before, norms = network_on_gpu(False)
@@ -126,6 +181,14 @@ def test_around_norms_in_half_precision_no_activations_are_copied():
     assert (casts(after, half, single), casts(after, single, half)) == (1, 1), "the output and the input"
     assert all(each.results[0].dtype == half for each in after.named("native_group_norm"))
     assert sum(each.bytes for each in after.done) < 0.75 * sum(each.bytes for each in before.done)
+
+
+@pytest.mark.parametrize(("dtype", "kept"), [(torch.bfloat16, 2.31), (None, 4.61)], ids=["bf16", "float32"])
+def test_what_a_derivative_keeps_of_an_image_is_below_two_and_a_half_gib_in_bf16(dtype, kept):
+    """By ADM's network for ImageNet 256, on a pretended GPU: all that autograd keeps between the passes."""
+    assert saved_by(adm.Layout(256, (256, 256, 512, 512, 1024, 1024), 2, (3, 4, 5), None, 6, 64), dtype) == (
+        pytest.approx(kept, abs=0.01)
+    )
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
