@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from kintsugi.jobs.options import AddressOption, CommandsOption, RetryOption, SetOption, TrackOption
-from kintsugi.jobs.terminal import EXIT_SOME_FAILED, console
+from kintsugi.jobs.terminal import EXIT_SOME_FAILED, console, errors
 
 
 def suite(
@@ -40,7 +40,7 @@ def suite(
         kintsugi suite comparison.yaml --track mlflow
     """
     from kintsugi.jobs import suite_run
-    from kintsugi.jobs.suite_file import read_suite
+    from kintsugi.jobs.suite_file import read_suite, without_effect
     from kintsugi.jobs.suite_tracking import tell_all
     from kintsugi.pipeline import trackers
 
@@ -48,6 +48,8 @@ def suite(
         trackers.build(name)  # what is missing is said before hours go by
     this = read_suite(suite, sets or [])
     jobs = suite_run.check_all(this)
+    for sentence in without_effect(this.cells):
+        errors.print(sentence, style="yellow")
     if dry_run:
         suite_run.show_plan(this, jobs, gpus)
         return

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import itertools
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -294,6 +295,20 @@ def cell_of(
         fields = {field: value for field, value in fields.items() if field not in points} | points
         tried |= grid.get(axis, {}).get(name, {})
     return Cell(chosen, fields, tried)
+
+
+def without_effect(cells: Sequence[Cell]) -> list[str]:
+    """Fields that an axis sets before another one sets all that they are a part of, each as a sentence."""
+    lost: Counter[tuple[str, str]] = Counter()
+    for cell in cells:
+        for field, later in itertools.combinations(cell.fields, 2):
+            lost[field, later] += field.startswith(f"{later}.")
+    return [
+        f"{field} has no effect in {count} of {len(cells)} jobs: an axis behind sets the whole {whole}; put "
+        f"the axis that sets {field} behind it"
+        for (field, whole), count in lost.items()
+        if count
+    ]
 
 
 def check_tried(tried: Mapping[str, list[Any]], where: str) -> None:

@@ -17,7 +17,7 @@ from kit.shards import SIZE, encode, picture, write_tar
 
 from kintsugi.errors import JobError
 from kintsugi.jobs import suite_run
-from kintsugi.jobs.suite_file import groups, read_suite
+from kintsugi.jobs.suite_file import groups, read_suite, without_effect
 from kintsugi.jobs.suite_run import check_all, others_in, part_of, trials_of
 from kintsugi.pipeline.execution import cluster, local
 from kintsugi.pipeline.execution.run import Run
@@ -135,6 +135,18 @@ def test_of_axes_that_set_one_field_the_later_counts(suite_of):
     axes = {"a": {"x": {"sampler.steps": 3}}, "b": {"y": {"sampler": {"name": "ddnm"}}}}
     suite = read_suite(str(suite_of(axes=axes | {"c": {"z": {"sampler.steps": 5}}})), [])
     assert suite.job(suite.cells[0], "x", {})[1].sampler == {"name": "ddnm", "steps": 5}
+
+
+def test_a_field_that_an_axis_sets_in_vain_is_told(suite_of):
+    axes = {"a": {"x": {"sampler.project": True}, "y": {}}, "b": {"z": {"sampler": {"name": "ddnm"}}}}
+    file = suite_of(axes=axes, exclude=[{"a": "y"}])
+    assert without_effect(read_suite(str(file), []).cells) == [
+        "sampler.project has no effect in 1 of 1 jobs: an axis behind sets the whole sampler; "
+        "put the axis that sets sampler.project behind it"
+    ]
+    assert "has no effect in 1 of 1" in " ".join(kintsugi("suite", file, "--dry-run").stderr.split())
+    file = suite_of(axes=dict(reversed(axes.items())))
+    assert without_effect(read_suite(str(file), []).cells) == []
 
 
 def test_jobs_are_not_the_same_under_two_names(suite_of):
