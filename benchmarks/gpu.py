@@ -25,6 +25,7 @@ from kintsugi import operators, samplers
 from kintsugi.device import default_device, name_of
 from kintsugi.priors import speed
 from kintsugi.priors.base import NetworkPrior
+from kintsugi.priors.classes import Conditioning
 from kintsugi.priors.formats import adm
 from kintsugi.priors.paths import DDPM
 from kintsugi.samplers import KeyedNoise
@@ -52,7 +53,8 @@ class RandomPrior(adm.AdmPrior):
     """A network of a layout with random weights that keep activations in range."""
 
     def __init__(self, layout: adm.Layout, device: str):
-        self.path, self.classes, self.label, self.sha256 = DDPM(), None, None, ""
+        super(adm.AdmPrior, self).__init__(None, Conditioning())
+        self.path, self.sha256 = DDPM(), ""
         self.network = adm.build(layout).to_empty(device=device).eval().requires_grad_(False)
         torch.manual_seed(0)
         for name, weight in self.network.named_parameters():

@@ -573,7 +573,6 @@ def test_what_does_not_fit_is_refused(copied, part, fields, message):
         (diffusers.EulerDiscreteScheduler(timestep_type="continuous"), r"timestep_type 'continuous'"),
         (diffusers.UniPCMultistepScheduler(use_flow_sigmas=True), r"use_flow_sigmas True"),
         (diffusers.UniPCMultistepScheduler(prediction_type="flow_prediction"), r"'flow_prediction'"),
-        (diffusers.CMStochasticIterativeScheduler(), r"CMStochasticIterativeScheduler"),
     ],
 )
 def test_other_times_and_outputs_are_refused(tmp_path, scheduler, message):
