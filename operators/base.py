@@ -225,39 +225,9 @@ class Separable(Factored):
 
     def matrices(self) -> tuple[Tensor, Tensor]:
         """R_h and R_w without what the threshold removed, up to a factor between the two."""
-        return self.with_values(self.singular_values)
-
-    def with_values(self, s: Tensor) -> tuple[Tensor, Tensor]:
-        """The two matrices that have these singular values (r, q), an outer product, in the place of S."""
+        s = self.singular_values
         rows = self.rows_left * s[:, 0] @ self.rows_right.T
         return rows, self.columns_left * (s[0] / s[0, 0]) @ self.columns_right.T
-
-    @property
-    def of_high_rank(self) -> bool:
-        """Whether products with the two matrices are half as many as those through the coordinates."""
-        axes = ((self.rows_left, self.rows_right), (self.columns_left, self.columns_right))
-        return self.rows_left.ndim == 2 and all(2 * u.shape[1] > max(len(u), len(v)) for u, v in axes)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """By the two matrices where their rank is high, else as of all `Factored`."""
-        if not self.of_high_rank:
-            return super().forward(x)
-        rows, columns = self.matrices()
-        return rows @ x @ columns.T
-
-    def adjoint(self, y: Tensor) -> Tensor:
-        """As `forward`, by the transposed matrices."""
-        if not self.of_high_rank:
-            return super().adjoint(y)
-        rows, columns = self.matrices()
-        return rows.T @ y @ columns
-
-    def pinv(self, y: Tensor) -> Tensor:
-        """As `adjoint`, with 1/s for s; zero where s is zero."""
-        if not self.of_high_rank:
-            return super().pinv(y)
-        rows, columns = self.with_values(reciprocal(self.singular_values))
-        return rows.T @ y @ columns
 
 
 def truncated_svd(matrix: Tensor, threshold: float = 0.0) -> tuple[Tensor, Tensor, Tensor]:
