@@ -76,8 +76,9 @@ def test_a_sample_is_restored_in_a_batch_as_alone(name, case, sigma_y):
 @ALL
 def test_in_single_precision_too(name, case):
     # Where long steps are made at pure noise, where x̂₀ is x / 0.007 and the rounding of that.
-    limit = {"cdim": 1e-4, "flower": 1e-4, "mmps": 2e-4}.get(name, 1e-5)
-    assert_alone_is_in_batch(build(name), case, LEVELS, torch.float32, limit)
+    assert_alone_is_in_batch(
+        build(name), case, LEVELS, torch.float32, 1e-4 if name in ("cdim", "flower", "mmps") else 1e-5
+    )
 
 
 @pytest.mark.parametrize("sigma_y", [0.0, LEVELS + 0.1], ids=["noiseless", "levels"])
