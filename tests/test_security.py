@@ -3,7 +3,6 @@
 import json
 import os
 import re
-import sys
 import tarfile
 import zipfile
 from base64 import b64encode
@@ -32,7 +31,6 @@ from kit.hostile import (
     tree,
 )
 from kit.jobs import execute, told
-from kit.plugins import SITE
 from kit.shards import SIZE, encode, picture, tar_of, write_tar
 
 from kintsugi import checkpoint
@@ -86,12 +84,6 @@ TRIED = {
     "URLs": CASES["URLs"],
 }
 """What is tried here of all that the page tells; what `exp #2` is answered with has times in it."""
-
-
-@pytest.fixture(autouse=True)
-def _no_stand_ins(monkeypatch):
-    """Names to choose from are those of an installation, whatever ran in this process before."""
-    monkeypatch.setattr(sys, "path", [folder for folder in sys.path if folder != str(SITE)])
 
 
 def told_by_the_page(group: str, name: str) -> tuple[str, str]:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from kit.jobs import digests, execute, rows
-from kit.plugins import know_stand_ins
+from kit.plugins import SITE
 
 import kintsugi.pipeline.execution.stage as stage_module
 from kintsugi.errors import JobError
@@ -82,7 +82,7 @@ def test_a_worker_keeps_the_prior_for_the_next_run_and_its_rows_are_as_alone(mak
 
 def test_the_prior_before_is_gone_when_the_next_is_loaded(make_job, tmp_path, monkeypatch):
     """Two may be too much for a device."""
-    know_stand_ins()
+    monkeypatch.syspath_prepend(str(SITE))
     loaded, there = [], []
     original = stage_module.prior_of
 
@@ -102,8 +102,8 @@ def test_the_prior_before_is_gone_when_the_next_is_loaded(make_job, tmp_path, mo
     assert there == [0, 0]
 
 
-def test_a_network_that_was_made_slower_for_one_run_is_not_that_of_the_next(make_job, tmp_path):
-    know_stand_ins()
+def test_a_network_that_was_made_slower_for_one_run_is_not_that_of_the_next(make_job, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(SITE))
     runs = [open_or_plan(make_job(output=str(tmp_path / name), prior={"name": "gaussian"})) for name in "abc"]
     place = Workplace("cpu", lambda job: [])
     first, second = (place.of(run.job, run.folder).stage for run in runs[:2])
