@@ -59,6 +59,36 @@ class ClassConditional(Protocol):
     labels: Tensor | None
 
 
+class Autoencoder(Protocol):
+    """Between images x (B, C, H, W) on [-1, 1] and the latents z (B, channels, H/factor, W/factor) of a prior.
+
+    Both ways are differentiable, and z is scaled as the prior's network knows it.
+
+    Attributes:
+        factor: sides of images over those of latents. channels: of latents.
+        enlarge: how many times as large as a job's images its images are.
+    """
+
+    factor: int
+    channels: int
+    enlarge: int
+
+    def encode(self, x: Tensor) -> Tensor:
+        """z of images, the mode where the encoder gives a distribution."""
+        ...
+
+    def decode(self, z: Tensor) -> Tensor:
+        """The images of latents, not clipped."""
+        ...
+
+
+@runtime_checkable
+class Latent(Protocol):
+    """A prior of latents, not of pixels: x of `Prior` are then z of its autoencoder."""
+
+    autoencoder: Autoencoder
+
+
 class Described(Protocol):
     """What a prior with weights in files is, before they are loaded."""
 
@@ -86,6 +116,12 @@ def innermost(prior: Any) -> Any:
     while hasattr(prior, "prior"):
         prior = prior.prior
     return prior
+
+
+def autoencoder_of(prior: Any) -> Autoencoder | None:
+    """Of a prior of latents, or of a described one; None of one of pixels."""
+    found: Autoencoder | None = getattr(innermost(prior), "autoencoder", None)
+    return found
 
 
 def prediction_of(prior: Prior | Described) -> Prediction:
