@@ -60,7 +60,7 @@ class ClassConditional(Protocol):
 
 
 class Autoencoder(Protocol):
-    """Between images x (B, C, H, W) on [-1, 1] and the latents z (B, channels, H/factor, W/factor) of a prior.
+    """Between images x (B, C, H, W) on [-1, 1] and latents z (B, channels, H/factor, W/factor) of a prior.
 
     Both ways are differentiable, and z is scaled as the prior's network knows it.
 
@@ -119,7 +119,7 @@ def innermost(prior: Any) -> Any:
 
 
 def autoencoder_of(prior: Any) -> Autoencoder | None:
-    """Of a prior of latents, or of a described one; None of one of pixels."""
+    """Of a prior of latents, or (without weights) of a described one; None of one of pixels."""
     found: Autoencoder | None = getattr(innermost(prior), "autoencoder", None)
     return found
 
