@@ -36,6 +36,7 @@ OTHERS = {
 """What files that are no checkpoints begin with, and are."""
 PERSISTENCE = "torch_utils.persistence"
 """The module in which EDM and StyleGAN pickle a network with its source code."""
+CONVERSION = "python -m kintsugi.priors.formats.edm_convert IN.pkl OUT.safetensors"
 
 
 class CheckpointError(SpecError):
@@ -94,10 +95,13 @@ def read(path: Path, device: str = "cpu") -> Any:
         # torch's own message advises to switch its protection off.
         code = re.search(r"GLOBAL (\S+)", str(error))
         if name := code[1] if code else pickled_code(path):
-            edm = " (a network of EDM or StyleGAN, with its source)" if name.startswith(PERSISTENCE) else ""
+            edm, todo = "", "save the state dict alone"
+            if name.startswith(PERSISTENCE):
+                edm = " (a network of EDM or StyleGAN, with its source)"
+                todo = f"of EDM, convert it once: {CONVERSION}"
             raise CheckpointError(
                 f"path: {str(path)!r} is a pickle that refers to {name!r}{edm}, and only tensors are read, "
-                "never code: save the state dict alone"
+                f"never code: {todo}"
             ) from error
         problem = f"is damaged or no checkpoint: it begins with {beginning(path)!r}"
         raise CheckpointError(f"path: {str(path)!r} {problem}") from error

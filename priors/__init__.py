@@ -16,7 +16,7 @@ from kintsugi.cache import checksum
 from kintsugi.checkpoint import check_intact
 from kintsugi.errors import SpecError
 from kintsugi.priors.base import Described, NetworkPrior, Prior, channels_of
-from kintsugi.priors.formats import adm, diffusers_model, rectified_flow
+from kintsugi.priors.formats import adm, diffusers_model, edm, rectified_flow
 from kintsugi.priors.grouped import said as said_of_channels
 from kintsugi.priors.natural import describe as describe_natural
 from kintsugi.priors.natural import natural
@@ -43,6 +43,7 @@ class Format:
 BUILTIN = {
     "natural": Format(natural, describe_natural),
     "adm": Format(adm.adm, adm.describe),
+    "edm": Format(edm.edm, edm.describe),
     "rectified_flow": Format(rectified_flow.rectified_flow, rectified_flow.describe),
     "diffusers": Format(diffusers_model.diffusers_model, diffusers_model.describe),
 }

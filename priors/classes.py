@@ -17,11 +17,14 @@ class Conditioning:
         label: the class of all images; None where each has its own.
         cfg: the scale w of classifier-free guidance, u = u_∅ + w (u_c − u_∅) (2207.12598); 1 is none.
         null_label: the class ∅ that stands for none.
+        none: whether the network was trained without a class, too, for which there is then no number; None
+            of formats in which a class stands for that.
     """
 
     label: int | None = None
     cfg: float = 1.0
     null_label: int | None = None
+    none: bool | None = None
 
     @property
     def guided(self) -> bool:
@@ -37,7 +40,12 @@ class Conditioning:
                 raise SpecError(f"{field}: must be from 0 to {classes - 1} (got {of})")
         if self.guided and classes is None:
             raise SpecError("cfg: the network knows no classes; leave the field out")
-        if self.guided and self.null_label is None:
+        if self.guided and self.none is False:
+            raise SpecError(
+                "cfg: the network was trained with every image's class (label_dropout 0), so what it says "
+                "without one is no guide; leave the field out"
+            )
+        if self.guided and self.none is None and self.null_label is None:
             raise SpecError(
                 "cfg: guidance needs null_label, the class that stands for none, often the last; no file "
                 "tells which that is, and a network that was trained with every image's class has none"
@@ -104,7 +112,8 @@ class Conditional:
         """
         classes, null = self.classes_of(x), self.conditioning.null_label
         output = network(classes)
-        if classes is None or null is None:
+        if classes is None or self.classes is None or not self.conditioning.guided:
             return output
+        null = self.classes if null is None else null  # behind the last, where no class stands for none
         without = network(torch.full_like(classes, null))
         return without + self.conditioning.cfg * (output - without)
