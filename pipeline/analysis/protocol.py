@@ -7,6 +7,7 @@ import hashlib
 import json
 import math
 from collections.abc import Iterable, Mapping
+from itertools import islice
 from typing import Annotated, Any, Literal, NotRequired
 
 from pydantic import AfterValidator, BeforeValidator, Field, with_config
@@ -16,6 +17,7 @@ from kintsugi.pipeline.storage.records import Count, Digest, Number, Text
 
 SCALES = {"[-1,1]": 1.0, "[0,1]": 2.0, "[0,255]": 2 / 255}
 """What a standard deviation on a range is multiplied by to be on [-1, 1]."""
+BLOCK = 1 << 16  # keys that are encoded at once
 SHOWN = 120  # characters of an operator in a message
 WHICH = ("count", "keys_sha256", "shards_sha256")
 MADE = ("size", "channels", "fit")
@@ -124,9 +126,9 @@ class Protocol(TypedDict):
 
 def sha256_of_keys(keys: Iterable[Any]) -> str:
     """SHA-256 of sorted keys, a line feed after each, as `LC_ALL=C sort keys.txt | sha256sum` has it."""
-    digest = hashlib.sha256()
-    for key in keys:
-        digest.update(f"{key}\n".encode("utf-8", "surrogateescape"))
+    digest, lines = hashlib.sha256(), (f"{key}\n" for key in keys)
+    while block := "".join(islice(lines, BLOCK)):
+        digest.update(block.encode("utf-8", "surrogateescape"))
     return digest.hexdigest()
 
 

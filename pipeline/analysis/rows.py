@@ -4,13 +4,14 @@ import hashlib
 from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from kintsugi.pipeline.execution.commit import Commit, is_picture, read_many, read_rows, schema_of
+from kintsugi.pipeline.execution.commit import Commit, is_picture, read_blocks, read_rows, schema_of
 from kintsugi.pipeline.execution.run import Run
 from kintsugi.pipeline.metrics.registry import BEGINNINGS, is_baseline
 from kintsugi.pipeline.storage.files import parquet
@@ -80,10 +81,10 @@ def committed(run: Run, columns: list[str]) -> Iterator[tuple[pa.Table, Commit]]
 
 def with_seconds(run: Run, rows: pa.Table, commits: Sequence[Commit]) -> pa.Table:
     """The rows of these units with the sampler's time for each."""
-    known = [None if run.job.is_score else each for commit in commits for each in commit.sample_seconds]
-    # Of restored images it is not known what they took.
-    seconds = pc.if_else(pc.equal(rows["status"], "ok"), pa.array(known, pa.float64()), None)
-    return rows.append_column("seconds", seconds)
+    if run.job.is_score:  # of restored images it is not known what they took
+        return rows.append_column("seconds", pa.nulls(len(rows), pa.float64()))
+    known = pa.array(chain.from_iterable(commit.sample_seconds for commit in commits), pa.float64())
+    return rows.append_column("seconds", pc.if_else(pc.equal(rows["status"], "ok"), known, None))
 
 
 def write_rows(run: Run, file: Path) -> Tally:
@@ -91,31 +92,16 @@ def write_rows(run: Run, file: Path) -> Tally:
     tally, state = Tally(), hashlib.sha256()
     schema = flat_schema(schema_of(run.job))
     stored = [name for name in schema.names if name != "seconds"]
+    units = (commit for _, commit in run.commits() if commit is not None)
     # Of numbers and keys hardly any is there twice: a dictionary of them takes time and no less space.
     with pq.ParquetWriter(file, schema, use_dictionary=REPEATED, write_page_checksum=True) as writer:
-        for block in blocks(run):
+        for block, rows in read_blocks(run.folder, units, stored, ROW_GROUP):
             for commit in block:
                 tally.add(commit)
                 state.update(mark(commit))
-            rows = pa.concat_tables(read_many(run.folder, block, stored))
             writer.write_table(with_seconds(run, rows, block).select(schema.names).cast(schema))
         writer.add_key_value_metadata({STATE: state.hexdigest()})
     return tally
-
-
-def blocks(run: Run) -> Iterator[list[Commit]]:
-    """The committed units in order, as many together as fill a group of rows."""
-    waiting: list[Commit] = []
-    rows = 0
-    for _, commit in run.commits():
-        if commit is not None:
-            waiting.append(commit)
-            rows += commit.rows
-        if rows >= ROW_GROUP:
-            yield waiting
-            waiting, rows = [], 0
-    if waiting:
-        yield waiting
 
 
 def mark(commit: Commit) -> bytes:

@@ -9,10 +9,12 @@ that wakes up and writes again writes the same bytes.
 
 import hashlib
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from typing import Annotated, Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -247,50 +249,73 @@ def read_rows(folder: Location, record: Commit, columns: list[str] | None = None
     Raises:
         JobError: the data file is not the one that was committed, or does not hold rows.
     """
-    return read_many(folder, [record], columns)[0]
+    return looked_through(folder, [read_unit(folder, columns, record)], columns)[1]
 
 
-def read_many(folder: Location, units: Sequence[Commit], columns: list[str] | None = None) -> list[pa.Table]:
-    """`read_rows` of several committed units, which are read at the same time and looked through together."""
+def read_blocks(
+    folder: Location, units: Iterable[Commit], columns: list[str], rows: int
+) -> Iterator[tuple[list[Commit], pa.Table]]:
+    """`read_rows` of committed units, in order, of as many together as have at least so many rows.
 
-    def read(record: Commit) -> pa.Table:
-        file = data_file(folder, record.unit)
-        table = read_committed(folder, file, record.data_sha256, columns, record.rows)
-        if len(table) != record.rows:
-            raise JobError(
-                f"{file} has {len(table)} rows, and its commit record says {record.rows}; {advice(folder)}"
-            )
-        return table
-
+    Several are read at the same time, also while those before are used.
+    """
     at_once = READERS if is_remote(folder) else LOCAL_READERS
-    tables = list(map_ahead(read, units, at_once)) if len(units) > 1 else list(map(read, units))
+    block, count = list[tuple[Commit, pa.Table]](), 0
+    for record, table in map_ahead(partial(read_unit, folder, columns), units, at_once):
+        block.append((record, table))
+        count += len(table)
+        if count >= rows:
+            yield looked_through(folder, block, columns)
+            block, count = [], 0
+    if block:
+        yield looked_through(folder, block, columns)
+
+
+def read_unit(folder: Location, columns: list[str] | None, record: Commit) -> tuple[Commit, pa.Table]:
+    """A record, and the rows of its unit, not looked through; raises as `read_rows`."""
+    file = data_file(folder, record.unit)
+    table = read_committed(folder, file, record.data_sha256, columns, record.rows)
+    if len(table) != record.rows:
+        raise JobError(
+            f"{file} has {len(table)} rows, and its commit record says {record.rows}; {advice(folder)}"
+        )
+    return record, table
+
+
+def looked_through(
+    folder: Location, block: Sequence[tuple[Commit, pa.Table]], columns: list[str] | None
+) -> tuple[list[Commit], pa.Table]:
+    """Units, and the rows of all in one table; raises as `read_rows`."""
+    units, tables = [record for record, _ in block], [table for _, table in block]
     try:  # of a column of many units in the time of one unit's
-        refuse_nonsense(pa.concat_tables(tables), folder, columns or ())
-    except (JobError, pa.ArrowException):  # of which unit is not said, or their columns differ
-        for table, record in zip(tables, units, strict=True):
+        rows = pa.concat_tables(tables, promote_options="default")
+        refuse_nonsense(rows, folder, columns or ())
+    except (JobError, pa.ArrowException):  # of which unit is not said, or their integers differ in size
+        for record, table in block:
             refuse_nonsense(table, data_file(folder, record.unit), columns or ())
-    for table, record in zip(tables, units, strict=True):
-        refuse_other_failures(folder, table, record)
-    return tables if columns is None else [with_all(table, columns) for table in tables]
+        rows = pa.concat_tables(tables, promote_options="permissive")
+    refuse_other_failures(folder, rows, units)
+    return units, rows if columns is None else with_all(rows, columns)
 
 
-def refuse_other_failures(folder: Location, rows: pa.Table, record: Commit) -> None:
+def refuse_other_failures(folder: Location, rows: pa.Table, units: Sequence[Commit]) -> None:
     """Raise a JobError if not as many rows of a unit failed as its record says."""
-    if "status" in rows.column_names:
-        failed = pc.sum(pc.equal(rows["status"], "failed")).as_py() or 0
-        if failed != record.failed:
+    if "status" not in rows.column_names:
+        return
+    failed = pc.equal(rows["status"], "failed").fill_null(False).to_numpy()
+    ends = np.cumsum([record.rows for record in units])
+    for record, of_unit in zip(units, np.split(failed, ends[:-1]), strict=True):
+        if (count := int(of_unit.sum())) != record.failed:
             raise JobError(
-                f"{data_file(folder, record.unit)}: {failed} rows failed, and its commit record says "
+                f"{data_file(folder, record.unit)}: {count} rows failed, and its commit record says "
                 f"{record.failed}; {advice(folder)}"
             )
 
 
 def with_all(table: pa.Table, columns: list[str]) -> pa.Table:
     """These columns, null where the table has none of the name."""
-    there = set(table.column_names)
-    for name in columns:
-        if name not in there:
-            table = table.append_column(name, pa.nulls(len(table), type_of(name)))
+    for name in set(columns).difference(table.column_names):
+        table = table.append_column(name, pa.nulls(len(table), type_of(name)))
     return table.select(columns)
 
 

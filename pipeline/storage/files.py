@@ -10,13 +10,15 @@ from fnmatch import fnmatchcase
 from functools import partial
 from itertools import takewhile
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, cast
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from kintsugi.pipeline.storage.location import Location, Remote, Stat, asked_twice, at
 from kintsugi.pipeline.storage.publish import temporary_name
 
+SMALL = 1 << 22  # bytes of a file that is read in one go
 MAGIC = re.compile(r"[*?\[{]")  # of globs and braces
 
 
@@ -123,12 +125,12 @@ def fits(parts: tuple[str, ...], patterns: tuple[str, ...]) -> bool:
 
 @contextmanager
 def whole(location: Location) -> Iterator[io.BufferedIOBase]:
-    """A file that is read as a whole, perhaps twice; an object comes in one request."""
-    if isinstance(location, Path):
+    """A file that is read as a whole, perhaps twice; what is small, or an object, comes in one request."""
+    if isinstance(location, Path) and location.stat().st_size > SMALL:
         with location.open("rb") as file:
             yield file
-    else:
-        yield io.BytesIO(location.read_bytes())
+    else:  # where Parquet reads without asking the interpreter
+        yield cast(io.BufferedIOBase, pa.BufferReader(location.read_bytes()))
 
 
 @contextmanager

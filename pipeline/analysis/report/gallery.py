@@ -13,6 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from kintsugi import operators
+from kintsugi.ahead import map_ahead
 from kintsugi.errors import JobError, error_text
 from kintsugi.operators import Operator
 from kintsugi.operators.arrays import read_array
@@ -37,6 +38,7 @@ BUDGET = 5 << 20  # bytes of all pictures; a third more as text in the file
 FORMS = ((512, None), (512, 90), (256, 90), (256, 60), (128, 60))
 SAMPLES = 3  # of those drawn for one measurement
 FAILURES = 24
+THREADS = 4  # in which pictures are encoded
 SHEET_ROWS, GAP = 4, 4  # of pictures.png
 SHEET_SIDE = 1024  # pixels of a picture in it, at most
 KINDS = {"truth": "truth", "measurement": "measurement", "restored": "restoration"}
@@ -241,7 +243,11 @@ def tensor_of(picture: bytes) -> Tensor:
 def fitted(cards: Sequence[Card]) -> tuple[list[dict[str, bytes]], str]:
     """The pictures of each card as WebP, in the best form that keeps within the budget, and that in words."""
     for side, quality in FORMS:
-        found = [{kind: webp(content, side, quality) for kind, content in c.pictures.items()} for c in cards]
+
+        def smaller(card: Card, side: int = side, quality: int | None = quality) -> dict[str, bytes]:
+            return {kind: webp(content, side, quality) for kind, content in card.pictures.items()}
+
+        found = list(map_ahead(smaller, cards, THREADS))
         if sum(len(content) for pictures in found for content in pictures.values()) <= BUDGET:
             break
     how = "lossless" if quality is None else f"WebP of quality {quality}"

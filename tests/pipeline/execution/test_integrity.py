@@ -20,7 +20,7 @@ from kintsugi.errors import JobError
 from kintsugi.pipeline.analysis.report.gallery import refuse_no_pictures
 from kintsugi.pipeline.analysis.report.stored import read_metrics
 from kintsugi.pipeline.data.units import BEFORE_LINKS, read_members
-from kintsugi.pipeline.execution.commit import read_many, read_rows, valid
+from kintsugi.pipeline.execution.commit import read_blocks, read_rows, valid
 from kintsugi.pipeline.execution.directory import (
     FILES,
     FOLDERS,
@@ -417,10 +417,15 @@ def test_units_that_are_read_together_are_what_each_is_alone(run):
 
     recommitted(run, change)
     units = [commit for _, commit in Run.open(run).commits() if commit is not None]
-    for columns in (None, ["key", "spread", "status", "forwards"]):
-        tables = read_many(run, units, columns)
-        assert tables == [read_rows(run, unit, columns) for unit in units]
-        assert [len(table) for table in tables] == [unit.rows for unit in units]
+    columns = ["key", "spread", "status", "forwards"]
+    alone = pa.concat_tables([read_rows(run, unit, columns) for unit in units], promote_options="permissive")
+    for rows, count in ((1, len(units)), (1 + units[0].rows, 2), (1000, 1)):
+        blocks = list(read_blocks(run, units, columns, rows))
+        assert len(blocks) == count
+        assert [unit for block, _ in blocks for unit in block] == units
+        assert [len(table) for _, table in blocks] == [sum(u.rows for u in block) for block, _ in blocks]
+        assert [row for _, table in blocks for row in table.to_pylist()] == alone.to_pylist()
+    assert kintsugi("report", run).exit_code == 0
 
 
 def said(*command: str | Path) -> str:
