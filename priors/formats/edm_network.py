@@ -132,6 +132,10 @@ class Style:
     projected: bool
     head_channels: int | None
 
+    def joined(self, x: Tensor, branch: Tensor) -> Tensor:
+        """The sum of what goes past a branch and the branch, of their shape."""
+        return x + branch if self.scale == 1 else (x + branch) * self.scale
+
 
 class Block(nn.Module):
     """A residual block, which may resample, and attention behind it."""
@@ -169,8 +173,8 @@ class Block(nn.Module):
             h = self.norm1(h) * (1 + scale) + shift
         else:
             h = self.norm1(h + told)
-        x = (self.skip(self.resample(x)) + self.conv1(silu(h))) * self.style.scale
-        return (x + self.attention(x)) * self.style.scale if self.heads else x
+        x = self.style.joined(self.skip(self.resample(x)), self.conv1(silu(h)))
+        return self.style.joined(x, self.attention(x)) if self.heads else x
 
     def attention(self, x: Tensor) -> Tensor:
         """Of positions to each other. Channels of q, k and v take turns in the file."""

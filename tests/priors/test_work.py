@@ -4,6 +4,7 @@ import diffusers
 import pytest
 import torch
 from kit.counting import Operations, by_one, casts, pretended_gpu
+from kit.edm import make as make_edm
 from kit.networks import draw, make_adm, make_ncsnpp
 from kit.pipelines import save
 from torch import nn
@@ -14,7 +15,7 @@ from kintsugi import priors
 from kintsugi.priors import speed
 from kintsugi.priors.formats import adm
 
-FORMATS = ["natural", "adm", "rectified_flow", "diffusers"]
+FORMATS = ["natural", "adm", "edm", "rectified_flow", "diffusers"]
 
 
 @pytest.fixture(scope="module")
@@ -26,6 +27,7 @@ def loaded(tmp_path_factory):
     specs = {
         "natural": {},
         "adm": {"path": str(path), "head_channels": head_channels},
+        "edm": make_edm(folder, "iddpm"),
         "rectified_flow": {"path": str(make_ncsnpp(folder, "narrow")[0])},
         "diffusers": {"path": str(save(folder / "saved", scheduler))},
     }
@@ -84,7 +86,7 @@ def test_without_the_divisions_by_one_results_are_the_same_bits(loaded, name):
         "of each one in the forward pass and one in the backward pass"
     )
     speed.drop_idle(loaded[name].network)
-    assert bool(idle) == (name != "rectified_flow"), "whose blocks divide by √2"
+    assert bool(idle) == (name not in ("edm", "rectified_flow")), "whose blocks divide by √2, or never"
     assert torch.equal(u, again[0])
     assert torch.equal(vjp, again[1])
 
