@@ -27,7 +27,7 @@ from kintsugi.pipeline.metrics.scoring import Scorer
 from kintsugi.pipeline.metrics.sets import evaluate
 from kintsugi.priors import Prior
 from kintsugi.priors.analytic import LowRankMixture
-from kintsugi.priors.base import Parametrization, channels_of
+from kintsugi.priors.base import Autoencoder, Parametrization, autoencoder_of, channels_of
 from kintsugi.priors.paths import Path, VariancePreserving
 from kintsugi.samplers import KeyedNoise, Restoration, Sampler
 from kintsugi.samplers.base import of_each
@@ -267,12 +267,16 @@ def check_prior(spec: Spec, image_shape: tuple[int, int, int] | None = None) -> 
     """What every prior is: as `describe` says it, a function of each image alone, and differentiable in it.
 
     Args:
-        image_shape: (C, H, W), by default the smallest that it takes, at least 16 pixels.
+        image_shape: (C, H, W), by default the smallest that it takes, at least 16 pixels; of a prior of
+            latents, of a job's images.
     """
     found, prior = priors.describe(spec), priors.load(spec)
     side = found.multiple * -(-16 // found.multiple)
     shape = image_shape or (channels_of(found) or 3, side, side)
     assert prior.sha256 == priors.examine(spec, shape).sha256, "the checksum is not of the files described"
+    if (autoencoder := autoencoder_of(prior)) is not None:
+        sides = (size * autoencoder.enlarge for size in shape[1:])
+        shape = check_autoencoder(autoencoder, (shape[0], *sides))
     assert not any(weight.requires_grad for weight in prior.network.parameters())
     assert not prior.network.training
     path, x = prior.path, draw(3, *shape, dtype=torch.float32)
@@ -287,6 +291,22 @@ def check_prior(spec: Spec, image_shape: tuple[int, int, int] | None = None) -> 
     leaf = x.clone().requires_grad_()
     (gradient,) = torch.autograd.grad(prior(leaf, t).sum(), leaf)
     assert torch.isfinite(gradient).all()
+
+
+def check_autoencoder(autoencoder: Autoencoder, image_shape: tuple[int, ...]) -> tuple[int, int, int]:
+    """The shape of latents of images (C, H, W), which become images again, each by itself, differentiably."""
+    _, height, width = image_shape
+    factor = autoencoder.factor
+    shape = (autoencoder.channels, height // factor, width // factor)
+    x = draw(2, *image_shape, dtype=torch.float32).requires_grad_()
+    z = autoencoder.encode(x)
+    decoded = autoencoder.decode(z)
+    assert (z.shape, decoded.shape) == ((2, *shape), x.shape)
+    assert (z.dtype, decoded.dtype) == (x.dtype, x.dtype)
+    (gradient,) = torch.autograd.grad(decoded[0].sum(), x)
+    assert torch.isfinite(gradient).all()
+    assert not gradient[1].any(), "an image depends on the others of its batch"
+    return shape
 
 
 NOISES = (0.0, 0.03, 0.1, 0.3)

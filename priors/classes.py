@@ -116,4 +116,9 @@ class Conditional:
             return output
         null = self.classes if null is None else null  # behind the last, where no class stands for none
         without = network(torch.full_like(classes, null))
-        return without + self.conditioning.cfg * (output - without)
+        return guided(output, without, self.conditioning.cfg)
+
+
+def guided(output: Tensor, without: Tensor, cfg: float) -> Tensor:
+    """Classifier-free guidance of a network's outputs, with the condition and without."""
+    return without + cfg * (output - without)

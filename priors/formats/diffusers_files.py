@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +14,12 @@ CONFIGS = (
     "scheduler_config.json",
     "unet/config.json",
     "scheduler/scheduler_config.json",
+    *(f"{part}/config.json" for part in ("vae", "vqvae", "transformer")),
+    *(f"text_encoder{number}/config.json" for number in ("", "_2", "_3")),
 )
+"""What is read of a pipeline before its weights are."""
 STEM = "diffusion_pytorch_model"
+MOST_LAYERS, MOST_NUMBER = 256, 1 << 20
 FORMATS = ("safetensors", "bin")
 """The formats of weights, in order of preference."""
 ATTENTION_NAMES = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
@@ -51,50 +55,52 @@ def component(folder: Path, name: str) -> Path:
     return own if own.is_dir() else folder
 
 
-def find_weights(path: str, revision: str | None, variant: str | None) -> list[Path]:
-    """The files of the UNet's weights, downloaded if need be; raises a CheckpointError for none."""
+def find_weights(
+    path: str, revision: str | None, variant: str | None, part: str = "unet", stem: str = STEM
+) -> list[Path]:
+    """The files of a component's weights, downloaded if need be; raises a CheckpointError for none."""
     for middle in [f".{variant}"] if variant else ["", ".*"]:
         for suffix in FORMATS:
             endings = (f"{middle}.{suffix}", f".{suffix}.index{middle}.json", f"{middle}-*.{suffix}")
-            files = [f"{part}{STEM}{ending}" for part in ("unet/", "") for ending in endings]
-            if weights := weight_files(locate(path, revision, files), variant):
+            files = [f"{place}{stem}{ending}" for place in (f"{part}/", "") for ending in endings]
+            if weights := weight_files(locate(path, revision, files), variant, part, stem):
                 return weights
     if variant:
-        raise CheckpointError(f"variant: {path!r} has no {STEM}.{variant}.safetensors (or .bin)")
-    raise CheckpointError(f"path: {path!r} has no {STEM}.safetensors (or .bin) for its unet")
+        raise CheckpointError(f"variant: {path!r} has no {stem}.{variant}.safetensors (or .bin)")
+    raise CheckpointError(f"path: {path!r} has no {stem}.safetensors (or .bin) for its {part}")
 
 
-def weight_files(folder: Path, variant: str | None) -> list[Path]:
-    """The files of the UNet's weights in a folder, sorted, [] without; several variants are an error."""
-    unet = component(folder, "unet")
-    if variant or (found := weights_of(unet, None)):
-        return weights_of(unet, variant) if variant else found
-    variants = sorted({name for file in unet.glob(f"{STEM}.*") if (name := variant_of(file))})
+def weight_files(folder: Path, variant: str | None, part: str = "unet", stem: str = STEM) -> list[Path]:
+    """The files of a component's weights in a folder, sorted, [] without; several variants are an error."""
+    own = component(folder, part)
+    if variant or (found := weights_of(own, None, stem)):
+        return weights_of(own, variant, stem) if variant else found
+    variants = sorted({name for file in own.glob(f"{stem}.*") if (name := variant_of(file, stem))})
     if len(variants) > 1:
-        raise CheckpointError(f"variant: {str(unet)!r} has several; give {' or '.join(variants)}")
-    return weights_of(unet, variants[0]) if variants else []
+        raise CheckpointError(f"variant: {str(own)!r} has several; give {' or '.join(variants)}")
+    return weights_of(own, variants[0], stem) if variants else []
 
 
-def weights_of(unet: Path, variant: str | None) -> list[Path]:
+def weights_of(own: Path, variant: str | None, stem: str = STEM) -> list[Path]:
     """The files of one variant, None for plain ones."""
     middle = f".{variant}" if variant else ""
     for suffix in FORMATS:
-        single = unet / f"{STEM}{middle}.{suffix}"
+        single = own / f"{stem}{middle}.{suffix}"
         if single.is_file():
             return [single]
-        index = unet / f"{STEM}.{suffix}.index{middle}.json"
+        index = own / f"{stem}.{suffix}.index{middle}.json"
         if index.is_file():
             names = read_json(index).get("weight_map")
             if not isinstance(names, dict) or not all(isinstance(name, str) for name in names.values()):
                 raise CheckpointError(f"path: {str(index)!r} is damaged (weight_map names no files)")
-            return sorted({unet / Path(name).name for name in names.values()})
+            return sorted({own / Path(name).name for name in names.values()})
     return []
 
 
-def variant_of(file: Path) -> str | None:
+def variant_of(file: Path, stem: str = STEM) -> str | None:
     """The variant in the name of a file of weights, None of plain ones."""
     formats = "|".join(FORMATS)
-    found = re.fullmatch(rf"{STEM}\.([\w-]+?)(?:-\d+-of-\d+)?\.(?:{formats})", file.name)
+    found = re.fullmatch(rf"{stem}\.([\w-]+?)(?:-\d+-of-\d+)?\.(?:{formats})", file.name)
     return found[1] if found else None
 
 
@@ -134,3 +140,29 @@ def read_json(file: Path) -> dict[str, Any]:
 def misfit(file: str, field: str, value: object, reason: str) -> CheckpointError:
     """The error for a field of a configuration that is not understood; it names file, field and value."""
     return CheckpointError(f"path: {file} has {field} {value!r}; {reason}")
+
+
+def check_sizes(file: str, config: Mapping[str, Any], most: Mapping[str, int]) -> None:
+    """Raise a CheckpointError for numbers with which a network or table would be built for ever."""
+    for name, limit in most.items():
+        value = config.get(name, 1)
+        if not isinstance(value, int) or not 1 <= value <= limit:
+            raise misfit(file, name, value, f"a whole number from 1 to {limit} is expected")
+
+
+def check_bounds(file: str, config: Mapping[str, Any]) -> None:
+    """The same of all whole numbers of a network's configuration, by the names of its fields."""
+    for name, value in config.items():
+        limit = MOST_LAYERS if re.search("layers|num_.*blocks", name) else MOST_NUMBER
+        for number in whole_numbers(value):
+            if not -limit <= number <= limit:
+                raise misfit(file, name, number, f"at most {limit} is expected")
+
+
+def whole_numbers(value: Any) -> Iterator[int]:
+    """Those in a value of JSON, a list of lists included."""
+    if isinstance(value, list):
+        for entry in value:
+            yield from whole_numbers(entry)
+    elif isinstance(value, int):
+        yield value

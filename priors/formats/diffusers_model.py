@@ -1,26 +1,29 @@
-"""Pipelines on pixels saved by diffusers, a `UNet2DModel` and a scheduler, from a folder or the hub.
+"""Pipelines saved by diffusers, from a folder or the hub: on pixels here, on latents by `diffusers_latent`.
+
+On pixels it is a `UNet2DModel` and a scheduler.
 
 The scheduler's configuration says how the network was trained: on which path, with which times, and what
 its output means; how diffusers would sample does not matter. Nothing of a repository is executed: its
 configurations are JSON, its weights tensors, and the classes are diffusers' own.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path as FilePath
 from typing import Annotated, Any
 
 import torch
-from pydantic import Field, FiniteFloat, NonNegativeInt
+from pydantic import Field, FiniteFloat, NonNegativeInt, PositiveInt
 from torch import Tensor, nn
 
 from kintsugi.cache import checksum
 from kintsugi.checkpoint import CheckpointError, adopt, difference, empty
+from kintsugi.errors import SpecError
 from kintsugi.priors.base import Prediction
 from kintsugi.priors.classes import Conditional, Conditioning
 from kintsugi.priors.formats.diffusers_files import (
     CONFIGS,
+    check_sizes,
     component,
     find_weights,
     is_local,
@@ -31,9 +34,13 @@ from kintsugi.priors.formats.diffusers_files import (
     variant_of,
     weight_files,
 )
-from kintsugi.priors.formats.diffusers_training import SCHEDULERS, Convention, score_ve
+from kintsugi.priors.formats.diffusers_latent import LatentDescription, LatentPrior, Telling
+from kintsugi.priors.formats.diffusers_latent import describe as describe_latent
+from kintsugi.priors.formats.diffusers_networks import check_unet
+from kintsugi.priors.formats.diffusers_pipeline import is_latent
+from kintsugi.priors.formats.diffusers_training import SCHEDULERS, Convention, convention_of, scheduler_of
 
-MOST_LAYERS, MOST_LABELS, MOST_CHANNELS = 64, 100_000, 256
+MOST_LAYERS = 64
 
 Variant = Annotated[str, Field(pattern=r"^[\w-]+$")]
 
@@ -84,7 +91,7 @@ class Description:
 
     def convention(self, device: str | torch.device) -> Convention:
         """How the network was trained, with tables on `device`."""
-        return SCHEDULERS[type(self.scheduler).__name__](self.scheduler, device)
+        return convention_of(self.scheduler, device)
 
     @cached_property
     def weights(self) -> list[FilePath]:
@@ -106,6 +113,10 @@ class Description:
         folder = locate(self.path, self.revision, CONFIGS)
         parts = (("unet", "config.json"), ("scheduler", "scheduler_config.json"))
         return (*self.weights, *(component(folder, part) / name for part, name in parts))
+
+    def load(self, device: str | torch.device) -> "DiffusersPrior":
+        """The prior, on a device."""
+        return DiffusersPrior(self, device)
 
 
 class DiffusersPrior(Conditional):
@@ -151,8 +162,12 @@ def diffusers_model(
     label: NonNegativeInt | None = None,
     cfg: FiniteFloat = 1.0,
     null_label: NonNegativeInt | None = None,
-) -> DiffusersPrior:
-    """Any `UNet2DModel` pipeline saved by diffusers, for images of any number of channels.
+    prompt: str | None = None,
+    negative_prompt: str | None = None,
+    guidance: FiniteFloat | None = None,
+    enlarge: PositiveInt = 1,
+) -> DiffusersPrior | LatentPrior:
+    """A pipeline saved by diffusers: a `UNet2DModel` on pixels, of any number of channels, or one on latents.
 
     Args:
         path: a folder, or a hub id such as google/ddpm-ema-celebahq-256, downloaded once into the hub's
@@ -160,17 +175,23 @@ def diffusers_model(
         revision: branch, tag or commit of a hub model.
         variant: of the weights, such as fp16; otherwise the plain ones, or the only variant.
         label: one class for all images, for class-conditional networks.
-        cfg: the scale of classifier-free guidance, by a second evaluation with the class null_label; 1: none.
+        cfg: the scale of classifier-free guidance, by a second evaluation with the class null_label, or with
+            the negative prompt; 1: none.
         null_label: the class that stands for none, of networks that were trained with one.
+        prompt: for all images, of networks that know prompts; none is "".
+        negative_prompt: what cfg leads away from; none is what the pipeline has for none.
+        guidance: what a distilled network (LCM, FLUX.1 dev) is told; none is 8.5 for LCM and 3.5 for FLUX.1.
+        enlarge: of latents: how many times as large as the job's images the network's images are.
 
     Raises:
         CheckpointError: it cannot be found, read or used; the message names the file and the field.
-        SpecError: a label that the network does not know, or guidance without a class that stands for none.
+        SpecError: a field that the network has no use for, a label that it does not know, or guidance without
+            a class that stands for none.
     """
-    description = describe(
-        path=path, revision=revision, variant=variant, label=label, cfg=cfg, null_label=null_label
-    )
-    return DiffusersPrior(description, device)
+    return describe(
+        path=path, revision=revision, variant=variant, label=label, cfg=cfg, null_label=null_label,
+        prompt=prompt, negative_prompt=negative_prompt, guidance=guidance, enlarge=enlarge,
+    ).load(device)  # fmt: skip
 
 
 def describe(
@@ -181,13 +202,32 @@ def describe(
     label: NonNegativeInt | None = None,
     cfg: FiniteFloat = 1.0,
     null_label: NonNegativeInt | None = None,
-) -> Description:
+    prompt: str | None = None,
+    negative_prompt: str | None = None,
+    guidance: FiniteFloat | None = None,
+    enlarge: PositiveInt = 1,
+) -> Description | LatentDescription:
     """What a pipeline is, without reading or downloading weights; arguments as for `diffusers_model`.
 
     Raises:
         CheckpointError: it cannot be found or used; the message names the file and the field.
         SpecError: as for `diffusers_model`.
     """
+    conditioning = Conditioning(label, cfg, null_label)
+    if is_latent(locate(path, revision, CONFIGS)):
+        telling = Telling(conditioning, prompt, negative_prompt, guidance)
+        return describe_latent(path, revision, variant, telling, enlarge)
+    latent = {"prompt": prompt, "negative_prompt": negative_prompt, "guidance": guidance}
+    for field, value in (latent | {"enlarge": None if enlarge == 1 else enlarge}).items():
+        if value is not None:
+            raise SpecError(f"{field}: is for pipelines on latents; leave the field out")
+    return describe_pixels(path, revision, variant, conditioning)
+
+
+def describe_pixels(
+    path: str, revision: str | None, variant: str | None, conditioning: Conditioning
+) -> Description:
+    """What a pipeline on pixels is; raises as `describe`."""
     from diffusers import UNet2DModel
 
     folder = locate(path, revision, CONFIGS)
@@ -196,18 +236,9 @@ def describe(
         network = empty(lambda: UNet2DModel.from_config(config))
     except Exception as error:  # whatever the blocks make of settings that do not go together
         raise CheckpointError(f"path: config.json does not make a UNet2DModel ({error})") from error
-    check_network(network, scheduler)
-    conditioning = Conditioning(label, cfg, null_label)
+    check_unet(network, scheduler)
     description = Description(path, revision, variant, network, scheduler, conditioning)
     conditioning.check(description.classes)
-    try:
-        description.convention("cpu")
-    except CheckpointError:
-        raise
-    except Exception as error:  # whatever settings of other types lead to
-        raise CheckpointError(
-            f"path: scheduler_config.json does not say how the network was trained ({error})"
-        ) from error
     # Of a hub model what lies in the cache, which may be nothing yet.
     weights = description.weights if is_local(path) else weight_files(folder, variant)
     if weights and (problem := difference(network.state_dict(), state(weights, "meta"))):
@@ -226,11 +257,11 @@ def components(folder: FilePath) -> tuple[dict[str, Any], Any]:
     unet = read_json(component(folder, "unet") / "config.json")
     if "_class_name" not in unet and "model_type" in unet:
         raise misfit("config.json", "model_type", unet["model_type"], "a model of transformers, no diffusion")
+    if not index and unet.get("_class_name") != "UNet2DModel":
+        reason = "a part of a pipeline; give the folder of the whole, with its model_index.json"
+        raise misfit("config.json", "_class_name", unet.get("_class_name"), reason)
     config = read_json(component(folder, "scheduler") / "scheduler_config.json")
     check_sizes("config.json", unet, {"layers_per_block": MOST_LAYERS})
-    check_sizes("scheduler_config.json", config, {"num_train_timesteps": MOST_LABELS})
-    if config.get("predict_epsilon") is False:  # diffusers before 0.9
-        config.setdefault("prediction_type", "sample")
     parts: dict[str, Any] = {
         part: ["diffusers", found.get("_class_name")]
         for part, found in (("unet", unet), ("scheduler", config))
@@ -240,19 +271,7 @@ def components(folder: FilePath) -> tuple[dict[str, Any], Any]:
         if found not in (["diffusers", name] for name in understood[part]):
             fitting = ", ".join(understood[part])
             raise misfit("model_index.json or the configuration", part, found, f"of diffusers, {fitting} fit")
-    name = parts["scheduler"][1]
-    try:
-        return unet, scheduler_class(name).from_config(config)
-    except Exception as error:  # whatever a scheduler makes of its settings
-        raise CheckpointError(f"path: scheduler_config.json does not make a {name} ({error})") from error
-
-
-def check_sizes(file: str, config: Mapping[str, Any], most: Mapping[str, int]) -> None:
-    """Raise a CheckpointError for numbers with which a network or table would be built for ever."""
-    for name, limit in most.items():
-        value = config.get(name, 1)
-        if not isinstance(value, int) or not 1 <= value <= limit:
-            raise misfit(file, name, value, f"a whole number from 1 to {limit} is expected")
+    return unet, scheduler_of(config, parts["scheduler"][1])
 
 
 def listed_components(folder: FilePath) -> dict[str, Any]:
@@ -268,48 +287,3 @@ def listed_components(folder: FilePath) -> dict[str, Any]:
             "model_index.json", first, parts[first], f"{kind}; only a unet and a scheduler, on pixels, fit"
         )
     return parts
-
-
-def scheduler_class(name: str) -> Any:
-    """The class of diffusers with this name."""
-    if name == "ScoreSdeVpScheduler":
-        # Elsewhere diffusers offers it only where transformers is installed.
-        from diffusers.schedulers.deprecated.scheduling_sde_vp import ScoreSdeVpScheduler
-
-        return ScoreSdeVpScheduler
-    import diffusers.schedulers
-
-    return getattr(diffusers.schedulers, name)
-
-
-def check_network(network: Any, scheduler: Any) -> None:
-    """Refuse networks for other images, with other inputs, or with times that the scheduler does not give.
-
-    Raises:
-        CheckpointError: the message names the field of config.json.
-    """
-    config = network.config
-    channels = config.in_channels
-    learned_variance = str(scheduler.config.get("variance_type")).startswith("learned")
-    embeddings = ["positional"]
-    if SCHEDULERS[type(scheduler).__name__] is score_ve:
-        # It takes the logarithm of the time and divides by it: a noise level, never 0 or negative.
-        embeddings.append("fourier")
-    problems = {
-        "in_channels": not 1 <= channels <= MOST_CHANNELS and f"1 to {MOST_CHANNELS} channels are expected",
-        "out_channels": config.out_channels
-        not in ([channels, 2 * channels] if learned_variance else [channels])
-        and f"{channels} channels are expected, or {2 * channels} with a learned variance_type",
-        "num_class_embeds": config.num_class_embeds is not None
-        and config.num_class_embeds < 1
-        and "1 class or more is expected",
-        "class_embed_type": config.class_embed_type is not None
-        and "only classes by their numbers are understood (num_class_embeds)",
-        "time_embedding_type": config.time_embedding_type not in embeddings
-        and f"{type(scheduler).__name__} needs {' or '.join(embeddings)}",
-        "down_block_types": next(network.buffers(), None) is not None
-        and "blocks with fixed filters do not load",
-    }
-    for field, problem in problems.items():
-        if problem:
-            raise misfit("config.json", field, config[field], problem)

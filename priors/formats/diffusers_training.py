@@ -14,10 +14,11 @@ from torch import Tensor
 
 from kintsugi.checkpoint import CheckpointError
 from kintsugi.priors.base import Parametrization, Prediction
-from kintsugi.priors.formats.diffusers_files import misfit
+from kintsugi.priors.formats.diffusers_files import check_sizes, misfit
 from kintsugi.priors.paths import DDPM, Path, RectifiedFlow, VarianceExploding, VariancePreserving
 
 T = TypeVar("T")
+MOST_LABELS = 100_000
 
 Network = Callable[[Tensor, Tensor], Tensor]
 """The bare network: images (B, C, H, W) and the times (B,) it was trained with → (B, C, H, W)."""
@@ -45,12 +46,7 @@ def labelled(scheduler: Any, device: str | torch.device) -> Convention:
     for setting, expected in (("use_flow_sigmas", False), ("timestep_type", "discrete")):
         if (value := scheduler.config.get(setting, expected)) != expected:
             raise misfit("scheduler_config.json", setting, value, f"with prediction_type {prediction!r}")
-    # With rescale_betas_zero_snr the last label is pure noise, where no ε gives x̂₀.
-    betas = scheduler.betas[:-1] if (scheduler.betas[-1:] == 1).any() else scheduler.betas
-    if len(betas) < 2:
-        raise CheckpointError("path: scheduler_config.json has fewer than two betas (num_train_timesteps)")
-    if not ((betas > 0) & (betas < 1)).all():
-        raise CheckpointError("path: scheduler_config.json has betas outside 0 to 1 (trained_betas)")
+    betas = betas_of(scheduler)
     table = DDPM(betas=betas.to(device))
 
     def levels(x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
@@ -69,6 +65,36 @@ def labelled(scheduler: Any, device: str | torch.device) -> Convention:
 
     outputs = {"epsilon": from_epsilon, "v_prediction": from_v, "sample": from_sample}
     return Convention(DDPM(betas=betas), "eps", choose(outputs, prediction))
+
+
+def betas_of(scheduler: Any) -> Tensor:
+    """The betas of all labels but one that is pure noise; raises a CheckpointError if they are none."""
+    # With rescale_betas_zero_snr the last label is pure noise, where no ε gives x̂₀.
+    betas: Tensor = scheduler.betas[:-1] if (scheduler.betas[-1:] == 1).any() else scheduler.betas
+    if len(betas) < 2:
+        raise CheckpointError("path: scheduler_config.json has fewer than two betas (num_train_timesteps)")
+    if not ((betas > 0) & (betas < 1)).all():
+        raise CheckpointError("path: scheduler_config.json has betas outside 0 to 1 (trained_betas)")
+    return betas
+
+
+def latent_consistency(scheduler: Any, device: str | torch.device) -> Convention:
+    """A consistency function on DDPM's labels: f(x, t) = c_skip x + c_out x̂₀, f(x, 0) = x (2310.04378).
+
+    LCMScheduler; x̂₀ is that of the network's ε, v or x₀ on the betas.
+    """
+    trained = labelled(scheduler, device)
+    table, data = DDPM(betas=betas_of(scheduler).to(device)), 0.5
+    scaling = scheduler.config.timestep_scaling
+
+    def output(network: Network, x: Tensor, t: Tensor) -> Tensor:
+        a, s = column(table.a(t.double()), x), column(table.s(t.double()), x)
+        clean = (x - s * trained.output(network, x, t)) / a
+        time = scaling * t
+        norm = torch.sqrt(time**2 + data**2)
+        return column(data**2 / norm**2, x) * x + column(time / norm, x) * clean
+
+    return Convention(trained.path, "x0", output, "endpoint")
 
 
 def score_vp(scheduler: Any, device: str | torch.device) -> Convention:
@@ -160,10 +186,52 @@ SCHEDULERS: Mapping[str, Callable[[Any, str | torch.device], Convention]] = {
     **dict.fromkeys(("EDMDPMSolverMultistepScheduler", "EDMEulerScheduler"), edm),
     **dict.fromkeys(("FlowMatchEulerDiscreteScheduler", "FlowMatchHeunDiscreteScheduler"), flow),
     "CMStochasticIterativeScheduler": consistency,
+    "LCMScheduler": latent_consistency,
     "ScoreSdeVeScheduler": score_ve,
     "ScoreSdeVpScheduler": score_vp,
 }
 """What each scheduler's configuration says of the training."""
+
+
+def scheduler_of(config: dict[str, Any], name: str) -> Any:
+    """The scheduler of diffusers, one of SCHEDULERS, with a configuration that may be anybody's.
+
+    Raises:
+        CheckpointError: it would be built for ever, or does not say how the network was trained.
+    """
+    check_sizes("scheduler_config.json", config, {"num_train_timesteps": MOST_LABELS})
+    if config.get("predict_epsilon") is False:  # diffusers before 0.9
+        config = {"prediction_type": "sample"} | config
+    try:
+        scheduler = scheduler_class(name).from_config(config)
+    except Exception as error:  # whatever a scheduler makes of its settings
+        raise CheckpointError(f"path: scheduler_config.json does not make a {name} ({error})") from error
+    try:
+        SCHEDULERS[name](scheduler, "cpu")
+    except CheckpointError:
+        raise
+    except Exception as error:  # whatever settings of other types lead to
+        raise CheckpointError(
+            f"path: scheduler_config.json does not say how the network was trained ({error})"
+        ) from error
+    return scheduler
+
+
+def scheduler_class(name: str) -> Any:
+    """The class of diffusers with this name."""
+    if name == "ScoreSdeVpScheduler":
+        # Elsewhere diffusers offers it only where transformers is installed.
+        from diffusers.schedulers.deprecated.scheduling_sde_vp import ScoreSdeVpScheduler
+
+        return ScoreSdeVpScheduler
+    import diffusers.schedulers
+
+    return getattr(diffusers.schedulers, name)
+
+
+def convention_of(scheduler: Any, device: str | torch.device) -> Convention:
+    """How a network was trained, with tables on `device`, by its scheduler, one of SCHEDULERS."""
+    return SCHEDULERS[type(scheduler).__name__](scheduler, device)
 
 
 def column(values: Tensor, x: Tensor) -> Tensor:

@@ -1,6 +1,8 @@
 """Pipelines as diffusers saves them."""
 
 import json
+import shutil
+from fnmatch import fnmatch
 
 import torch
 from diffusers import UNet2DModel
@@ -31,3 +33,23 @@ def save(folder, scheduler, unet=None):
     }
     (folder / "model_index.json").write_text(json.dumps(index))
     return folder
+
+
+class Hub:
+    """Copies what is asked for from a folder into a cache, as snapshot_download does."""
+
+    def __init__(self, source, cache):
+        self.source, self.cache, self.revisions = source, cache, set()
+
+    def __call__(self, repository, *, revision, allow_patterns):
+        assert repository == "someone/ddpm-tiny"
+        self.revisions.add(revision)
+        for file in self.source.rglob("*"):
+            name = str(file.relative_to(self.source))
+            if file.is_file() and any(fnmatch(name, pattern) for pattern in allow_patterns):
+                (self.cache / name).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy(file, self.cache / name)
+        return str(self.cache)
+
+    def downloaded(self):
+        return {str(file.relative_to(self.cache)) for file in self.cache.rglob("*") if file.is_file()}
