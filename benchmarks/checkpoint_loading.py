@@ -25,7 +25,7 @@ LAYOUT = adm.Layout(
     attention=(3, 4, 5),
     classes=None,
     outputs=6,
-    head_channels=64,
+    known=adm.Known(64),
 )
 MEASURE = """
 import hashlib, sys, time

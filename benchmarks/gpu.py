@@ -27,14 +27,14 @@ from kintsugi.priors import speed
 from kintsugi.priors.base import NetworkPrior
 from kintsugi.priors.classes import Conditioning
 from kintsugi.priors.formats import adm
-from kintsugi.priors.paths import DDPM
+from kintsugi.priors.formats.adm_training import Known
 from kintsugi.samplers import KeyedNoise
 
 NETWORKS = {
-    "ADM, ImageNet 256": adm.Layout(256, (256, 256, 512, 512, 1024, 1024), 2, (3, 4, 5), None, 6, 64),
-    "FFHQ of DPS": adm.Layout(128, (128, 128, 256, 256, 512, 512), 1, (4,), None, 6, 64),
+    "ADM, ImageNet 256": adm.Layout(256, (256, 256, 512, 512, 1024, 1024), 2, (3, 4, 5), None, 6, Known(64)),
+    "FFHQ of DPS": adm.Layout(128, (128, 128, 256, 256, 512, 512), 1, (4,), None, 6, Known(64)),
 }
-TINY = {"tiny": adm.Layout(32, (32, 64), 1, (1,), None, 6, 32)}
+TINY = {"tiny": adm.Layout(32, (32, 64), 1, (1,), None, 6, Known(32))}
 MODES: list[tuple[str, torch.dtype | None, speed.CompileMode | None]] = [
     ("float32", None, None),
     ("bf16", torch.bfloat16, None),
@@ -54,7 +54,8 @@ class RandomPrior(adm.AdmPrior):
 
     def __init__(self, layout: adm.Layout, device: str):
         super(adm.AdmPrior, self).__init__(None, Conditioning())
-        self.path, self.sha256 = DDPM(), ""
+        self.training, self.sha256 = layout.known.training, ""
+        self.path = layout.known.training.path()
         self.network = adm.build(layout).to_empty(device=device).eval().requires_grad_(False)
         torch.manual_seed(0)
         for name, weight in self.network.named_parameters():

@@ -48,7 +48,24 @@ def attend(q, k, v):
     return v @ torch.softmax(q.mT @ k / q.shape[-2] ** 0.5, -1).mT
 
 
-def adm_reference(w, x, t, channels, multipliers, blocks, attention, head_channels, classes, outputs, labels):
+def adm_reference(
+    w,
+    x,
+    t,
+    channels,
+    multipliers,
+    blocks,
+    attention,
+    head_channels,
+    classes,
+    outputs,
+    labels,
+    *,
+    convolved=False,
+    modulated=True,
+    heads=None,
+    thirds=False,
+):
     norm = partial(w.norm, groups=32, eps=1e-5)
     widths = [int(channels * m) for m in multipliers]
     angles = t[:, None] * 10_000.0 ** (-torch.arange(channels // 2) / (channels // 2))
@@ -60,9 +77,10 @@ def adm_reference(w, x, t, channels, multipliers, blocks, attention, head_channe
 
     def residual(name, x, width, resample=lambda x: x):
         h = w.convolution(f"{name}.in_layers.2", resample(F.silu(norm(f"{name}.in_layers.0", x))), width)
-        modulation = w.linear(f"{name}.emb_layers.1", F.silu(embedding), 2 * width)[..., None, None]
-        scale, shift = modulation.chunk(2, 1)
-        h = norm(f"{name}.out_layers.0", h) * (1 + scale) + shift
+        told = F.silu(embedding)
+        told = w.linear(f"{name}.emb_layers.1", told, (1 + modulated) * width)[..., None, None]
+        scale, shift = told.chunk(2, 1) if modulated else (0, 0)
+        h = norm(f"{name}.out_layers.0", h if modulated else h + told) * (1 + scale) + shift
         h = w.convolution(f"{name}.out_layers.3", F.silu(h), width)
         x = resample(x)
         return h + (x if x.shape[1] == width else w.convolution(f"{name}.skip_connection", x, width, 1))
@@ -72,8 +90,10 @@ def adm_reference(w, x, t, channels, multipliers, blocks, attention, head_channe
         h = norm(f"{name}.norm", x).flatten(2)
         qkv = w(f"{name}.qkv.weight", 3 * width, width, 1)[..., 0] @ h
         qkv = qkv + w.bias(f"{name}.qkv.bias", 3 * width)[:, None]
-        heads = qkv.view(len(x), width // head_channels, 3, head_channels, positions)
-        h = attend(*heads.unbind(2)).reshape(len(x), width, positions)
+        count = heads or width // head_channels
+        shape = (3, count, width // count) if thirds else (count, 3, width // count)
+        of_heads = qkv.view(len(x), *shape, positions)
+        h = attend(*of_heads.unbind(1 if thirds else 2)).reshape(len(x), width, positions)
         h = w(f"{name}.proj_out.weight", width, width, 1)[..., 0] @ h
         return x + (h + w.bias(f"{name}.proj_out.bias", width)[:, None]).view_as(x)
 
@@ -88,7 +108,11 @@ def adm_reference(w, x, t, channels, multipliers, blocks, attention, head_channe
             skips.append(h)
         if level < len(widths) - 1:
             row += 1
-            h = residual(f"input_blocks.{row}.0", h, width, partial(F.avg_pool2d, kernel_size=2))
+            if convolved:
+                weight = w(f"input_blocks.{row}.0.op.weight", width, width, 3, 3)
+                h = F.conv2d(h, weight, w.bias(f"input_blocks.{row}.0.op.bias", width), stride=2, padding=1)
+            else:
+                h = residual(f"input_blocks.{row}.0", h, width, partial(F.avg_pool2d, kernel_size=2))
             skips.append(h)
     h = residual("middle_block.0", h, width)
     h = residual("middle_block.2", attend_in("middle_block.1", h), width)
@@ -101,7 +125,12 @@ def adm_reference(w, x, t, channels, multipliers, blocks, attention, head_channe
                 h = attend_in(f"output_blocks.{row}.1", h)
         if level:
             name = f"output_blocks.{row}.{1 + (level in attention)}"
-            h = residual(name, h, width, partial(F.interpolate, scale_factor=2))
+            larger = partial(F.interpolate, scale_factor=2)
+            h = (
+                w.convolution(f"{name}.conv", larger(h), width)
+                if convolved
+                else residual(name, h, width, larger)
+            )
     return w.convolution("out.2", F.silu(norm("out.0", h)), outputs)
 
 

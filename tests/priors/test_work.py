@@ -14,6 +14,7 @@ from torch.nn.functional import group_norm
 from kintsugi import priors
 from kintsugi.priors import speed
 from kintsugi.priors.formats import adm
+from kintsugi.priors.formats.adm_training import Known
 
 FORMATS = ["natural", "adm", "edm", "rectified_flow", "diffusers"]
 
@@ -128,7 +129,7 @@ def test_a_compiler_understands_what_stands_for_one():
 
 def network_on_gpu(narrow):
     """ADM's layout in bf16 on a pretended GPU: the operations of a forward."""
-    network = adm.build(adm.Layout(32, (32, 64), 1, (1,), None, 6, 32)).eval().requires_grad_(False)
+    network = adm.build(adm.Layout(32, (32, 64), 1, (1,), None, 6, Known(32))).eval().requires_grad_(False)
     speed.drop_idle(network)
     network = speed.HalfPrecision(network, torch.bfloat16)
     norms = [module for module in network.modules() if isinstance(module, nn.GroupNorm)]
@@ -188,9 +189,9 @@ def test_around_norms_in_half_precision_no_activations_are_copied():
 @pytest.mark.parametrize(("dtype", "kept"), [(torch.bfloat16, 2.31), (None, 4.61)], ids=["bf16", "float32"])
 def test_what_a_derivative_keeps_of_an_image_is_below_two_and_a_half_gib_in_bf16(dtype, kept):
     """By ADM's network for ImageNet 256, on a pretended GPU: all that autograd keeps between the passes."""
-    assert saved_by(adm.Layout(256, (256, 256, 512, 512, 1024, 1024), 2, (3, 4, 5), None, 6, 64), dtype) == (
-        pytest.approx(kept, abs=0.01)
-    )
+    assert saved_by(
+        adm.Layout(256, (256, 256, 512, 512, 1024, 1024), 2, (3, 4, 5), None, 6, Known(64)), dtype
+    ) == (pytest.approx(kept, abs=0.01))
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
