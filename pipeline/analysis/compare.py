@@ -2,37 +2,40 @@
 
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 
 import numpy as np
-import pyarrow as pa
 
 from kintsugi.errors import JobError
 from kintsugi.pipeline.analysis.compare_inputs import (
     Input,
-    Shared,
     can_be_ranked,
-    find_baselines,
-    find_shared,
-    load,
     means_alone,
     same_degradation,
     warnings,
 )
+from kintsugi.pipeline.analysis.compare_rows import (
+    Shared,
+    Without,
+    find_baselines,
+    find_shared,
+    opened,
+)
 from kintsugi.pipeline.analysis.compare_runs import (
-    Cost,
+    Described,
     RunNumbers,
     common_edges,
     describe,
     listed_numbers,
     run_numbers,
     set_warnings,
+    without_network,
 )
 from kintsugi.pipeline.analysis.intervals import DRAWS, holm, paired_p_value
 from kintsugi.pipeline.analysis.measures import (
     bare,
     better,
-    counted,
     difference,
     limited,
     pairs_of,
@@ -137,6 +140,8 @@ class Comparison:
 def compare(inputs: Sequence[Input], by: str | None = None) -> Comparison:
     """Compare runs on the images that all of them restored, paired by key; those with means alone are listed.
 
+    Beside keys, and where these are, the values of one measure are in memory at a time.
+
     Args:
         by: the measure for the images that are shown; the default is psnr, or the first that all have.
 
@@ -145,39 +150,35 @@ def compare(inputs: Sequence[Input], by: str | None = None) -> Comparison:
     """
     listed = [one for one in inputs if not one.has_images]
     inputs = [one for one in inputs if one.has_images]
-    tables = [load(one) for one in inputs]
-    shared = find_shared(inputs, tables)
-    tables = [table.select(["key", "status", "error"]) for table in tables]  # the values are in `shared`
-    measures, by = choose_measures(shared.names, by)
-    stacked = {name: np.stack([of[name] for of in shared.values]) for name in shared.names}
-    edges = {name: common_edges(np.sort(counted(name, of))) for name, of in stacked.items()}
-    keys = len(pa.chunked_array([chunk for table in tables for chunk in table["key"].chunks]).unique())
-    runs = [
-        run_numbers(one, table, keys - len(table), compared, describe(values, edges))
-        for one, table, compared, values in zip(inputs, tables, shared.tables, shared.values, strict=True)
-    ]
-    baselines = find_baselines(shared, measures)
-    against = [
-        pair(name, label, shared.labels[run], of[name], shared.values[run][name])
-        for name in measures
-        for label, (restored_by, of) in baselines.items()
-        if name in of
-        for run in restored_by
-    ]
-    spreads = {name: disagreement(name, stacked[name]) for name in dict.fromkeys([by, *measures])}
-    shown = choose_images(shared, stacked, spreads, by)
+    with ExitStack() as stack:
+        shared = find_shared(inputs, [stack.enter_context(opened(one)) for one in inputs])
+        measures, by = choose_measures(shared.names, by)
+        without = find_baselines(shared, measures)
+        images, most = choose_images(shared, by)
+        found = {
+            name: compare_in(name, inputs, shared, without if name in measures else (), images)
+            for name in shared.having
+        }
+        runs = [
+            run_numbers(one, shared, run, {name: found[name].runs[run] for name in shared.measures(run)})
+            for run, one in enumerate(inputs)
+        ]
+        shown = show(shared, images, most, {name: found[name] for name in dict.fromkeys([by, *measures])})
+    against = [one for name in measures for one in found[name].against]
+    given = {one.label: {name: found[name].baselines[one.label] for name in one.names} for one in without}
     return Comparison(
-        images=len(shared.places),
+        images=len(shared),
         runs=runs,
         listed=[listed_numbers(one) for one in listed],
-        baselines=[
-            RunNumbers(label, "", len(shared.places), 0, 0, *describe(of, edges), {}, [], Cost())
-            for label, (_, of) in baselines.items()
-        ],
+        baselines=[without_network(label, len(shared), of) for label, of in given.items()],
         ranked=can_be_ranked(inputs),
         measures=measures,
-        not_shared={name: of for name, of in shared.having.items() if of != shared.labels},
-        paired=correct(pair_runs(inputs, stacked, measures)),
+        not_shared={
+            name: [shared.labels[run] for run in of]
+            for name, of in shared.having.items()
+            if name not in shared.names
+        },
+        paired=correct([one for name in measures for one in found[name].paired]),
         against=correct(against),
         warnings=[
             *warnings(inputs),
@@ -187,6 +188,54 @@ def compare(inputs: Sequence[Input], by: str | None = None) -> Comparison:
         ],
         by=by,
         shown=shown,
+    )
+
+
+@dataclass(frozen=True)
+class InMeasure:
+    """What there is to say of one measure.
+
+    Attributes:
+        runs, baselines: what each is by itself, by number and by label.
+        paired, against: runs less each other, and less what needs no network.
+        values, spreads: of some images, (runs, images) and (images,); of a measure that all runs have.
+    """
+
+    runs: dict[int, Described]
+    baselines: dict[str, Described]
+    paired: list[Paired]
+    against: list[Paired]
+    values: np.ndarray
+    spreads: np.ndarray
+
+
+def compare_in(
+    name: str, inputs: Sequence[Input], shared: Shared, baselines: Sequence[Without], images: Sequence[int]
+) -> InMeasure:
+    """Compare runs in one measure.
+
+    Args:
+        baselines: with which they are compared. images: of which the values are wanted.
+    """
+    having = shared.having[name]
+    values = np.stack([shared.values(run, name) for run in having])
+    if len(having) < len(inputs):
+        described = {run: describe(name, of) for run, of in zip(having, values, strict=True)}
+        return InMeasure(described, {}, [], [], values[:, :0], values[0, :0])
+    edges = common_edges(name, values)
+    of_baselines, against = {}, []
+    for one in baselines:
+        if name in one.names:
+            before = one.values(shared, name)
+            of_baselines[one.label] = describe(name, before, edges)
+            against += [pair(name, one.label, shared.labels[run], before, values[run]) for run in one.runs]
+    return InMeasure(
+        {run: describe(name, of, edges) for run, of in enumerate(values)},
+        of_baselines,
+        pair_runs(name, inputs, values) if better(name) is not None and name != "seconds" else [],
+        against,
+        values[:, images],
+        disagreement(name, values[:, images]),
     )
 
 
@@ -208,22 +257,19 @@ def choose_measures(names: Sequence[str], by: str | None) -> tuple[list[str], st
     return measures, by
 
 
-def pair_runs(
-    inputs: Sequence[Input], values: Mapping[str, np.ndarray], measures: Sequence[str]
-) -> list[Paired]:
+def pair_runs(name: str, inputs: Sequence[Input], values: np.ndarray) -> list[Paired]:
     """Runs that restored the same degradation: each pair of a few, of more each with the first.
 
     Args:
-        values: by measure, (runs, images).
+        values: (runs, images).
     """
     pairs = list(itertools.combinations(range(len(inputs)), 2))
     if len(inputs) > ALL_PAIRS:
         pairs = pairs[: len(inputs) - 1]  # those with the first come first
-    alike = [(i, j) for i, j in pairs if same_degradation(inputs[i], inputs[j])]
     return [
-        pair(name, inputs[i].label, inputs[j].label, values[name][i], values[name][j])
-        for name in measures
-        for i, j in alike
+        pair(name, inputs[i].label, inputs[j].label, values[i], values[j])
+        for i, j in pairs
+        if same_degradation(inputs[i], inputs[j])
     ]
 
 
@@ -267,25 +313,26 @@ def disagreement(name: str, values: np.ndarray) -> np.ndarray:
     return np.where(np.isnan(compared).any(0), -1.0, found)
 
 
-def choose_images(
-    shared: Shared, values: Mapping[str, np.ndarray], spreads: Mapping[str, np.ndarray], by: str
-) -> list[ShownImage]:
-    """The first images in the order of the first run, then those that differ most in `by`.
+def choose_images(shared: Shared, by: str) -> tuple[list[int], list[int]]:
+    """The first images in the order of the first run, then those that differ most in a measure; and these."""
+    spreads = disagreement(by, np.stack([shared.values(run, by) for run in range(len(shared.rows))]))
+    most = [i for i in np.argsort(-spreads, kind="stable")[:SHOWN].tolist() if spreads[i] >= 0]
+    return list(dict.fromkeys([*shared.first[:SHOWN], *most])), most
 
-    Args:
-        values: by measure, (runs, images). spreads: by measure, how much the runs differ, (images,).
-    """
-    most = [i for i in np.argsort(-spreads[by], kind="stable")[:SHOWN].tolist() if spreads[by][i] >= 0]
-    first = np.argsort(shared.places)[:SHOWN].tolist()
+
+def show(
+    shared: Shared, images: Sequence[int], most: Sequence[int], found: Mapping[str, InMeasure]
+) -> list[ShownImage]:
+    """The images with their values in each measure, that by which they were chosen first."""
     return [
         ShownImage(
-            shared.tables[0]["key"][i].as_py(),
-            int(shared.places[i]),
-            i in most,
-            {name: values[name][:, i].tolist() for name in spreads},
-            {name: float(of[i]) for name, of in spreads.items()},
+            key,
+            int(shared.where[0][image]),
+            image in most,
+            {name: of.values[:, place].tolist() for name, of in found.items()},
+            {name: float(of.spreads[place]) for name, of in found.items()},
         )
-        for i in dict.fromkeys([*first, *most])
+        for place, (image, key) in enumerate(zip(images, shared.keys(images), strict=True))
     ]
 
 

@@ -1,28 +1,19 @@
 """Which rows of which runs and results are compared, and whether they restored the same measurements."""
 
 import itertools
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
-
 from kintsugi.errors import JobError, redacted
 from kintsugi.pipeline.analysis.protocol import Protocol, differing_protocols, same_task
 from kintsugi.pipeline.analysis.query import rows_file
-from kintsugi.pipeline.analysis.report.stored import read_exchange, read_metrics, table_of
-from kintsugi.pipeline.analysis.rows import baselines_in, measures_in
+from kintsugi.pipeline.analysis.report.stored import read_exchange, read_metrics
 from kintsugi.pipeline.analysis.stated import with_defaults
-from kintsugi.pipeline.execution.commit import refuse_nonsense
 from kintsugi.pipeline.execution.directory import JOB, METRICS
 from kintsugi.pipeline.execution.identity import recorded
 from kintsugi.pipeline.execution.run import Run
 from kintsugi.pipeline.job import Job, alike, deciding, flatten
-from kintsugi.pipeline.metrics.registry import BASELINES, baseline_column
-from kintsugi.pipeline.storage.files import parquet
 from kintsugi.pipeline.storage.location import Location, at
 
 OTHER_DEGRADATIONS = (
@@ -58,30 +49,6 @@ class Input:
     def has_images(self) -> bool:
         """Whether there is a value for each image, and not means alone."""
         return self.rows is not None or "values" in self.report
-
-
-@dataclass(frozen=True)
-class Shared:
-    """What the runs have in common.
-
-    Attributes:
-        labels: of the runs.
-        tables: by run, the rows of the images that all restored, sorted by key.
-        places: of these images among the rows of the first run, (images,).
-        values: by run, of these images in each measure that it has, (images,).
-        having: by measure, the runs that have it.
-    """
-
-    labels: list[str]
-    tables: list[pa.Table]
-    places: np.ndarray
-    values: list[dict[str, np.ndarray]]
-    having: dict[str, list[str]]
-
-    @property
-    def names(self) -> list[str]:
-        """The measures that all runs have."""
-        return [name for name, runs in self.having.items() if runs == self.labels]
 
 
 def open_inputs(names: Sequence[str]) -> list[Input]:
@@ -123,108 +90,6 @@ def labels(folders: Sequence[Location]) -> list[str]:
             return found
     before = [found[:i].count(name) for i, name in enumerate(found)]
     return [f"{name} ({n + 1})" if n else name for name, n in zip(found, before, strict=True)]
-
-
-def load(one: Input) -> pa.Table:
-    """Keys, status, cost, measures and those of the baselines, of all rows.
-
-    Raises:
-        JobError: it is not a table of rows, or a key occurs twice.
-    """
-    if one.rows is None:
-        return table_of(one.report)
-    try:
-        with parquet(one.rows) as file:
-            schema = file.schema_arrow
-            cost = [name for name in ("forwards", "vjps") if name in schema.names]
-            table = file.read(["key", "status", "error", *measures_in(schema), *baselines_in(schema), *cost])
-            table["key"], table["status"], table["error"]
-    except (pa.ArrowException, KeyError, ValueError) as error:
-        raise JobError(f"{one.rows} is not a table of rows: {error}") from error
-    refuse_nonsense(table, one.rows)
-    if pc.count_distinct(table["key"]).as_py() != len(table):
-        raise JobError(f"{one.rows}: a key occurs twice, so images cannot be paired by it")
-    return table
-
-
-def find_shared(inputs: Sequence[Input], tables: Sequence[pa.Table]) -> Shared:
-    """What the runs have in common.
-
-    Args:
-        tables: all rows of each.
-
-    Raises:
-        JobError: no image is restored in all.
-    """
-    restored = [table["key"].filter(pc.equal(table["status"], "ok")).combine_chunks() for table in tables]
-    keys = restored[0]
-    for others in restored[1:]:
-        keys = keys.filter(pc.is_in(keys, value_set=others))
-    if not len(keys):
-        raise JobError(
-            "compare: no image is restored in all of the runs (samples are paired by key): "
-            + ", ".join(
-                f"{one.label} has {first_keys(table)}" for one, table in zip(inputs, tables, strict=True)
-            )
-        )
-    keys = keys.take(pc.sort_indices(keys))
-    # Of each table one copy at most, and that without what only rows that failed need.
-    where = [pc.index_in(keys, value_set=table["key"].combine_chunks()) for table in tables]
-    rows = [
-        table.drop_columns(["status", "error"]).take(places)
-        for table, places in zip(tables, where, strict=True)
-    ]
-    places = where[0].to_numpy()
-    values = [known_columns(table, {name: name for name in measures_in(table.schema)}) for table in rows]
-    having = {
-        name: [one.label for one, of in zip(inputs, values, strict=True) if name in of]
-        for name in dict.fromkeys(itertools.chain.from_iterable(values))
-    }
-    return Shared([one.label for one in inputs], rows, places, values, having)
-
-
-def first_keys(table: pa.Table) -> str:
-    """The first two, for a message."""
-    return ", ".join(map(repr, table["key"].slice(0, 2).to_pylist())) + (" …" if len(table) > 2 else "")
-
-
-def known_columns(table: pa.Table, columns: Mapping[str, str]) -> dict[str, np.ndarray]:
-    """The values of columns by their names here, of those that are there and not all null."""
-    return {
-        name: table[column].to_numpy()
-        for name, column in columns.items()
-        if column in table.schema.names and table[column].null_count < len(table)
-    }
-
-
-def find_baselines(
-    shared: Shared, measures: Sequence[str]
-) -> dict[str, tuple[list[int], dict[str, np.ndarray]]]:
-    """By label: the runs whose measurements have this baseline, and its values in the measures that it has.
-
-    Runs that restored the same measurements have the same, but for the last digits on another device.
-    """
-    found: list[tuple[str, list[int], dict[str, np.ndarray]]] = []
-    for run, table in enumerate(shared.tables):
-        for baseline, label in BASELINES.items():
-            of = known_columns(table, {name: baseline_column(name, baseline) for name in measures})
-            same = next((each for each in found if each[0] == label and same_values(each[2], of)), None)
-            if same is not None:
-                same[1].append(run)
-            elif of:
-                found.append((label, [run], of))
-    often = Counter(label for label, _, _ in found)
-    return {
-        label if often[label] == 1 else f"{label} of {', '.join(shared.labels[i] for i in runs)}": (runs, of)
-        for label, runs, of in found
-    }
-
-
-def same_values(one: Mapping[str, np.ndarray], other: Mapping[str, np.ndarray]) -> bool:
-    """Whether the same measures have the same values, but for rounding."""
-    return one.keys() == other.keys() and all(
-        np.allclose(one[name], other[name], rtol=1e-3, equal_nan=True) for name in one
-    )
 
 
 def warnings(inputs: Sequence[Input]) -> list[str]:

@@ -5,15 +5,17 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.compute as pc
 
 from kintsugi.pipeline.analysis.compare_inputs import Input
+from kintsugi.pipeline.analysis.compare_rows import Shared
 from kintsugi.pipeline.analysis.measures import QUANTILES, average, count_of, counted, histogram, title
 from kintsugi.pipeline.analysis.report.gallery import failures
 
 Estimate = tuple[float | None, float | None, float | None]
 """A number, and its 95 % interval; None where it has none."""
+Described = tuple[Estimate, int, dict[str, Any] | None]
+"""Of a measure: its mean, how many values are infinite, and the histogram, None where there is none."""
 
 
 @dataclass(frozen=True)
@@ -72,56 +74,66 @@ class RunNumbers:
         return value, low, high
 
 
-def common_edges(values: np.ndarray) -> np.ndarray:
-    """Of the bins in which the runs' histograms of a measure are comparable."""
-    return histogram(values)[1] if len(values) else values
+def common_edges(name: str, values: np.ndarray) -> np.ndarray | None:
+    """Of the bins in which the runs' histograms of a measure are comparable; None where no value counts."""
+    known = np.sort(counted(name, values))
+    return histogram(known)[1] if len(known) else None
 
 
-def describe(
-    values: Mapping[str, np.ndarray], edges: Mapping[str, np.ndarray]
-) -> tuple[dict[str, Estimate], dict[str, int], dict[str, Any]]:
-    """Means with intervals, how many values are infinite, and histograms, by measure."""
-    means, infinite, histograms = {}, {}, {}
-    for name, of in values.items():
-        known = counted(name, of)
-        means[name], infinite[name] = average(name, known), int(np.isinf(of).sum())
-        if len(known) and name in edges:
-            histograms[name] = {
-                "edges": edges[name].tolist(),
-                "counts": np.histogram(known, edges[name])[0].tolist(),
-                "quantiles": {str(q): float(np.quantile(known, q)) for q in QUANTILES},
-            }
-    return means, infinite, histograms
+def describe(name: str, values: np.ndarray, edges: np.ndarray | None = None) -> Described:
+    """The mean of a measure with its interval, how many values are infinite, and their histogram."""
+    known = counted(name, values)
+    mean, infinite = average(name, known), int(np.isinf(values).sum())
+    if edges is None or not len(known):
+        return mean, infinite, None
+    return (
+        mean,
+        infinite,
+        {
+            "edges": edges.tolist(),
+            "counts": np.histogram(known, edges)[0].tolist(),
+            "quantiles": {str(q): float(np.quantile(known, q)) for q in QUANTILES},
+        },
+    )
 
 
-def run_numbers(
-    one: Input,
-    table: pa.Table,
-    absent: int,
-    compared: pa.Table,
-    described: tuple[dict[str, Estimate], dict[str, int], dict[str, Any]],
-) -> RunNumbers:
+def run_numbers(one: Input, shared: Shared, run: int, described: Mapping[str, Described]) -> RunNumbers:
     """What a run is by itself.
 
     Args:
-        table, compared: all of its rows, and those of the compared images. described: these, by `describe`.
+        run: its number in `shared`. described: by measure.
     """
-    means = described[0]
+    rows = shared.rows[run]
     forwards, vjps = (
-        count_of(compared[name].to_numpy()) if name in compared.schema.names else None
+        count_of(shared.values(run, name)) if name in rows.schema.names else None
         for name in ("forwards", "vjps")
     )
+    seconds = described["seconds"][0][0] if "seconds" in described else None
     return RunNumbers(
         one.label,
         one.report.get("title", ""),
-        len(table),
-        len(table) - pc.sum(pc.equal(table["status"], "ok")).as_py(),
-        absent,
-        *described,
+        len(rows),
+        len(rows) - pc.sum(pc.equal(rows["status"], "ok")).as_py(),
+        shared.samples - len(rows),
+        *by_measure(described),
         sets=one.report.get("sets", {}),
-        failures=failures(table),
-        cost=Cost(forwards, vjps, means["seconds"][0] if "seconds" in means else None),
+        failures=failures(rows),
+        cost=Cost(forwards, vjps, seconds),
     )
+
+
+def without_network(label: str, images: int, described: Mapping[str, Described]) -> RunNumbers:
+    """What measurements give without a network."""
+    return RunNumbers(label, "", images, 0, 0, *by_measure(described), {}, [], Cost())
+
+
+def by_measure(
+    described: Mapping[str, Described],
+) -> tuple[dict[str, Estimate], dict[str, int], dict[str, dict[str, Any]]]:
+    """Means, infinite values, and histograms where there are any."""
+    means = {name: of[0] for name, of in described.items()}
+    infinite = {name: of[1] for name, of in described.items()}
+    return means, infinite, {name: of[2] for name, of in described.items() if of[2] is not None}
 
 
 def listed_numbers(one: Input) -> RunNumbers:

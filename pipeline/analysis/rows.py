@@ -6,6 +6,7 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
+from typing import Protocol
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -21,6 +22,18 @@ from kintsugi.pipeline.storage.records import MAX_TABLE, regular
 ROW_GROUP = 1 << 16  # rows
 REPEATED = ["shard", "label", "source", "status", "error", "seed", "forwards", "vjps", "batch_size"]
 STATE = b"kintsugi.commits"  # in the metadata of the flat table
+
+
+class Rows(Protocol):
+    """All rows of a run or of results: a table, or what reads a column when it is asked for."""
+
+    schema: pa.Schema
+
+    def __len__(self) -> int:
+        """How many there are."""
+
+    def __getitem__(self, column: str) -> pa.ChunkedArray:
+        """A column."""
 
 
 def flat_schema(rows: pa.Schema) -> pa.Schema:

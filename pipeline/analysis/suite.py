@@ -8,7 +8,8 @@ from typing import Any
 import pyarrow as pa
 
 from kintsugi.errors import JobError, redacted
-from kintsugi.pipeline.analysis.compare_inputs import Input, load
+from kintsugi.pipeline.analysis.compare_inputs import Input
+from kintsugi.pipeline.analysis.compare_rows import load
 from kintsugi.pipeline.analysis.intervals import DRAWS, holm
 from kintsugi.pipeline.analysis.measures import title
 from kintsugi.pipeline.analysis.query import rows_of_run

@@ -9,18 +9,16 @@ import pyarrow as pa
 
 from kintsugi.errors import JobError, redacted
 from kintsugi.pipeline.analysis.compare import Paired, pair
-from kintsugi.pipeline.analysis.compare_inputs import (
-    Input,
-    Shared,
-    find_shared,
-    known_columns,
-)
+from kintsugi.pipeline.analysis.compare_inputs import Input
+from kintsugi.pipeline.analysis.compare_rows import Shared, find_shared
 from kintsugi.pipeline.analysis.compare_runs import (
     Cost,
+    Described,
     RunNumbers,
     describe,
     run_numbers,
     set_warnings,
+    without_network,
 )
 from kintsugi.pipeline.analysis.measures import badness_of, better, count_of, limited
 from kintsugi.pipeline.analysis.ranks import fronts, ranks
@@ -122,16 +120,15 @@ def summarize_task(name: str, inputs: Sequence[Input], tables: Sequence[pa.Table
     except JobError as error:
         return Task(name, 0, None, [], [], [], [], {}, [redacted(str(error))])
     inputs, unknown = with_sets(inputs)
-    methods = gather(inputs, tables, shared)
+    methods = gather(inputs, shared)
     standings = rank(methods, by)
-    first = standings[0]
-    best = None if first.distortion is None else first.numbers.label
+    best = None if standings[0].distortion is None else standings[0].numbers.label
     against = by.against or best
     base = next((one for one in methods if one.label == against), None)
-    runs = [one.numbers for one in methods]
+    runs, first = [one.numbers for one in methods], shared.first[:SHOWN]
     sets = dict.fromkeys(of for run in runs for of in run.sets)
     measures = [of for of in shared.having if better(of) is not None and of != "seconds"]
-    baselines = without_network(shared, measures)
+    baselines = baselines_of(shared, measures)
     axes = [of for of in (by.distortion, by.perception) if of is not None]
     notes = [
         *without_ranks(runs, axes),
@@ -139,24 +136,24 @@ def summarize_task(name: str, inputs: Sequence[Input], tables: Sequence[pa.Table
         *other_measurements(inputs),
         *unknown,
         *set_warnings(runs),
-        *left_out_of(runs, len(shared.places)),
+        *left_out_of(runs, len(shared)),
         *worse_than_nothing(runs, baselines, axes),
     ]
     return Task(
         name,
-        len(shared.places),
+        len(shared),
         None if base is None else base.label,
         standings,
         baselines,
         [*measures, *sets],
         [] if base is None else differences(base, methods, by),
         {
-            shared.tables[0]["key"][i].as_py(): {
+            key: {
                 one.label: float(one.values[by.distortion][i])
                 for one in methods
                 if by.distortion in one.values
             }
-            for i in np.argsort(shared.places)[:SHOWN].tolist()
+            for i, key in zip(first, shared.keys(first), strict=True)
         },
         notes,
     )
@@ -176,25 +173,21 @@ def with_sets(inputs: Sequence[Input]) -> tuple[list[Input], list[str]]:
     return found, notes
 
 
-def gather(inputs: Sequence[Input], tables: Sequence[pa.Table], shared: Shared) -> list[Method]:
+def gather(inputs: Sequence[Input], shared: Shared) -> list[Method]:
     """The runs by method, in order; several of one are averaged."""
-    keys = len(pa.chunked_array([chunk for table in tables for chunk in table["key"].chunks]).unique())
     methods = []
     for label in dict.fromkeys(shared.labels):
         of = [i for i, one in enumerate(inputs) if one.label == label]
-        each = [
-            run_numbers(
-                inputs[i],
-                tables[i],
-                keys - len(tables[i]),
-                shared.tables[i],
-                describe(shared.values[i], {}),
-            )
-            for i in of
-        ]
-        values = averaged([shared.values[i] for i in of])
-        methods.append(Method(together(each, values), len(of), values))
+        values = {i: {name: shared.values(i, name) for name in shared.measures(i)} for i in of}
+        each = [run_numbers(inputs[i], shared, i, described(values[i])) for i in of]
+        mean = averaged(list(values.values()))
+        methods.append(Method(together(each, mean), len(of), mean))
     return methods
+
+
+def described(values: Mapping[str, np.ndarray]) -> dict[str, Described]:
+    """Each measure by itself."""
+    return {name: describe(name, of) for name, of in values.items()}
 
 
 def averaged(values: Sequence[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
@@ -233,7 +226,7 @@ def together(each: Sequence[RunNumbers], values: Mapping[str, np.ndarray]) -> Ru
         rows=sum(run.rows for run in each),
         failed=sum(run.failed for run in each),
         absent=sum(run.absent for run in each),
-        measures=describe(values, {})[0],
+        measures={name: describe(name, of)[0] for name, of in values.items()},
         infinite={name: sum(run.infinite.get(name, 0) for run in each) for name in values},
         sets=sets,
         cost=cost,
@@ -271,19 +264,17 @@ def differences(base: Method, methods: Sequence[Method], by: Axes) -> list[Paire
     return [one for one in found if one.n]
 
 
-def without_network(shared: Shared, measures: Sequence[str]) -> list[RunNumbers]:
+def baselines_of(shared: Shared, measures: Sequence[str]) -> list[RunNumbers]:
     """What the measurements give without a network; of several seeds the mean of each image."""
     found = []
     for baseline, label in BASELINES.items():
         columns = {name: baseline_column(name, baseline) for name in measures}
-        each = [known_columns(table, columns) for table in shared.tables]
+        runs = {run: shared.known(run, columns) for run in range(len(shared.rows))}
         values = {
-            name: averaged([{name: of[name]} for of in each if name in of])[name]
+            name: averaged([{name: shared.values(run, columns[name])} for run in having])[name]
             for name in measures
-            if any(name in of for of in each)
+            if (having := [run for run, names in runs.items() if name in names])
         }
         if values:
-            found.append(
-                RunNumbers(label, "", len(shared.places), 0, 0, *describe(values, {}), {}, [], Cost())
-            )
+            found.append(without_network(label, len(shared), described(values)))
     return found

@@ -18,7 +18,7 @@ from kintsugi.errors import JobError, error_text
 from kintsugi.operators import Operator
 from kintsugi.operators.arrays import read_array
 from kintsugi.pipeline.analysis.aggregate import Distribution
-from kintsugi.pipeline.analysis.rows import measures_in
+from kintsugi.pipeline.analysis.rows import Rows, measures_in
 from kintsugi.pipeline.data.pictures import MAX_VALUES, decoded, encode, shown
 from kintsugi.pipeline.execution.commit import PICTURES, is_picture, read_commit, read_rows, schema_of
 from kintsugi.pipeline.execution.degrade import add_noise, levels
@@ -157,11 +157,11 @@ def refuse_no_deviation(shape: tuple[int, ...], kind: np.dtype) -> None:
         raise ValueError(f"an array of {kind} with shape {shape}, not the deviations of an image")
 
 
-def failures(rows: pa.Table) -> list[tuple[int, str, str]]:
+def failures(rows: Rows) -> list[tuple[int, str, str]]:
     """The first failed samples: place among all rows, key and error."""
     places = np.flatnonzero(pc.equal(rows["status"], "failed").to_numpy())[:FAILURES]
-    found = rows.select(["key", "error"]).take(places).to_pylist()
-    return [(place, row["key"], row["error"]) for place, row in zip(places.tolist(), found, strict=True)]
+    keys, errors = (rows[name].take(places).to_pylist() for name in ("key", "error"))
+    return list(zip(places.tolist(), keys, errors, strict=True))
 
 
 def draw_deviations(cards: Sequence[Card]) -> float | None:

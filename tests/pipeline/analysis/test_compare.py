@@ -113,6 +113,24 @@ def test_neither_order_nor_split_of_rows_matters(values, folders, tmp_path):
     assert vars(again) == {**vars(one), "baseline": "x"}
 
 
+def test_keys_that_are_looked_up_in_parts_are_all_there(values, tmp_path, monkeypatch):
+    order = np.random.default_rng(3).permutation(60)
+    names = [f"image_{i}" for i in range(60)]
+    others = [*names[5:], "z"]
+    folders = [
+        scored(tmp_path / "a", dict(zip(names, values["a"], strict=True)), failed=names[:3], group=7),
+        scored(tmp_path / "b", dict(zip(others, values["b"][:56], strict=True)), failed=names[-2:]),
+        scored(tmp_path / "c", values["c"], order=order, group=11),
+    ]
+    whole = asdict(compare(open_inputs(folders)))
+    assert (whole["images"], [run["absent"] for run in whole["runs"]]) == (53, [1, 5, 1])
+    monkeypatch.setattr("kintsugi.pipeline.analysis.compare_rows.PART", 5)
+    assert asdict(compare(open_inputs(folders))) == whole
+    twice = scored(tmp_path / "d", values["a"], order=[*range(60), 30])
+    with pytest.raises(JobError, match="occurs twice"):
+        compare(open_inputs([folders[0], twice]))
+
+
 def test_more_than_four_runs_are_compared_with_the_first(values, tmp_path):
     names = [scored(tmp_path / f"r{i}", values["a"] + i) for i in range(5)]
     found = compare(open_inputs(names))
