@@ -174,7 +174,8 @@ class LatentPrior(Conditional):
 
 def with_weights(network: Any, weights: list[FilePath], device: str | torch.device) -> Any:
     """A network of which `module` is `empty`, with its weights, on a device."""
-    adopt(network.module, state(weights), weights[0])
+    # On the device before they become float32: a machine's memory may not hold what a GPU's does.
+    adopt(network.module, state(weights, str(device)), weights[0])
     fill_positions(network.module)
     return network.eval().to(device)
 

@@ -176,7 +176,7 @@ def parts_of(path: str, revision: str | None, variant: str | None) -> Parts:
     # On [0, 1], as of pixels, latents are not.
     fitting = tuple(sorted(name for name, convention in SCHEDULERS.items() if convention is not score_ve))
     check_class("scheduler", index.get("scheduler"), fitting)
-    classes = {name: str(value[-1]) for name, value in index.items()}
+    classes = {name: str((value or [None])[-1]) for name, value in index.items()}
     scheduler = folder / "scheduler" / "scheduler_config.json"
     encoders = [name for name in texts[:3] if name in index]
     return Parts(

@@ -118,10 +118,8 @@ PARTS = {
 
 def check_widths(how: str, configs: Sequence[Mapping[str, Any] | None], needed: Mapping[str, int]) -> None:
     """Raise a CheckpointError for encoders whose outputs are not as wide as the network needs."""
-    hidden = [
-        int(config.get("d_model", config.get("hidden_size", 0))) if config else None for config in configs
-    ]
-    projected = [int(config.get("projection_dim", 0)) if config else None for config in configs]
+    hidden = [width_of(config, "d_model", "hidden_size") for config in configs]
+    projected = [width_of(config, "projection_dim") for config in configs]
     widths: Mapping[str, Sequence[int | None]] = {
         "clip": {"text": hidden[:1]},
         "clip_pair": {"text": hidden, "pooled": projected[1:]},
@@ -132,6 +130,14 @@ def check_widths(how: str, configs: Sequence[Mapping[str, Any] | None], needed: 
         if None not in parts and found != needed[name]:
             reason = f"the network takes {needed[name]} for {name}: they do not belong together"
             raise misfit("config.json of the text encoders", "widths", found, reason)
+
+
+def width_of(config: Mapping[str, Any] | None, *fields: str) -> int | None:
+    """The first of these fields that an encoder has, None without one; 0 for what is no width."""
+    if config is None:
+        return None
+    value = next((config[field] for field in fields if field in config), 512)  # transformers' default of each
+    return value if isinstance(value, int) else 0
 
 
 def embed(
@@ -149,8 +155,7 @@ def embed(
     """
     of = [e and (e.encoder, e.tokenizer, dict(e.config), checksum(e.files)) for e in encoders]
     key = hashlib.sha256(json.dumps([how, of, prompt, width], sort_keys=True).encode()).hexdigest()
-    file = cache_folder() / "prompts" / f"{key}.safetensors"
-    if (kept := cached(file)) is not None:
+    if (kept := cached(key)) is not None:
         return kept
     cut: list[str] = []
     readers = [partial(read, encoder, prompt, device, cut) if encoder else None for encoder in encoders]
@@ -160,30 +165,36 @@ def embed(
         raise SpecError(f"prompt: too long: it has {', '.join(cut)}")
     if not all(tensor.isfinite().all() for tensor in embedded.values()):
         raise CheckpointError("path: the text encoders make NaN or infinity of the prompt")
-    keep(file, embedded)
+    keep(key, embedded)
     return embedded
 
 
-def cached(file: Path) -> Embedded | None:
+def cached(key: str) -> Embedded | None:
     """What was kept, None where nothing was, or nothing that can be read."""
     from safetensors.torch import load_file
 
     try:
-        found: Embedded = load_file(file)
+        found: Embedded = load_file(place(key))
     except Exception:  # none, or what a full disk left of it: it is made anew
         return None
     return found
 
 
-def keep(file: Path, embedded: Embedded) -> None:
+def keep(key: str, embedded: Embedded) -> None:
     """For other processes and later runs; where the folder cannot be written, for none."""
     from safetensors.torch import save_file
 
     with suppress(OSError):
+        file = place(key)
         file.parent.mkdir(parents=True, exist_ok=True)
         written = file.with_suffix(f".{os.getpid()}")
         save_file(embedded, written)
         written.replace(file)
+
+
+def place(key: str) -> Path:
+    """Where it is kept; raises an OSError without a cache folder."""
+    return cache_folder() / "prompts" / f"{key}.safetensors"
 
 
 def read(
