@@ -27,7 +27,7 @@ from kintsugi.pipeline.metrics.scoring import Scorer
 from kintsugi.pipeline.metrics.sets import evaluate
 from kintsugi.priors import Prior
 from kintsugi.priors.analytic import LowRankMixture
-from kintsugi.priors.base import Autoencoder, Parametrization, autoencoder_of, channels_of
+from kintsugi.priors.base import Autoencoder, Parametrization, autoencoder_of, channels_of, prediction_of
 from kintsugi.priors.paths import Path, VariancePreserving
 from kintsugi.samplers import KeyedNoise, Restoration, Sampler
 from kintsugi.samplers.base import of_each
@@ -148,6 +148,32 @@ def check_solved(h: Linear, dtype: torch.dtype) -> None:
     close(h.to_spectral(h.from_spectral(c)), c)
 
 
+class Coded:
+    """A prior of latents that are the images themselves: what decodes and encodes them does nothing."""
+
+    factor = enlarge = 1
+
+    def __init__(self, prior: Prior, channels: int):
+        self.of, self.path, self.parametrization = prior, prior.path, prior.parametrization
+        self.prediction, self.channels, self.autoencoder = prediction_of(prior), channels, self
+
+    def __call__(self, x: Tensor, t: Tensor) -> Tensor:
+        return self.of(x, t)
+
+    def encode(self, x: Tensor) -> Tensor:
+        """x itself."""
+        return x
+
+    def decode(self, z: Tensor) -> Tensor:
+        """z itself."""
+        return z
+
+
+def suited(prior: Prior, sampler: Sampler, operator: Operator) -> Prior:
+    """The prior; where a sampler needs one of latents, one whose latents are the operator's images."""
+    return Coded(prior, operator.image_shape[0]) if getattr(sampler, "needs_latents", False) else prior
+
+
 class Counting:
     """A prior that counts its evaluations and the vector-Jacobian products through it, per sample.
 
@@ -215,7 +241,8 @@ def check_samples(used: Sampler, new: Sampler, operator: Operator, y: Tensor, si
     keys, prior = ["a", "b", "c"], mixture()
 
     def restore(sampler: Sampler, y: Tensor, keys: list[str], seed: int = 0) -> Tensor:
-        return sampler(prior, operator, y, KeyedNoise(seed, keys), sigma_y=sigma_y).image
+        of = suited(prior, sampler, operator)
+        return sampler(of, operator, y, KeyedNoise(seed, keys), sigma_y=sigma_y).image
 
     together = restore(used, y, keys)
     assert together.shape == (len(y), *operator.image_shape)
@@ -251,7 +278,8 @@ def spent(sampler: Sampler, operator: Operator, y: Tensor, sigma_y: float, keys:
         assert x.shape == prediction.shape == (len(y), *operator.image_shape)
         seen.append(step)
 
-    result = sampler(prior, operator, y, KeyedNoise(0, keys), sigma_y=sigma_y, callback=callback)
+    of = suited(prior, sampler, operator)
+    result = sampler(of, operator, y, KeyedNoise(0, keys), sigma_y=sigma_y, callback=callback)
     assert len(y) * len(seen) == prior.forwards, "the callback is called once an evaluation"
     # Whether a sample needs a product may be known by its evaluation only.
     if not isinstance(result.vjps, Tensor):

@@ -17,6 +17,7 @@ from kintsugi.checkpoint import check_intact
 from kintsugi.errors import SpecError
 from kintsugi.priors.base import Described, NetworkPrior, Prior, channels_of
 from kintsugi.priors.formats import adm, diffusers_model, edm, rectified_flow
+from kintsugi.priors.grouped import check_channels
 from kintsugi.priors.grouped import said as said_of_channels
 from kintsugi.priors.natural import describe as describe_natural
 from kintsugi.priors.natural import natural
@@ -83,6 +84,7 @@ def examine(
     """
     found = found or describe(spec)
     with named():
+        check_channels(found, channels_of(found), image_shape[0])
         if any(side % found.multiple for side in image_shape[1:]):
             raise SpecError(
                 f"prior: {spec['name']!r} needs image sides divisible by {found.multiple} (data.size)"

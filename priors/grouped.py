@@ -16,8 +16,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from kintsugi.errors import SpecError
 from kintsugi.numerics import cosines
-from kintsugi.priors.base import ClassConditional, Parametrization, Prior, data_prediction
+from kintsugi.priors.base import (
+    ClassConditional,
+    Described,
+    Parametrization,
+    Prior,
+    autoencoder_of,
+    data_prediction,
+)
 from kintsugi.priors.paths import Path
 
 
@@ -127,8 +135,21 @@ def lacking(n: int, count: int, height: int, width: int) -> Tensor:
     return noise - torch.einsum("nm,bmhw->bnhw", frame @ frame.T * (count / n), noise)
 
 
+def check_channels(prior: Prior | Described, channels: int | None, of_images: int) -> None:
+    """Raise a SpecError for a prior of latents whose autoencoder is for images of other channels."""
+    if autoencoder_of(prior) is not None and channels not in (None, of_images):
+        raise SpecError(
+            f"prior: its autoencoder is for images of {channels} channels; use data.channels={channels}"
+        )
+
+
 def grouped(prior: Prior, channels: int | None, of_images: int) -> Prior:
-    """The prior for images of so many channels; itself if it takes these. channels: its own, None for any."""
+    """The prior for images of so many channels; itself if it takes these. channels: its own, None for any.
+
+    Raises:
+        SpecError: as `check_channels`.
+    """
+    check_channels(prior, channels, of_images)
     return prior if channels in (None, of_images) else Grouped(prior, channels)
 
 

@@ -28,12 +28,15 @@ from kintsugi.samplers.diffpir import DiffPIR
 from kintsugi.samplers.dmplug import DMPlug
 from kintsugi.samplers.dps import DPS, MCG
 from kintsugi.samplers.external import External
+from kintsugi.samplers.flowdps import FlowDPS
 from kintsugi.samplers.flower import Flower
+from kintsugi.samplers.latino import Latino
 from kintsugi.samplers.mmps import MMPS
 from kintsugi.samplers.noise import KeyedNoise
 from kintsugi.samplers.pigdm import DiscretePiGDM, PiGDM
 from kintsugi.samplers.pnp_cm import PnPCM
 from kintsugi.samplers.pnp_flow import PnPFlow
+from kintsugi.samplers.psld import PSLD
 from kintsugi.samplers.reddiff import REDdiff
 from kintsugi.samplers.sitcom import SITCOM
 
@@ -53,13 +56,16 @@ BUILTIN: dict[str, Callable[..., Sampler]] = {
     "dmplug": DMPlug,
     "dps": DPS,
     "external": External,
+    "flowdps": FlowDPS,
     "flower": Flower,
+    "latino": Latino,
     "mcg": MCG,
     "mmps": MMPS,
     "pigdm": PiGDM,
     "pigdm_discrete": DiscretePiGDM,
     "pnp_cm": PnPCM,
     "pnp_flow": PnPFlow,
+    "psld": PSLD,
     "reddiff": REDdiff,
     "sitcom": SITCOM,
 }

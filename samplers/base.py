@@ -8,7 +8,7 @@ from pydantic import Field
 from torch import Tensor
 
 from kintsugi.operators import Operator
-from kintsugi.priors.base import Described, Prior, prediction_of
+from kintsugi.priors.base import Described, Prior, autoencoder_of, prediction_of
 from kintsugi.samplers.noise import Noise
 
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -16,6 +16,10 @@ Strength = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 Callback = Callable[[int, Tensor, Tensor], None]
 """Called after every network evaluation with (step, x, x̂₀)."""
+
+
+OF_AUTOENCODER = ("decodes", "encodes", "autoencoder_vjps")
+"""What a `Restoration` counts beside evaluations of the network."""
 
 
 @dataclass(frozen=True)
@@ -26,11 +30,16 @@ class Restoration:
         image: (B, C, H, W) in [-1, 1], not clipped.
         forwards, vjps: network evaluations and vector-Jacobian products per sample: a number, or (B,) int64
             where samples need more or fewer. A batch is evaluated as long as one of its samples needs it.
+        decodes, encodes, autoencoder_vjps: of each sample by the autoencoder of a prior of latents, and
+            products with its Jacobians; 0 of a prior of pixels.
     """
 
     image: Tensor
     forwards: int | Tensor
     vjps: int | Tensor
+    decodes: int = 0
+    encodes: int = 0
+    autoencoder_vjps: int = 0
 
 
 def of_each(count: int | Tensor, samples: int) -> list[int]:
@@ -48,11 +57,18 @@ def check_prediction(prior: Prior | Described, who: str) -> None:
 
 
 def check_fit(sampler: object, prior: Prior | Described) -> None:
-    """Raise a ValueError if x̂₀ of the prior is not what the sampler takes it for."""
+    """Raise a ValueError if the prior, or its x̂₀, is not what the sampler takes it for."""
+    who, latents = f"name: {type(sampler).__name__}", autoencoder_of(prior) is not None
+    if latents and not getattr(sampler, "takes_latents", False):
+        raise ValueError(f"{who} works on pixels, and the prior on latents; {LATENT}")
+    if not latents and getattr(sampler, "needs_latents", False):
+        raise ValueError(f"{who} is for a prior of latents, and this one is of pixels; {PIXELS}")
     if getattr(sampler, "needs_mean", True):
-        check_prediction(prior, f"name: {type(sampler).__name__}")
+        check_prediction(prior, who)
 
 
+LATENT = "latino, flowdps, psld, dps and covariance take it"
+PIXELS = "covariance is the same without an encoder"
 T = TypeVar("T")
 
 
@@ -78,7 +94,8 @@ class KeptForOneJob:
 class Sampler(Protocol):
     """Restores measurements y = H x₀ + σ_y n.
 
-    One that takes x̂₀ for an image of the prior and not for E[x₀ | x] says so by `needs_mean`, False.
+    One that takes x̂₀ for an image of the prior and not for E[x₀ | x] says so by `needs_mean`, False; one that
+    works with a prior of latents by `takes_latents`, and one that needs such a prior by `needs_latents`, too.
     """
 
     def prepare(self, prior: Prior, operator: Operator, sigma_y: float | Tensor, like: Tensor) -> object:

@@ -1,7 +1,7 @@
 """Restoring with an operator of which some numbers are unknown: they are estimated with every sample."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from itertools import pairwise, product
 
@@ -76,11 +76,9 @@ def restore(
     operators = [family.operator(values) for values in found.values.tolist()]
     restoration = restored(sampler, prior, operators, y, noise, sigma_y, callback)
     return BlindRestoration(
-        restoration.image,
-        restoration.forwards,
-        restoration.vjps,
-        dict(zip(family.fields, found.values.T, strict=True)),
-        dict(zip(family.fields, found.deviations.T, strict=True)),
+        **vars(restoration),
+        estimate=dict(zip(family.fields, found.values.T, strict=True)),
+        deviation=dict(zip(family.fields, found.deviations.T, strict=True)),
     )
 
 
@@ -105,7 +103,8 @@ def restored(
     while (done := sum(len(part.image) for part in parts)) < len(operators):
         parts.append(all_or_first(range(done, len(operators)), restore_some))
     forwards, vjps = (joined([getattr(part, of) for part in parts], parts) for of in ("forwards", "vjps"))
-    return Restoration(torch.cat([part.image for part in parts]), forwards, vjps)
+    image = torch.cat([part.image for part in parts])
+    return replace(parts[0], image=image, forwards=forwards, vjps=vjps)
 
 
 def joined(counts: Sequence[int | Tensor], parts: Sequence[Restoration]) -> int | Tensor:

@@ -1,6 +1,6 @@
 """Predictions corrected with the covariance of their own errors: no vector-Jacobian product."""
 
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import torch
 from pydantic import Field, PositiveFloat, PositiveInt
@@ -13,8 +13,9 @@ from kintsugi.operators import Operator
 from kintsugi.operators.base import Factored
 from kintsugi.priors.base import Prior
 from kintsugi.samplers.base import Share, Strength
+from kintsugi.samplers.decoded import Decoded
 from kintsugi.samplers.descent import Denoiser, Level, Stepwise, noise_in
-from kintsugi.samplers.errors import ErrorVariances, errors_of, frequencies_of
+from kintsugi.samplers.errors import ErrorVariances, check_covariance, errors_of, frequencies_of
 from kintsugi.samplers.linearised import gauss_newton, solved_for
 from kintsugi.samplers.lmmse import spectrum, towards
 from kintsugi.samplers.problem import Init, Problem
@@ -39,7 +40,8 @@ class Covariance(Stepwise):
 
     Args:
         covariance: c at each noise level: `wiener`, of the best linear denoiser of images with a 1/f²
-            spectrum; `natural`, measured on the embedded prior; or a file that `kintsugi calibrate` wrote.
+            spectrum; `white`, of independent values of variance 1, as latents are; `natural`, measured on the
+            embedded prior; or a file that `kintsugi calibrate` wrote.
         eta: 0 keeps texture, 0.85 lowers distortion.
         trust: λ, by which C is multiplied in all steps but the last where y is noisy. What the corrected
             prediction is uncertain by then (of C, without M) counts as noise of the next level, of which less
@@ -48,6 +50,7 @@ class Covariance(Stepwise):
         temperature: τ of a closing x̂ + τ ξ, ξ ~ N(0, C − C Hᵀ (H C Hᵀ + σ_y²)⁻¹ H C), the posterior's error.
     """
 
+    takes_latents: ClassVar[bool] = True
     steps: PositiveInt = 5
     start: Annotated[float, Field(gt=0, le=1)] = 0.4
     init: Init = "lmmse"
@@ -58,8 +61,7 @@ class Covariance(Stepwise):
     temperature: Strength = 0.0
 
     def __post_init__(self) -> None:
-        if self.covariance not in ("wiener", "natural") and not self.covariance.lower().endswith(".json"):
-            raise ValueError(f"covariance: {self.covariance!r} is not wiener, natural, or a .json file")
+        check_covariance(self.covariance)
 
     def prepare(self, prior: Prior, operator: Operator, sigma_y: float | Tensor, like: Tensor) -> list[Level]:
         """The levels for a job; see `samplers.base.Sampler`."""
@@ -82,7 +84,7 @@ class Covariance(Stepwise):
     def begin(self, problem: Problem, level: Level) -> Tensor:
         """The state at the first level; of a non-linear operator of its own counterpart of `lmmse`."""
         operator = problem.operator
-        if operator.linear or self.init == "pinv":
+        if operator.linear or self.init == "pinv" or isinstance(operator, Decoded):
             return super().begin(problem, level)
         mean = gauss_newton(problem, torch.zeros_like(problem.pinv), spectrum(*operator.image_shape[1:]))
         return problem.around(mean, level.a, level.s)

@@ -17,10 +17,11 @@ from pydantic import Field, PositiveInt, ValidationInfo, field_validator
 from torch import Tensor
 
 from kintsugi.operators import Operator
-from kintsugi.priors.base import Prior, evaluations_of
+from kintsugi.priors.base import Prior, autoencoder_of, evaluations_of
 from kintsugi.priors.paths import Path, VariancePreserving
 from kintsugi.samplers.base import Callback, KeptForOneJob, Restoration, check_fit
 from kintsugi.samplers.coefficients import Drift
+from kintsugi.samplers.decoded import Decoded
 from kintsugi.samplers.extrapolation import Given, Row, is_finite, last_uses, rows_of
 from kintsugi.samplers.grids import Grid, time_grid
 from kintsugi.samplers.guidance import match_time
@@ -98,6 +99,7 @@ class Descent(KeptForOneJob, ABC):
         path: its states are a x₀ + s z, and `grid` divides its time.
         differentiates: whether it asks for vector-Jacobian products of the network.
         needs_mean: whether x̂₀ must be E[x₀ | x], or may be a consistency function's.
+        takes_latents, needs_latents: whether it works with a prior of latents, and whether with no other one.
 
     Args:
         steps: network evaluations.
@@ -110,6 +112,8 @@ class Descent(KeptForOneJob, ABC):
     path: ClassVar[Path] = PATH
     differentiates: ClassVar[bool] = False
     needs_mean: ClassVar[bool] = True
+    takes_latents: ClassVar[bool] = False
+    needs_latents: ClassVar[bool] = False
     steps: PositiveInt = 100
     start: Annotated[float, Field(gt=0, le=1)] = 1.0
     end: Annotated[float, Field(gt=0, lt=1)] = 0.001
@@ -119,7 +123,11 @@ class Descent(KeptForOneJob, ABC):
 
     @abstractmethod
     def descend(self, problem: Problem, denoise: Denoiser, levels: list[Level]) -> Tensor:
-        """The restored image; the last of the levels is clean data."""
+        """The restored image, with a prior of latents see `shown`; the last of the levels is clean data."""
+
+    def shown(self, seen: Decoded, result: Tensor) -> Tensor:
+        """The image of what `descend` gave with a prior of latents: of its latents."""
+        return seen.image(result)
 
     def times(self) -> Tensor:
         """Times of the network's evaluations on the path, (steps,)."""
@@ -155,12 +163,16 @@ class Descent(KeptForOneJob, ABC):
         callback: Callback | None = None,
     ) -> Restoration:
         """Restore a batch; see `samplers.base.Sampler`."""
-        problem, denoise = Problem(operator, y, noise, sigma_y), Denoiser(prior, callback)
-        levels = self.prepare(prior, operator, sigma_y, problem.pinv)
-        image = self.descend(problem, denoise, levels)
+        levels, denoise = self.prepare(prior, operator, sigma_y, y), Denoiser(prior, callback)
+        autoencoder = autoencoder_of(prior)
+        seen = operator if autoencoder is None else Decoded(operator, autoencoder)
+        image = self.descend(Problem(seen, y, noise, sigma_y), denoise, levels)
+        if isinstance(seen, Decoded):
+            image = self.shown(seen, image)
         if self.project:
             image = operator.impose(image, y)
-        return Restoration(image, forwards=denoise.forwards, vjps=denoise.vjps)
+        counts = (seen.decodes, seen.encodes, seen.vjps) if isinstance(seen, Decoded) else ()
+        return Restoration(image, denoise.forwards, denoise.vjps, *counts)
 
 
 @pydantic.dataclasses.dataclass(kw_only=True, frozen=True)

@@ -20,6 +20,7 @@ class DPS(Stepwise):
     """
 
     differentiates: ClassVar[bool] = True
+    takes_latents: ClassVar[bool] = True
     steps: PositiveInt = 1000
     zeta: Strength = 1.0
     eta: Share = 1.0
@@ -45,6 +46,8 @@ class MCG(DPS):
     The step of DPS; then what the measurement determines is replaced by the measurement with the noise
     of the next level.
     """
+
+    takes_latents: ClassVar[bool] = False
 
     def step(
         self, problem: Problem, denoise: Denoiser, x: Tensor, now: Level, later: Level

@@ -36,6 +36,14 @@ def wiener(sigma: float, frequencies: Tensor) -> Tensor:
     return power * sigma**2 / (power + sigma**2)
 
 
+def white(sigma: float, frequencies: Tensor) -> Tensor:
+    """Of the best linear denoiser of independent values of variance 1: σ² / (1 + σ²), ΠGDM's r²."""
+    return torch.full_like(frequencies, sigma**2 / (1 + sigma**2))
+
+
+FORMULAS: dict[str, ErrorVariances] = {"wiener": wiener, "white": white}
+
+
 class Table(BaseModel):
     """Variances measured on images, on rings of equal frequency |f|; `kintsugi calibrate` makes them.
 
@@ -97,14 +105,20 @@ def frequencies_of(height: int, width: int) -> Tensor:
     return found
 
 
+def check_covariance(which: str) -> None:
+    """Raise a ValueError for what is no name of a covariance and no file of one."""
+    if which not in (*FORMULAS, "natural") and not which.lower().endswith(".json"):
+        raise ValueError(f"covariance: {which!r} is not {', '.join(FORMULAS)}, natural, or a .json file")
+
+
 def errors_of(which: str, prior: Prior) -> ErrorVariances:
-    """What `covariance` names: `wiener`, `natural`, or a file with a table of this prior.
+    """What `covariance` names: `wiener`, `white`, `natural`, or a file with a table of this prior.
 
     Raises:
         ValueError: there is none, or of another prior; the message begins with the field.
     """
-    if which == "wiener":
-        return wiener
+    if which in FORMULAS:
+        return FORMULAS[which]
     table = read_table(NATURAL if which == "natural" else Path(which))
     own: str = getattr(prior, "sha256", None) or ""  # a prior without weights is calibrated as ""
     if own != table.prior:

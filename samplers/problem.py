@@ -10,6 +10,7 @@ from torch import Tensor
 from kintsugi.device import sent
 from kintsugi.operators import Operator, Solved
 from kintsugi.operators.base import reciprocal
+from kintsugi.samplers.decoded import Decoded
 from kintsugi.samplers.lmmse import linear_mmse, solved_mmse
 from kintsugi.samplers.noise import KeyedNoise, Noise, is_noisy, threads
 
@@ -33,9 +34,20 @@ class Problem:
     def __init__(self, operator: Operator, y: Tensor, noise: Noise, sigma_y: float | Tensor):
         self.operator, self.y, self.noise = operator, y, noise
         self.sigma_y, self.noisy = level_of_noise(sigma_y, y), is_noisy(sigma_y)
-        self.pinv = operator.pinv(y)
         self._draws = 0
         self._ahead: tuple[tuple[int, ...], Future[Tensor]] | None = None
+
+    @cached_property
+    def pinv(self) -> Tensor:
+        """H⁺y, (B, C, H, W)."""
+        return self.operator.pinv(self.y)
+
+    @cached_property
+    def of_images(self) -> "Problem":
+        """Of a problem of latents the same of images."""
+        operator = self.operator
+        assert isinstance(operator, Decoded)
+        return Problem(operator.operator, self.y, self.noise, self.sigma_y)
 
     @cached_property
     def known(self) -> Tensor:
@@ -75,8 +87,10 @@ class Problem:
         """The image that a warm start starts from, (B, C, H, W).
 
         "lmmse": the linear MMSE estimate. "pinv": H⁺y, less the directions in which it amplifies the
-        measurement noise beyond `variance`; those are left to the prior.
+        measurement noise beyond `variance`; those are left to the prior. Of latents it is that of the image.
         """
+        if isinstance(self.operator, Decoded):
+            return self.operator.latents_of(self.of_images.estimate(init, variance))
         if init == "lmmse":
             if isinstance(self.operator, Solved):
                 return solved_mmse(self.operator, self.y, self.sigma_y)
@@ -117,10 +131,10 @@ class Problem:
             z = self._ahead[1].result()
         else:
             z = self.noise.normal(f"step-{self._draws}", shape)
-        if draws_ahead(self.pinv.device):
+        if draws_ahead(self.y.device):
             drawing = threads("ahead", 1).submit(self.noise.normal, f"step-{self._draws + 1}", shape)
             self._ahead = shape, drawing
-        return sent(z, self.pinv.device).to(self.pinv)
+        return sent(z, self.y.device).to(self.y)
 
 
 def draws_ahead(device: torch.device) -> bool:

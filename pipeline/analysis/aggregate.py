@@ -31,6 +31,7 @@ from kintsugi.pipeline.analysis.measures import (
     share_better,
 )
 from kintsugi.pipeline.analysis.rows import Tally, measures_in, write_rows
+from kintsugi.pipeline.execution.commit import LATENT
 from kintsugi.pipeline.execution.run import Run
 from kintsugi.pipeline.metrics import IMAGE
 from kintsugi.pipeline.metrics.registry import BASELINES, baseline_column
@@ -98,6 +99,7 @@ class Summary:
 
     Attributes:
         forwards, vjps: of the network, per sample; a mean where samples need more or fewer.
+        of_autoencoder: decodes, encodes and products with Jacobians per sample, of a prior of latents.
         measures: by name; only those of which there are values.
         breakdowns: by "shard" and "label" a table of all groups, the largest first: `group`, `n`, `failed`,
             and per measure the mean of the values that count with its interval, NAME, NAME_low, NAME_high.
@@ -105,6 +107,7 @@ class Summary:
 
     forwards: float
     vjps: float
+    of_autoencoder: dict[str, float]
     failures: Failures
     measures: dict[str, Distribution]
     breakdowns: dict[str, pa.Table]
@@ -130,6 +133,8 @@ def describe_rows(rows: Path) -> Summary:
         pairs = zip(failed["key"].to_pylist(), failed["error"].to_pylist(), strict=True)
         failures = Failures(reasons(pairs), failed.slice(0, LISTED).to_pylist())
         forwards, vjps = (count_of(column(name).to_numpy()) or 0 for name in ("forwards", "vjps"))
+        there = [name for name in LATENT.names if name in file.schema_arrow.names]
+        coded = {name: count_of(column(name).to_numpy()) for name in there}
         places = pc.sort_indices(keys).to_numpy()  # so that sums do not depend on the order of the rows
         breakdowns = {by: Breakdown(column(by), ok, places) for by in ("shard", "label")}
         measures = {}
@@ -146,7 +151,8 @@ def describe_rows(rows: Path) -> Summary:
             for breakdown in breakdowns.values():
                 breakdown.add(name, values)
     tables = {by: breakdown.table() for by, breakdown in breakdowns.items()}
-    return Summary(forwards, vjps, failures, measures, tables)
+    of_autoencoder = {name: count for name, count in coded.items() if count is not None}
+    return Summary(forwards, vjps, of_autoencoder, failures, measures, tables)
 
 
 def describe(

@@ -103,7 +103,7 @@ def with_seconds(run: Run, rows: pa.Table, commits: Sequence[Commit]) -> pa.Tabl
 def write_rows(run: Run, file: Path) -> Tally:
     """Write all rows in one table, with the state of the run that they show; raises as `read_rows`."""
     tally, state = Tally(), hashlib.sha256()
-    schema = flat_schema(schema_of(run.job))
+    schema = flat_schema(schema_of(run.job, latents=True))
     stored = [name for name in schema.names if name != "seconds"]
     units = (commit for _, commit in run.commits() if commit is not None)
     # Of numbers and keys hardly any is there twice: a dictionary of them takes time and no less space.

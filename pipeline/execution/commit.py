@@ -41,6 +41,7 @@ from kintsugi.pipeline.storage.files import storage_failed, whole
 from kintsugi.pipeline.storage.location import Location, is_remote
 from kintsugi.pipeline.storage.publish import publish, publish_bytes
 from kintsugi.pipeline.storage.records import MAX_RECORD, MAX_TABLE, UNIT, Count, Digest, Number, Text
+from kintsugi.samplers.base import OF_AUTOENCODER
 
 ROW_GROUP = 1 << 28  # bytes at most of the samples in it: Parquet cannot read back lists of 2 GiB
 MAX_TEXT = 1 << 20  # characters of a cell
@@ -77,6 +78,8 @@ AFTER = pa.schema(
 
 Pictures of neither 1 nor 3 channels are .npy (C, H, W), whatever the format.
 """
+LATENT = pa.schema([(name, pa.int32()) for name in OF_AUTOENCODER])
+"""The columns that rows restored with a prior of latents have, too."""
 KINDS = {"number": pa.float64(), "text": pa.string(), "file": pa.binary()}
 """Of the columns with parameters of samples."""
 PICTURES = ("restored", "measurement", "truth", "deviation", "samples")
@@ -101,10 +104,10 @@ def rows_schema(metrics: Sequence[str] = (), calibrated: bool = False) -> pa.Sch
     return pa.schema([*BEFORE, *(pa.field(name, pa.float64()) for name in names), *AFTER])
 
 
-def schema_of(job: Job) -> pa.Schema:
-    """The columns of the rows of a job."""
+def schema_of(job: Job, latents: bool = False) -> pa.Schema:
+    """The columns of the rows of a job, also those of a prior of latents."""
     own = [pa.field(name, type_of(name)) for name in columns_of(job.degradation.parameters)]
-    return pa.schema([*rows_schema(job.metrics, job.calibrated), *own])
+    return pa.schema([*rows_schema(job.metrics, job.calibrated), *own, *(LATENT if latents else ())])
 
 
 def is_picture(column: str) -> bool:
@@ -366,7 +369,10 @@ def type_of(column: str) -> pa.DataType:
     """Of a column of rows; one that not every run has is of a parameter of samples, or of a metric."""
     if column.startswith(BEGINNINGS):
         return KINDS[kind_of(column)]
-    return ROWS.field(column).type if column in ROWS.names else pa.float64()
+    for known in (ROWS, LATENT):
+        if column in known.names:
+            return known.field(column).type
+    return pa.float64()
 
 
 def refuse_nonsense(table: pa.Table, file: Location, asked: Collection[str] = ()) -> None:
@@ -377,7 +383,7 @@ def refuse_nonsense(table: pa.Table, file: Location, asked: Collection[str] = ()
     """
     for field in table.schema:
         column = table[field.name]
-        wanted = type_of(field.name) if field.name in (*ROWS.names, *asked) else field.type
+        wanted = type_of(field.name) if field.name in (*ROWS.names, *LATENT.names, *asked) else field.type
         whole = pa.types.is_integer(field.type) and pa.types.is_integer(wanted)
         if not (field.type == wanted or whole or pa.types.is_null(field.type)):
             raise JobError(f"{file}: {field.name} is a column of {field.type}, not {wanted}")

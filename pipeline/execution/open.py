@@ -38,7 +38,7 @@ from kintsugi.pipeline.storage.files import file_sizes, lexists, lies_in
 from kintsugi.pipeline.storage.location import Location
 from kintsugi.pipeline.storage.publish import publish_bytes
 from kintsugi.priors import Examined
-from kintsugi.priors.base import Described
+from kintsugi.priors.base import Described, autoencoder_of
 from kintsugi.samplers.base import check_fit, check_prediction
 from kintsugi.samplers.external import External
 
@@ -183,6 +183,8 @@ def refuse_prediction(job: Job, prior: Described) -> None:
     try:
         if job.measuring:
             check_prediction(prior, "metrics: prior_error")
+            if autoencoder_of(prior) is not None:
+                raise ValueError("metrics: prior_error is for a prior of pixels, and this one is of latents")
     except ValueError as error:
         raise JobError(str(error)) from error
     try:

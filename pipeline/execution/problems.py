@@ -17,7 +17,7 @@ from kintsugi.pipeline.execution.identity import of_specs, refuse_changed
 from kintsugi.pipeline.execution.own import Own, as_told, own_of
 from kintsugi.pipeline.execution.timing import Metered
 from kintsugi.pipeline.job import Job
-from kintsugi.priors.base import ClassConditional, Prior
+from kintsugi.priors.base import ClassConditional, Prior, autoencoder_of
 from kintsugi.priors.reuse import Reusing
 from kintsugi.priors.tiled import Tiled
 from kintsugi.samplers.base import Callback, Restoration, Sampler, check_fit
@@ -163,9 +163,7 @@ class Problems:
         self.check_files()  # again, so that what was read in between is what is checked
         prior = self.prior
         if job.from_measurements:
-            prior = Tiled(
-                prior, job.data.size, self.multiple, min(job.restoration.overlap, job.data.size // 2)
-            )
+            prior = self.tiled()
         sampler, metered = samplers.build(job.sampler), Metered(prior, self.device)
         reusing = reusing_of(metered, job.compute.reuse)
         levels = degradation.gaussian, degradation.sigma_y
@@ -174,6 +172,16 @@ class Problems:
         check_fit(sampler, prior)  # a plug-in may not ask
         sampler.prepare(reusing or metered, operator, degradation.sigma_y, like)
         return found
+
+    def tiled(self) -> Tiled:
+        """The prior of images of any size, by tiles of `data.size`, or of the latents of so many pixels."""
+        size, coder = self.job.data.size, autoencoder_of(self.prior)
+        larger, smaller = (1, 1) if coder is None else (coder.enlarge, coder.factor)
+        overlap = min(self.job.restoration.overlap, size // 2)
+        tile, multiple, least = (
+            max(1, pixels * larger // smaller) for pixels in (size, self.multiple, overlap)
+        )
+        return Tiled(self.prior, tile, multiple, least)
 
     def of_batch(self, base: Prepared, samples: Sequence[Decoded]) -> Prepared:
         """The problem of a batch.

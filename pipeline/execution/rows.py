@@ -41,6 +41,7 @@ def done(job: Job, unit: Unit, sample: Decoded, result: Result) -> Done:
     shown = unit.first + sample.index - unit.start < GALLERY
     if isinstance(result, Restored):
         row |= {"forwards": result.forwards, "vjps": result.vjps, "batch_size": result.batch_size}
+        row |= result.of_autoencoder
         row["residual"] = result.residual if result.error is None else None
     if result.error is None:
         row |= result.metrics | {"status": "ok", "error": None}
@@ -119,7 +120,7 @@ def kept_of(job: Job, folder: Location, committed: Commit | None) -> dict[str, D
     """By key, the samples of a committed unit that did not fail, {} of None; raises as `read_rows`."""
     if committed is None:
         return {}
-    rows = read_rows(folder, committed, schema_of(job).names).to_pylist()
+    rows = read_rows(folder, committed, schema_of(job, latents=True).names).to_pylist()
     features: dict[str, dict[str, np.ndarray]] = {}
     if (stored := read_features(folder, committed)) is not None:
         columns, keys = arrays(stored), stored["key"].to_pylist()

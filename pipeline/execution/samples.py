@@ -14,7 +14,7 @@ from kintsugi.pipeline.job import Job
 from kintsugi.pipeline.metrics.calibration import calibration
 from kintsugi.pipeline.metrics.registry import samples_column
 from kintsugi.samplers import KeyedNoise
-from kintsugi.samplers.base import of_each
+from kintsugi.samplers.base import OF_AUTOENCODER, of_each
 
 SHOWN = 3  # samples of an image, of which pictures are kept: memory does not grow with their number
 
@@ -38,6 +38,7 @@ class Samples:
 
     Attributes:
         forwards, vjps: of the network, for each measurement, all samples together.
+        of_autoencoder: decodes, encodes and products with Jacobians likewise, where the prior is of latents.
         running: their mean and deviation, (B, 3, H, W) on [-1, 1].
     """
 
@@ -46,6 +47,7 @@ class Samples:
         self.count = job.restoration.samples_per_image
         self.running = RunningDeviation()
         self.forwards, self.vjps = ([0] * len(keys) for _ in range(2))
+        self.of_autoencoder: dict[str, int] = {}
         self.pictures: list[np.ndarray] = []
         self.scores: dict[str, list[float]] = {}
 
@@ -62,6 +64,11 @@ class Samples:
         self.running.add(outcome.image)
         self.forwards = added(self.forwards, outcome.forwards)
         self.vjps = added(self.vjps, outcome.vjps)
+        if outcome.decodes:
+            before = self.of_autoencoder
+            self.of_autoencoder = {
+                name: before.get(name, 0) + getattr(outcome, name) for name in OF_AUTOENCODER
+            }
         if self.count > 1 and (job.from_measurements or number < SHOWN):
             self.pictures.append(levels(outcome.image, BITS[job.restoration.format]))
         return outcome.image

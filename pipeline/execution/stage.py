@@ -32,7 +32,7 @@ from kintsugi.pipeline.metrics.registry import TRUTH, baseline_column
 from kintsugi.pipeline.metrics.scoring import Scorer, residual
 from kintsugi.pipeline.metrics.weights import MissingWeights
 from kintsugi.priors import speed
-from kintsugi.priors.base import Described, NetworkPrior, channels_of
+from kintsugi.priors.base import Described, NetworkPrior, autoencoder_of, channels_of
 from kintsugi.priors.grouped import grouped, said
 from kintsugi.samplers.inversion import there_and_back
 
@@ -73,6 +73,7 @@ class Restored(Scored):
     Pictures are (H, W, C) of uint8, or of uint16 if the job wants 16 bits; `measurement` is uint8 with the
     measurement's size and channels, or is its pseudo-inverse where it is no image. `seconds` is the
     sampler's time for the batch divided by its size. `own`: where it has parameters of its own.
+    `of_autoencoder`: what a prior of latents was asked for, by column.
     """
 
     residual: float
@@ -81,6 +82,7 @@ class Restored(Scored):
     batch_size: int
     restored: np.ndarray
     measurement: np.ndarray
+    of_autoencoder: Mapping[str, int] = field(default_factory=dict)
     several: Several | None = None
     own: Own | None = None
 
@@ -100,7 +102,7 @@ class Stage:
         loaded: of a stage whose prior this job has, too; else it is loaded.
 
     Attributes:
-        loaded: the prior, and what is known of it.
+        loaded: the prior, and what is known of it. latents: whether it is of latents.
         seconds: time spent by part (degrade, sample, score) since the start; forward and vjp are the
             network's within sample, scoring is another thread's beside all of it.
         notes: what the user should know.
@@ -131,6 +133,7 @@ class Stage:
             channels, pixels = self.problems.measured
             self.convert = Measurements(channels, data.range, job.degradation.most_noise, pixels)
         self.prior_sha256: str | None = prior.sha256
+        self.latents = autoencoder_of(prior) is not None
         self.notes: list[str] = [note] if (note := said(channels_of(described), job.data.channels)) else []
         batch_size = BATCH_ON_CPU if job.compute.batch_size == "auto" else job.compute.batch_size
         self.memory = Memory(self.problems, prior, batch_size, self.notes)
@@ -270,6 +273,7 @@ class Stage:
                 seconds=seconds,
                 forwards=drawn.forwards[i],
                 vjps=drawn.vjps[i],
+                of_autoencoder=drawn.of_autoencoder,
                 batch_size=count,
                 restored=restored[i],
                 measurement=measurement[i],

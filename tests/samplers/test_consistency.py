@@ -21,11 +21,11 @@ from kintsugi.priors.tiled import Tiled
 from kintsugi.samplers import KeyedNoise, SpecError
 from kintsugi.samplers.inversion import there_and_back
 from kintsugi.samplers.problem import Problem
-from kintsugi.testing import Counting, draw
+from kintsugi.testing import Counting, draw, suited
 
 D = torch.float64
 SHAPE, PIXELS, KEYS = (1, 8, 8), 64, ["a", "b"]
-TAKERS = {"cm4ir", "pnp_cm", "ddim"}
+TAKERS = {"cm4ir", "pnp_cm", "ddim", "latino"}
 KINDS = {
     "inpaint": {"name": "inpaint", "mask": "random", "keep": 0.3},
     "bicubic": {"name": "bicubic", "factor": 2},
@@ -165,11 +165,12 @@ def test_a_consistency_function_is_taken_where_it_has_a_meaning_and_refused_else
     operator = operators.build(KINDS["bicubic"], SHAPE, dtype=D)
     y = operator.forward(0.5 * draw(2, *SHAPE))
     sampler = samplers.build({"name": name, "steps": 4, **FEW.get(name, {})})
-    prior = Counting(PRIOR)
+    counted = Counting(PRIOR)
+    prior = suited(counted, sampler, operator)
     if name in TAKERS:
         image = sampler(prior, operator, y, KeyedNoise(0, KEYS)).image
         assert torch.isfinite(image).all()
-        assert prior.forwards == 8
+        assert counted.forwards == 8
         return
     for call in (
         lambda: sampler.prepare(prior, operator, 0.0, y),
@@ -177,7 +178,7 @@ def test_a_consistency_function_is_taken_where_it_has_a_meaning_and_refused_else
     ):
         with pytest.raises(ValueError, match=r"^name: \w+ needs E\[x₀ \| x\], .* consistency function"):
             call()
-    assert prior.forwards == 0
+    assert counted.forwards == 0
 
 
 def test_what_a_prior_predicts_is_known_through_what_is_around_it():

@@ -13,7 +13,7 @@ from kintsugi.samplers.descent import Denoiser, Stepwise
 from kintsugi.samplers.extrapolation import rows_of
 from kintsugi.samplers.learning import RIDGE, Lesson, grams, learn, texture, total
 from kintsugi.samplers.problem import Problem
-from kintsugi.testing import draw, mixture
+from kintsugi.testing import draw, mixture, suited
 
 SHAPE, STEPS = (1, 8, 8), 4
 IDENTITY = [[0.0] * i + [1.0] for i in range(STEPS)]
@@ -61,11 +61,13 @@ def rmse(found, seed, **parameters):
 @pytest.mark.parametrize("name", STEPWISE)
 def test_the_identity_is_the_sampler_bit_for_bit(name, rows):
     y = OPERATOR.forward(0.5 * draw(2, *SHAPE, seed=3))
-    plain, same = (
-        samplers.build({"name": name, "steps": STEPS, "start": 0.9, "extrapolate": given})(
-            mixture(), OPERATOR, y, KeyedNoise(0, ["a", "b"])
-        )
+    used = [
+        samplers.build({"name": name, "steps": STEPS, "start": 0.9, "extrapolate": given})
         for given in (0.0, rows)
+    ]
+    plain, same = (
+        sampler(suited(mixture(), sampler, OPERATOR), OPERATOR, y, KeyedNoise(0, ["a", "b"]))
+        for sampler in used
     )
     assert torch.equal(plain.image, same.image)
     assert (plain.forwards, plain.vjps) == (same.forwards, same.vjps)

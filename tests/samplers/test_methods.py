@@ -24,7 +24,7 @@ from kintsugi.priors.paths import DDPM, RectifiedFlow, VariancePreserving
 from kintsugi.samplers import KeyedNoise
 from kintsugi.samplers.lmmse import TOLERANCE, linear_mmse, spectrum
 from kintsugi.samplers.problem import Problem
-from kintsugi.testing import check_sampler, draw, mixture
+from kintsugi.testing import check_sampler, draw, mixture, suited
 
 D = torch.float64
 VP, FLOW, LABELS = VariancePreserving(), RectifiedFlow(), DDPM()
@@ -44,7 +44,7 @@ def degradation(name, shape=SHAPE, dtype=D, **parameters):
 
 def restore(sampler, operator, y, noise=None, sigma_y=0.0, prior=None):
     keyed = KeyedNoise(0, KEYS) if noise is None else noise
-    return sampler(prior or mixture(), operator, y, keyed, sigma_y=sigma_y)
+    return sampler(suited(prior or mixture(), sampler, operator), operator, y, keyed, sigma_y=sigma_y)
 
 
 def measured(operator, sigma_y=0.0, batch=2):
@@ -186,8 +186,9 @@ def test_projection_onto_a_noisy_measurement_is_refused(name):
     operator = degradation("bicubic")
     with pytest.raises(ValueError, match=r"^project: "):
         restore(build(name, project=True), operator, measured(operator), sigma_y=0.1)
+    sampler = build(name, project=True)
     with pytest.raises(ValueError, match=r"^project: "):
-        build(name, project=True).prepare(mixture(), operator, 0.1, torch.zeros(1))
+        sampler.prepare(suited(mixture(), sampler, operator), operator, 0.1, torch.zeros(1))
 
 
 @ALL
@@ -305,8 +306,9 @@ def test_the_estimate_enters_by_the_start_alone(name, sigma_y):
     y, seen = measured(operator, sigma_y), {}
     for init in ("pinv", "lmmse"):
         states = []
-        build(name, start=0.4, init=init)(
-            mixture(), operator, y, KeyedNoise(0, KEYS), sigma_y=sigma_y,
+        sampler = build(name, start=0.4, init=init)
+        sampler(
+            suited(mixture(), sampler, operator), operator, y, KeyedNoise(0, KEYS), sigma_y=sigma_y,
             callback=lambda k, x, prediction, states=states: states.append(x),
         )  # fmt: skip
         seen[init] = states[0]
@@ -315,7 +317,9 @@ def test_the_estimate_enters_by_the_start_alone(name, sigma_y):
     variance = {"reddiff": 1.0, "cm4ir": squared / (1 + squared)}.get(name, squared)
     pinv = Problem(operator, y, KeyedNoise(0, KEYS), sigma_y).estimate("pinv", variance)
     on_flow = VP.a(t) / (VP.a(t) + VP.s(t))
-    a = {"flower": on_flow, "pnp_flow": on_flow, "cm4ir": 1.0, "pnp_cm": 1.0}.get(name, VP.a(t))
+    a = {"flower": on_flow, "pnp_flow": on_flow, "flowdps": on_flow, "cm4ir": 1.0, "pnp_cm": 1.0}.get(
+        name, VP.a(t)
+    )
     torch.testing.assert_close(seen["lmmse"] - seen["pinv"], a * (lmmse - pinv))
 
 
@@ -864,10 +868,11 @@ def test_the_stated_bias_on_a_gaussian_prior(name, task):
     assert figures.total == pytest.approx(total, abs=3.5 * figures.uncertainty)
 
 
-def test_every_sampler_but_six_states_its_bias():
-    """Three seek one image, DDIM has no guidance, and two are made for consistency functions."""
+def test_every_sampler_but_nine_states_its_bias():
+    """Three seek one image, DDIM has no guidance, two are for consistency functions, three for latents."""
     stated = {SAMPLERS[name]["name"] for name in FIGURES}
-    assert stated == set(BY_NETWORK) - {"reddiff", "pnp_flow", "dmplug", "ddim", "cm4ir", "pnp_cm"}
+    others = {"reddiff", "pnp_flow", "dmplug", "ddim", "cm4ir", "pnp_cm", "latino", "flowdps", "psld"}
+    assert stated == set(BY_NETWORK) - others
 
 
 @pytest.mark.parametrize("sigma_y", [0.1, 0.5])

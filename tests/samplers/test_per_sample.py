@@ -13,7 +13,7 @@ from kintsugi.operators import stack
 from kintsugi.priors.analytic import StandardNormal
 from kintsugi.samplers import KeyedNoise, coefficients
 from kintsugi.samplers.lattice import HIGHEST, LOWEST, distinct, lattice
-from kintsugi.testing import draw, mixture
+from kintsugi.testing import draw, mixture, suited
 
 D = torch.float64
 KEYS = ["a", "b", "c"]
@@ -47,7 +47,7 @@ def build(name, **parameters):
 
 
 def restore(sampler, operator, y, sigma_y, keys=KEYS):
-    prior = mixture(shape=operator.image_shape)
+    prior = suited(mixture(shape=operator.image_shape), sampler, operator)
     return sampler(prior, operator, y, KeyedNoise(0, keys), sigma_y=sigma_y).image
 
 

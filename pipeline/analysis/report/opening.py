@@ -22,6 +22,11 @@ SAMPLES = 3  # whose pictures are shown, the first of the job
 LINEAR = BASELINES["lmmse"]
 """The kind of picture that only these samples have."""
 REASON = 200  # characters of an error
+OF_AUTOENCODER = {
+    "decodes": "by the decoder",
+    "encodes": "by the encoder",
+    "autoencoder_vjps": "with Jacobians of these",
+}
 DAMAGE = {
     "anisotropic_blur": "blur",
     "average_pool": "fewer pixels",
@@ -153,6 +158,9 @@ def cost_of(metrics: Mapping[str, Any]) -> str:
         beside.append(
             f"{times(cost['vjps'], 'vector-Jacobian product')} of the network beside the evaluations"
         )
+    for name, what in OF_AUTOENCODER.items():
+        if count := cost.get(name):
+            beside.append(f"{number(count, 0)} passes {what}")
     if more := cost.get("measuring"):
         beside.append(f"{times(more, 'evaluation')} more by which it is measured")
     if (every := cost.get("reuse", 1)) > 1:

@@ -63,7 +63,12 @@ def results(run: Run, tally: Tally, summary: Summary, sets: Mapping[str, SetResu
             by: {"groups": len(groups), "largest": largest(groups, list(summary.measures))}
             for by, groups in summary.breakdowns.items()
         },
-        "cost": {"forwards": summary.forwards, "vjps": summary.vjps} | more_of_cost(run.job),
+        "cost": {
+            "forwards": summary.forwards,
+            "vjps": summary.vjps,
+            **summary.of_autoencoder,
+            **more_of_cost(run.job),
+        },
         "time": spent(tally),
         "failures": asdict(summary.failures),
         "shards": {
