@@ -27,7 +27,6 @@ class ScoringStage:
     """
 
     prior_sha256: str | None = None
-    latents = False
 
     def __init__(self, job: Job, device: str | torch.device):
         self.device = torch.device(device)

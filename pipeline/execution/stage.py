@@ -32,7 +32,7 @@ from kintsugi.pipeline.metrics.registry import TRUTH, baseline_column
 from kintsugi.pipeline.metrics.scoring import Scorer, residual
 from kintsugi.pipeline.metrics.weights import MissingWeights
 from kintsugi.priors import speed
-from kintsugi.priors.base import Described, NetworkPrior, autoencoder_of, channels_of
+from kintsugi.priors.base import Described, NetworkPrior, channels_of
 from kintsugi.priors.grouped import grouped, said
 from kintsugi.samplers.inversion import there_and_back
 
@@ -102,7 +102,7 @@ class Stage:
         loaded: of a stage whose prior this job has, too; else it is loaded.
 
     Attributes:
-        loaded: the prior, and what is known of it. latents: whether it is of latents.
+        loaded: the prior, and what is known of it.
         seconds: time spent by part (degrade, sample, score) since the start; forward and vjp are the
             network's within sample, scoring is another thread's beside all of it.
         notes: what the user should know.
@@ -133,7 +133,6 @@ class Stage:
             channels, pixels = self.problems.measured
             self.convert = Measurements(channels, data.range, job.degradation.most_noise, pixels)
         self.prior_sha256: str | None = prior.sha256
-        self.latents = autoencoder_of(prior) is not None
         self.notes: list[str] = [note] if (note := said(channels_of(described), job.data.channels)) else []
         batch_size = BATCH_ON_CPU if job.compute.batch_size == "auto" else job.compute.batch_size
         self.memory = Memory(self.problems, prior, batch_size, self.notes)
@@ -250,8 +249,7 @@ class Stage:
         self, problem: Prepared, drawn: Samples, truth: Tensor | None, true: np.ndarray | None, seconds: float
     ) -> list[Restored]:
         """The results of a batch that was restored, in `seconds` each; true: its truth as it was read."""
-        job, y, count = self.job, drawn.y, len(drawn.keys)
-        image, several = drawn.mean, drawn.several()
+        job, y, image, count = self.job, drawn.y, drawn.mean, len(drawn.keys)
         finite = image.isfinite().flatten(1).all(1).tolist()
         metrics = self.score(problem, y, image, truth)
         if truth is not None and job.calibrated:
@@ -278,11 +276,11 @@ class Stage:
                 restored=restored[i],
                 measurement=measurement[i],
                 error=None if finite[i] else "NotFinite: the sampler's result contains NaN or infinity",
-                several=several[i],
+                several=several,
                 own=problem.own[i] if problem.own else None,
                 features=features.get(i, {}),
             )
-            for i in range(count)
+            for i, several in enumerate(drawn.several())
         ]
 
     @torch.no_grad()

@@ -47,7 +47,6 @@ class UnitStage(Protocol):
         batch_size: samples that are read, and given to `run`, at once.
         convert: makes a sample of the contents of its files, in threads that read ahead.
         prior_sha256: for the records of commits; None where there is no prior.
-        latents: whether it is of latents.
         seconds: spent by part since the start, for these records.
         notes: what the user should know; the worker takes them away.
     """
@@ -56,7 +55,6 @@ class UnitStage(Protocol):
     batch_size: int
     convert: Convert
     prior_sha256: str | None
-    latents: bool
     seconds: dict[str, float]
     notes: list[str]
 
@@ -223,7 +221,7 @@ class Worker:
             earlier=committed.seconds if committed else None,
             features=table_of({sample.row["key"]: sample.features for sample in done if sample.features}),
             sample_seconds=[sample.seconds for sample in done],
-            schema=schema_of(self.job, self.stage.latents),
+            schema=schema_of(self.job, any(sample.row.get("decodes") for sample in done)),
             made_by=both(committed.made_by if committed else {}, self.made_by),
             notes=notes,
         )
