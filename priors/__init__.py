@@ -16,7 +16,7 @@ from kintsugi.cache import checksum
 from kintsugi.checkpoint import check_intact
 from kintsugi.errors import SpecError
 from kintsugi.priors.base import Described, NetworkPrior, Prior, channels_of
-from kintsugi.priors.formats import adm, diffusers_model, edm, rectified_flow
+from kintsugi.priors.formats import adm, diffusers_model, edm, rectified_flow, score_sde
 from kintsugi.priors.grouped import check_channels
 from kintsugi.priors.grouped import said as said_of_channels
 from kintsugi.priors.natural import describe as describe_natural
@@ -46,6 +46,7 @@ BUILTIN = {
     "adm": Format(adm.adm, adm.describe),
     "edm": Format(edm.edm, edm.describe),
     "rectified_flow": Format(rectified_flow.rectified_flow, rectified_flow.describe),
+    "score_sde": Format(score_sde.score_sde, score_sde.describe),
     "diffusers": Format(diffusers_model.diffusers_model, diffusers_model.describe),
 }
 REGISTRY = Registry("prior", BUILTIN, Format)

@@ -72,10 +72,32 @@ class VariancePreserving:
     def time_of(self, log_snr: Tensor) -> Tensor:
         """The root in [0, 1] of the quadratic integrated rate."""
         # a²/s² = 1/(eᵇ − 1), hence b = log(1 + e^{-2 log_snr}), and b is quadratic in t.
-        b = torch.nn.functional.softplus(-2 * log_snr)
+        return self.time_at(torch.nn.functional.softplus(-2 * log_snr))
+
+    def time_at(self, b: Tensor) -> Tensor:
+        """The time at which the integrated rate is b."""
         slope = self.beta_max - self.beta_min
         root = torch.sqrt(self.beta_min**2 + 2 * slope * b)
         return (2 * b / (self.beta_min + root)).clamp(0, 1)
+
+
+@dataclass(frozen=True)
+class SubVariancePreserving(VariancePreserving):
+    """Score-SDE's sub-VP path: the signal of the VP path, and the square of its noise (equation 14)."""
+
+    def s(self, t: Tensor) -> Tensor:
+        """1 − exp(−b) of the integrated rate b."""
+        return -torch.expm1(-self.integrated_beta(t))
+
+    def ds(self, t: Tensor) -> Tensor:
+        """β a²."""
+        return self.beta(t) * self.a(t) ** 2
+
+    def time_of(self, log_snr: Tensor) -> Tensor:
+        """By a, the positive root of a² + r a = 1 where r = s/a."""
+        ratio = torch.exp(-log_snr)
+        # −2 log a for a = 2 / (r + √(r² + 4)), exactly near a = 1, too.
+        return self.time_at(2 * torch.asinh(ratio / 2))
 
 
 @dataclass(frozen=True)

@@ -159,10 +159,15 @@ def fir(function, x, gain):
     return function(x, kernel, stride=2, padding=1, groups=x.shape[1])
 
 
-def ncsnpp_reference(w, x, t, widths, blocks, attention):
-    """t: the times that the network sees, from 0 to 999."""
+def ncsnpp_reference(
+    w, x, t, widths, blocks, attention, *, fourier=True, down="skip", up="skip", base=None, scaled=True
+):
+    """t: the times that the network sees. scaled: it divides by them."""
     count = iter(range(1000))
     smaller, larger = partial(fir, F.conv2d, gain=1), partial(fir, F.conv_transpose2d, gain=4)
+    if down is None:
+        smaller, larger = partial(F.avg_pool2d, kernel_size=2), partial(F.interpolate, scale_factor=2)
+    base = base or widths[0]
 
     def module():
         return f"all_modules.{next(count)}"
@@ -192,14 +197,16 @@ def ncsnpp_reference(w, x, t, widths, blocks, attention):
         h = within(3, attend(within(0, h), within(1, h), within(2, h)))
         return (x + h.view_as(x)) / 2**0.5
 
-    frequencies = w(f"{module()}.W", widths[0], scale=16)
-    angles = t.log()[:, None] * frequencies * 2 * math.pi
+    if fourier:
+        angles = t.log()[:, None] * w(f"{module()}.W", base, scale=16) * 2 * math.pi
+    else:
+        angles = t[:, None] * 10_000.0 ** (-torch.arange(base // 2) / (base // 2 - 1))
     embedding = torch.cat([angles.sin(), angles.cos()], 1)
-    embedding = w.linear(module(), embedding, 4 * widths[0])
-    embedding = w.linear(module(), F.silu(embedding), 4 * widths[0])
+    embedding = w.linear(module(), embedding, 4 * base)
+    embedding = w.linear(module(), F.silu(embedding), 4 * base)
 
     pyramid = x
-    h = w.convolution(module(), x, widths[0])
+    h = w.convolution(module(), x, base)
     skips = [h]
     for level, width in enumerate(widths):
         for _ in range(blocks):
@@ -207,9 +214,17 @@ def ncsnpp_reference(w, x, t, widths, blocks, attention):
             h = attend_in(h) if level in attention else h
             skips.append(h)
         if level < len(widths) - 1:
-            pyramid = smaller(pyramid)
             h = residual(h, width, smaller)
-            h = h + w.convolution(f"{module()}.Conv_0", pyramid, width, 1)
+            if down == "skip":
+                pyramid = smaller(pyramid)
+                h = h + w.convolution(f"{module()}.Conv_0", pyramid, width, 1)
+            elif down == "residual":
+                name = f"{module()}.Conv2d_0"
+                seen = pyramid.shape[1]
+                filtered = F.conv2d(F.pad(pyramid, [2] * 4), FIR.expand(seen, 1, 4, 4), groups=seen)
+                weight = w(f"{name}.weight", width, seen, 3, 3)
+                halved = F.conv2d(filtered, weight, w.bias(f"{name}.bias", width), stride=2)
+                pyramid = h = (h + halved) / 2**0.5
             skips.append(h)
     h = residual(h, width)
     h = residual(attend_in(h), width)
@@ -218,12 +233,13 @@ def ncsnpp_reference(w, x, t, widths, blocks, attention):
         for _ in range(blocks + 1):
             h = residual(torch.cat([h, skips.pop()], 1), width)
         h = attend_in(h) if level in attention else h
-        pyramid = larger(pyramid) if level < len(widths) - 1 else 0
-        normalised = F.silu(norm(module(), h))
-        pyramid = pyramid + w.convolution(module(), normalised, 3)
+        if up == "skip" or not level:
+            pyramid = larger(pyramid) if up == "skip" and level < len(widths) - 1 else 0
+            normalised = F.silu(norm(module(), h))
+            pyramid = pyramid + w.convolution(module(), normalised, 3)
         if level:
             h = residual(h, width, larger)
-    return pyramid / t[:, None, None, None]
+    return pyramid / t[:, None, None, None] if scaled else pyramid
 
 
 NCSNPP = {
@@ -233,7 +249,7 @@ NCSNPP = {
 }
 
 
-def make_ncsnpp(folder, name):
+def make_ncsnpp(folder, name, levels=(1.0,) * 20):
     """A file whose trained weights differ from their average, and x, t in [0, 1] and the velocity."""
     average, x, t = Weights(), draw(2, 3, 16, 16), torch.tensor([0.3, 0.9])
     velocity = ncsnpp_reference(average, x, 999 * t, *NCSNPP[name])
@@ -244,7 +260,7 @@ def make_ncsnpp(folder, name):
     }
     content = {
         "optimizer": {"state": {}, "param_groups": [{"lr": 2e-4, "betas": (0.9, 0.999)}]},
-        "model": {"module.sigmas": torch.ones(20, dtype=torch.float64), **model},
+        "model": {"module.sigmas": torch.tensor(levels, dtype=torch.float64), **model},
         "ema": {
             "decay": 0.999,
             "num_updates": 10,

@@ -20,7 +20,7 @@ from kintsugi import cache, checkpoint, priors
 from kintsugi.checkpoint import CheckpointError
 from kintsugi.errors import SpecError
 from kintsugi.priors.base import data_prediction
-from kintsugi.priors.formats import adm, rectified_flow
+from kintsugi.priors.formats import adm, ncsnpp, rectified_flow
 from kintsugi.priors.formats.adm_training import ADM as PUBLISHED
 from kintsugi.priors.formats.adm_training import Known, Told
 from kintsugi.priors.formats.layout import in_file
@@ -149,8 +149,8 @@ def test_published_layouts_have_their_published_sizes():
     sizes = [layout.parameters for layout in layouts]
     assert sizes[0] == 552_814_086
     assert [round(size / 1e6) for size in sizes[1:5]] == [554, 558, 559, 94]
-    flow = rectified_flow.Layout((128, 128, 256, 256, 256, 256, 256), 2, (4,))
-    assert rectified_flow.infer(in_file(rectified_flow.entries(flow)), Path("x")) == flow
+    flow = ncsnpp.Layout((128, 128, 256, 256, 256, 256, 256), 2, (4,), base=128)
+    assert ncsnpp.infer(in_file(ncsnpp.entries(flow)), Path("x")) == flow
     assert round(flow.parameters / 1e6, 1) == 65.6
 
 
@@ -612,7 +612,7 @@ def test_truncated_files_are_refused(kept, adm_file, tmp_path):
 def test_checkpoints_of_another_architecture_are_refused(adm_file, flow_file, tmp_path):
     with pytest.raises(CheckpointError, match="no plain state dict: 'optimizer' is 'dict'"):
         load("adm", flow_file)
-    with pytest.raises(CheckpointError, match=r"no NCSN\+\+.*'all_modules\.0\.W'"):
+    with pytest.raises(CheckpointError, match=r"no NCSN\+\+.*'all_modules\.2\.weight'"):
         load("rectified_flow", adm_file)
     with pytest.raises(CheckpointError, match=r"no guided-diffusion UNet: no 'time_embed"):
         load("adm", NATURAL)

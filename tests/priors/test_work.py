@@ -16,7 +16,7 @@ from kintsugi.priors import speed
 from kintsugi.priors.formats import adm
 from kintsugi.priors.formats.adm_training import Known
 
-FORMATS = ["natural", "adm", "edm", "rectified_flow", "diffusers"]
+FORMATS = ["natural", "adm", "edm", "rectified_flow", "score_sde", "diffusers"]
 
 
 @pytest.fixture(scope="module")
@@ -30,6 +30,7 @@ def loaded(tmp_path_factory):
         "adm": {"path": str(path), "head_channels": head_channels},
         "edm": make_edm(folder, "iddpm"),
         "rectified_flow": {"path": str(make_ncsnpp(folder, "narrow")[0])},
+        "score_sde": {"path": str(make_ncsnpp(folder, "wide", levels=(100.0, 0.01))[0])},
         "diffusers": {"path": str(save(folder / "saved", scheduler))},
     }
     assert specs.keys() == priors.BUILTIN.keys()
@@ -87,7 +88,7 @@ def test_without_the_divisions_by_one_results_are_the_same_bits(loaded, name):
         "of each one in the forward pass and one in the backward pass"
     )
     speed.drop_idle(loaded[name].network)
-    assert bool(idle) == (name not in ("edm", "rectified_flow")), "whose blocks divide by √2, or never"
+    assert bool(idle) == (name in ("natural", "adm", "diffusers")), "whose blocks are diffusers'"
     assert torch.equal(u, again[0])
     assert torch.equal(vjp, again[1])
 
