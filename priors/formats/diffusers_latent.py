@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from kintsugi.cache import checksum
-from kintsugi.checkpoint import adopt
+from kintsugi.checkpoint import CheckpointError, adopt
 from kintsugi.errors import SpecError
 from kintsugi.priors.base import Prediction
 from kintsugi.priors.classes import Conditional, Conditioning, guided
@@ -223,15 +223,19 @@ def describe(
         SpecError: a field that the network has no use for.
     """
     parts = parts_of(path, revision, variant)
-    autoencoder = LatentAutoencoder(parts.empty("autoencoder"), enlarge)
-    network = parts.network(autoencoder.factor)
-    network.check(parts.scheduler, autoencoder.channels)
-    telling = telling.check(network)
-    if network.text is not None:
-        parts.check_text(PARTS[network.text], network)
+    try:
+        autoencoder = LatentAutoencoder(parts.empty("autoencoder"), enlarge)
+        network = parts.network(autoencoder.factor)
+        network.check(parts.scheduler, autoencoder.channels)
+        if network.text is not None:
+            parts.check_text(PARTS[network.text], network)
+    except SpecError:
+        raise
+    except Exception as error:  # whatever settings of other types lead to
+        raise CheckpointError(f"path: the configurations are no pipeline's ({error})") from error
     for part, module in (("network", network.module), ("autoencoder", autoencoder.module)):
         parts.check_weights(part, module)
-    return LatentDescription(parts, network, autoencoder, telling)
+    return LatentDescription(parts, network, autoencoder, telling.check(network))
 
 
 def count(network: nn.Module) -> int:

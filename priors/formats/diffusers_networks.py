@@ -139,8 +139,10 @@ class TextUNet(LatentNetwork):
         """The output (B, C, h, w); SDXL's is told that the image has its own size and is not cropped."""
         added = None
         if self.sized:
-            size = [side * self.factor for side in x.shape[2:]]
-            added = {"text_embeds": pooled, "time_ids": x.new_tensor([*size, 0, 0, *size]).expand(len(x), 6)}
+            # Height and width of the whole image, (0, 0) where it begins, and both again as what is wanted.
+            sizes = x.new_zeros(len(x), 6)
+            sizes[:, 0::4], sizes[:, 1::4] = x.shape[2] * self.factor, x.shape[3] * self.factor
+            added = {"text_embeds": pooled, "time_ids": sizes}
         return self.module(
             x,
             time,

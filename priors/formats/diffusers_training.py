@@ -85,7 +85,7 @@ def latent_consistency(scheduler: Any, device: str | torch.device) -> Convention
     """
     trained = labelled(scheduler, device)
     table, data = DDPM(betas=betas_of(scheduler).to(device)), 0.5
-    scaling = scheduler.config.timestep_scaling
+    scaling = float(scheduler.config.timestep_scaling)
 
     def output(network: Network, x: Tensor, t: Tensor) -> Tensor:
         a, s = column(table.a(t.double()), x), column(table.s(t.double()), x)

@@ -405,6 +405,7 @@ INDEX = {
     "no encoder": ("sd", {"text_encoder": [None, None]}, "text_encoder None; .*CLIPTextModel fits"),
     "encoder": ("sd", {"text_encoder": ["transformers", "BertModel"]}, "'BertModel'; .*CLIPTextModel fits"),
     "tokenizer": ("sd", {"tokenizer": ["transformers", "BertTokenizer"]}, "tokenizer 'BertTokenizer'"),
+    "no class": ("sd", {"scheduler": []}, r"scheduler \[\]"),
     "nothing": ("sd", {"unet": [None, None]}, "unet or transformer None"),
 }
 
@@ -438,6 +439,8 @@ CONFIGS = {
     "autoencoder layers": ("sd", "vae", {"layers_per_block": 10**9}, "layers_per_block 1000000000"),
     "widths": ("sd", "unet", {"cross_attention_dim": 24}, "widths 16; the network takes 24 for text"),
     "t5": ("dev", "text_encoder_2", {"d_model": 32}, "widths 32; the network takes 24 for text"),
+    "no number": ("sdxl", "unet", {"addition_time_embed_dim": "x"}, "no pipeline's"),
+    "no width": ("sd", "text_encoder", {"hidden_size": "x"}, "widths 0; the network takes 16"),
     "does not fit": ("sd", "unet", {"block_out_channels": [8, 32]}, "safetensors' does not fit"),
     "nonsense": ("sd", "unet", {"down_block_types": ["NoBlock"]}, "does not make a UNet2DConditionModel"),
     "vae does not fit": ("sd", "vae", {"block_out_channels": [8, 8, 16]}, "safetensors' does not fit"),
