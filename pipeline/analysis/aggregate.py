@@ -31,10 +31,10 @@ from kintsugi.pipeline.analysis.measures import (
     share_better,
 )
 from kintsugi.pipeline.analysis.rows import Tally, measures_in, write_rows
-from kintsugi.pipeline.execution.commit import LATENT
 from kintsugi.pipeline.execution.run import Run
 from kintsugi.pipeline.metrics import IMAGE
 from kintsugi.pipeline.metrics.registry import BASELINES, baseline_column
+from kintsugi.samplers.base import OF_AUTOENCODER
 
 EXTREMES = 8  # samples at either end, at most
 
@@ -133,7 +133,7 @@ def describe_rows(rows: Path) -> Summary:
         pairs = zip(failed["key"].to_pylist(), failed["error"].to_pylist(), strict=True)
         failures = Failures(reasons(pairs), failed.slice(0, LISTED).to_pylist())
         forwards, vjps = (count_of(column(name).to_numpy()) or 0 for name in ("forwards", "vjps"))
-        there = [name for name in LATENT.names if name in file.schema_arrow.names]
+        there = [name for name in OF_AUTOENCODER if name in file.schema_arrow.names]
         coded = {name: count_of(column(name).to_numpy()) for name in there}
         places = pc.sort_indices(keys).to_numpy()  # so that sums do not depend on the order of the rows
         breakdowns = {by: Breakdown(column(by), ok, places) for by in ("shard", "label")}

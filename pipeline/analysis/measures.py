@@ -28,6 +28,7 @@ TITLES = {
     "error_rms": "error of the samples' mean, RMS ↓",
     "residual": "residual, RMS ↓",
     "spread": "deviation of the samples, RMS",
+    "round_trip": "autoencoder alone, PSNR, dB ↑",
     "seconds": "sampler, s per image",
 }
 ABOUT = {
@@ -40,6 +41,7 @@ ABOUT = {
     "error_rms": "Root mean square over the pixels of the truth less the samples' mean, on [-1, 1].",
     "residual": "Root mean square of H x̂ − y, on [-1, 1].",
     "spread": "Root mean square over the pixels of the samples' standard deviation, on [-1, 1].",
+    "round_trip": "PSNR of the true image encoded and decoded: what a prior of latents can hardly exceed.",
     "seconds": "The sampler's time for a batch divided by its samples; to the interval a batch is one value.",
 }
 ASCENDING: Mapping[Better, tuple[str, str]] = {
@@ -117,6 +119,8 @@ def better(name: str) -> Better:
         return metric.better
     if name == "z_rms":
         return "one"
+    if name == "round_trip":
+        return "higher"
     return "lower" if name in ("residual", "error_rms", "seconds") else None
 
 

@@ -78,7 +78,7 @@ AFTER = pa.schema(
 
 Pictures of neither 1 nor 3 channels are .npy (C, H, W), whatever the format.
 """
-LATENT = pa.schema([(name, pa.int32()) for name in OF_AUTOENCODER])  # where the prior is of latents
+LATENT = pa.schema([*((name, pa.int32()) for name in OF_AUTOENCODER), ("round_trip", pa.float64())])
 KINDS = {"number": pa.float64(), "text": pa.string(), "file": pa.binary()}
 """Of the columns with parameters of samples."""
 PICTURES = ("restored", "measurement", "truth", "deviation", "samples")

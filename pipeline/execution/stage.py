@@ -23,6 +23,7 @@ from kintsugi.pipeline.execution.memory import Memory, largest_batch
 from kintsugi.pipeline.execution.own import Own
 from kintsugi.pipeline.execution.problems import Prepared, Problems
 from kintsugi.pipeline.execution.rehearsal import rehearse
+from kintsugi.pipeline.execution.round_trip import round_trip
 from kintsugi.pipeline.execution.samples import Samples, Several
 from kintsugi.pipeline.execution.timing import timed
 from kintsugi.pipeline.job import Job
@@ -293,7 +294,7 @@ class Stage:
             for baseline, estimate in baselines(problem.alone, y).items():
                 values = self.scorer(estimate, truth)
                 found |= {baseline_column(name, baseline): of for name, of in values.items()}
-        return found
+        return found | round_trip(problem, truth)
 
 
 def nth_of(batch: Callable[[], Sequence[T]], place: int) -> T:

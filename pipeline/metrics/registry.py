@@ -121,7 +121,7 @@ NAME = re.compile(r"[a-z][a-z0-9_]*")
 TAKEN = (
     *("key", "shard", "index", "label", "source", "file", "status", "error", "seed", "seconds"),
     *("forwards", "vjps", "batch_size", "residual", "spread"),
-    *("decodes", "encodes", "autoencoder_vjps"),
+    *("decodes", "encodes", "autoencoder_vjps", "round_trip"),
     *("restored", "measurement", "truth", "deviation", "samples"),
     *CALIBRATION,
     *("group", "n", "failed", "place"),
