@@ -77,6 +77,10 @@ class Parts:
         config, kind = self.config(name), self.classes[name]
         if kind == "AutoencoderTiny":
             config.pop("block_out_channels", None)  # which diffusers writes, and then warns of
+        if kind == "VQModel":
+            # Those saved before diffusers had the field are of LDM, which does not scale what it quantises;
+            # today's default is that of Stable Diffusion (CompVis/ldm-celebahq-256, its pull request 5).
+            config.setdefault("scaling_factor", 1.0)
         try:
             return empty(lambda: getattr(diffusers, kind).from_config(config))
         except Exception as error:  # whatever the blocks make of settings that do not go together
@@ -179,6 +183,10 @@ def parts_of(path: str, revision: str | None, variant: str | None) -> Parts:
     classes = {name: str((value or [None])[-1]) for name, value in index.items()}
     scheduler = folder / "scheduler" / "scheduler_config.json"
     encoders = [name for name in texts[:3] if name in index]
+    settings = read_json(folder / "model_index.json")
+    if settings.get("requires_aesthetics_score"):
+        reason = "it is SDXL's refiner, trained on the end of the path only; the base fits"
+        raise misfit("model_index.json", "requires_aesthetics_score", True, reason)
     return Parts(
         path,
         revision,
@@ -191,7 +199,7 @@ def parts_of(path: str, revision: str | None, variant: str | None) -> Parts:
             *(folder / name / "config.json" for name in (network, autoencoder, *encoders)),
         ],
         scheduler_of(read_json(scheduler), classes["scheduler"]),
-        read_json(folder / "model_index.json").get("force_zeros_for_empty_prompt") is not False,
+        settings.get("force_zeros_for_empty_prompt") is not False,
     )
 
 

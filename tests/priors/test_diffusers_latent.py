@@ -23,7 +23,9 @@ from kit.latents import (
     save_latent,
 )
 from kit.pipelines import Hub, make_unet
+from kit.shards import encode, picture, write_tar
 
+import kintsugi
 from kintsugi import priors
 from kintsugi.checkpoint import CheckpointError
 from kintsugi.errors import SpecError
@@ -65,6 +67,10 @@ SAVED = {
         f, make_text_unet(time_cond_proj_dim=9), make_kl(), diffusers.LCMScheduler(**BETAS), [make_clip()]
     ),
     "sdxl": lambda f: save_latent(f, make_sdxl_unet(), make_kl(), make_ddim(), clips()),
+    "playground": lambda f: save_latent(
+        f, make_sdxl_unet(), make_kl(latents_mean=[0.1, -0.2, 0.3, 0.0], latents_std=[1.0, 2.0, 0.5, 1.5]),
+        diffusers.EDMEulerScheduler(), clips(),
+    ),
     "turbo": lambda f: save_latent(f, make_sdxl_unet(), make_tiny(), make_euler(), clips()),
     "sd3": lambda f: save_latent(
         f, make_sd3(), make_kl(shift_factor=0.1), make_flow(), [make_clip(True), make_clip(True), make_t5(40)]
@@ -177,6 +183,18 @@ def test_turbo_and_lightning(folders, steps):
     close(decoded(prior, follow(prior, start, [*times, None])), expected)
 
 
+def test_playground(folders):
+    """SDXL on EDM's path, with a mean and a deviation of each channel of the latents."""
+    made = pipeline("StableDiffusionXLPipeline", folders["playground"])
+    x = draw(1, 4, 8, 8)
+    expected = made(
+        PROMPT, latents=x, guidance_scale=3.0, num_inference_steps=4, output_type="pt"
+    ).images  # fmt: skip
+    prior = load(folders["playground"], prompt=PROMPT, cfg=3.0)
+    start = made.scheduler.init_noise_sigma * x
+    close(decoded(prior, follow(prior, start, [*made.scheduler.sigmas.tolist()[:-1], None])), expected)
+
+
 def test_latent_consistency_models(folders):
     """Two steps, with the pipeline's noise between, and of each its own guidance."""
     made = pipeline(
@@ -249,6 +267,16 @@ def test_ldm(folders):
     close(decoded(prior, z), torch.from_numpy(expected).permute(0, 3, 1, 2))
 
 
+def test_autoencoders_without_a_scale_have_that_of_their_time(copied):
+    """In 2022 the scale of Stable Diffusion was in its pipeline, and LDM had none."""
+    for name, part, scale in (("ldm", "vqvae", 1.0), ("sd", "vae", 0.18215)):
+        file = copied(name) / part / "config.json"
+        config = json.loads(file.read_text())
+        del config["scaling_factor"]
+        file.write_text(json.dumps(config))
+        assert load(file.parents[1]).autoencoder.scale == [scale]
+
+
 # What every one is.
 
 
@@ -295,6 +323,22 @@ def test_images_of_the_network_may_be_larger_than_those_of_the_job(folders):
     found = {enlarge: describe(path=str(folders["dev"]), enlarge=enlarge) for enlarge in (1, 2, 3)}
     assert [found[enlarge].multiple for enlarge in found] == [8, 4, 8]
     assert found[2].autoencoder.enlarge == load(folders["dev"], enlarge=2).autoencoder.enlarge == 2
+
+
+@pytest.mark.parametrize("name", ["dit", "lcm", "sdxl", "dev"])
+def test_a_compiled_network_is_given_whole_batches_of_all_that_it_is_told(folders, name, monkeypatch):
+    monkeypatch.setattr(torch, "compile", lambda network, **_: network)
+    label = {"label": 3} if name == "dit" else {}
+    plain, prior = (load(folders[name], **label) for _ in range(2))
+    prior.network = speed.Compiled(prior.network, "default", 3)
+    lengths = set()
+    prior.network.run.register_forward_pre_hook(
+        lambda _, given: lengths.update(len(one) for one in given if one is not None)
+    )
+    x, t = draw(2, 4, 8, 8), torch.tensor([0.3, 0.6])
+    with torch.no_grad():
+        close(prior(x, t), plain(x, t))
+    assert lengths == {3}
 
 
 def test_half_precision_changes_only_digits(folders):
@@ -360,6 +404,30 @@ def test_describing_a_hub_model_fetches_configurations_only(folders, tmp_path, m
     close(prior(x, t), load(folders["sd3"], prompt=PROMPT)(x, t))
 
 
+@pytest.fixture
+def job(folders, tmp_path):
+    write_tar(tmp_path / "in.tar", [(f"{i}.png", encode(picture(i, 32))) for i in range(3)])
+    return {
+        "data": {"shards": str(tmp_path / "in.tar"), "size": 32},
+        "degradation": {"operator": {"name": "bicubic", "factor": 4}},
+        "prior": {"name": "diffusers", "path": str(folders["sdxl"]), "prompt": PROMPT, "cfg": 2.0},
+        "sampler": {"name": "latino", "steps": 2},
+        "metrics": ["psnr"],
+        "compute": {"batch_size": 2, "cpus_per_actor": 1},
+        "output": str(tmp_path / "run"),
+    }
+
+
+def test_a_job_runs_resumes_and_does_not_depend_on_the_batch(job, tmp_path):
+    rows = kintsugi.run(job).rows()
+    assert rows.column("forwards").to_pylist() == [4] * 3
+    assert kintsugi.run(job).rows().equals(rows)
+    alone = {"compute": job["compute"] | {"batch_size": 1}, "output": str(tmp_path / "alone")}
+    again = kintsugi.run(job | alone).rows()
+    for one, other in zip(rows.sort_by("key").to_pylist(), again.sort_by("key").to_pylist(), strict=True):
+        assert one["psnr"] == pytest.approx(other["psnr"], abs=1e-3)
+
+
 # Refusals.
 
 
@@ -406,6 +474,7 @@ INDEX = {
     "encoder": ("sd", {"text_encoder": ["transformers", "BertModel"]}, "'BertModel'; .*CLIPTextModel fits"),
     "tokenizer": ("sd", {"tokenizer": ["transformers", "BertTokenizer"]}, "tokenizer 'BertTokenizer'"),
     "no class": ("sd", {"scheduler": []}, r"scheduler \[\]"),
+    "refiner": ("sdxl", {"requires_aesthetics_score": True}, "SDXL's refiner"),
     "nothing": ("sd", {"unet": [None, None]}, "unet or transformer None"),
 }
 
