@@ -6,9 +6,11 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from kintsugi.numerics import cosines
-from kintsugi.priors.base import Prior
+from kintsugi import operators
+from kintsugi.numerics import Map, cosines
+from kintsugi.priors.base import Prior, autoencoder_of
 from kintsugi.priors.paths import log_snr
+from kintsugi.samplers.decoded import Decoded
 from kintsugi.samplers.descent import PATH, Denoiser, noise_levels
 from kintsugi.samplers.errors import Table, frequencies_of
 from kintsugi.samplers.noise import KeyedNoise
@@ -39,16 +41,21 @@ class Calibration:
 
     @torch.no_grad()
     def add(self, truth: Tensor, noise: KeyedNoise, advance: Callable[[], object] = lambda: None) -> None:
-        """Gather the errors of images (B, C, H, W), by a forward at each level; `advance` after each."""
-        count, channels, height, width = truth.shape
+        """Gather the errors of images (B, C, H, W), by a forward at each level; `advance` after each.
+
+        With a prior of latents it is decoded predictions that err, of encoded images and noise.
+        """
+        count, _, height, width = truth.shape
+        encode, decode = coding(self.prior, truth)
+        clean = encode(truth)
         rows, columns = (cosines(n).to(truth) for n in (height, width))
         between = (self.frequencies[1:] * self.frequencies[:-1]).sqrt()
         ring = torch.bucketize(frequencies_of(height, width), between).flatten()
         denoise = Denoiser(self.prior, None)
         levels = noise_levels(PATH, self.prior, PATH.time_of(-self.sigmas.log()), truth)[:-1]
         for sums, level, number in zip(self.sums, levels, range(LEVELS), strict=True):
-            z = noise.normal(f"calibrate-{number}", (channels, height, width)).to(truth)
-            error = denoise(level.a * truth + level.s * z, level) - truth
+            z = noise.normal(f"calibrate-{number}", tuple(clean.shape[1:])).to(truth)
+            error = decode(denoise(level.a * clean + level.s * z, level)) - truth
             squared = (rows @ error @ columns.T).double().square().mean(1).sum(0).flatten().cpu()
             sums.index_add_(0, ring, squared)
             advance()
@@ -68,6 +75,17 @@ class Calibration:
             frequencies=rounded(self.frequencies[there]),
             variances=[rounded(row) for row in variances],
         )
+
+
+def coding(prior: Prior, images: Tensor) -> tuple[Map, Map]:
+    """What makes a prior's x₀ of images, and images of it: nothing, where it is of pixels."""
+    autoencoder = autoencoder_of(prior)
+    if autoencoder is None:
+        return (lambda x: x), (lambda x: x)
+    _, channels, height, width = images.shape
+    whole = operators.build({"name": "denoise"}, (channels, height, width), device=images.device)
+    coder = Decoded(whole, autoencoder)
+    return coder.latents_of, coder.image
 
 
 def rounded(values: Tensor) -> list[float]:

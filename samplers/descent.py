@@ -18,7 +18,7 @@ from torch import Tensor
 
 from kintsugi.operators import Operator
 from kintsugi.priors.base import Prior, autoencoder_of, evaluations_of
-from kintsugi.priors.paths import Path, VariancePreserving
+from kintsugi.priors.paths import Path, VariancePreserving, log_snr
 from kintsugi.samplers.base import Callback, KeptForOneJob, Restoration, check_fit
 from kintsugi.samplers.coefficients import Drift
 from kintsugi.samplers.decoded import Decoded
@@ -104,7 +104,8 @@ class Descent(KeptForOneJob, ABC):
     Args:
         steps: network evaluations.
         start: VP time of the first: 1 is pure noise, less a warm start.
-        end: VP time at which the grid of times ends; the last step goes to clean data.
+        end: VP time at which the grid of times ends; the last step goes to clean data. With a prior of
+            latents both are as far as its path reaches.
         init: what a warm start starts from: H⁺y, or the linear MMSE estimate.
         project: impose the measurement on the result; noiseless measurements only.
     """
@@ -131,7 +132,11 @@ class Descent(KeptForOneJob, ABC):
 
     def times(self) -> Tensor:
         """Times of the network's evaluations on the path, (steps,)."""
-        span = torch.tensor([self.start, self.end], dtype=torch.float64)
+        return self.times_within(0.0, 1.0)
+
+    def times_within(self, least: float, most: float) -> Tensor:
+        """The same, of VP times from `least` to `most`."""
+        span = torch.tensor([min(self.start, most), max(self.end, least)], dtype=torch.float64)
         start, end = match_time(PATH, self.path, span)[0].tolist()
         return time_grid(self.path, self.grid, start, end, self.steps)[:-1]
 
@@ -139,6 +144,13 @@ class Descent(KeptForOneJob, ABC):
         """Noise over signal, s/a, at the start."""
         first = self.times()[0]
         return float(self.path.s(first) / self.path.a(first))
+
+    def times_of(self, prior: Prior) -> Tensor:
+        """`times`; with a prior of latents as far as its path reaches, which is often not far."""
+        if autoencoder_of(prior) is None:
+            return self.times()
+        ends = torch.tensor([prior.path.data_time, prior.path.noise_time], dtype=torch.float64)
+        return self.times_within(*PATH.time_of(log_snr(prior.path, ends)).tolist())
 
     def prepare(self, prior: Prior, operator: Operator, sigma_y: float | Tensor, like: Tensor) -> list[Level]:
         """The levels for a job; see `samplers.base.Sampler`."""
@@ -148,7 +160,7 @@ class Descent(KeptForOneJob, ABC):
             raise ValueError(f"start, end: {self.start} to {self.end} does not lead from noise to data")
         settings = (like.device, like.dtype)
         return self.remembered(
-            "levels", (prior,), settings, lambda: noise_levels(self.path, prior, self.times(), like)
+            "levels", (prior,), settings, lambda: noise_levels(self.path, prior, self.times_of(prior), like)
         )
 
     @torch.no_grad()
