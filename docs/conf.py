@@ -16,7 +16,7 @@ sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
 project = html_title = "Kintsugi"
 copyright = "the authors, Apache-2.0"
 root_doc = "docs/index"
-include_patterns = ["README.md", "CHANGELOG.md", "CONTRIBUTING.md", "docs/**.md", "priors/natural/README.md"]
+include_patterns = ["README.md", "CHANGELOG.md", "CONTRIBUTING.md", "docs/**.md", "priors/*/README.md"]
 exclude_patterns = [".*", "build", "dist", "runs", "kintsugi", "tests", "jobs", "pipeline"]
 extensions = ["myst_parser"]
 myst_enable_extensions = ["deflist"]

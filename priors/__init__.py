@@ -21,6 +21,8 @@ from kintsugi.priors.grouped import check_channels
 from kintsugi.priors.grouped import said as said_of_channels
 from kintsugi.priors.natural import describe as describe_natural
 from kintsugi.priors.natural import natural
+from kintsugi.priors.natural_latent import describe as describe_natural_latent
+from kintsugi.priors.natural_latent import natural_latent
 from kintsugi.priors.published import PUBLISHED
 from kintsugi.priors.speed import drop_idle
 from kintsugi.registry import Registry, construct, look_up
@@ -43,6 +45,7 @@ class Format:
 
 BUILTIN = {
     "natural": Format(natural, describe_natural),
+    "natural_latent": Format(natural_latent, describe_natural_latent),
     "adm": Format(adm.adm, adm.describe),
     "edm": Format(edm.edm, edm.describe),
     "rectified_flow": Format(rectified_flow.rectified_flow, rectified_flow.describe),

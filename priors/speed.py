@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from kintsugi.cache import cache_folder
 from kintsugi.numerics import filled
-from kintsugi.priors.base import NetworkPrior
+from kintsugi.priors.base import NetworkPrior, autoencoder_of
 
 CompileMode = Literal["default", "reduce-overhead", "max-autotune"]
 CAST = (nn.Conv1d, nn.Conv2d, nn.Linear)
@@ -127,8 +127,14 @@ def of_whole_batch(value: Any, count: int, batch: int) -> Any:
 
 
 def half_precision(prior: NetworkPrior, dtype: torch.dtype) -> None:
-    """Run the network of `prior` in bfloat16 or float16; the state outside stays in float32."""
+    """Run the network of `prior` in bfloat16 or float16; the state outside stays in float32.
+
+    Its autoencoder computes in the type of its weights: bfloat16, or still float32, since some leave the
+    range of float16.
+    """
     prior.network = HalfPrecision(prior.network, dtype)
+    if dtype == torch.bfloat16 and isinstance(autoencoder := autoencoder_of(prior), nn.Module):
+        autoencoder.to(dtype)
 
 
 def channels_last(prior: NetworkPrior) -> None:
