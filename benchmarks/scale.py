@@ -236,14 +236,19 @@ def exponent(counts: list[int], seconds: list[float]) -> str:
     return f"{np.polyfit(np.log(counts), np.log(seconds), 1)[0]:.2f}"
 
 
+def of_children() -> float:
+    """Seconds of CPU of the processes that this one has started and that have ended."""
+    return sum(os.times()[2:4])
+
+
 @app.command()
 def plan(
     samples: Annotated[list[int] | None, typer.Option(help="How many; repeatable.")] = None,
     unit_size: Annotated[int, typer.Option()] = 256,
 ) -> None:
-    """Plan many samples, and none of them run."""
-    head = "samples", "shards", "units", "planning, s", "its CPU, s", "listing units, s"
-    print(f"| {' | '.join(head)} | memory before, MiB | at most, MiB |\n|{'---|' * 8}")
+    """Plan many samples, and none of them run; with several cores, by several processes."""
+    head = "samples", "shards", "units", "planning, s", "its CPU, s", "of it others', s", "listing units, s"
+    print(f"| {' | '.join(head)} | memory before, MiB | at most, MiB |\n|{'---|' * 9}")
     spent, counts = [], samples or [20_000, 1_280_000]
     for count in counts:
         with tempfile.TemporaryDirectory() as name:
@@ -251,8 +256,10 @@ def plan(
             make_shards(folder, count, bytes(100))
             job = job_of(folder, unit_size, {"name": "conjugate"})
             before, mark, busy = memory("VmRSS"), time.perf_counter(), time.process_time()
+            ended = of_children()
             this = open_or_plan(job)
-            planned, busy = time.perf_counter() - mark, time.process_time() - busy
+            planned, others = time.perf_counter() - mark, of_children() - ended
+            busy = time.process_time() - busy + others
             mark = time.perf_counter()
             units = sum(1 for _ in this.outstanding())
             spent.append(busy)
@@ -263,6 +270,7 @@ def plan(
                 f"{units:,}",
                 f"{planned:.1f}",
                 f"{busy:.1f}",
+                f"{others:.1f}",
                 f"{listed:.2f}",
             )
             print(f"| {' | '.join(row)} | {before:.0f} | {memory('VmHWM'):.0f} |", flush=True)

@@ -23,11 +23,11 @@ from kintsugi.pipeline.parts import (
     PublishedNumbers,
     Restoration,
     Spec,
-    Wanted,
     absent,
     refuse_no_location,
 )
 from kintsugi.pipeline.storage.location import Location, Written, at
+from kintsugi.pipeline.wanted import Wanted
 from kintsugi.samplers.inversion import EVALUATIONS
 
 MAX_VALUES = 1 << 28  # of an image

@@ -4,7 +4,7 @@ import math
 import reprlib
 from collections.abc import Mapping
 from functools import cached_property
-from typing import Annotated, Any, Literal, NamedTuple, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import (
     BaseModel,
@@ -21,11 +21,11 @@ from pydantic import (
 from kintsugi.pipeline import metrics
 from kintsugi.pipeline.parameters import Parameter, Value, in_words, parameters_of, with_values
 from kintsugi.pipeline.storage.location import at
+from kintsugi.pipeline.wanted import Range, Truth, Wanted
 from kintsugi.priors.tiled import OVERLAP
 
 T = TypeVar("T")
 Spec = dict[str, Any]
-Range = Literal["[-1,1]", "[0,1]", "[0,255]", "[0,1023]", "[0,4095]", "[0,16383]", "[0,65535]"]
 
 LEVEL: TypeAdapter[float] = TypeAdapter(Annotated[float, Field(ge=0, allow_inf_nan=False)])
 MAX_SIZE = 4096  # pixels: decompositions take the cube of it
@@ -59,34 +59,6 @@ def refuse_no_location(value: T) -> T:
 
 MemberName = Annotated[str, Field(pattern=r"^[^./][^/]*$")]
 """What follows the key and a dot in the name of a file of a sample, such as `mask.png`."""
-
-
-class Truth(NamedTuple):
-    """The true image beside a measurement, by what follows the key in its name; as of the data."""
-
-    member: str
-    range: Range | None = None
-    channels: int = 3
-
-
-class Wanted(NamedTuple):
-    """Which files of a sample a job reads; names are as `MemberName`, and as they are written.
-
-    Attributes:
-        member: its image; None: that with a suffix of images. beside: files that it needs beside it.
-    """
-
-    member: str | None = None
-    beside: tuple[str, ...] = ()
-    truth: Truth | None = None
-
-    @property
-    def files(self) -> tuple[str, ...]:
-        """All that are read beside the image."""
-        return self.beside if self.truth is None else (*self.beside, self.truth.member)
-
-
-IMAGE_ONLY = Wanted()
 
 
 class Beside(Model):

@@ -41,9 +41,9 @@ from kintsugi.pipeline.analysis.report import write_report
 from kintsugi.pipeline.data import read
 from kintsugi.pipeline.data.shards import why_unsafe
 from kintsugi.pipeline.execution import ledger
-from kintsugi.pipeline.parts import Wanted
 from kintsugi.pipeline.storage.location import Remote
 from kintsugi.pipeline.storage.records import sealed, unsealed
+from kintsugi.pipeline.wanted import Wanted
 
 ROOT = Path(__file__).parent.parent
 

@@ -18,7 +18,7 @@ from kintsugi.pipeline.data.depth import bits_of, bounded, deep, of_eight_bits, 
 from kintsugi.pipeline.data.names import IMAGE_SUFFIXES, kind_of
 from kintsugi.pipeline.data.pictures import MAX_VALUES
 from kintsugi.pipeline.metrics.metric import GREY_OR_RGB
-from kintsugi.pipeline.parts import Range, Truth
+from kintsugi.pipeline.wanted import Range, Truth
 
 LUMINANCE = np.array([0.299, 0.587, 0.114], np.float32)  # of BT.601, as Pillow's mode L
 

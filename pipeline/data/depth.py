@@ -12,7 +12,7 @@ from PIL import Image, ImageOps
 
 from kintsugi.errors import UnreadableImage
 from kintsugi.pipeline.data.colour import transform_of
-from kintsugi.pipeline.parts import Range
+from kintsugi.pipeline.wanted import Range
 
 RANGES: dict[str, tuple[float, float]] = {
     name: cast(tuple[float, float], tuple(map(float, name[1:-1].split(",")))) for name in get_args(Range)

@@ -19,7 +19,7 @@ from kintsugi.pipeline.data.names import (
     wanted_as,
     with_member,
 )
-from kintsugi.pipeline.parts import IMAGE_ONLY, Wanted
+from kintsugi.pipeline.wanted import IMAGE_ONLY, Wanted
 
 
 class Member(NamedTuple):

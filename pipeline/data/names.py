@@ -5,7 +5,7 @@ import unicodedata
 from collections.abc import Callable, Collection, Iterable
 from pathlib import PurePosixPath
 
-from kintsugi.pipeline.parts import Wanted
+from kintsugi.pipeline.wanted import Wanted
 
 SKIPPED = re.compile(r"__[^/]*__($|/)")  # webdataset's rule for metadata members
 # fmt: off

@@ -3,7 +3,7 @@
 import hashlib
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing
 from dataclasses import asdict
 from functools import partial
 from itertools import chain, islice
@@ -17,11 +17,11 @@ import pyarrow.parquet as pq
 from kintsugi.ahead import map_ahead
 from kintsugi.errors import JobError
 from kintsugi.pipeline.data import shards
+from kintsugi.pipeline.data.indexing import Indexed, find, find_all, reading
 from kintsugi.pipeline.data.names import IMAGE_SUFFIXES, NAMES, SUFFIXES, kind_of, stem_of
 from kintsugi.pipeline.data.pairs import Pairing
 from kintsugi.pipeline.data.pictures import suffix_of
 from kintsugi.pipeline.data.shards import SHA256SUMS, Place
-from kintsugi.pipeline.data.tar import DamagedShard
 from kintsugi.pipeline.data.units import (
     GROUP,
     IN_FLIGHT,
@@ -37,17 +37,14 @@ from kintsugi.pipeline.data.units import (
     rows_of,
     unit_name,
 )
-from kintsugi.pipeline.parts import IMAGE_ONLY, Data, Restoration, Subset, Wanted
+from kintsugi.pipeline.parts import Data, Restoration, Subset
 from kintsugi.pipeline.storage.files import file_sizes
 from kintsugi.pipeline.storage.location import Location, at, is_remote
 from kintsugi.pipeline.storage.publish import publish
+from kintsugi.pipeline.wanted import IMAGE_ONLY, Wanted
 
 MAX_NAME = 255  # bytes of a file's name, on all usual file systems
 TUNING = b"kintsugi tuning"  # salt of the hash by which keys are for tuning; never to be changed
-
-
-Indexed = tuple[int, Iterable[Place]]
-"""A shard on its way into the plan: its `fingerprint`, and its samples in `data.subset`."""
 
 
 def make_plan(
@@ -165,17 +162,6 @@ def checksum(shard: Location) -> str:
         return shards.checksum(shard)
 
 
-@contextmanager
-def reading(shard: Location) -> Iterator[None]:
-    """Turns errors of storage into JobErrors, which the user can mend."""
-    try:
-        yield
-    except FileNotFoundError as error:
-        raise JobError(f"data.shards: no such file: {shard}") from error
-    except OSError as error:
-        raise JobError(f"data.shards: {shard} cannot be read: {error}") from error
-
-
 def divide(
     paths: Sequence[Location],
     unit_size: int,
@@ -215,32 +201,30 @@ def indexed(
     paths: Sequence[Location], data: Data, summary: PlanSummary, pairing: Pairing | None, wanted: Wanted
 ) -> Iterator[Indexed]:
     """Size and samples of each shard, in order. Of remote ones several are read at once, up to the limit."""
+    salvage = data.damaged == "salvage"
 
-    def read(path: Location) -> tuple[Indexed, PlanSummary] | None:
-        if not is_remote(path):  # which is read when it is its turn, and not as a whole
-            return None
+    def read(path: Location) -> tuple[Indexed, PlanSummary]:
         its = PlanSummary([], 0, 0, {}, [])  # which count when it is the shard's turn, if that comes
-        size, samples = open_shard(path, data, its, pairing, wanted)
+        size, samples = chosen(path, find(path, salvage, wanted, its), data, its, pairing)
         return (size, list(islice(samples, data.limit))), its
 
-    for path, found in zip(paths, map_ahead(read, paths, IN_FLIGHT, IN_FLIGHT), strict=True):
-        if found is None:
-            yield open_shard(path, data, summary, pairing, wanted)
-        else:
-            summary.add(found[1])
-            yield found[0]
+    if any(map(is_remote, paths)):
+        for found, its in map_ahead(read, paths, IN_FLIGHT, IN_FLIGHT):
+            summary.add(its)
+            yield found
+        return
+    # With a limit it is not known how many shards there are to read.
+    with closing(find_all(paths, salvage, wanted, summary, data.limit is None)) as every:
+        for path, indexed in zip(paths, every, strict=True):
+            yield chosen(path, indexed, data, summary, pairing)
 
 
-def open_shard(
-    path: Location, data: Data, summary: PlanSummary, pairing: Pairing | None, wanted: Wanted
+def chosen(
+    path: Location, indexed: Indexed, data: Data, summary: PlanSummary, pairing: Pairing | None
 ) -> Indexed:
-    """A shard whose samples are read as they are asked for; what is wrong goes into `summary`.
-
-    Raises:
-        JobError: it is not there, or cannot be read; also while samples are asked for.
-    """
+    """A shard with those samples that are in `data.subset`; what is wrong with it goes into `summary`."""
+    size, samples = indexed
     with reading(path):
-        size, samples = shards.fingerprint(path), readable(path, data, summary, wanted)
         begin = list(islice(samples, 1))
         every: Iterable[Place] = chain(begin, samples)
         if pairing is not None:
@@ -250,16 +234,6 @@ def open_shard(
         if not begin and str(path) not in summary.damaged:
             summary.empty.append(str(path))
         return size, every
-
-
-def readable(path: Location, data: Data, summary: PlanSummary, wanted: Wanted) -> Iterator[Place]:
-    """The samples of a shard up to its damage, if any; see `open_shard`."""
-    note, warn = partial(summary.leave_out, path), partial(summary.warn, path)
-    try:
-        with reading(path):
-            yield from shards.index(path, data.damaged == "salvage", note, warn, wanted)
-    except DamagedShard as damage:
-        summary.damaged[str(path)] = str(damage)
 
 
 def belongs(key: str, subset: Subset | None) -> bool:

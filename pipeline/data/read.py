@@ -18,8 +18,8 @@ from kintsugi.pipeline.data.parquet import NUMBER, is_parquet, name_of, numbered
 from kintsugi.pipeline.data.shards import Place, fingerprint, why_unsafe
 from kintsugi.pipeline.data.tar import DamagedShard, Tar
 from kintsugi.pipeline.data.units import Members, Unit
-from kintsugi.pipeline.parts import IMAGE_ONLY, Wanted
 from kintsugi.pipeline.storage.location import Location, at, is_remote
+from kintsugi.pipeline.wanted import IMAGE_ONLY, Wanted
 
 MAX_BYTES = 1 << 30  # of one sample's members together
 MAX_BESIDE = 1 << 28  # of one file beside the image

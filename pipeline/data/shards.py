@@ -36,9 +36,9 @@ from kintsugi.pipeline.data.names import (
 )
 from kintsugi.pipeline.data.parquet import is_parquet, opened
 from kintsugi.pipeline.data.tar import MAX_PADDING, DamagedShard, Tar
-from kintsugi.pipeline.parts import IMAGE_ONLY, Wanted
 from kintsugi.pipeline.storage.files import anchored, lies_in, matches, walk
 from kintsugi.pipeline.storage.location import Location, at, is_remote
+from kintsugi.pipeline.wanted import IMAGE_ONLY, Wanted
 
 SHA256SUMS = "SHA256SUMS"
 MAX_SHARDS = 1_000_000

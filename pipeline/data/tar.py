@@ -14,7 +14,7 @@ from typing import Any, BinaryIO, cast
 from kintsugi.pipeline.data.headers import BLOCK, Header, plain_headers, whole
 from kintsugi.pipeline.data.members import Member, place_of, samples_in
 from kintsugi.pipeline.data.names import NAMES, Note, ignore
-from kintsugi.pipeline.parts import IMAGE_ONLY, Wanted
+from kintsugi.pipeline.wanted import IMAGE_ONLY, Wanted
 
 MAX_HEADER = 1 << 14  # bytes of all headers of a member: long names and PAX records take tarfile long
 MAX_PADDING = tarfile.RECORDSIZE + 2 * BLOCK  # bytes of zeros behind a tar, as all usual programs write it

@@ -21,7 +21,7 @@ from kintsugi.pipeline.data.names import (
     told_apart,
     wanted_as,
 )
-from kintsugi.pipeline.parts import IMAGE_ONLY, Wanted
+from kintsugi.pipeline.wanted import IMAGE_ONLY, Wanted
 
 MAX_LINE = 4096  # characters of a list's line: the work on one grows with the square of its folders
 LABEL = re.compile(r"[0-9]{1,18}")  # what pipeline.read takes for a label

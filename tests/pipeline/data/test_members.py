@@ -16,9 +16,10 @@ from kintsugi.pipeline.data.decode import Decoded
 from kintsugi.pipeline.data.plan import make_plan
 from kintsugi.pipeline.data.read import read_unit
 from kintsugi.pipeline.data.units import PlanSummary, read_members, read_units
-from kintsugi.pipeline.parts import IMAGE_ONLY, Data, Truth, Wanted
+from kintsugi.pipeline.parts import Data
 from kintsugi.pipeline.storage.location import Location
 from kintsugi.pipeline.storage.publish import publish_bytes
+from kintsugi.pipeline.wanted import IMAGE_ONLY, Truth, Wanted
 
 MASKED = Wanted(beside=("mask.png", "sigma.txt"))
 

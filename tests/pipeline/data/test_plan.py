@@ -1,6 +1,7 @@
 """Planning: which samples there are, where they lie, and which shards are not what they seem."""
 
 import io
+import shutil
 import tarfile
 from pathlib import Path
 
@@ -54,6 +55,46 @@ def test_the_same_plan_twice_is_the_same_file(shards, tmp_path):
     for name in ("a", "b"):
         plan(shards, tmp_path / name)
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+
+
+def by_others(monkeypatch, processes=2):
+    """After the first shard others are read by so many processes."""
+    monkeypatch.setattr("kintsugi.pipeline.data.indexing.PAYS", -1.0)
+    monkeypatch.setattr("kintsugi.pipeline.data.indexing.processors", lambda: processes)
+
+
+@pytest.mark.parametrize("data", [{}, {"limit": 9}, {"subset": {"part": "tune", "fraction": 0.5}}])
+def test_several_processes_make_the_plan_that_one_makes(shards, tmp_path, monkeypatch, data):
+    cut, folder, none = tmp_path / "cut.tar", tmp_path / "folder", tmp_path / "none.tar"
+    cut.write_bytes(shards[0].read_bytes()[:-9000])
+    none.write_text("no tar")
+    folder.mkdir()
+    for name in ("x.png", "y.png", "z.txt", ".hidden.png"):
+        (folder / name).write_bytes(encode(picture(0)))
+    mixed = [shards[1], cut, folder, shards[2], none]
+    monkeypatch.setattr("kintsugi.pipeline.data.indexing.SENT", 2)
+    one = plan(mixed, tmp_path / "one", damaged="salvage", **data)
+    by_others(monkeypatch)
+    several = plan(mixed, tmp_path / "several", damaged="salvage", **data)
+    assert several == one
+    assert (tmp_path / "one").read_bytes() == (tmp_path / "several").read_bytes()
+    if not data:
+        assert (len(one.damaged), one.left_out) == (2, 2)
+
+
+def test_errors_are_the_same_with_several_processes(shards, tmp_path, monkeypatch):
+    gone = [*shards[:2], tmp_path / "gone.tar", shards[2]]
+
+    def said(processes: int) -> str:
+        by_others(monkeypatch, processes)
+        with pytest.raises(JobError) as error:
+            plan(gone, tmp_path / "plan.parquet")
+        return str(error.value)
+
+    assert said(2) == said(1)
+    assert str(gone[2]) in said(1)
+    monkeypatch.setattr("sys.executable", shutil.which("false"))
+    assert "the process that read it has ended (1)" in said(2)
 
 
 @pytest.mark.parametrize("limit", [1, 3, 4, 5, 12, 100])
