@@ -16,7 +16,8 @@ from kintsugi.cache import checksum
 from kintsugi.checkpoint import check_intact
 from kintsugi.errors import SpecError
 from kintsugi.priors.base import Described, NetworkPrior, Prior, channels_of
-from kintsugi.priors.formats import adm, diffusers_model, edm, rectified_flow, score_sde
+from kintsugi.priors.formats import adm, diffusers_model, edm, lucidrains, rectified_flow, score_sde
+from kintsugi.priors.formats.signs import recognised
 from kintsugi.priors.grouped import check_channels
 from kintsugi.priors.grouped import said as said_of_channels
 from kintsugi.priors.natural import describe as describe_natural
@@ -50,6 +51,7 @@ BUILTIN = {
     "edm": Format(edm.edm, edm.describe),
     "rectified_flow": Format(rectified_flow.rectified_flow, rectified_flow.describe),
     "score_sde": Format(score_sde.score_sde, score_sde.describe),
+    "lucidrains": Format(lucidrains.lucidrains, lucidrains.describe),
     "diffusers": Format(diffusers_model.diffusers_model, diffusers_model.describe),
 }
 REGISTRY = Registry("prior", BUILTIN, Format)
@@ -70,7 +72,7 @@ def check(spec: Mapping[str, Any]) -> None:
 
 def describe(spec: Mapping[str, Any]) -> Described:
     """What a spec's prior is, from its files, without loading any weights; raises as `load`."""
-    with named():
+    with named(spec):
         found: Described = construct("prior", REGISTRY, spec, part="describe")
     return found
 
@@ -114,7 +116,7 @@ def load(spec: Mapping[str, Any], *, device: str | torch.device = "cpu") -> Netw
     Raises:
         SpecError: the spec does not fit; the message names the field.
     """
-    with named():
+    with named(spec):
         prior: NetworkPrior = construct("prior", REGISTRY, spec, device, part="load")
     if isinstance(network := getattr(prior, "network", None), nn.Module):  # that of a plug-in may have none
         drop_idle(network)
@@ -122,11 +124,17 @@ def load(spec: Mapping[str, Any], *, device: str | torch.device = "cpu") -> Netw
 
 
 @contextmanager
-def named() -> Iterator[None]:
-    """Errors name the field of the job: `path: no file` becomes `prior.path: no file`."""
+def named(spec: Mapping[str, Any] | None = None) -> Iterator[None]:
+    """Errors name the field of the job: `path: no file` becomes `prior.path: no file`.
+
+    Those of a path say which other format the spec's file is of, where that is known.
+    """
     try:
         yield
     except SpecError as error:
         if str(error).startswith("prior"):
             raise
-        raise SpecError(f"prior.{error}") from error
+        said = str(error)
+        if said.startswith("path:") and spec and (what := recognised(spec.get("path"))):
+            said += "" if str(spec["name"]) in what else f"; it is {what}"
+        raise SpecError(f"prior.{said}") from error

@@ -270,3 +270,97 @@ def make_ncsnpp(folder, name, levels=(1.0,) * 20):
     }
     torch.save(content, folder / f"{name}.pth")
     return folder / f"{name}.pth", x, t, velocity
+
+
+def lucidrains_reference(w, x, t, widths, heads, full, *, groups=0, twice=False):
+    """denoising-diffusion-pytorch's Unet; widths: of the first convolution, and after each level.
+
+    heads: number of heads of attention, of 8 channels each. full: whether it is full, by level.
+    """
+    dim = widths[0]
+
+    def scaled(name, x):
+        return (
+            x / x.norm(dim=1, keepdim=True) * w(f"{name}.g", 1, x.shape[1], 1, 1, scale=1) * x.shape[1] ** 0.5
+        )
+
+    def residual(name, x, width):
+        modulation = w.linear(f"{name}.mlp.1", F.silu(embedding), 2 * width)[..., None, None]
+        h = x
+        for part in ("block1", "block2"):
+            h = w.convolution(f"{name}.{part}.proj", h, width)
+            norm = f"{name}.{part}.norm"
+            h = w.norm(norm, h, groups, 1e-5) if groups else scaled(norm, h)
+            if part == "block1":
+                h = h * (1 + modulation[:, :width]) + modulation[:, width:]
+            h = F.silu(h)
+        return h + (x if x.shape[1] == width else w.convolution(f"{name}.res_conv", x, width, 1))
+
+    def attention(name, x, is_full):
+        width, positions = x.shape[1], x[0, 0].numel()
+        qkv = F.conv2d(scaled(f"{name}.norm", x), w(f"{name}.to_qkv.weight", 24 * heads, width, 1, 1))
+        q, k, v = qkv.reshape(len(x), 3, heads, 8, positions).unbind(1)
+        memory = w(f"{name}.mem_kv", 2, heads, *((5, 8) if is_full else (8, 5)))
+        memory = memory.mT if is_full else memory
+        k, v = (torch.cat([memory[i].expand(len(x), -1, -1, -1), part], -1) for i, part in enumerate((k, v)))
+        if is_full:
+            h = attend(q, k, v)
+        else:
+            h = torch.einsum("bhdn,bhen,bhdm->bhem", k.softmax(-1), v, q.softmax(-2) * 8**-0.5)
+        out = w.convolution(
+            f"{name}.to_out" if is_full else f"{name}.to_out.0", h.reshape(len(x), -1, *x.shape[2:]), width, 1
+        )
+        return x + (out if is_full else scaled(f"{name}.to_out.1", out))
+
+    channels = x.shape[1]
+    angles = t[:, None] * 10_000.0 ** (-torch.arange(dim // 2) / (dim // 2 - 1))
+    embedding = w.linear("time_mlp.1", torch.cat([angles.sin(), angles.cos()], 1), 4 * dim)
+    embedding = w.linear("time_mlp.3", F.gelu(embedding), 4 * dim)
+    x = torch.cat([torch.zeros_like(x), x], 1) if twice else x
+    x = first = w.convolution("init_conv", x, widths[0], 7)
+    passed, last = [], len(widths) - 2
+    for level in range(last + 1):
+        name = f"downs.{level}"
+        x = residual(f"{name}.0", x, widths[level])
+        passed.append(x)
+        x = attention(f"{name}.2", residual(f"{name}.1", x, widths[level]), full[level])
+        passed.append(x)
+        halving = level < last
+        x = F.pixel_unshuffle(x, 2) if halving else x
+        name = f"{name}.3.1" if halving else f"{name}.3"
+        x = w.convolution(name, x, widths[level + 1], 1 if halving else 3)
+    x = residual("mid_block1", x, widths[-1])
+    x = residual("mid_block2", attention("mid_attn", x, True), widths[-1])
+    for row, level in enumerate(range(last, -1, -1)):
+        width, name = widths[level + 1], f"ups.{row}"
+        x = residual(f"{name}.0", torch.cat([x, passed.pop()], 1), width)
+        x = attention(f"{name}.2", residual(f"{name}.1", torch.cat([x, passed.pop()], 1), width), full[level])
+        x = F.interpolate(x, scale_factor=2) if level else x
+        x = w.convolution(f"{name}.3.1" if level else f"{name}.3", x, widths[level])
+    x = residual("final_res_block", torch.cat([x, first], 1), widths[0])
+    return w.convolution("final_conv", x, channels, 1)
+
+
+def make_lucidrains(folder, name, objective, betas, x, t, clipped=False, **options):
+    """A file of the package's Trainer with these betas, and what the bare Unet says of x at labels t."""
+    average = Weights()
+    output = lucidrains_reference(average, x, t, (16, 16, 32), 2, (False, True), **options)
+    alpha_bar = (1 - betas).cumprod(0)
+    ratio = alpha_bar / (1 - alpha_bar)
+    kept = ratio.clamp(max=5) if clipped else ratio
+    weights = {"pred_noise": kept / ratio, "pred_x0": kept, "pred_v": kept / (1 + ratio)}[objective]
+    diffusion = {"betas": betas.float(), "alphas_cumprod": alpha_bar.float(), "loss_weight": weights.float()}
+    model = {f"model.{key}": draw(*value.shape, seed=1) for key, value in average.items()} | diffusion
+    ema = {f"ema_model.model.{key}": value for key, value in average.items()}
+    ema |= {f"ema_model.{key}": value for key, value in diffusion.items()}
+    ema |= {"initted": torch.tensor(True), "step": torch.tensor([7])}
+    content = {
+        "step": 7,
+        "model": model,
+        "opt": {"state": {}},
+        "ema": ema,
+        "scaler": None,
+        "version": "2.1.1",
+    }
+    torch.save(content, folder / f"{name}.pt")
+    return folder / f"{name}.pt", output

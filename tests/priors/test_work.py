@@ -5,7 +5,7 @@ import pytest
 import torch
 from kit.counting import Operations, by_one, casts, pretended_gpu
 from kit.edm import make as make_edm
-from kit.networks import draw, make_adm, make_ncsnpp
+from kit.networks import draw, make_adm, make_lucidrains, make_ncsnpp
 from kit.pipelines import save
 from torch import nn
 from torch.fx.experimental.proxy_tensor import make_fx
@@ -17,7 +17,16 @@ from kintsugi.priors.base import autoencoder_of
 from kintsugi.priors.formats import adm
 from kintsugi.priors.formats.adm_training import Known
 
-FORMATS = ["natural", "natural_latent", "adm", "edm", "rectified_flow", "score_sde", "diffusers"]
+FORMATS = [
+    "natural",
+    "natural_latent",
+    "adm",
+    "edm",
+    "rectified_flow",
+    "score_sde",
+    "lucidrains",
+    "diffusers",
+]
 
 
 @pytest.fixture(scope="module")
@@ -26,6 +35,7 @@ def loaded(tmp_path_factory):
     folder = tmp_path_factory.mktemp("priors")
     path, head_channels, *_ = make_adm(folder, "ffhq-like")
     scheduler = diffusers.DDPMScheduler(clip_sample=False)
+    trained, x = ("luc", "pred_noise", torch.linspace(1e-3, 0.2, 100).double()), draw(2, 3, 16, 16)
     specs = {
         "natural": {},
         "natural_latent": {},
@@ -33,6 +43,7 @@ def loaded(tmp_path_factory):
         "edm": make_edm(folder, "iddpm"),
         "rectified_flow": {"path": str(make_ncsnpp(folder, "narrow")[0])},
         "score_sde": {"path": str(make_ncsnpp(folder, "wide", levels=(100.0, 0.01))[0])},
+        "lucidrains": {"path": str(make_lucidrains(folder, *trained, x, torch.ones(2))[0])},
         "diffusers": {"path": str(save(folder / "saved", scheduler))},
     }
     assert specs.keys() == priors.BUILTIN.keys()
