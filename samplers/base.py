@@ -19,7 +19,8 @@ Callback = Callable[[int, Tensor, Tensor], None]
 
 
 OF_AUTOENCODER = ("decodes", "encodes", "autoencoder_vjps")
-"""What a `Restoration` counts beside evaluations of the network."""
+COUNTS = ("forwards", "vjps", *OF_AUTOENCODER)
+"""What a `Restoration` counts, of the network and of the autoencoder of a prior of latents."""
 
 
 @dataclass(frozen=True)

@@ -44,17 +44,20 @@ FRONTIER = ("psnr", "lpips", "fid")
 def runs_table(comparison: Comparison) -> Table:
     """A run in each row: means with intervals, metrics of sets, and cost."""
     names = [*comparison.measures, *comparison.set_names]
+    counts = {"forwards": "forwards", "vjps": "VJPs"}
+    if any(run.cost.decodes for run in comparison.runs):
+        counts |= {"decodes": "decodes", "encodes": "encodes", "autoencoder_vjps": "VJPs of the autoencoder"}
     rows = [
         [
             run.label,
             str(images),
             *(with_interval(*run.estimate(name)) for name in names),
-            *("–" if count is None else str(count) for count in (run.cost.forwards, run.cost.vjps)),
+            *("–" if (count := getattr(run.cost, name)) is None else str(count) for name in counts),
             number(run.cost.seconds),
         ]
         for run, images in lines(comparison)
     ]
-    return Table(["run", "images", *map(title, names), "forwards", "VJPs", "s per image"], rows)
+    return Table(["run", "images", *map(title, names), *counts.values(), "s per image"], rows)
 
 
 def lines(comparison: Comparison) -> list[tuple[RunNumbers, int]]:
@@ -110,6 +113,8 @@ def left_out(comparison: Comparison) -> list[str]:
         f"{bare(name)} is left out: only {', '.join(labels)} {'has' if len(labels) == 1 else 'have'} it"
         for name, labels in comparison.not_shared.items()
     ]
+    if any(run.cost.decodes for run in comparison.runs):
+        found.append("what an autoencoder does is not among network evaluations; its cost is in the seconds")
     if sets := comparison.set_names:
         found.append(f"{', '.join(map(bare, sets))}: metrics of a set have no paired difference")
     return found

@@ -18,6 +18,7 @@ from kintsugi.pipeline.analysis.rows import Rows, baselines_in, measures_in
 from kintsugi.pipeline.execution.commit import refuse_nonsense
 from kintsugi.pipeline.metrics.registry import BASELINES, baseline_column
 from kintsugi.pipeline.storage.files import parquet
+from kintsugi.samplers.base import COUNTS
 
 NEEDED = ("key", "status", "error")  # columns
 PART = 1 << 17  # keys that are looked up in each other at once
@@ -125,7 +126,7 @@ def opened(one: Input) -> Iterator[Rows]:
 
 def columns_of(schema: pa.Schema) -> list[str]:
     """Of rows, the columns that are compared."""
-    cost = [name for name in ("forwards", "vjps") if name in schema.names]
+    cost = [name for name in COUNTS if name in schema.names]
     return [*NEEDED, *measures_in(schema), *baselines_in(schema), *cost]
 
 

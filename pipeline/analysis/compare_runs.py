@@ -11,6 +11,7 @@ from kintsugi.pipeline.analysis.compare_inputs import Input
 from kintsugi.pipeline.analysis.compare_rows import Shared
 from kintsugi.pipeline.analysis.measures import QUANTILES, average, count_of, counted, histogram, title
 from kintsugi.pipeline.analysis.report.gallery import failures
+from kintsugi.samplers.base import COUNTS
 
 Estimate = tuple[float | None, float | None, float | None]
 """A number, and its 95 % interval; None where it has none."""
@@ -24,11 +25,15 @@ class Cost:
 
     Attributes:
         forwards, vjps: of the network, a mean where they differ. seconds: of the sampler, mean.
+        decodes, encodes, autoencoder_vjps: of the autoencoder of a prior of latents; None of one of pixels.
     """
 
     forwards: float | None = None
     vjps: float | None = None
     seconds: float | None = None
+    decodes: float | None = None
+    encodes: float | None = None
+    autoencoder_vjps: float | None = None
 
     @property
     def evaluations(self) -> float | None:
@@ -104,10 +109,7 @@ def run_numbers(one: Input, shared: Shared, run: int, described: Mapping[str, De
         run: its number in `shared`. described: by measure.
     """
     rows = shared.rows[run]
-    forwards, vjps = (
-        count_of(shared.values(run, name)) if name in rows.schema.names else None
-        for name in ("forwards", "vjps")
-    )
+    counts = {name: count_of(shared.values(run, name)) for name in COUNTS if name in rows.schema.names}
     seconds = described["seconds"][0][0] if "seconds" in described else None
     return RunNumbers(
         one.label,
@@ -118,7 +120,7 @@ def run_numbers(one: Input, shared: Shared, run: int, described: Mapping[str, De
         *by_measure(described),
         sets=one.report.get("sets", {}),
         failures=failures(rows),
-        cost=Cost(forwards, vjps, seconds),
+        cost=Cost(seconds=seconds, **counts),
     )
 
 
@@ -152,7 +154,7 @@ def listed_numbers(one: Input) -> RunNumbers:
         {},
         sets=report.get("sets", {}),
         failures=[],
-        cost=Cost(evaluations.get("forwards"), evaluations.get("vjps"), seconds),
+        cost=Cost(seconds=seconds, **{name: evaluations.get(name) for name in COUNTS}),
     )
 
 

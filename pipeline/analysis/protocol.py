@@ -89,6 +89,7 @@ class Start(TypedDict):
 class Evaluations(TypedDict):
     """Of the network, for an image; a vector-Jacobian product is one of its own.
 
+    decodes, encodes, autoencoder_vjps: of the autoencoder of a prior of latents, not in the total.
     reuse: `compute.reuse` of a job: forwards are whole in every Nth alone, in others the finest level.
     """
 
@@ -96,6 +97,9 @@ class Evaluations(TypedDict):
     vjps: Evaluated
     total: Evaluated
     reuse: NotRequired[Count]
+    decodes: NotRequired[Evaluated]
+    encodes: NotRequired[Evaluated]
+    autoencoder_vjps: NotRequired[Evaluated]
 
 
 @CLOSED

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from copy import deepcopy
 from inspect import signature
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pyarrow.compute as pc
 
@@ -67,7 +67,8 @@ def protocol_of(run: Run, tally: Tally, summary: Summary, rows: Path) -> Protoco
     }
     found["images"] |= {"size": job.data.size, "fit": job.data.fit}
     found["start"], found["sampler"] = start_of(job.sampler), job.sampler
-    evaluations: Evaluations = {"forwards": forwards, "vjps": vjps, "total": forwards + vjps}
+    counts = {"forwards": forwards, "vjps": vjps, "total": forwards + vjps}
+    evaluations = cast(Evaluations, counts | summary.of_autoencoder)
     if job.compute.reuse is not None:
         evaluations["reuse"] = job.compute.reuse
     found["evaluations"] = evaluations

@@ -30,6 +30,7 @@ from kintsugi.pipeline.analysis.suite_notes import (
     worse_than_nothing,
 )
 from kintsugi.pipeline.metrics.registry import BASELINES, baseline_column
+from kintsugi.samplers.base import COUNTS
 
 SHOWN = 8  # images, at most
 
@@ -213,13 +214,11 @@ def together(each: Sequence[RunNumbers], values: Mapping[str, np.ndarray]) -> Ru
         known = [value for value in found if value is not None]
         mean = sum(known) / len(each) if len(known) == len(each) else None
         sets[name] = first.sets[name] | {"value": mean, "low": None, "high": None}
-    forwards, vjps, seconds = (
-        [getattr(run.cost, what) for run in each] for what in ("forwards", "vjps", "seconds")
-    )
+    counts = {name: [getattr(run.cost, name) for run in each] for name in COUNTS}
+    seconds = [run.cost.seconds for run in each if run.cost.seconds is not None]
     cost = Cost(
-        None if None in forwards else count_of(forwards),
-        None if None in vjps else count_of(vjps),
-        None if None in seconds else sum(seconds) / len(each),
+        seconds=sum(seconds) / len(each) if len(seconds) == len(each) else None,
+        **{name: None if None in of else count_of(of) for name, of in counts.items()},
     )
     return replace(
         first,

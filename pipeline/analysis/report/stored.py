@@ -15,6 +15,7 @@ from kintsugi.pipeline.analysis.protocol import Protocol, sha256_of_keys, sha256
 from kintsugi.pipeline.storage import records
 from kintsugi.pipeline.storage.location import Location
 from kintsugi.pipeline.storage.records import Count, Digest, Number, Text
+from kintsugi.samplers.base import COUNTS
 
 
 class OfSet(TypedDict, total=False):
@@ -200,7 +201,7 @@ def table_of(report: Mapping[str, Any]) -> pa.Table:
     columns = {name: pa.array(map(number_of, report["values"][name]), pa.float64()) for name in names}
     known = [any(of[i].is_valid for of in columns.values()) for i in range(len(report["values"][keys]))]
     evaluations = report["protocol"]["evaluations"] or {}
-    cost = {name: [evaluations[name]] * len(known) for name in ("forwards", "vjps") if evaluations}
+    cost = {name: [evaluations[name]] * len(known) for name in COUNTS if name in evaluations}
     return pa.table(
         {
             "key": pa.array(report["values"][keys], pa.string()),

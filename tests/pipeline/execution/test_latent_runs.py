@@ -1,5 +1,8 @@
 """Runs with a prior of latents: counts, the bound, resuming, and what is refused before there is a run."""
 
+import csv
+import json
+
 import diffusers
 import pyarrow.parquet as pq
 import pytest
@@ -136,3 +139,20 @@ def test_calibrate_measures_decoded_predictions(job, tmp_path):
     spec = f"sampler={{name: latino, steps: 2, covariance: {tmp_path}/errors/errors.json}}"
     run = execute(load_job(str(file), [spec, "data.subset=null"]))
     assert all(row["status"] == "ok" for row in rows(run))
+
+
+def test_a_comparison_counts_the_autoencoder_beside_the_network(job, tmp_path):
+    for name, steps in (("latino", 2), ("dps", 3)):
+        run_job(job | {"sampler": {"name": name, "steps": steps}, "output": str(tmp_path / name)})
+    out = tmp_path / "comparison"
+    result = kintsugi("compare", tmp_path / "latino", tmp_path / "dps", "--out", out)
+    assert result.exit_code == 0, result.output
+    table = list(csv.DictReader((out / "runs.csv").read_text().splitlines()))
+    counts = {one["run"]: [one[name] for name in ("forwards", *OF_AUTOENCODER)] for one in table}
+    assert counts["latino"] == ["2", "2", "2", "0"]
+    assert counts["dps"] == ["3", "7", "1", "3"]
+    assert "what an autoencoder does is not among network evaluations" in (out / "compare.html").read_text()
+    stated = json.loads((tmp_path / "dps" / "report" / "metrics.json").read_text())["protocol"]
+    assert stated["evaluations"] == {
+        "forwards": 3, "vjps": 3, "total": 6, "decodes": 7, "encodes": 1, "autoencoder_vjps": 3
+    }  # fmt: skip
