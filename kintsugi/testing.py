@@ -114,6 +114,8 @@ def check_linear(h: Linear, dtype: torch.dtype) -> None:
     close(h.to_spectral(h.from_spectral(c)), c)
     close(h.from_spectral(c).square().flatten(1).sum(1), c.square().flatten(1).sum(1))
     close(h.forward(h.from_spectral(h.to_spectral(x))), h.forward(x))
+    if h.isotropic:
+        close(h.adjoint(h.forward(x)), h.singular_values.max() ** 2 * x)
 
 
 def check_solved(h: Linear, dtype: torch.dtype) -> None:

@@ -23,6 +23,7 @@ class Operator(nn.Module, ABC):
         singular_values: S, non-negative, broadcastable against `to_spectral(x)`.
         linear: whether H is a matrix; if not, the spectral form is that of the identity.
         decomposed: whether the spectral form is that of H.
+        isotropic: whether H measures every direction alike: Hᵀ H is a multiple of the identity.
         border: rows and columns of an image that have no counterpart in a measurement: those of x are those
             of y times a ratio, and these.
         pixels: whether measurements are images with values in [-1, 1].
@@ -34,6 +35,7 @@ class Operator(nn.Module, ABC):
 
     linear: ClassVar[bool]
     decomposed: ClassVar[bool]
+    isotropic: ClassVar[bool] = False
     per_sample: ClassVar[Mapping[str, int] | None] = None
     pixels: bool = True
     border: tuple[int, int] = (0, 0)

@@ -44,9 +44,18 @@ class Mask(Linear):
         return c
 
 
-def denoise(image_shape: tuple[int, int, int]) -> Mask:
+class Identity(Mask):
+    """y = x: a mask that keeps every pixel."""
+
+    isotropic: ClassVar[bool] = True
+
+    def __init__(self, image_shape: tuple[int, int, int]):
+        super().__init__(torch.ones(image_shape, dtype=torch.bool))
+
+
+def denoise(image_shape: tuple[int, int, int]) -> Identity:
     """The identity: the measurement is the image and its noise. Setting: DDRM (2201.11793)."""
-    return Mask(torch.ones(image_shape, dtype=torch.bool))
+    return Identity(image_shape)
 
 
 def inpaint(

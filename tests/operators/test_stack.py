@@ -120,7 +120,7 @@ class Unknown(Mask):
 @pytest.mark.parametrize(
     ("alone", "message"),
     [
-        ([{"name": "denoise"}, {"name": "bicubic", "factor": 1}], r"several kinds \(Mask, Separable\)"),
+        ([{"name": "denoise"}, {"name": "bicubic", "factor": 1}], r"several kinds \(Identity, Separable\)"),
         ([{"name": "bicubic", "factor": 2}, {"name": "bicubic", "factor": 4}], "measurement_shape differs"),
         (
             [{"name": "blur", "kernel": KERNELS[0]}, {"name": "blur", "kernel": [[1.0, 2.0]]}],

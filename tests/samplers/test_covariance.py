@@ -24,6 +24,7 @@ SHAPE, PIXELS = (1, 8, 8), 64
 ROWS = torch.from_numpy(scipy.fft.dct(torch.eye(8, dtype=D).numpy(), axis=0, norm="ortho"))
 POWER = 0.02 / frequencies_of(8, 8) ** 1.5
 TASKS = {
+    "denoise": {"name": "denoise"},
     "box": {"name": "inpaint", "mask": "box"},
     "random": {"name": "inpaint", "mask": "random", "keep": 0.3},
     "bicubic": {"name": "bicubic", "factor": 2},
@@ -109,6 +110,22 @@ def test_on_a_gaussian_prior_one_step_from_any_state_is_the_exact_posterior_mean
     torch.testing.assert_close(found.image.flatten(1), expected, rtol=0, atol=1e-5)
     if sigma_y == 0 and task != "solved":
         torch.testing.assert_close(operator.forward(found.image), y, rtol=0, atol=1e-9)
+
+
+def test_a_measurement_alike_in_every_direction_is_no_matter_of_iterations(monkeypatch):
+    """σ of each sample its own; with M they are."""
+    operator = operators.build({"name": "denoise"}, SHAPE, dtype=D)
+    assert operator.isotropic
+    sigma = torch.tensor([0.1, 0.4], dtype=D).view(2, 1, 1, 1)
+    problem = Problem(operator, images(2), KeyedNoise(0, ["a", "b"]), sigma)
+    prediction, belief = images(2, seed=5), Belief(errors, 1.0, 1.0, (8, 8))
+    one = torch.ones(2, 1, 8, 8, dtype=D)
+    iterated = belief.correct(problem, prediction, one)
+    gains = belief.variances / (belief.variances + sigma**2)
+    expected = prediction + ROWS.T @ (gains * (ROWS @ (problem.y - prediction) @ ROWS.T)) @ ROWS
+    torch.testing.assert_close(iterated, expected, rtol=0, atol=1e-9)
+    monkeypatch.setattr("kintsugi.samplers.lmmse.conjugate_gradients", None)
+    torch.testing.assert_close(belief.correct(problem, prediction, None), expected, rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("local", [False, True])
