@@ -17,6 +17,8 @@ COUNTS = {
     "zips": 60,
     "checkpoints": 60,
     "checkpoints of flows": 40,
+    "checkpoints of lucidrains": 30,
+    "pickles of EDM": 150,
     "safetensors": 30,
     "model_index.json": 15,
     "unet/config.json": 15,

@@ -11,8 +11,10 @@ import io
 import json
 import math
 import pickle
+import pickletools
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from mmap import ACCESS_READ, mmap
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -145,8 +147,9 @@ def read(path: Path) -> Network:
     if not path.is_file():
         raise CheckpointError(f"no file {str(path)!r}")
     try:
-        with path.open("rb") as file:
-            content = Reader(file).load()
+        with path.open("rb") as file, mmap(file.fileno(), 0, access=ACCESS_READ) as data:
+            check_sizes(data)
+            content = Reader(data).load()
     except Exception as error:  # whatever damaged bytes lead to
         raise CheckpointError(
             f"{str(path)!r} is no pickle of EDM: {error or type(error).__name__}"
@@ -162,10 +165,26 @@ def read(path: Path) -> Network:
     encoder = held.get("encoder")
     try:
         settings = plain(positional | dict(state.get("_init_kwargs") or {}))
-        tensors = {name: tensor(value) for name, value in weights(network)}
-    except (TypeError, ValueError, RuntimeError, pickle.UnpicklingError) as error:
+        found = dict(weights(network))
+        if sum(math.prod(value.shape) for value in found.values()) > path.stat().st_size:
+            raise ValueError("its weights are more than the file")
+        tensors = {name: tensor(value) for name, value in found.items()}
+    except Exception as error:  # of a damaged storage whatever torch makes of it
         raise CheckpointError(f"{str(path)!r} is damaged: {error}") from error
     return Network(network.kind, settings, encoder.kind if isinstance(encoder, Persistent) else None, tensors)
+
+
+def check_sizes(data: Any) -> None:
+    """Look for what makes unpickling take more memory than a file has bytes, and go back to its beginning.
+
+    Raises:
+        ValueError: a length that is beyond the end, or a place in the memory of objects that none has.
+    """
+    for number, (operation, argument, _) in enumerate(pickletools.genops(data)):
+        stored = operation.name in ("PUT", "BINPUT", "LONG_BINPUT") and isinstance(argument, int)
+        if stored and not 0 <= argument <= number:
+            raise ValueError(f"object {argument} of {number}")
+    data.seek(0)
 
 
 def plain(value: Any) -> Any:
@@ -187,16 +206,16 @@ def weights(module: Any, depth: int = 0) -> Iterator[tuple[str, Cut]]:
     for group in ("_parameters", "_buffers"):
         for name, value in (state.get(group) or {}).items():
             if value is not None:
+                if not isinstance(value, Cut) or not isinstance(value.storage, Stored):
+                    raise TypeError(f"a weight of type {type(value).__name__!r}")
                 yield str(name), value
     for name, inner in (state.get("_modules") or {}).items():
         if inner is not None:
             yield from ((f"{name}.{key}", value) for key, value in weights(inner, depth + 1))
 
 
-def tensor(value: Any) -> Tensor:
-    """A tensor by itself; raises a TypeError, ValueError or RuntimeError for what is none or lies outside."""
-    if not isinstance(value, Cut) or not isinstance(value.storage, Stored):
-        raise TypeError(f"a weight of type {type(value).__name__!r}")
+def tensor(value: Cut) -> Tensor:
+    """A tensor by itself; raises a ValueError or RuntimeError for one that lies outside of its storage."""
     storage = torch.load(io.BytesIO(value.storage.content), map_location="cpu", weights_only=True)
     flat = torch.tensor([], dtype=storage.dtype).set_(storage)
     if math.prod(value.shape) > flat.numel():

@@ -31,8 +31,10 @@ import safetensors.torch
 import scipy.io
 import torch
 import yaml
+from kit.edm import save_pickle
 from kit.hostile import adm_state, torch_file
 from kit.jobs import told
+from kit.networks import make_lucidrains
 from kit.shards import SIZE, encode, npy, picture, tar_of, zip_of
 from PIL import Image, ImageCms
 
@@ -51,7 +53,7 @@ from kintsugi.pipeline.data.read import read_unit
 from kintsugi.pipeline.data.tar import DamagedShard, Tar
 from kintsugi.pipeline.data.units import read_members, read_units
 from kintsugi.pipeline.parts import Data
-from kintsugi.priors.formats import adm, diffusers_model, rectified_flow
+from kintsugi.priors.formats import adm, diffusers_model, edm_convert, lucidrains, rectified_flow
 
 SECONDS = 10  # of processor time for one input at most: other processes may be in the way
 MEMORY = 2 << 30  # bytes that a process may take more than before the first input
@@ -329,7 +331,7 @@ def check_zip(content: bytes) -> bool:
 # Checkpoints
 
 
-PRIORS = {"adm": adm, "rectified_flow": rectified_flow}
+PRIORS = {"adm": adm, "lucidrains": lucidrains, "rectified_flow": rectified_flow}
 
 
 def checkpoint_check(name: str, suffix: str) -> Callable[[bytes], bool]:
@@ -372,6 +374,31 @@ def checkpoints() -> list[bytes]:
         pickle.dumps({"ema": torch.nn.Conv2d(3, 8, 3)}, 4),
         pickle.dumps({"ema": torch.nn.Conv2d(3, 8, 3)}, 2),
     ]
+
+
+def lucidrains_files() -> list[bytes]:
+    x, betas = torch.zeros(1, 3, 8, 8), torch.full((10,), 0.3).double()
+    path, _ = make_lucidrains(scratch("lucidrains"), "good", "pred_v", betas, x, torch.ones(1))
+    return [path.read_bytes()]
+
+
+def edm_pickles() -> list[bytes]:
+    settings = {
+        "img_resolution": 4,
+        "img_channels": 1,
+        "model_channels": 4,
+        "channel_mult": [1],
+        "num_blocks": 1,
+    }
+    path = scratch("edm") / "good.pkl"
+    return [save_pickle(path, "VPPrecond", settings, protocol=n).read_bytes() for n in (2, 4)]
+
+
+def check_edm_pickle(content: bytes) -> bool:
+    path = scratch("edm") / "x.pkl"
+    path.write_bytes(content)
+    edm_convert.read(path)
+    return True
 
 
 def diffusers_check(file: str) -> Callable[[bytes], bool]:
@@ -536,6 +563,10 @@ TARGETS: dict[str, Callable[[], Target]] = {
     "checkpoints of flows": lambda: Target(
         checkpoints(), checkpoint_check("rectified_flow", ".pt"), (SpecError,)
     ),
+    "checkpoints of lucidrains": lambda: Target(
+        lucidrains_files(), checkpoint_check("lucidrains", ".pt"), (SpecError,)
+    ),
+    "pickles of EDM": lambda: Target(edm_pickles(), check_edm_pickle, (SpecError,)),
     "safetensors": lambda: Target(safe(), checkpoint_check("adm", ".safetensors"), (SpecError,)),
     "model_index.json": lambda: of_pipeline("model_index.json"),
     "unet/config.json": lambda: of_pipeline("unet/config.json"),

@@ -539,7 +539,7 @@ def adm_state() -> dict[str, torch.Tensor]:
     """A small guided-diffusion network that predicts no noise."""
     from kintsugi.priors.formats import adm
 
-    layout = adm.Layout(32, (32, 32), 1, (1,), None, 6, 32, Path("x"))
+    layout = adm.Layout(32, (32, 32), 1, (1,), None, 6, adm.Known(32), file=Path("x"))
     return {entry.file: torch.zeros(entry.shape) for entry in adm.entries(layout)}
 
 

@@ -117,7 +117,11 @@ def stored(count):
         (lambda: Persistent("EDMPrecond", {"_parameters": {"w": 3}}, ""), "a weight of type 'int'"),
         (
             lambda: Persistent("EDMPrecond", {"_parameters": {"w": stored(1).expand(10**12)}}, ""),
-            "in 1 numbers",
+            "more than the file",
+        ),
+        (
+            lambda: Persistent("EDMPrecond", {"_parameters": {"w": stored(2)[1:].expand(3)}}, ""),
+            "in 2 numbers",
         ),
         (lambda: Persistent("EDMPrecond", {"_init_kwargs": {"x": {1}}}, ""), "of type 'set'"),
         (lambda: Persistent("EDMPrecond", {"_modules": {"x": 3}}, ""), "a module that is none"),
@@ -137,6 +141,21 @@ def test_damaged_pickles_are_refused(tmp_path, damage, capsys):
     assert main([str(path), str(tmp_path / "x.safetensors")]) == 1
     assert "error: " in capsys.readouterr().err
     assert main([str(tmp_path / "none.pkl"), str(tmp_path / "x.safetensors")]) == 1
+
+
+@pytest.mark.parametrize(
+    ("bomb", "says"),
+    [
+        (b"\x80\x04Nr\xff\xff\xff\x7f.", "object 2147483647 of 2"),
+        (b"\x80\x05\x96\x00\x00\x00\x00\x00\x40\x00\x00abc.", "expected 70368744177664 bytes"),
+    ],
+    ids=["memo", "length"],
+)
+def test_a_pickle_that_claims_memory_is_refused(bomb, says, tmp_path, capsys):
+    """Before it is read: Python's unpickler would have 32 GB for the first."""
+    (tmp_path / "x.pkl").write_bytes(bomb)
+    assert main([str(tmp_path / "x.pkl"), str(tmp_path / "x.safetensors")]) == 1
+    assert says in capsys.readouterr().err
 
 
 def test_a_pickle_that_nests_for_ever_is_refused(tmp_path):
