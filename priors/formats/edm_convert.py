@@ -181,8 +181,8 @@ def check_sizes(data: Any) -> None:
         ValueError: a length that is beyond the end, or a place in the memory of objects that none has.
     """
     for number, (operation, argument, _) in enumerate(pickletools.genops(data)):
-        stored = operation.name in ("PUT", "BINPUT", "LONG_BINPUT") and isinstance(argument, int)
-        if stored and not 0 <= argument <= number:
+        stores = operation.name in ("PUT", "BINPUT", "LONG_BINPUT")
+        if stores and isinstance(argument, int) and not 0 <= argument <= number:
             raise ValueError(f"object {argument} of {number}")
     data.seek(0)
 
