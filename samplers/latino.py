@@ -30,8 +30,6 @@ class Latino(Descent):
         covariance: C at each noise level: `wiener`, of natural images, or a file that `kintsugi calibrate`
             wrote for this prior, or `natural`, of the prior that is embedded.
         eta: the share of fresh noise; 1 as published.
-        lossless: whether the encoded image is given what the autoencoder loses of the prediction, by ẑ₀ −
-            E(D(ẑ₀)): one encoding more in each step but the last. Ours.
     """
 
     takes_latents: ClassVar[bool] = True
@@ -42,7 +40,6 @@ class Latino(Descent):
     init: Init = "lmmse"
     covariance: str = "wiener"
     eta: Share = 1.0
-    lossless: bool = False
 
     def __post_init__(self) -> None:
         check_covariance(self.covariance)
@@ -72,8 +69,6 @@ class Latino(Descent):
             if later.s == 0:
                 return image
             corrected = seen.encode(seen.enlarged(image, large).clamp(-1, 1))
-            if self.lossless:
-                corrected = corrected + prediction - seen.encode(large.clamp(-1, 1))
             z = renoise(problem, corrected, noise_in(z, prediction, now), later, self.eta)
         raise AssertionError("the last level is clean data")
 
