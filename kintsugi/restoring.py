@@ -19,6 +19,7 @@ from kintsugi.pipeline.data.convert import Measurements
 from kintsugi.pipeline.data.decode import Decoded
 from kintsugi.pipeline.data.depth import DEVIATIONS, OVERSHOOT
 from kintsugi.pipeline.execution.degrade import levels
+from kintsugi.pipeline.execution.own import prompts_of
 from kintsugi.pipeline.execution.problems import Prepared
 from kintsugi.pipeline.execution.samples import Samples
 from kintsugi.pipeline.execution.stage import Stage
@@ -129,7 +130,7 @@ def restored(stage: Stage, keys: list[str], measured: list[np.ndarray]) -> list[
     """
 
     def restore(problem: Prepared, samples: Sequence[Decoded], batch: np.ndarray) -> list[Tensor]:
-        problem.begin([None] * len(samples), stage.batch_size)
+        problem.begin([None] * len(samples), prompts_of(stage.job, samples), stage.batch_size)
         y = torch.from_numpy(batch).to(stage.device)
         keys = [sample.key for sample in samples]
         return list(Samples(stage.job, keys, y).draw(stage.problems.as_told(problem, y)))

@@ -227,7 +227,15 @@ class Job(Model):
     def wanted(self) -> Wanted:
         """Which files of a sample it reads."""
         members = [each.member for each in self.degradation.parameters if each.member is not None]
+        members += [] if self.prompts is None else [self.prompts]
         return self.data.wanted._replace(beside=tuple(dict.fromkeys(members)))
+
+    @property
+    def prompts(self) -> str | None:
+        """The file of each sample that holds its prompt, by what is behind the key; None where none does."""
+        prompt = self.prior.get("prompt")
+        member = prompt.get("member") if isinstance(prompt, dict) else None
+        return member if isinstance(member, str) else None
 
     @property
     def image_shape(self) -> tuple[int, int, int]:

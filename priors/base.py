@@ -59,6 +59,21 @@ class ClassConditional(Protocol):
     labels: Tensor | None
 
 
+@runtime_checkable
+class Prompted(Protocol):
+    """A prior that may need the prompt of every image.
+
+    Attributes:
+        prompted: whether it does; then `labels`, as of `ClassConditional`, are places in the prompts that
+            were set.
+    """
+
+    prompted: bool
+
+    def set_prompts(self, prompts: Sequence[str]) -> None:
+        """The prompts of the images of the next calls; raises a SpecError for one that cannot be used."""
+
+
 class Autoencoder(Protocol):
     """Between images x (B, C, H, W) on [-1, 1] and latents z (B, channels, H/factor, W/factor) of a prior.
 

@@ -68,4 +68,5 @@ def in_stage(stage: Stage, count: int) -> list[Restored]:
     example = np.random.default_rng(0).integers(0, 256, (height, width, channels), np.uint8)
     if stage.job.from_measurements:
         example = np.zeros(shapes.measurement, np.float32)
-    return stage.run([Decoded(str(i), i, example, label=0) for i in range(count)])
+    beside = {} if stage.job.prompts is None else {stage.job.prompts: b""}
+    return stage.run([Decoded(str(i), i, example, label=0, beside=beside) for i in range(count)])

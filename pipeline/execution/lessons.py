@@ -10,6 +10,7 @@ from kintsugi.device import default_device
 from kintsugi.errors import JobError
 from kintsugi.pipeline.data.decode import Decoded
 from kintsugi.pipeline.execution.degrade import degrade
+from kintsugi.pipeline.execution.own import prompts_of
 from kintsugi.pipeline.execution.problems import Prepared
 from kintsugi.pipeline.execution.run import Run
 from kintsugi.pipeline.execution.stage import Stage
@@ -57,11 +58,17 @@ def lesson_of(stage: Stage, problem: Prepared, samples: Sequence[Decoded], array
         Problem(told.operator, y, KeyedNoise(job.seed, keys), told.sigma_y),
         truth,
         Denoiser(told.metered, None),
-        partial(begin, told, [sample.label for sample in samples], stage.batch_size),
+        partial(
+            begin,
+            told,
+            [sample.label for sample in samples],
+            prompts_of(job, samples),
+            stage.batch_size,
+        ),
     )
 
 
-def begin(problem: Prepared, labels: Sequence[int | None], tiles: int) -> None:
+def begin(problem: Prepared, labels: Sequence[int | None], prompts: Sequence[str], tiles: int) -> None:
     """Tell the prior of a batch before each step, as others have had it in between."""
-    problem.begin(labels, tiles)
+    problem.begin(labels, prompts, tiles)
     problem.metered.begin()

@@ -1,7 +1,7 @@
 """Samples with parameters of their own: the operator of each, estimates of what is unknown, and the batch."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
@@ -18,6 +18,9 @@ from kintsugi.pipeline.parameters import Parameter, Value, with_values
 from kintsugi.pipeline.parts import Degradation
 from kintsugi.samplers.blind import estimate
 from kintsugi.samplers.noise_level import noise_level
+
+MOST_TEXT = 10_000
+"""Bytes of a prompt; no text encoder reads as many."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +58,31 @@ def own_of(job: Job, sample: Decoded, typical: Operator) -> Own:
     degradation = job.degradation.with_values(values | others)
     operator = built_like(typical, degradation) if any(each.of_operator for each in values) else typical
     return Own(operator, degradation, values)
+
+
+def prompts_of(job: Job, samples: Sequence[Decoded]) -> list[str]:
+    """The prompts of samples; raises as `prompt_of`."""
+    return [prompt_of(job, sample) for sample in samples]
+
+
+def prompt_of(job: Job, sample: Decoded) -> str:
+    """The prompt in the file beside a sample, "" in a job where samples have none.
+
+    Raises:
+        ValueError: there is no such file, or it is no text.
+    """
+    if job.prompts is None:
+        return ""
+    name = f"{sample.key}.{job.prompts}"
+    if job.prompts not in sample.beside:
+        raise ValueError(f"prior.prompt: there is no file {name}")
+    content = sample.beside[job.prompts]
+    if len(content) > MOST_TEXT:
+        raise ValueError(f"prior.prompt: {name} has {len(content)} bytes, more than {MOST_TEXT:,}")
+    try:
+        return content.decode().strip()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"prior.prompt: {name} is no text in UTF-8") from error
 
 
 def built_like(operator: Operator, degradation: Degradation) -> Operator:

@@ -17,7 +17,7 @@ from kintsugi.pipeline.execution.identity import of_specs, refuse_changed
 from kintsugi.pipeline.execution.own import Own, as_told, own_of
 from kintsugi.pipeline.execution.timing import Metered
 from kintsugi.pipeline.job import Job
-from kintsugi.priors.base import ClassConditional, Prior, autoencoder_of
+from kintsugi.priors.base import ClassConditional, Prior, Prompted, autoencoder_of, innermost
 from kintsugi.priors.reuse import Reusing
 from kintsugi.priors.tiled import Tiled
 from kintsugi.samplers.base import Callback, Restoration, Sampler, check_fit
@@ -67,11 +67,20 @@ class Prepared:
                 callback=callback,
             )
 
-    def begin(self, labels: Sequence[int | None], tiles: int) -> None:
-        """Tell the prior the next batch's classes and number of tiles; a missing class is a ValueError."""
+    def begin(self, labels: Sequence[int | None], prompts: Sequence[str], tiles: int) -> None:
+        """Tell the prior the next batch's classes, or prompts, and number of tiles.
+
+        Raises:
+            ValueError: a class is missing, or a prompt cannot be used.
+        """
         prior = self.metered.prior
         if isinstance(prior, Tiled):
             prior.batch = tiles
+        told = innermost(prior)
+        if isinstance(told, Prompted) and told.prompted and isinstance(prior, ClassConditional):
+            told.set_prompts(prompts)
+            prior.labels = torch.arange(len(prompts), device=self.metered.device)
+            return
         if not isinstance(prior, ClassConditional) or prior.classes is None or prior.label is not None:
             return
         if None in labels:

@@ -29,7 +29,7 @@ def rehearse(
     problem = problems.of_images(problems.typical.image)
     truth = torch.zeros(count, *problem.operator.image_shape, device=device)
     noise = KeyedNoise(0, [str(i) for i in range(count)])
-    problem.begin([0] * count, count)
+    problem.begin([0] * count, [""] * count, count)
     y = problem.operator.forward(truth)
     with suppress(RehearsedError):
         problem.restore(y, noise, end_of_rehearsal)

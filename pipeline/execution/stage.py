@@ -20,7 +20,7 @@ from kintsugi.pipeline.data.pictures import BITS
 from kintsugi.pipeline.execution.checkpoints import on_this_node
 from kintsugi.pipeline.execution.degrade import baselines, degrade, eight_bits, levels
 from kintsugi.pipeline.execution.memory import Memory, largest_batch
-from kintsugi.pipeline.execution.own import Own
+from kintsugi.pipeline.execution.own import Own, prompts_of
 from kintsugi.pipeline.execution.problems import Prepared, Problems
 from kintsugi.pipeline.execution.rehearsal import rehearse
 from kintsugi.pipeline.execution.round_trip import round_trip
@@ -222,7 +222,7 @@ class Stage:
 
         What is returned for each makes its result; the first that is called scores the batch.
         """
-        problem.begin([sample.label for sample in samples], self.batch_size)
+        problem.begin([sample.label for sample in samples], prompts_of(self.job, samples), self.batch_size)
         job, keys = self.job, [sample.key for sample in samples]
         with timed(self.seconds, "degrade", self.device), torch.no_grad():
             beside = [sample.truth for sample in samples if sample.truth is not None]

@@ -4,13 +4,15 @@ Which pipeline it is, its model_index.json says. As on pixels nothing of a repos
 diffusers would sample does not matter. Safety checkers are not loaded.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from math import gcd
 from pathlib import Path as FilePath
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
 from kintsugi.cache import checksum
@@ -26,18 +28,26 @@ from kintsugi.priors.formats.diffusers_prompts import PARTS, embed
 from kintsugi.priors.formats.diffusers_training import Convention, convention_of
 
 
+class OfSample(BaseModel):
+    """A prompt of each sample's own, in a file beside it: KEY.txt is the member "txt"."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    member: Annotated[str, Field(pattern=r"^([^/.][^/]*\.)?txt$")]
+
+
 @dataclass(frozen=True)
 class Telling:
     """The fields of a spec about what the network is told.
 
     Attributes:
         conditioning: of classes, and the scale of classifier-free guidance.
-        prompt: for all images. negative_prompt: what guidance leads away from; None for what stands for none.
+        prompt: for all images, or where that of each is. negative_prompt: what guidance leads away from; None
+            for what stands for none.
         guidance: what a distilled network is told; None for what its pipeline tells it.
     """
 
     conditioning: Conditioning
-    prompt: str | None = None
+    prompt: str | OfSample | None = None
     negative_prompt: str | None = None
     guidance: float | None = None
 
@@ -131,13 +141,17 @@ class LatentDescription:
         return LatentPrior(self, device)
 
 
+Conditions = tuple[Tensor | None, ...]
+"""What a network that knows prompts is told."""
+
+
 class LatentPrior(Conditional):
     """A network of diffusers as a prior for latents (B, C, h, w) of its autoencoder.
 
     Attributes:
         autoencoder: an `Autoencoder`, on the same device, in float32.
-        told: of a network that knows prompts, what it is told, (1, …) each. null: where it is guided, what
-            the negative prompt tells it.
+        reader: of a network that knows prompts. told: what it is told, of all images (1, …) each, or of the
+            prompts that were set. null: where it is guided, what the negative prompt tells it.
         sha256: checksum of all files.
     """
 
@@ -147,7 +161,15 @@ class LatentPrior(Conditional):
         convention: Convention = convention_of(description.parts.scheduler, device)
         self.path, self.parametrization = convention.path, convention.parametrization
         self.prediction, self.output = convention.prediction, convention.output
-        self.told, self.null = told(description, device)
+        self.reader = None if description.network.text is None else Reader(description, device)
+        self.told: Conditions = ()
+        self.null: Conditions | None = None
+        self.prompted = isinstance(telling.prompt, OfSample)
+        if self.reader is not None:
+            if not isinstance(telling.prompt, OfSample):
+                self.told = self.reader([telling.prompt or ""])
+            if telling.conditioning.guided:
+                self.null = self.reader.without(telling.negative_prompt)
         self.network: nn.Module = with_weights(description.network, description.weights("network"), device)
         self.autoencoder = with_weights(description.autoencoder, description.weights("autoencoder"), device)
         self.sha256 = checksum(description.files)
@@ -157,7 +179,7 @@ class LatentPrior(Conditional):
 
     def evaluate(self, x: Tensor, time: Tensor) -> Tensor:
         """The bare network, guided: of the bare outputs it is guidance of u, which is affine in them."""
-        if self.told is None:
+        if self.reader is None:
             return self.conditioned(
                 lambda classes: self.network(x, time, *([] if classes is None else [classes])), x
             )
@@ -168,8 +190,22 @@ class LatentPrior(Conditional):
             output: Tensor = self.network(x, time, *each)
             return output
 
-        output = network(self.told)
+        output = network(self.told_of(x))
         return output if self.null is None else guided(output, network(self.null), self.conditioning.cfg)
+
+    def told_of(self, x: Tensor) -> Conditions:
+        """What it is told of latents x; raises a SpecError if each has a prompt and those were not set."""
+        if not self.prompted:
+            return self.told
+        places = self.classes_of(x)
+        if places is None:
+            raise SpecError("prompt: each image has its own, and none was given")
+        return tuple(c if c is None else c[places] for c in self.told)
+
+    def set_prompts(self, prompts: Sequence[str]) -> None:
+        """The prompts of a batch, of which `labels` then say which is whose; raises as `embed`."""
+        assert self.reader is not None
+        self.told, self.classes = self.reader(prompts, keeps=False), len(prompts)
 
 
 def with_weights(network: Any, weights: list[FilePath], device: str | torch.device) -> Any:
@@ -180,34 +216,34 @@ def with_weights(network: Any, weights: list[FilePath], device: str | torch.devi
     return network.eval().to(device)
 
 
-Conditions = tuple[Tensor | None, ...]
+class Reader:
+    """What a network that knows prompts is told of them."""
 
+    def __init__(self, description: LatentDescription, device: str | torch.device):
+        network = description.network
+        assert network.text is not None
+        self.how, self.width, self.device = network.text, network.sizes()["text"], device
+        self.encoders = description.parts.text_encoders(PARTS[network.text])
+        self.guidance = description.telling.guidance
+        # Of SDXL, as its pipeline; the others have no such setting.
+        self.zeros = network.text == "clip_pair" and description.parts.zeros
 
-def told(
-    description: LatentDescription, device: str | torch.device
-) -> tuple[Conditions | None, Conditions | None]:
-    """What a network that knows prompts is told, and, where it is guided, what without; None of others."""
-    telling, network = description.telling, description.network
-    if network.text is None:
-        return None, None
-    encoders = description.parts.text_encoders(PARTS[network.text])
-    width = network.sizes()["text"]
+    def __call__(self, prompts: Sequence[str], gain: float = 1.0, keeps: bool = True) -> Conditions:
+        """Of each prompt, times `gain`, and the guidance, (B, …) each; keeps: see `embed`."""
+        found = embed(self.how, self.encoders, prompts, self.width, self.device, keeps)
 
-    def conditions(prompt: str, gain: float = 1.0) -> Conditions:
-        found = embed(network.text or "", encoders, prompt, width, device)
-        given = [gain * found["text"], gain * found["pooled"] if "pooled" in found else None]
-        if telling.guidance is not None:
-            given.append(torch.tensor([telling.guidance]))
-        while given[-1] is None:
-            given.pop()
-        return tuple(one if one is None else one.to(device) for one in given)
+        def stacked(name: str) -> Tensor | None:
+            parts = [gain * one[name] for one in found if name in one]
+            return torch.cat(parts).to(self.device) if parts else None
 
-    with_prompt = conditions(telling.prompt or "")
-    if not telling.conditioning.guided:
-        return with_prompt, None
-    # Of SDXL, as its pipeline; the others have no such setting.
-    zeros = telling.negative_prompt is None and network.text == "clip_pair" and description.parts.zeros
-    return with_prompt, conditions(telling.negative_prompt or "", 0.0 if zeros else 1.0)
+        told = [stacked("text"), stacked("pooled")]
+        if self.guidance is not None:
+            told.append(torch.full((len(prompts),), self.guidance, device=self.device))
+        return tuple(told if told[-1] is not None else told[:-1])
+
+    def without(self, negative: str | None) -> Conditions:
+        """Of what guidance leads away from, (1, …) each."""
+        return self([negative or ""], 0.0 if negative is None and self.zeros else 1.0)
 
 
 def describe(

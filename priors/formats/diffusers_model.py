@@ -34,7 +34,7 @@ from kintsugi.priors.formats.diffusers_files import (
     variant_of,
     weight_files,
 )
-from kintsugi.priors.formats.diffusers_latent import LatentDescription, LatentPrior, Telling
+from kintsugi.priors.formats.diffusers_latent import LatentDescription, LatentPrior, OfSample, Telling
 from kintsugi.priors.formats.diffusers_latent import describe as describe_latent
 from kintsugi.priors.formats.diffusers_networks import check_unet
 from kintsugi.priors.formats.diffusers_pipeline import is_latent
@@ -162,7 +162,7 @@ def diffusers_model(
     label: NonNegativeInt | None = None,
     cfg: FiniteFloat = 1.0,
     null_label: NonNegativeInt | None = None,
-    prompt: str | None = None,
+    prompt: str | OfSample | None = None,
     negative_prompt: str | None = None,
     guidance: FiniteFloat | None = None,
     enlarge: PositiveInt = 1,
@@ -178,7 +178,8 @@ def diffusers_model(
         cfg: the scale of classifier-free guidance, by a second evaluation with the class null_label, or with
             the negative prompt; 1: none.
         null_label: the class that stands for none, of networks that were trained with one.
-        prompt: for all images, of networks that know prompts; none is "".
+        prompt: for all images, of networks that know prompts; none is "". Or {member: txt}: of each its own,
+            in KEY.txt.
         negative_prompt: what cfg leads away from; none is what the pipeline has for none.
         guidance: what a distilled network (LCM, FLUX.1 dev) is told; none is 8.5 for LCM and 3.5 for FLUX.1.
         enlarge: of latents: how many times as large as the job's images the network's images are.
@@ -202,7 +203,7 @@ def describe(
     label: NonNegativeInt | None = None,
     cfg: FiniteFloat = 1.0,
     null_label: NonNegativeInt | None = None,
-    prompt: str | None = None,
+    prompt: str | OfSample | None = None,
     negative_prompt: str | None = None,
     guidance: FiniteFloat | None = None,
     enlarge: PositiveInt = 1,

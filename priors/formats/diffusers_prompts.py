@@ -11,7 +11,6 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -53,59 +52,63 @@ class Read(NamedTuple):
 
     Attributes:
         last: its output. penultimate: what its last layer was given. pooled: of the prompt as a whole.
+        cut: how much of the prompt it did not read, in words; nothing of one that it read whole.
     """
 
     last: Tensor
     penultimate: Tensor
     pooled: Tensor
+    cut: str
 
 
 Embedded = dict[str, Tensor]
 """What a network is told: `text` (1, tokens, width) and, where there is one, `pooled` (1, width)."""
-Readers = Sequence[Callable[..., Read] | None]
-"""Of each encoder, what it makes of the prompt; given a number, of the prompt filled up to so many tokens."""
+Reads = Sequence[Read | None]
+"""What each encoder makes of one prompt; None of one that the pipeline does without."""
 
 
-def clip(readers: Readers, width: int) -> Embedded:
+def clip(reads: Reads, width: int) -> Embedded:
     """Stable Diffusion 1 and 2: the output of one CLIP."""
-    return {"text": called(readers, 0).last}
+    return {"text": nth(reads, 0).last}
 
 
-def clip_pair(readers: Readers, width: int) -> Embedded:
+def clip_pair(reads: Reads, width: int) -> Embedded:
     """SDXL: two CLIPs without their last layers, side by side; the second gives the whole."""
-    one, two = called(readers, 0), called(readers, 1)
+    one, two = nth(reads, 0), nth(reads, 1)
     return {"text": torch.cat([one.penultimate, two.penultimate], -1), "pooled": two.pooled}
 
 
-def clip_pair_t5(readers: Readers, width: int) -> Embedded:
-    """Stable Diffusion 3: the two CLIPs, filled up to the width of T5, then T5's 256 tokens, 0 without it."""
-    one, two = called(readers, 0), called(readers, 1)
+def clip_pair_t5(reads: Reads, width: int) -> Embedded:
+    """Stable Diffusion 3: the two CLIPs, filled up to the width of T5, then T5's tokens, 0 without it."""
+    one, two, t5 = nth(reads, 0), nth(reads, 1), reads[2]
     pair = torch.cat([one.penultimate, two.penultimate], -1)
-    t5 = called(readers, 2, 256).last if readers[2] else pair.new_zeros(1, 256, width)
+    rest = t5.last if t5 else pair.new_zeros(1, TOKENS["clip_pair_t5"], width)
     pair = torch.nn.functional.pad(pair, (0, width - pair.shape[-1]))
-    return {"text": torch.cat([pair, t5], 1), "pooled": torch.cat([one.pooled, two.pooled], -1)}
+    return {"text": torch.cat([pair, rest], 1), "pooled": torch.cat([one.pooled, two.pooled], -1)}
 
 
-def clip_t5(tokens: int, readers: Readers, width: int) -> Embedded:
+def clip_t5(reads: Reads, width: int) -> Embedded:
     """FLUX.1: T5's tokens, and CLIP's of the whole."""
-    return {"text": called(readers, 1, tokens).last, "pooled": called(readers, 0).pooled}
+    return {"text": nth(reads, 1).last, "pooled": nth(reads, 0).pooled}
 
 
-def called(readers: Readers, place: int, *tokens: int) -> Read:
-    """What one of them reads."""
-    reader = readers[place]
-    assert reader is not None
-    return reader(*tokens)
+def nth(reads: Reads, place: int) -> Read:
+    """What one of them read."""
+    found = reads[place]
+    assert found is not None
+    return found
 
 
-READERS: Mapping[str, Callable[[Readers, int], Embedded]] = {
+READERS: Mapping[str, Callable[[Reads, int], Embedded]] = {
     "clip": clip,
     "clip_pair": clip_pair,
     "clip_pair_t5": clip_pair_t5,
-    "clip_t5_256": partial(clip_t5, 256),
-    "clip_t5_512": partial(clip_t5, 512),
+    "clip_t5_256": clip_t5,
+    "clip_t5_512": clip_t5,
 }
 """How the pipelines of diffusers put together what their encoders make of a prompt."""
+TOKENS = {"clip_pair_t5": 256, "clip_t5_256": 256, "clip_t5_512": 512}
+"""How many of them T5 reads; CLIP reads as many as it can."""
 PARTS = {
     "clip": ("CLIPTextModel",),
     "clip_pair": ("CLIPTextModel", "CLIPTextModelWithProjection"),
@@ -141,32 +144,57 @@ def width_of(config: Mapping[str, Any] | None, *fields: str) -> int | None:
 
 
 def embed(
-    how: str, encoders: Sequence[TextEncoder | None], prompt: str, width: int, device: str | torch.device
-) -> Embedded:
-    """What encoders make of a prompt, on the CPU; from the cache where it is there.
+    how: str,
+    encoders: Sequence[TextEncoder | None],
+    prompts: Sequence[str],
+    width: int,
+    device: str | torch.device,
+    keeps: bool = True,
+) -> list[Embedded]:
+    """What encoders make of prompts, each by itself, on the CPU; from the cache where it is there.
 
     Args:
         how: one of READERS. encoders: in the order of PARTS; SD3's T5 may be None.
-        width: of a token for the network.
+        width: of a token for the network. keeps: in the cache, what is not there.
 
     Raises:
-        SpecError: transformers is missing, or the prompt is longer than any encoder reads.
+        SpecError: transformers is missing, or a prompt is longer than any encoder reads.
         CheckpointError: the files make no encoder.
     """
     of = [e and (e.encoder, e.tokenizer, dict(e.config), checksum(e.files)) for e in encoders]
-    key = hashlib.sha256(json.dumps([how, of, prompt, width], sort_keys=True).encode()).hexdigest()
-    if (kept := cached(key)) is not None:
-        return kept
-    cut: list[str] = []
-    readers = [partial(read, encoder, prompt, device, cut) if encoder else None for encoder in encoders]
-    with torch.no_grad():
-        embedded = {name: of.contiguous() for name, of in READERS[how](readers, width).items()}
-    if len(cut) == sum(reader is not None for reader in readers):
-        raise SpecError(f"prompt: too long: it has {', '.join(cut)}")
-    if not all(tensor.isfinite().all() for tensor in embedded.values()):
-        raise CheckpointError("path: the text encoders make NaN or infinity of the prompt")
-    keep(key, embedded)
-    return embedded
+    keys = {
+        prompt: hashlib.sha256(json.dumps([how, of, prompt, width], sort_keys=True).encode()).hexdigest()
+        for prompt in prompts
+    }
+    found = {prompt: kept for prompt, key in keys.items() if (kept := cached(key)) is not None}
+    if missing := [prompt for prompt in keys if prompt not in found]:
+        for prompt, embedded in zip(missing, read_all(how, encoders, missing, width, device), strict=True):
+            found[prompt] = embedded
+            if keeps:
+                keep(keys[prompt], embedded)
+    return [found[prompt] for prompt in prompts]
+
+
+@torch.no_grad()
+def read_all(
+    how: str,
+    encoders: Sequence[TextEncoder | None],
+    prompts: Sequence[str],
+    width: int,
+    device: str | torch.device,
+) -> list[Embedded]:
+    """What encoders, one after the other in memory, make of prompts; as `embed`."""
+    of_each = [read(e, prompts, device, TOKENS.get(how)) if e else [None] * len(prompts) for e in encoders]
+    found = []
+    for reads in zip(*of_each, strict=True):
+        cuts = [of_one.cut for of_one in reads if of_one]
+        if all(cuts):
+            raise SpecError(f"prompt: too long: it has {', '.join(cuts)}")
+        embedded = {name: tensor.contiguous() for name, tensor in READERS[how](reads, width).items()}
+        if not all(tensor.isfinite().all() for tensor in embedded.values()):
+            raise CheckpointError("path: the text encoders make NaN or infinity of the prompt")
+        found.append(embedded)
+    return found
 
 
 def cached(key: str) -> Embedded | None:
@@ -198,14 +226,14 @@ def place(key: str) -> Path:
 
 
 def read(
-    of: TextEncoder, prompt: str, device: str | torch.device, cut: list[str], tokens: int | None = None
-) -> Read:
-    """What one encoder, loaded for it and freed after, makes of a prompt filled up to a number of tokens.
+    of: TextEncoder, prompts: Sequence[str], device: str | torch.device, of_t5: int | None
+) -> list[Read | None]:
+    """What one encoder, loaded for it and freed after, makes of prompts that are filled up.
 
     It computes in the type of its files, of float16 in float32, since T5 overflows in that.
 
     Args:
-        cut: gets an entry where the prompt is longer than that.
+        of_t5: to how many tokens, if it is T5.
 
     Raises:
         SpecError, CheckpointError: as for `embed`.
@@ -213,19 +241,30 @@ def read(
     model, tokenizer = loaded(of)
     model.to(device).eval()
     most = getattr(model.config, "max_position_embeddings", 1 << 10)
-    tokens = tokens or min(tokenizer.model_max_length, most)
-    filled = tokenizer(prompt, padding="max_length", max_length=tokens, truncation=True, return_tensors="pt")
-    if (whole := len(tokenizer(prompt).input_ids)) > tokens:
-        cut.append(f"{whole} tokens, of which {of.encoder} reads {tokens}")
+    tokens = min(tokenizer.model_max_length, most)
+    if of.encoder == "T5EncoderModel" and of_t5:
+        tokens = of_t5
     masked = getattr(model.config, "use_attention_mask", False)
-    output = model(
-        filled.input_ids.to(device),
-        attention_mask=filled.attention_mask.to(device) if masked else None,
-        output_hidden_states=True,
-    )
-    last = output.last_hidden_state
-    pooled = output.text_embeds if "text_embeds" in output else output.get("pooler_output", last[:, 0])
-    return Read(*(tensor.float().cpu() for tensor in (last, output.hidden_states[-2], pooled)))
+
+    def one(prompt: str) -> Read:
+        filled = tokenizer(
+            prompt, padding="max_length", max_length=tokens, truncation=True, return_tensors="pt"
+        )
+        whole = len(tokenizer(prompt).input_ids)
+        output = model(
+            filled.input_ids.to(device),
+            attention_mask=filled.attention_mask.to(device) if masked else None,
+            output_hidden_states=True,
+        )
+        last = output.last_hidden_state
+        pooled = output.text_embeds if "text_embeds" in output else output.get("pooler_output", last[:, 0])
+        last, penultimate, pooled = (
+            tensor.float().cpu() for tensor in (last, output.hidden_states[-2], pooled)
+        )
+        cut = f"{whole} tokens, of which {of.encoder} reads {tokens}" if whole > tokens else ""
+        return Read(last, penultimate, pooled, cut)
+
+    return [one(prompt) for prompt in prompts]
 
 
 def loaded(of: TextEncoder) -> tuple[Any, Any]:

@@ -9,12 +9,16 @@ import diffusers
 import pytest
 import torch
 from kit.latents import make_clip, make_kl, make_sd3, make_t5, make_text_unet, save_latent
+from kit.shards import encode, picture, write_tar
 from safetensors.torch import load_file, save_file
 
+import kintsugi
 from kintsugi.checkpoint import CheckpointError
-from kintsugi.errors import SpecError
+from kintsugi.errors import JobError, SpecError
 from kintsugi.priors.formats import diffusers_prompts
+from kintsugi.priors.formats.diffusers_latent import OfSample
 from kintsugi.priors.formats.diffusers_model import diffusers_model
+from kintsugi.priors.tiled import Tiled
 
 PROMPT = "a dog"
 
@@ -40,11 +44,12 @@ def cache(tmp_path, monkeypatch):
 def reads(monkeypatch):
     """The prompts that an encoder was loaded for."""
     found, read = [], diffusers_prompts.read
-    monkeypatch.setattr(
-        diffusers_prompts,
-        "read",
-        lambda of, prompt, *args: (found.append(prompt), read(of, prompt, *args))[1],
-    )
+
+    def recorded(of, prompts, *args):
+        found.extend(prompts)
+        return read(of, prompts, *args)
+
+    monkeypatch.setattr(diffusers_prompts, "read", recorded)
     return found
 
 
@@ -163,3 +168,68 @@ def test_damaged_encoders_are_refused(folder, spoil, message):
     spoil(folder)
     with pytest.raises(CheckpointError, match=f"^path: .*{message}"):
         load(folder, prompt=PROMPT)
+
+
+# A prompt of each sample's own.
+
+
+def test_each_latent_is_told_its_own_prompt_whatever_its_batch(folder, reads, cache):
+    prior = load(folder, prompt=OfSample(member="txt"), cfg=2.0)
+    x, t = torch.randn(3, 4, 8, 8, generator=torch.Generator().manual_seed(0)), torch.tensor([0.3, 0.5, 0.7])
+    with pytest.raises(SpecError, match=r"^prompt: each image"):
+        prior(x, t)
+    prior.set_prompts([PROMPT, "cat", PROMPT])
+    prior.labels = torch.tensor([0, 1, 2])
+    assert reads == ["", PROMPT, "cat"]
+    assert len(list(cache.iterdir())) == 1  # that of all samples
+    with torch.no_grad():
+        found = prior(x, t)
+        for i, prompt in enumerate([PROMPT, "cat", PROMPT]):
+            alone = load(folder, prompt=prompt, cfg=2.0)(x[i : i + 1], t[i : i + 1])
+            torch.testing.assert_close(found[i : i + 1], alone, rtol=1e-4, atol=1e-5)
+
+
+@pytest.fixture
+def job(folder, tmp_path):
+    files = [(f"{i}.png", encode(picture(i, 32))) for i in range(4)]
+    files += [("0.txt", b"a dog\n"), ("1.txt", b"cat"), ("2.txt", b"\xff\xfe")]
+    write_tar(tmp_path / "in.tar", sorted(files))
+    return {
+        "data": {"shards": str(tmp_path / "in.tar"), "size": 32},
+        "degradation": {"operator": {"name": "bicubic", "factor": 4}},
+        "prior": {"name": "diffusers", "path": str(folder), "prompt": {"member": "txt"}},
+        "sampler": {"name": "latino", "steps": 2},
+        "metrics": ["psnr"],
+        "compute": {"batch_size": 4, "cpus_per_actor": 1},
+        "output": str(tmp_path / "run"),
+    }
+
+
+def test_a_job_reads_the_prompt_beside_each_sample(job, tmp_path):
+    rows = {row["key"]: row for row in kintsugi.run(job).rows().to_pylist()}
+    assert [rows[key]["status"] for key in "0123"] == ["ok", "ok", "failed", "failed"]
+    assert "prior.prompt: 2.txt is no text" in rows["2"]["error"]
+    assert "3.txt is not next to it" in rows["3"]["error"]
+    for key, prompt in (("0", PROMPT), ("1", "cat")):
+        one = job | {"prior": job["prior"] | {"prompt": prompt}, "output": str(tmp_path / prompt)}
+        again = {row["key"]: row for row in kintsugi.run(one).rows().to_pylist()}
+        assert again[key]["psnr"] == pytest.approx(rows[key]["psnr"], abs=1e-4)
+
+
+def test_tiles_of_an_image_are_told_its_prompt(folder):
+    prior = load(folder, prompt=OfSample(member="txt"))
+    tiled = Tiled(prior, 8, 4, 2, 3)
+    x, t = torch.randn(2, 4, 8, 12, generator=torch.Generator().manual_seed(0)), torch.tensor([0.3, 0.5])
+    prior.set_prompts([PROMPT, "cat"])
+    tiled.labels = torch.arange(2)
+    with torch.no_grad():
+        together = tiled(x, t)
+        for i, prompt in enumerate([PROMPT, "cat"]):
+            alone = Tiled(load(folder, prompt=prompt), 8, 4, 2, 3)(x[i : i + 1], t[i : i + 1])
+            torch.testing.assert_close(together[i : i + 1], alone, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("member", ["png", "", "../txt", 3])
+def test_a_prompt_is_in_a_file_of_text(job, member):
+    with pytest.raises(JobError, match=r"prior\.prompt"):
+        kintsugi.run(job | {"prior": job["prior"] | {"prompt": {"member": member}}})
