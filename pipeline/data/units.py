@@ -149,25 +149,39 @@ def unit_name(number: int, start: int) -> str:
     return f"{number:05d}-{start:07d}"
 
 
+@dataclass(frozen=True)
+class Kept:
+    """Of a plan: its footer, and the places of the first units of groups, as far as these were asked for."""
+
+    footer: pq.FileMetaData
+    begins: dict[int, tuple[int, ...]]
+
+
 @contextmanager
-def opened(plan: Location, again: bool = False) -> Iterator[pq.ParquetFile]:
+def opened(plan: Location, known: Kept | None = None) -> Iterator[pq.ParquetFile]:
     """A plan for reading.
 
     Args:
-        again: it is asked for a little at a time, and its footer, which grows with it, is read once.
+        known: of one that is asked for a little at a time: its footer grows with it, and is read once.
 
     Raises:
         FileNotFoundError: there is none.
         JobError: it is not a plan, or what is read of it is not as it should be.
     """
     length = records.regular(plan, MAX_TABLE)
+    with reading(plan), parquet(plan, footer=known and known.footer) as file:
+        if not any(map(file.schema_arrow.equals, (SCHEMA, BEFORE_LINKS, PAIRED))):
+            raise ValueError("its columns are not those of a plan")
+        if file.metadata.num_rows > length:  # a few bytes may claim any number
+            raise ValueError("it claims more units than it has bytes")
+        yield file
+
+
+@contextmanager
+def reading(plan: Location) -> Iterator[None]:
+    """Turns errors of what is read of a plan into a JobError; those of storage stay what they are."""
     try:
-        with parquet(plan, footer=footer_of(plan) if again else None) as file:
-            if not any(map(file.schema_arrow.equals, (SCHEMA, BEFORE_LINKS, PAIRED))):
-                raise ValueError("its columns are not those of a plan")
-            if file.metadata.num_rows > length:  # a few bytes may claim any number
-                raise ValueError("it claims more units than it has bytes")
-            yield file
+        yield
     except FileNotFoundError:
         raise
     except (pa.ArrowException, OSError, ValueError, KeyError, TypeError) as error:
@@ -176,18 +190,18 @@ def opened(plan: Location, again: bool = False) -> Iterator[pq.ParquetFile]:
         raise JobError(f"{plan} cannot be read as a plan: {error}; {advice(plan.parent)}") from error
 
 
-def footer_of(plan: Location) -> pq.FileMetaData | None:
-    """The footer of a plan, kept as long as the file is the same by its stamp; None of an object."""
+def kept_of(plan: Location) -> Kept | None:
+    """What is kept of a plan as long as the file is the same by its stamp; None of an object."""
     if is_remote(plan):
         return None
     found = plan.lstat()
-    return footer(plan, (found.st_ino, found.st_size, found.st_mtime_ns))
+    return kept(plan, (found.st_ino, found.st_size, found.st_mtime_ns))
 
 
 @lru_cache(maxsize=4)
-def footer(plan: Path, stamp: tuple[int, int, int]) -> pq.FileMetaData:
-    """The footer of the file that has this stamp."""
-    return pq.read_metadata(plan)
+def kept(plan: Path, stamp: tuple[int, int, int]) -> Kept:
+    """Of the file that has this stamp."""
+    return Kept(pq.read_metadata(plan), {})
 
 
 def rows_of(file: pq.ParquetFile, columns: list[str]) -> Iterator[dict[str, Any]]:
@@ -261,12 +275,18 @@ def read_members(plan: Location, unit: Unit) -> Members:
     Raises:
         JobError: there is no such unit, or not as many different keys as it has samples.
     """
-    with opened(plan, again=True) as file:
+    records.regular(plan, MAX_TABLE)
+    with reading(plan):
+        known = kept_of(plan)
+    with opened(plan, known) as file:
         # Not by the statistics of the groups: where these are damaged, pyarrow ends the process.
         groups = range(file.num_row_groups)
+        seen = {} if known is None else known.begins
 
         def begins(group: int) -> tuple[int, ...]:
-            return place(str(file.read_row_group(group, ["unit"])["unit"][0]))
+            if group not in seen:
+                seen[group] = place(str(file.read_row_group(group, ["unit"])["unit"][0]))
+            return seen[group]
 
         first = bisect_right(groups, place(unit.unit), key=begins)
         table = file.read_row_group(
