@@ -32,8 +32,7 @@ from kintsugi.checkpoint import (
 from kintsugi.priors.base import Parametrization
 from kintsugi.priors.classes import Conditional, Conditioning
 from kintsugi.priors.formats.edm2_network import Edm2, Edm2UNet, normalised
-from kintsugi.priors.formats.edm_convert import METADATA
-from kintsugi.priors.formats.edm_network import Adm, AdmUNet, Common, Song, SongUNet
+from kintsugi.priors.formats.edm_network import METADATA, Adm, AdmUNet, Common, Song, SongUNet
 from kintsugi.priors.paths import DDPM, Path, VarianceExploding, VariancePreserving
 
 CLEANEST = 0.002

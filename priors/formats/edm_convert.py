@@ -23,9 +23,8 @@ import torch
 from torch import Tensor
 
 from kintsugi.checkpoint import CheckpointError, State
+from kintsugi.priors.formats.edm_network import METADATA
 
-METADATA = "kintsugi.edm"
-"""The key of a safetensors file's metadata that has the class and arguments of the network, as JSON."""
 DEPTH = 16
 """Modules lie in at most so many others."""
 NUMBERS = ("f8", "f4", "f2", "i8", "i4", "b1")

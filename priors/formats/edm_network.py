@@ -12,6 +12,9 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 from torch.nn.functional import conv2d, conv_transpose2d, scaled_dot_product_attention, silu
 
+METADATA = "kintsugi.edm"
+"""The key of a safetensors file's metadata that has the class and arguments of the network, as JSON."""
+
 Multipliers = Annotated[tuple[Annotated[int, Field(ge=1, le=64)], ...], Field(min_length=1, max_length=10)]
 Few = Annotated[int, Field(ge=1, le=64)]
 Taps = Annotated[tuple[float, ...], Field(min_length=2, max_length=8)]

@@ -68,7 +68,8 @@ def test_the_quickstart_runs_with_it(name, images, tmp_path):
     prior = {"name": name.partition(",")[0].split()[0]} | FORMATS[name](tmp_path)
     sets = [
         f"prior={setting(prior)}",
-        "sampler={name: ddnm, steps: 2, start: 0.5}",
+        "sampler.covariance=wiener",  # that of the quickstart is of the embedded prior
+        "sampler.steps=2",
         f"data={{shards: {images}, size: 16}}",
         "metrics=[psnr]",
         f"output={tmp_path / 'run'}",

@@ -10,7 +10,8 @@ from safetensors.torch import save_file
 from kintsugi import priors
 from kintsugi.errors import SpecError
 from kintsugi.priors.base import data_prediction, evaluations_of
-from kintsugi.priors.formats.edm_convert import METADATA, main
+from kintsugi.priors.formats.edm_convert import main
+from kintsugi.priors.formats.edm_network import METADATA
 from kintsugi.testing import check_prior
 
 LABELS = torch.tensor([3, 7])
