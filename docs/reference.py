@@ -13,6 +13,7 @@ TOPICS = {
 }
 """Of a page, the topics of `kintsugi list` on it."""
 
+OF = {"image": "of an image", "set": "of a set", "clips": "of clips"}
 TITLES = {"draws": "What `draw` names"}
 
 
@@ -56,7 +57,7 @@ def topic(name: str) -> Iterator[str]:
 def section(row: dict[str, str]) -> str:
     """An entry of a registry under a heading of its own: its parameters with their defaults, what it is."""
     settings = " · ".join(f"`{one}`" for one in row.get("parameters", "").splitlines())
-    facts = {"of": "of an image" if row.get("of") == "image" else "of a set", "better": row.get("better")}
+    facts = {"of": OF.get(row.get("of", "")), "better": row.get("better")}
     if "of" in row:
         settings = "; ".join(filter(None, (facts["of"], facts["better"] and f"better: {facts['better']}")))
     return f"## `{row['name']}`\n\n{settings}\n\n{plain(row['what it is'])}\n"

@@ -18,7 +18,7 @@ from kintsugi.jobs.options import beginning
 from kintsugi.jobs.terminal import console
 
 if TYPE_CHECKING:
-    from kintsugi.pipeline.metrics import ImageMetric, SetMetric
+    from kintsugi.pipeline.metrics import Metric
     from kintsugi.registry import Registry
 
 TOPICS = ("fields", "jobs", "operators", "draws", "samplers", "priors", "metrics", "schema")
@@ -76,7 +76,7 @@ def contents(topic: str) -> tuple[tuple[str, ...], Iterable[tuple[str, ...]]]:
         better = {"one": "near 1", None: ""}
         of_metrics = [
             (name, of, better.get(metric.better, metric.better or ""), about_of(metric))
-            for of, kind in (("image", metrics.IMAGE), ("set", metrics.SETS))
+            for of, kind in (("image", metrics.IMAGE), ("set", metrics.SETS), ("clips", metrics.CLIPS))
             for name, metric in kind.items()
         ]
         of_others = [(name, "", "", what) for name, what in plugins(metrics.REGISTRY)]
@@ -106,7 +106,7 @@ def about_job(path: Path) -> str:
     )
 
 
-def about_of(metric: ImageMetric | SetMetric) -> str:
+def about_of(metric: Metric) -> str:
     """What a metric is, in paragraphs, with what installs a package that it needs."""
     needs = f"\n\nNeeds {metric.extra.command}" if metric.extra else ""
     return metric.about.replace("\n", "\n\n", 1) + needs

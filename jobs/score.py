@@ -86,6 +86,7 @@ def score(
 
         kintsugi compare runs/sr4 runs/diffir
     """
+    from kintsugi.pipeline.metrics import CLIPS
     from kintsugi.pipeline.parts import Published
 
     names = [name.strip() for name in metrics.split(",") if name.strip()]
@@ -97,7 +98,7 @@ def score(
         "data": {"kind": "restored", "shards": restored, "truth": truth, **given},
         "metrics": names,
         "reference": parse_setting(reference, "--reference", [str, Published]),
-        "images": "none",
+        "images": "all" if any(name in CLIPS for name in names) else "none",
         "output": str(located("--out", out)),
     }
     try:

@@ -20,7 +20,7 @@ from kintsugi import operators, priors, samplers
 from kintsugi.operators import Linear, Operator
 from kintsugi.pipeline.analysis.measures import badness, limited
 from kintsugi.pipeline.metrics.features import SIZES
-from kintsugi.pipeline.metrics.metric import Batched, ImageMetric, SetMetric
+from kintsugi.pipeline.metrics.metric import Batched, ClipMetric, ImageMetric, SetMetric
 from kintsugi.pipeline.metrics.reference import Reference
 from kintsugi.pipeline.metrics.registry import REGISTRY, TRUTH, check
 from kintsugi.pipeline.metrics.scoring import Scorer
@@ -275,12 +275,15 @@ def check_metric(name: str) -> None:
 
     Of images: it leaves them as they are, gives of several at once what it gives of each, takes any size from
     `smallest` on, gives what lies in `range`, and gets worse as noise grows. Of sets: it does not depend on
-    the order of the images, and gets worse with features that are farther away.
+    the order of the images, and gets worse with features that are farther away. Of clips: it leaves frames as
+    they are, is best of equal ones, and gets worse with noise that grows.
     """
     metric = REGISTRY.get(name)
     check([name], metric.smallest if metric else 1, has_truth=True, reference="truth")
     if isinstance(metric, SetMetric):
         check_set_metric(name, metric)
+    elif isinstance(metric, ClipMetric):
+        check_clip_metric(metric)
     elif metric:
         check_image_metric(name, metric)
 
@@ -320,6 +323,23 @@ def check_image_metric(name: str, metric: ImageMetric) -> None:
         assert_close(
             Scorer([name], "cuda")(noisy[2], truth, truth)[name], found[2].tolist(), rtol=1e-3, atol=1e-4
         )
+
+
+def check_clip_metric(metric: ClipMetric) -> None:
+    """What holds for a metric of clips, of two frames of textures."""
+    side = max(32, metric.smallest)
+    truth = ((textures(2, side, side + 9) + 1) / 2).double().permute(0, 2, 3, 1).numpy()
+    noise = draw(*truth.shape, seed=1).numpy()
+    frames = [truth + strength * noise for strength in (0.0, 0.02, 0.2)]
+    before = [each.copy() for each in frames]
+    found = [metric.compare(restored, truth) for restored in frames]
+    assert all(map(np.array_equal, frames, before)), "it changes the frames that it is given"
+    assert found == [metric.compare(restored, truth) for restored in frames], "the same frames again"
+    assert np.isfinite(found).all(), f"not finite: {found}"
+    assert min(found) >= 0, f"negative: {found}"
+    sign = {"higher": -1, "lower": 1}.get(metric.better or "", 0)
+    assert (sign * np.diff(found) >= 0).all(), f"better is {metric.better}, and with more noise it is {found}"
+    assert not sign or found[0] != found[-1], "equal frames are no better than others"
 
 
 def check_set_metric(name: str, metric: SetMetric) -> None:

@@ -12,7 +12,7 @@ from kintsugi import operators, priors, samplers
 from kintsugi.errors import ShapeError, SpecError
 from kintsugi.pipeline.compute import Compute
 from kintsugi.pipeline.metrics.metric import GREY_OR_RGB
-from kintsugi.pipeline.metrics.registry import IMAGE
+from kintsugi.pipeline.metrics.registry import CLIPS, IMAGE
 from kintsugi.pipeline.metrics.registry import check as check_metrics
 from kintsugi.pipeline.parts import (
     MAX_SIZE,
@@ -112,7 +112,13 @@ class Job(Model):
     @model_validator(mode="after")
     def check_parts(self) -> "Job":
         """Build what is cheap to build, so that a bad spec is found before anything runs."""
-        return self.check_score() if self.is_score else self.check_restoring()
+        checked = self.check_score() if self.is_score else self.check_restoring()
+        if self.images != "all" and (names := [name for name in self.metrics if name in CLIPS]):
+            raise ValueError(
+                f"metrics: {names[0]} compares the pictures of a clip's frames, restored and true; "
+                "set images=all, which keeps them, or leave the metric out"
+            )
+        return checked
 
     def check_score(self) -> "Job":
         """Raise a ValueError for what comparing restored images has no use for, or lacks."""
@@ -171,10 +177,12 @@ class Job(Model):
             raise ValueError("images: restored measurements are always kept; set images=restored, or all")
         if self.from_measurements and self.data.range is not None and not pixels:
             raise ValueError("data.range: the measurement is no image; leave it out")
-        several = Restoration(samples_per_image=self.restoration.samples_per_image)
-        if not self.from_measurements and self.restoration != several:
+        ours = self.restoration
+        several = Restoration(samples_per_image=ours.samples_per_image, noise=ours.noise)
+        if not self.from_measurements and ours != several:
             raise ValueError(
-                "restoration: is for data.kind=measurements; leave it out, but for samples_per_image"
+                "restoration: is for data.kind=measurements; leave it out, but for samples_per_image "
+                "and noise"
             )
         if self.data.channels not in GREY_OR_RGB and not self.restoration.format.startswith("png"):
             raise ValueError(

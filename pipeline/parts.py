@@ -47,6 +47,11 @@ def is_rgb(channels: int) -> bool:
     return channels == 3
 
 
+def is_per_sample(noise: str) -> bool:
+    """Whether a job file leaves `restoration.noise` out."""
+    return noise == "per_sample"
+
+
 def refuse_no_location(value: T) -> T:
     """The value of a field; raises ValueError for text, or a text among several, that is no path or URL."""
     for name in value if isinstance(value, list) else [value]:
@@ -176,7 +181,7 @@ class Data(Source):
 
 
 class Restoration(Model):
-    """What is written of each restored measurement; of images the samples alone."""
+    """How samples are drawn, and what is written of each restored measurement."""
 
     format: Literal["png", "png16", "jpeg", "webp"] = Field(
         default="png", description="png16 has 16 bits a channel; jpeg and webp have quality 95."
@@ -186,6 +191,12 @@ class Restoration(Model):
         description="K > 1: the restoration is the mean of K samples. Of measurements the samples and "
         "their standard deviation per pixel are written beside it; of images it is measured how well they "
         "tell the error.",
+    )
+    noise: Literal["per_sample", "per_clip"] = Field(
+        default="per_sample",
+        exclude_if=is_per_sample,
+        description="Of the sampler. per_clip: the same for all frames of a clip, the samples whose keys are "
+        "the same but for digits at the end, such as CLIP/0001; measurement noise is each frame's own.",
     )
     overlap: PositiveInt = Field(default=OVERLAP, description="Of neighbouring tiles at least, pixels.")
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from kintsugi.errors import SpecError
 from kintsugi.pipeline.analysis.intervals import mean_interval, moments
-from kintsugi.pipeline.metrics.metric import Better, ImageMetric, SetMetric
+from kintsugi.pipeline.metrics.metric import Better, ImageMetric, Metric, SetMetric
 from kintsugi.pipeline.metrics.registry import COVERAGE, REGISTRY, SAMPLED
 
 BINS = 40  # of a histogram, at most
@@ -68,7 +68,7 @@ class Mean:
     infinite: int
 
 
-def metric_of(name: str) -> ImageMetric | SetMetric | None:
+def metric_of(name: str) -> Metric | None:
     """The metric of this name; of what is none, or is not installed here, None."""
     with suppress(SpecError):
         return None if name in TITLES else REGISTRY.get(name)

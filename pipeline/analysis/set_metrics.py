@@ -1,4 +1,4 @@
-"""The set metrics of a run, of what was committed of each image: kept, and computed anew when it changes."""
+"""The metrics of sets and clips of a run, of what was committed: kept, and computed anew when it changes."""
 
 import hashlib
 import json
@@ -10,12 +10,13 @@ import numpy as np
 from pydantic import TypeAdapter
 
 from kintsugi.errors import JobError
+from kintsugi.pipeline.analysis.clips import clip_metrics
 from kintsugi.pipeline.execution.commit import Commit, read_features, read_rows
 from kintsugi.pipeline.execution.directory import REPORT
 from kintsugi.pipeline.execution.identity import differing, of_metrics, recorded
 from kintsugi.pipeline.execution.reference import reference_of
 from kintsugi.pipeline.execution.run import Run
-from kintsugi.pipeline.metrics import SETS
+from kintsugi.pipeline.metrics import CLIPS, SETS
 from kintsugi.pipeline.metrics.features import arrays
 from kintsugi.pipeline.metrics.reference import Reference
 from kintsugi.pipeline.metrics.sets import SetResult, evaluate
@@ -38,7 +39,7 @@ KEPT = TypeAdapter(Kept)
 
 
 def set_metrics(run: Run) -> dict[str, SetResult]:
-    """The set metrics that the run's job names, by name, of what is committed; {} where it names none.
+    """The metrics of sets and clips that the run's job names, by name, of what is committed; else {}.
 
     They are kept in report/sets.json, and computed again when anything is that they depend on.
 
@@ -46,7 +47,7 @@ def set_metrics(run: Run) -> dict[str, SetResult]:
         JobError: a file is not the one that was committed.
     """
 
-    names = [name for name in run.job.metrics if name in SETS]
+    names = [name for name in run.job.metrics if name in SETS or name in CLIPS]
     if not names:
         return {}
     # Without what grows with the samples.
@@ -71,7 +72,8 @@ def set_metrics(run: Run) -> dict[str, SetResult]:
                 yield table["key"].to_pylist(), arrays(table)
 
     changed = differing(recorded(run.folder), of_metrics(names))
-    warnings = [f"computed with another version than the run was begun with: {one}" for one in changed]
+    others = [f"computed with another version than the run was begun with: {one}" for one in changed]
+    warnings = list(others)
     if jpeg:
         which = "restored images are" if run.job.is_score else "inputs were compressed as"
         warnings.append(f"{jpeg} of the {which} JPEG, which leaves its marks in features")
@@ -80,7 +82,10 @@ def set_metrics(run: Run) -> dict[str, SetResult]:
     size = run.job.data.size
     if run.job.is_score:  # which are of any size
         size = sides.pop() if len(sides) == 1 else 0
-    found = evaluate(names, n, blocks, reference, size, warnings)
+    of_sets = [name for name in names if name in SETS]
+    found = evaluate(of_sets, n, blocks, reference, size, warnings)
+    found |= clip_metrics(run, committed, [name for name in names if name in CLIPS], others)
+    found = {name: found[name] for name in names}
     if state is not None and all(result.value is not None for result in found.values()):
         publish_bytes(file, records.sealed(asdict(Kept(state, found))))
     return found
@@ -95,7 +100,7 @@ def sides_in(source: str) -> list[int]:
 def state_of(run: Run, names: Sequence[str], committed: Sequence[Commit], reference: Reference) -> str | None:
     """A hash of all that a run's set metrics depend on; None where the reference cannot be read."""
     try:
-        against = [reference.digest(SETS[name]) for name in names]
+        against = [reference.digest(SETS[name]) for name in names if name in SETS]
     except JobError:
         return None
     rows = [(commit.unit, commit.data_sha256, commit.features_sha256) for commit in committed]

@@ -15,7 +15,7 @@ from kintsugi.pipeline.analysis.measures import title
 from kintsugi.pipeline.analysis.query import rows_of_run
 from kintsugi.pipeline.analysis.suite_task import Axes, Task, summarize_task
 from kintsugi.pipeline.execution.run import Run
-from kintsugi.pipeline.metrics import SETS
+from kintsugi.pipeline.metrics import CLIPS, SETS
 
 PERCEPTION = ("lpips", "spectrum_ratio", "swd")  # in the order of preference
 DRAWS_OF_EACH = 100  # for each test: the least p is then 0.01 once it is corrected for all
@@ -205,13 +205,15 @@ def choose_measures(
             continue
         if name not in any_run:
             raise JobError(f"{field}: no run has {name}; choose from {', '.join(any_run)}")
-        if field != "perception" and name in SETS:
+        if field != "perception" and (name in SETS or name in CLIPS):
             raise JobError(
                 f"{field}: {title(name)} is of the set, and no test is paired; name it as perception"
             )
     known = (name for name in PERCEPTION if of_runs and all(name in names for names in of_runs))
     perception = wanted.perception or next(known, None)
-    both = [name for name in (wanted.distortion, perception) if name is not None and name not in SETS]
+    both = [
+        name for name in (wanted.distortion, perception) if name and name not in SETS and name not in CLIPS
+    ]
     return wanted.distortion, perception, tuple(dict.fromkeys(wanted.family or both))
 
 

@@ -10,7 +10,7 @@ from kintsugi.pipeline.analysis.measures import bare, number, title, with_interv
 from kintsugi.pipeline.analysis.suite import Listed, Suite
 from kintsugi.pipeline.analysis.suite_task import Standing, Task
 from kintsugi.pipeline.analysis.tables import Table, csv_text, markdown_text
-from kintsugi.pipeline.metrics import SETS
+from kintsugi.pipeline.metrics import CLIPS, SETS
 
 
 def axes(suite: Suite) -> list[str]:
@@ -141,7 +141,7 @@ def about_tests(suite: Suite) -> str:
             f" Others are compared with the best in {bare(suite.distortion)} of each task, which the same "
             "images chose: differences from it look a little larger than they are."
         )
-    if suite.perception is not None and suite.perception in SETS:
+    if suite.perception is not None and (suite.perception in SETS or suite.perception in CLIPS):
         found += f" {bare(suite.perception)} is of the whole set: nothing is paired, and there is no test."
     return found
 

@@ -8,6 +8,7 @@ from pathlib import PurePosixPath
 from kintsugi.pipeline.wanted import Wanted
 
 SKIPPED = re.compile(r"__[^/]*__($|/)")  # webdataset's rule for metadata members
+FRAME = re.compile(r"[0-9]{0,18}\Z")
 # fmt: off
 SUFFIXES = (
     "png", "jpg", "jpeg", "webp", "bmp", "tif", "tiff", "ppm", "npy",
@@ -85,6 +86,16 @@ def key_of(name: str) -> str:
 def as_key(path: str) -> str:
     """A path without its suffix as a key."""
     return unicodedata.normalize("NFC", path).replace(".", "_")
+
+
+def frame_of(key: str) -> tuple[str, int]:
+    """The clip that a key is a frame of, and its number: the key without the digits at its end, and these.
+
+    Of more than 18 the last 18; a key that ends with none is frame 0.
+    """
+    digits = FRAME.search(key)
+    assert digits is not None
+    return key[: digits.start()], int(digits[0] or 0)
 
 
 def wanted_as(name: str, wanted: Wanted) -> tuple[str, str] | None:

@@ -13,9 +13,9 @@ from kintsugi.pipeline.execution.degrade import degrade
 from kintsugi.pipeline.execution.own import prompts_of
 from kintsugi.pipeline.execution.problems import Prepared
 from kintsugi.pipeline.execution.run import Run
+from kintsugi.pipeline.execution.samples import noise_of
 from kintsugi.pipeline.execution.stage import Stage
 from kintsugi.pipeline.execution.worker import Worker
-from kintsugi.samplers import KeyedNoise
 from kintsugi.samplers.descent import Denoiser
 from kintsugi.samplers.learning import Lesson
 from kintsugi.samplers.problem import Problem
@@ -55,7 +55,7 @@ def lesson_of(stage: Stage, problem: Prepared, samples: Sequence[Decoded], array
     assert truth is not None
     told = stage.problems.as_told(problem, y)
     return Lesson(
-        Problem(told.operator, y, KeyedNoise(job.seed, keys), told.sigma_y),
+        Problem(told.operator, y, noise_of(job, keys), told.sigma_y),
         truth,
         Denoiser(told.metered, None),
         partial(

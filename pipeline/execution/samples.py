@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from kintsugi.pipeline.data.names import frame_of
 from kintsugi.pipeline.data.pictures import BITS
 from kintsugi.pipeline.execution.degrade import levels
 from kintsugi.pipeline.execution.problems import Prepared
@@ -59,8 +60,7 @@ class Samples:
     def draw(self, problem: Prepared) -> Tensor:
         """One more sample of each measurement, (B, 3, H, W); the first is that of a job with one sample."""
         number, job = self.running.count, self.job
-        noise = KeyedNoise(job.seed, self.keys if number == 0 else [f"{k}\0{number}" for k in self.keys])
-        outcome = problem.restore(self.y, noise)
+        outcome = problem.restore(self.y, noise_of(job, self.keys, number))
         self.running.add(outcome.image)
         self.forwards = added(self.forwards, outcome.forwards)
         self.vjps = added(self.vjps, outcome.vjps)
@@ -101,6 +101,16 @@ class Samples:
             samples_column(name): [value / self.count for value in of] for name, of in self.scores.items()
         }
         return scores | found
+
+
+def noise_of(job: Job, keys: Sequence[str], number: int = 0) -> KeyedNoise:
+    """The sampler's noise for these samples: each one's own, or its clip's.
+
+    Args:
+        number: which of several restorations of each it is for.
+    """
+    named = [frame_of(key)[0] for key in keys] if job.restoration.noise == "per_clip" else keys
+    return KeyedNoise(job.seed, named if number == 0 else [f"{name}\0{number}" for name in named])
 
 
 def added(so_far: Sequence[int], count: int | Tensor) -> list[int]:

@@ -1,6 +1,17 @@
-"""What is measured: of every restored image (`IMAGE`), and of the set of all (`SETS`)."""
+"""What is measured: of every restored image (`IMAGE`), of the set of all (`SETS`), and of clips (`CLIPS`)."""
 
-from kintsugi.pipeline.metrics.metric import ImageMetric, SetMetric, batched, plain
-from kintsugi.pipeline.metrics.registry import IMAGE, REGISTRY, SETS
+from kintsugi.pipeline.metrics.metric import ClipMetric, ImageMetric, Metric, SetMetric, batched, plain
+from kintsugi.pipeline.metrics.registry import CLIPS, IMAGE, REGISTRY, SETS
 
-__all__ = ["IMAGE", "REGISTRY", "SETS", "ImageMetric", "SetMetric", "batched", "plain"]
+__all__ = [
+    "CLIPS",
+    "IMAGE",
+    "REGISTRY",
+    "SETS",
+    "ClipMetric",
+    "ImageMetric",
+    "Metric",
+    "SetMetric",
+    "batched",
+    "plain",
+]

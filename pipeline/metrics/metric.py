@@ -1,9 +1,10 @@
-"""What a metric is: of every restored image, or of the set of all."""
+"""What a metric is: of every restored image, of the set of all, or of clips of frames."""
 
 import math
 from collections.abc import Callable, Mapping
 from typing import Literal
 
+import numpy as np
 import torch
 from pydantic import PositiveInt
 from pydantic.dataclasses import dataclass
@@ -100,6 +101,37 @@ class SetMetric:
     def channels(self) -> tuple[int, ...]:
         """How many an image may have: grey is three equal channels to it."""
         return GREY_OR_RGB
+
+
+@dataclass(frozen=True)
+class ClipMetric:
+    """A number for a set of clips of frames, compared with the true ones.
+
+    Attributes:
+        title, better, about, smallest, channels: as of an `ImageMetric`.
+        compare: makes a number, not negative, of two consecutive frames, restored and true, each
+            (2, H, W, C) float64 on [0, 1].
+    """
+
+    title: str
+    better: Better
+    about: str
+    compare: Callable[[np.ndarray, np.ndarray], float]
+    smallest: PositiveInt = 1
+    channels: tuple[PositiveInt, ...] | None = None
+
+    @property
+    def weights(self) -> Weights | None:
+        """A file that it needs: none."""
+        return None
+
+    @property
+    def extra(self) -> Extra | None:
+        """A package that it needs: none."""
+        return None
+
+
+Metric = ImageMetric | SetMetric | ClipMetric
 
 
 @dataclass(frozen=True)

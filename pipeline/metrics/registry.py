@@ -1,4 +1,4 @@
-"""The registry of metrics: what is built in, and plug-ins; of images (`IMAGE`) and of sets (`SETS`)."""
+"""The registry of metrics: what is built in, and plug-ins; of images, sets and clips."""
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -6,12 +6,13 @@ from typing import TypeVar
 
 from kintsugi.errors import SpecError
 from kintsugi.pipeline.metrics import distances, images
+from kintsugi.pipeline.metrics.clips import CLIP_METRICS
 from kintsugi.pipeline.metrics.distances import Compare
-from kintsugi.pipeline.metrics.metric import ImageMetric, SetMetric, Space
+from kintsugi.pipeline.metrics.metric import ClipMetric, ImageMetric, Metric, SetMetric, Space
 from kintsugi.pipeline.metrics.weights import MissingWeights
 from kintsugi.registry import Registry, choices
 
-M = TypeVar("M", ImageMetric, SetMetric)
+M = TypeVar("M", ImageMetric, SetMetric, ClipMetric)
 
 FID = (
     "Fréchet distance of Inception features, 0 for equal sets{mode}.\n"
@@ -48,7 +49,7 @@ def inception(title: str, about: str, compare: Compare, moments: bool) -> dict[s
     return found
 
 
-BUILTIN: dict[str, ImageMetric | SetMetric] = {
+BUILTIN: dict[str, Metric] = {
     **images.find(),
     **inception("FID", FID, distances.fid, moments=True),
     **inception("KID", KID, distances.kid, moments=False),
@@ -75,10 +76,11 @@ BUILTIN: dict[str, ImageMetric | SetMetric] = {
         "patches",
         distances.swd,
     ),
+    **CLIP_METRICS,
 }
 
 
-REGISTRY = Registry("metric", BUILTIN, (ImageMetric, SetMetric), field="metrics")
+REGISTRY = Registry("metric", BUILTIN, (ImageMetric, SetMetric, ClipMetric), field="metrics")
 
 
 class OfKind(Mapping[str, M]):
@@ -100,7 +102,7 @@ class OfKind(Mapping[str, M]):
         return sum(1 for _ in self)
 
 
-IMAGE, SETS = OfKind(ImageMetric), OfKind(SetMetric)
+IMAGE, SETS, CLIPS = OfKind(ImageMetric), OfKind(SetMetric), OfKind(ClipMetric)
 
 BASELINES: Mapping[str, str] = {"pinv": "H⁺y", "lmmse": "linear MMSE"}
 """What a measurement gives without a network, beside which a restoration is scored."""
@@ -188,22 +190,27 @@ def check(
         if metric.channels is not None and channels not in metric.channels:
             few = " or ".join(map(str, metric.channels))
             raise SpecError(f"metrics: {name} is of images with {few} channels, data.channels is {channels}")
-        if isinstance(metric, ImageMetric):
-            if metric.needs_prior and not has_prior:
-                raise SpecError(
-                    f"metrics: {name} asks the job's prior, which restored images do not have; leave it out"
-                )
-            if metric.needs_truth and not has_truth:
-                raise SpecError(
-                    f"metrics: {name} compares with the truth, which measurements do not have; leave it out, "
-                    "or name their truth by data.truth"
-                )
-        elif reference == "truth" and not has_truth:
+        if isinstance(metric, ImageMetric) and metric.needs_prior and not has_prior:
+            raise SpecError(
+                f"metrics: {name} asks the job's prior, which restored images do not have; leave it out"
+            )
+        refuse_no_truth(name, metric, has_truth, reference)
+
+
+def refuse_no_truth(name: str, metric: Metric, has_truth: bool, reference: object) -> None:
+    """Raise a SpecError for a metric without what it compares with; as `check`."""
+    if isinstance(metric, SetMetric):
+        if reference == "truth" and not has_truth:
             raise SpecError(
                 f"metrics: {name} compares with the truth, which measurements do not have; set reference"
             )
-        elif metric.space == "patches" and reference != "truth":
+        if metric.space == "patches" and reference != "truth":
             raise SpecError(f"metrics: {name} compares with the truth of the run; set reference=truth")
+    elif not has_truth and (isinstance(metric, ClipMetric) or metric.needs_truth):
+        raise SpecError(
+            f"metrics: {name} compares with the truth, which measurements do not have; leave it out, "
+            "or name their truth by data.truth"
+        )
 
 
 def refuse_missing_weights(names: Sequence[str]) -> None:

@@ -29,7 +29,7 @@ class SetResult:
     Attributes:
         value: None where there is none; the last warning says why.
         low, high: its 95 % interval, None where it was not computed.
-        n: images that entered it.
+        n: images that entered it; of a metric of clips, clips.
         warnings: why it must be read with care.
         reference: what the set was compared with.
         extra: further numbers beside it, such as `fid_infinity`.

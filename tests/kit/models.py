@@ -6,11 +6,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from kintsugi.pipeline.metrics import ImageMetric, SetMetric
+from kintsugi.pipeline.metrics import Metric
 from kintsugi.pipeline.metrics.weights import ALEXNET, BRISQUE, NIQE, VGG16
 
 
-def is_installed(metric: ImageMetric | SetMetric) -> bool:
+def is_installed(metric: Metric) -> bool:
     """Whether the package that a metric needs is here."""
     return metric.extra is None or find_spec(metric.extra.package) is not None
 

@@ -151,7 +151,7 @@ GIVES = 'ImageMetric("Bad", "lower", "It is bad.", plain(lambda a, b: {}))'
 @pytest.mark.parametrize(
     ("name", "value", "reason"),
     [
-        ("bad", "len", "is no ImageMetric or SetMetric: broken_package:METRIC"),
+        ("bad", "len", "is no ImageMetric or SetMetric or ClipMetric: broken_package:METRIC"),
         ("bad", "1 / 0", "cannot be imported: ZeroDivisionError"),
         (
             "bad",
