@@ -23,6 +23,7 @@ from kintsugi.priors.paths import Path, SubVariancePreserving, VarianceExploding
 logger = logging.getLogger(__name__)
 
 Sde = Literal["ve", "vp", "subvp"]
+NAMES = {"ve": "VE", "vp": "VP", "subvp": "sub-VP"}
 
 
 class ScoreSdePrior:
@@ -109,7 +110,7 @@ def opened(
         check_levels(sigmas, path)
     if not found.average and weights is None:
         logger.warning("%s has no moving average: the trained weights are used as they are", path)
-    said = ", ".join(filter(None, (f"of the {kind.upper()} SDE", found.said)))
+    said = ", ".join(filter(None, (f"of the {NAMES[kind]} SDE", found.said)))
     return replace(layout, said=said), kind, sigmas if kind == "ve" else None, found.state
 
 
