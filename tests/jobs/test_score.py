@@ -434,7 +434,7 @@ def test_scores_are_compared_with_each_other_and_with_those_of_earlier_versions(
     found = json.loads((tmp_path / "c" / "compare.json").read_text())
     (pair,) = found["paired"]
     assert (pair["n"], pair["difference"], pair["wins"]) == (5, 0.0, 0.5)
-    assert [run["cost"] for run in found["runs"]] == 2 * [{"forwards": None, "vjps": None, "seconds": None}]
+    assert [set(run["cost"].values()) for run in found["runs"]] == [{None}, {None}]
     page = (tmp_path / "c" / "compare.html").read_text()
     assert page.count("Not known: these images were made by another program.") == 2
     assert page.count('data-kind="run0"') == page.count('data-kind="truth"') == 5, "the first keep pictures"
