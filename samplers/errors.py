@@ -12,9 +12,11 @@ from torch import Tensor
 
 from kintsugi.priors.base import Prior
 from kintsugi.priors.natural import FOLDER
+from kintsugi.priors.natural_latent import FOLDER as OF_LATENTS
 from kintsugi.samplers.lmmse import spectrum
 
-NATURAL = FOLDER / "errors.json"
+NATURAL = (FOLDER / "errors.json", OF_LATENTS / "errors.json")
+"""Of the embedded priors."""
 MOST = 1 << 20
 """Bytes of a table."""
 POWER = float(spectrum(256, 256)[1, 0]) / 512**2
@@ -119,8 +121,9 @@ def errors_of(which: str, prior: Prior) -> ErrorVariances:
     """
     if which in FORMULAS:
         return FORMULAS[which]
-    table = read_table(NATURAL if which == "natural" else Path(which))
     own: str = getattr(prior, "sha256", None) or ""  # a prior without weights is calibrated as ""
+    tables = [read_table(file) for file in (NATURAL if which == "natural" else [Path(which)])]
+    table = next((table for table in tables if table.prior == own), tables[0])
     if own != table.prior:
         names = [sha256[:12] or "one without weights" for sha256 in (table.prior, own)]
         raise ValueError(

@@ -27,8 +27,8 @@ class Latino(Descent):
     products. Takes consistency functions, too, as published.
 
     Args:
-        covariance: C at each noise level: `wiener`, of natural images, or a file that `kintsugi calibrate`
-            wrote for this prior, or `natural`, of the prior that is embedded.
+        covariance: C at each noise level: `wiener`, of the best linear denoiser of natural images; `natural`,
+            measured on the embedded prior of latents; or a file that `kintsugi calibrate` wrote.
         eta: the share of fresh noise; 1 as published.
     """
 
