@@ -12,6 +12,7 @@ from kintsugi.pipeline.analysis.tables import Table
 from kintsugi.pipeline.execution.lessons import lessons_of
 from kintsugi.pipeline.execution.memory import lacks_memory
 from kintsugi.pipeline.execution.open import open_or_plan
+from kintsugi.priors.base import autoencoder_of
 from kintsugi.samplers.descent import Stepwise
 from kintsugi.samplers.learning import Learned, learn
 
@@ -48,11 +49,13 @@ def learn_rows(trial: Trial, texture: float) -> list[Learned]:
     """The row of each step, learned from a trial's images in this process; said in a table.
 
     Raises:
-        JobError: as `lessons_of`, or memory is lacking.
+        JobError: as `lessons_of`, a prior of latents, or memory is lacking.
     """
     sampler = stepwise(trial)
     with console.status(f"reading the prior and the images of {trial.name}"):
         lessons = lessons_of(open_or_plan(trial.job))
+    if autoencoder_of(lessons[0].denoise.prior) is not None:
+        raise JobError("--extrapolate: coefficients are learned on pixels, and the prior is of latents")
     images = sum(len(lesson.truth) for lesson in lessons)
     console.print(f"extrapolation of {sampler.steps} steps, learned from {images} images in this process")
     try:

@@ -1,8 +1,9 @@
 """An operator after the decoder of a prior of latents: to a sampler, a non-linear operator on them."""
 
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from kintsugi import operators
@@ -40,14 +41,8 @@ class Decoded(Nonlinear):
     @cached_property
     def resize(self) -> Linear | None:
         """R, or None where the autoencoder's images are of the job's size."""
-        factor = self.autoencoder.enlarge
-        if factor == 1:
-            return None
-        like = self.operator.singular_values
-        spec = {"name": "bicubic", "factor": factor}
-        found = operators.build(spec, self.large_shape, device=like.device, dtype=like.dtype)
-        assert isinstance(found, Linear)
-        return found
+        like, factor = self.operator.singular_values, self.autoencoder.enlarge
+        return None if factor == 1 else shrinking(self.large_shape, factor, like.device, like.dtype)
 
     def decode(self, z: Tensor) -> Tensor:
         """D(z): latents (B, c, h, w) to images, `enlarge` times as large as those of H, not clipped."""
@@ -98,3 +93,11 @@ class Decoded(Nonlinear):
     def latents_of(self, x: Tensor) -> Tensor:
         """E(R⁺ x) of images (B, C, H, W), which are clipped: an encoder knows [-1, 1]."""
         return self.encode(self.enlarged(x.clamp(-1, 1)))
+
+
+@lru_cache(maxsize=4)
+def shrinking(shape: tuple[int, int, int], factor: int, device: torch.device, dtype: torch.dtype) -> Linear:
+    """R of large images (C, H, W): kept, as its decomposition takes longer than a batch may."""
+    found = operators.build({"name": "bicubic", "factor": factor}, shape, device=device, dtype=dtype)
+    assert isinstance(found, Linear)
+    return found

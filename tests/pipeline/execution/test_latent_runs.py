@@ -156,3 +156,12 @@ def test_a_comparison_counts_the_autoencoder_beside_the_network(job, tmp_path):
     assert stated["evaluations"] == {
         "forwards": 3, "vjps": 3, "total": 6, "decodes": 7, "encodes": 1, "autoencoder_vjps": 3
     }  # fmt: skip
+
+
+def test_coefficients_of_extrapolation_are_not_learned_on_latents(job, tmp_path):
+    write_tar(tmp_path / "in.tar", [(f"{i}.png", encode(picture(i, SIDE))) for i in range(20)])
+    file = tmp_path / "job.yaml"
+    data = job["data"] | {"subset": {"fraction": 0.5}}
+    file.write_text(yaml.safe_dump(job | {"data": data, "sampler": {"name": "dps", "steps": 2}}))
+    with pytest.raises(JobError, match=r"^--extrapolate: .* the prior is of latents"):
+        kintsugi("sweep", file, "--extrapolate", "--tune", "4", "--out", tmp_path / "sweep")
