@@ -21,7 +21,7 @@ OutOption = Annotated[
 def calibrate(
     job: JobArgument, images: ImagesOption = 16, out: OutOption = None, sets: SetOption = None
 ) -> None:
-    """Measure the errors of a job's prior, for its sampler `covariance`, in this process.
+    """Measure the errors of a job's prior, for the sampler `covariance`, or `latino`, in this process.
 
     The images are of those for tuning (data.subset), of which the job's evaluation sees none. It takes 12
     evaluations of each, whatever the job's sampler, which may name the table that is to be made. The table,

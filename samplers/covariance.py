@@ -11,11 +11,11 @@ from torch.nn.functional import avg_pool2d
 from kintsugi.numerics import cosines, finest_laplacian
 from kintsugi.operators import Operator
 from kintsugi.operators.base import Factored
-from kintsugi.priors.base import Prior
+from kintsugi.priors.base import Prior, autoencoder_of
 from kintsugi.samplers.base import Share, Strength
 from kintsugi.samplers.decoded import Decoded
 from kintsugi.samplers.descent import Denoiser, Level, Stepwise, noise_in
-from kintsugi.samplers.errors import ErrorVariances, check_covariance, errors_of, frequencies_of
+from kintsugi.samplers.errors import FORMULAS, ErrorVariances, check_covariance, errors_of, frequencies_of
 from kintsugi.samplers.linearised import gauss_newton, solved_for
 from kintsugi.samplers.lmmse import spectrum, towards
 from kintsugi.samplers.problem import Init, Problem
@@ -65,7 +65,13 @@ class Covariance(Stepwise):
 
     def prepare(self, prior: Prior, operator: Operator, sigma_y: float | Tensor, like: Tensor) -> list[Level]:
         """The levels for a job; see `samplers.base.Sampler`."""
-        if self.temperature > 0 and not operator.decomposed:
+        latents = autoencoder_of(prior) is not None
+        if latents and self.covariance not in FORMULAS:
+            raise ValueError(
+                "covariance: natural and tables are of images; with a prior of latents use white, or the "
+                "sampler latino"
+            )
+        if self.temperature > 0 and (latents or not operator.decomposed):
             raise ValueError("temperature: needs an operator with a decomposition; use temperature: 0")
         self.errors(prior)
         return super().prepare(prior, operator, sigma_y, like)

@@ -1,12 +1,14 @@
 """An operator after the decoder of a prior of latents: to a sampler, a non-linear operator on them."""
 
 from functools import cached_property, lru_cache
+from math import ceil
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from kintsugi import operators
+from kintsugi.numerics import reflect
 from kintsugi.operators import Linear, Operator
 from kintsugi.operators.base import Nonlinear
 from kintsugi.priors.base import Autoencoder
@@ -15,25 +17,21 @@ from kintsugi.priors.base import Autoencoder
 class Decoded(Nonlinear):
     """y = H(R D(z)) of latents z, for one batch: the decoder D, a resize R where its images are larger.
 
-    H⁺ y = E(R⁺ H⁺ y). It counts what is asked of the autoencoder, per sample.
+    H⁺ y = E(R⁺ H⁺ y). It counts what is asked of the autoencoder, per sample. Sides that the autoencoder does
+    not divide are continued by their mirror image.
 
     Args:
         operator: H, of images (C, H, W). autoencoder: of the prior.
 
     Attributes:
         decodes, encodes: of the autoencoder. vjps: products with its Jacobian or the transpose of it.
-
-    Raises:
-        ValueError: images whose sides the autoencoder does not divide.
     """
 
     def __init__(self, operator: Operator, autoencoder: Autoencoder):
         channels, height, width = operator.image_shape
         factor, enlarge = autoencoder.factor, autoencoder.enlarge
-        if height * enlarge % factor or width * enlarge % factor:
-            raise ValueError(f"prior: latents need image sides divisible by {factor} (data.size)")
-        latent = (autoencoder.channels, height * enlarge // factor, width * enlarge // factor)
-        super().__init__(latent, operator.measurement_shape)
+        latent = ceil(height * enlarge / factor), ceil(width * enlarge / factor)
+        super().__init__((autoencoder.channels, *latent), operator.measurement_shape)
         self.operator, self.autoencoder, self.pixels = operator, autoencoder, operator.pixels
         self.large_shape = (channels, height * enlarge, width * enlarge)
         self.decodes = self.encodes = self.vjps = 0
@@ -47,11 +45,16 @@ class Decoded(Nonlinear):
     def decode(self, z: Tensor) -> Tensor:
         """D(z): latents (B, c, h, w) to images, `enlarge` times as large as those of H, not clipped."""
         self.decodes += 1
-        return self.counted(self.autoencoder.decode(z))
+        _, height, width = self.large_shape
+        return self.counted(self.autoencoder.decode(z)[..., :height, :width])
 
     def encode(self, large: Tensor) -> Tensor:
         """E of images as `decode` gives them, (B, c, h, w)."""
         self.encodes += 1
+        for axis, side in ((2, self.image_shape[1]), (3, self.image_shape[2])):
+            if (whole := side * self.autoencoder.factor) > large.shape[axis]:
+                places = reflect(torch.arange(whole), large.shape[axis])
+                large = large.index_select(axis, places.to(large.device))
         return self.counted(self.autoencoder.encode(large))
 
     def reduced(self, large: Tensor) -> Tensor:

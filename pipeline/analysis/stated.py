@@ -67,6 +67,8 @@ def protocol_of(run: Run, tally: Tally, summary: Summary, rows: Path) -> Protoco
     }
     found["images"] |= {"size": job.data.size, "fit": job.data.fit}
     found["start"], found["sampler"] = start_of(job.sampler), job.sampler
+    if found["start"] and summary.of_autoencoder:  # which is as far as the prior's path reaches
+        found["start"]["sigma"] = None
     counts = {"forwards": forwards, "vjps": vjps, "total": forwards + vjps}
     evaluations = cast(Evaluations, counts | summary.of_autoencoder)
     if job.compute.reuse is not None:

@@ -149,7 +149,7 @@ class LatentPrior(Conditional):
     """A network of diffusers as a prior for latents (B, C, h, w) of its autoencoder.
 
     Attributes:
-        autoencoder: an `Autoencoder`, on the same device, in float32.
+        autoencoder: an `Autoencoder`, on the same device.
         reader: of a network that knows prompts. told: what it is told, of all images (1, …) each, or of the
             prompts that were set. null: where it is guided, what the negative prompt tells it.
         sha256: checksum of all files.

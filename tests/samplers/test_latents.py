@@ -256,3 +256,31 @@ def test_who_takes_which_prior_is_said():
         for prior in refused:
             with pytest.raises(ValueError, match=r"^name: \w+ (works on pixels|is for a prior of latents)"):
                 sampler(prior, operator, y, KeyedNoise(0, "abc"))
+
+
+def test_what_is_of_images_is_not_taken_for_latents():
+    """A table of decoded errors is none of latents, and a draw needs to know what is measured."""
+    operator, y = problem_of("random")
+    for settings, message in (
+        ({"covariance": "natural"}, r"^covariance: natural and tables are of images"),
+        ({"covariance": "white", "temperature": 0.5}, r"^temperature: "),
+    ):
+        sampler = samplers.build({"name": "covariance", "steps": 2, **settings})
+        with pytest.raises(ValueError, match=message):
+            sampler(PRIOR, operator, y, KeyedNoise(0, "abc"))
+
+
+def test_sides_that_the_autoencoder_does_not_divide_are_continued_by_their_mirror():
+    """An image of 8 × 7: what is decoded is cut, what is encoded mirrored, and y is met."""
+    operator = operators.build(TASKS["random"], (1, 8, 7), dtype=D)
+    seen = Decoded(operator, CODER)
+    assert seen.image_shape == (1, 4, 4)
+    x = draw(2, 1, 8, 7)
+    whole = torch.cat([x, x[..., -1:]], -1)
+    assert_close(seen.encode(x), CODER.encode(whole))
+    z = draw(2, 1, 4, 4)
+    assert_close(seen.decode(z), CODER.decode(z)[..., :7])
+    y = operator.forward(0.1 * x)
+    found = samplers.build({"name": "latino", "steps": 2})(PRIOR, operator, y, KeyedNoise(0, "ab")).image
+    assert found.shape == x.shape
+    assert_close(operator.forward(found), y, rtol=1e-6, atol=1e-7)

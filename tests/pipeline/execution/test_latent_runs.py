@@ -94,7 +94,7 @@ def test_an_interrupted_run_ends_with_the_same_bytes_and_a_batch_changes_no_row(
 
 def test_images_of_any_size_go_through_tiles_of_latents(job, tmp_path):
     """Measurements larger than `data.size`: the network sees tiles, and the result agrees with y."""
-    write_tar(tmp_path / "in.tar", [("a.png", encode(picture(0, 40)))])
+    write_tar(tmp_path / "in.tar", [("a.png", encode(picture(0, 40))), ("b.png", encode(picture(1, 21)))])
     data = {"kind": "measurements", "shards": str(tmp_path / "in.tar"), "size": SIDE}
     change = {
         "data": data,
@@ -102,9 +102,9 @@ def test_images_of_any_size_go_through_tiles_of_latents(job, tmp_path):
         "metrics": [],
         "restoration": {"overlap": 8},
     }
-    (row,) = rows(execute(Job.model_validate(job | change)))
-    assert row["status"] == "ok", row["error"]
-    assert row["residual"] < 1e-4
+    for row in rows(execute(Job.model_validate(job | change))):
+        assert row["status"] == "ok", row["error"]
+        assert row["residual"] < 1e-4
 
 
 @pytest.mark.parametrize(
@@ -153,6 +153,7 @@ def test_a_comparison_counts_the_autoencoder_beside_the_network(job, tmp_path):
     assert counts["dps"] == ["3", "7", "1", "3"]
     assert "what an autoencoder does is not among network evaluations" in (out / "compare.html").read_text()
     stated = json.loads((tmp_path / "dps" / "report" / "metrics.json").read_text())["protocol"]
+    assert stated["start"]["sigma"] is None, "it is where the prior's path ends"
     assert stated["evaluations"] == {
         "forwards": 3, "vjps": 3, "total": 6, "decodes": 7, "encodes": 1, "autoencoder_vjps": 3
     }  # fmt: skip
