@@ -289,29 +289,32 @@ def about(path: FilePath) -> tuple[str, dict[str, Any], str | None]:
     try:
         found = json.loads(metadata[METADATA])
         kind, settings, encoder = found["class"], dict(found["settings"]), found["encoder"]
-    except (KeyError, TypeError, ValueError) as error:
+        if not isinstance(kind, str) or not isinstance(encoder, (str, type(None))):
+            raise TypeError("class and encoder are names")
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise CheckpointError(
             f"path: {str(path)!r} does not say what its network was made with; convert the pickle: "
             f"{CONVERSION}"
         ) from error
-    return str(kind), settings, encoder
+    return kind, settings, encoder
 
 
 def made(settings: Mapping[str, Any], family: Family, path: FilePath) -> tuple[Training, Common, nn.Module]:
     """What the arguments of a class make, without memory for weights; raises a CheckpointError if nothing."""
     ours = Training.model_fields
     name = settings.get("model_type", family.network)
-    if name not in NETWORKS:
+    if not isinstance(name, str) or name not in NETWORKS:
+        said = repr(name) if isinstance(name, str) else "no name"
         raise CheckpointError(
-            f"path: {str(path)!r} has a network {name!r}; one of {', '.join(NETWORKS)} fits"
+            f"path: the metadata of {str(path)!r}: model_type: {said}; one of {', '.join(NETWORKS)} fits"
         )
     model, build = NETWORKS[name]
     given = {key: value for key, value in settings.items() if key not in ours and key != "model_type"}
-    if family.outputs > 1:
-        given["out_channels"] = family.outputs * int(settings.get("img_channels", 0))
     try:
         training = Training(**{key: value for key, value in settings.items() if key in ours})
         made_with = model(**given)
+        if family.outputs > 1:
+            made_with = model(**given | {"out_channels": family.outputs * made_with.img_channels})
         return training, made_with, empty(lambda: build(made_with))
     except ValidationError as error:
         first = error.errors()[0]

@@ -8,6 +8,7 @@ torch_utils/persistence.py, version 6).
 
 import argparse
 import io
+import itertools
 import json
 import math
 import pickle
@@ -27,6 +28,14 @@ from kintsugi.priors.formats.edm_network import METADATA
 
 DEPTH = 16
 """Modules lie in at most so many others."""
+MOST = 10_000
+"""So many modules and weights at most, each wherever it is reached; the largest of EDM2 has some hundreds."""
+LONGEST = 100
+"""Characters of the name of one of them."""
+WRITTEN = 100_000
+"""Characters of the arguments, as JSON."""
+GROUPS = ("_parameters", "_buffers", "_modules")
+"""What a module keeps its parts in."""
 NUMBERS = ("f8", "f4", "f2", "i8", "i4", "b1")
 
 
@@ -62,7 +71,7 @@ class Kind(NamedTuple):
 
 
 class Inert(dict[Any, Any]):
-    """An instance of whatever a pickle names: it keeps attributes and items, and does nothing."""
+    """An instance of whatever a pickle names: it keeps items and what a module has, and does nothing."""
 
     def __new__(cls, *_: Any, **__: Any) -> "Inert":
         return super().__new__(cls)
@@ -72,7 +81,8 @@ class Inert(dict[Any, Any]):
 
     def __setstate__(self, state: Any) -> None:
         if isinstance(state, dict):
-            self.update(state)
+            # No more, as many objects may have the same large state.
+            self.update({group: state[group] for group in GROUPS if group in state})
 
     def append(self, _: Any) -> None:
         """Nothing."""
@@ -82,7 +92,10 @@ class Inert(dict[Any, Any]):
 
 def persistent(meta: Mapping[str, Any]) -> Persistent:
     """Without its source."""
-    return Persistent(str(meta["class_name"]), dict(meta["state"]))
+    kind, state = meta["class_name"], meta["state"]
+    if not isinstance(kind, str) or not isinstance(state, Mapping):
+        raise pickle.UnpicklingError("an object without the name of its class, or without attributes")
+    return Persistent(kind, state)
 
 
 def cut(storage: Stored, offset: int, shape: tuple[int, ...], strides: tuple[int, ...], *_: Any) -> Cut:
@@ -157,14 +170,13 @@ def read(path: Path) -> Network:
     network = held.get("ema", content)
     if not isinstance(network, Persistent):
         raise CheckpointError(f"{str(path)!r} holds no network of EDM under 'ema'")
-    state = network.state
-    positional = dict(
-        zip(("img_resolution", "img_channels", "label_dim"), state.get("_init_args") or (), strict=False)
-    )
-    encoder = held.get("encoder")
+    state, encoder = network.state, held.get("encoder")
     try:
+        positional = dict(
+            zip(("img_resolution", "img_channels", "label_dim"), state.get("_init_args") or (), strict=False)
+        )
         settings = plain(positional | dict(state.get("_init_kwargs") or {}))
-        found = dict(weights(network))
+        found = dict(weights(network, itertools.count()))
         if sum(math.prod(value.shape) for value in found.values()) > path.stat().st_size:
             raise ValueError("its weights are more than the file")
         tensors = {name: tensor(value) for name, value in found.items()}
@@ -187,34 +199,50 @@ def check_sizes(data: Any) -> None:
 
 
 def plain(value: Any) -> Any:
-    """Arguments as JSON has them; raises a TypeError for anything else."""
-    if isinstance(value, Mapping):
-        return {str(key): plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [plain(item) for item in value]
-    if value is None or isinstance(value, (bool, int, float, str)):
-        return value
-    raise TypeError(f"an argument of type {type(value).__name__!r}")
+    """Arguments as JSON has them; raises a TypeError for anything else, a ValueError for too much."""
+
+    def refuse(other: Any) -> None:
+        raise TypeError(f"an argument of type {type(other).__name__!r}")
+
+    written = ""
+    # Part by part: what a pickle holds once may be in many places, and be more than all memory.
+    for part in json.JSONEncoder(default=refuse).iterencode(value):
+        written += part
+        if len(written) > WRITTEN:
+            raise ValueError(f"its arguments are more than {WRITTEN} characters")
+    return json.loads(written)
 
 
-def weights(module: Any, depth: int = 0) -> Iterator[tuple[str, Cut]]:
+def named(group: Any, visits: Iterator[int]) -> Iterator[tuple[str, Any]]:
+    """What a module has under names, but for None; raises a ValueError where `visits` become too many."""
+    for name, value in (group or {}).items():
+        if next(visits) >= MOST:
+            raise ValueError(f"more than {MOST} modules and weights")
+        if not isinstance(name, str) or len(name) > LONGEST:
+            raise ValueError(f"a module or weight without a name of at most {LONGEST} characters")
+        if value is not None:
+            yield name, value
+
+
+def weights(module: Any, visits: Iterator[int], depth: int = 0) -> Iterator[tuple[str, Cut]]:
     """Parameters and buffers of a module and of those within, by their names in a state dict."""
     state = module.state if isinstance(module, Persistent) else module
     if not isinstance(state, Mapping) or depth > DEPTH:
         raise TypeError("a module that is none")
-    for group in ("_parameters", "_buffers"):
-        for name, value in (state.get(group) or {}).items():
-            if value is not None:
-                if not isinstance(value, Cut) or not isinstance(value.storage, Stored):
-                    raise TypeError(f"a weight of type {type(value).__name__!r}")
-                yield str(name), value
-    for name, inner in (state.get("_modules") or {}).items():
-        if inner is not None:
-            yield from ((f"{name}.{key}", value) for key, value in weights(inner, depth + 1))
+    for group in GROUPS[:2]:
+        for name, value in named(state.get(group), visits):
+            if not isinstance(value, Cut) or not isinstance(value.storage, Stored):
+                raise TypeError(f"a weight of type {type(value).__name__!r}")
+            yield name, value
+    for name, inner in named(state.get("_modules"), visits):
+        yield from ((f"{name}.{key}", value) for key, value in weights(inner, visits, depth + 1))
 
 
 def tensor(value: Cut) -> Tensor:
     """A tensor by itself; raises a ValueError or RuntimeError for one that lies outside of its storage."""
+    # In a pickle torch writes storages in its older format; a zip could be compressed.
+    if value.storage.content.startswith(b"PK"):
+        raise ValueError("a storage that is a zip")
     storage = torch.load(io.BytesIO(value.storage.content), map_location="cpu", weights_only=True)
     flat = torch.tensor([], dtype=storage.dtype).set_(storage)
     if math.prod(value.shape) > flat.numel():

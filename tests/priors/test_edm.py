@@ -126,6 +126,8 @@ def stored(count):
         ),
         (lambda: Persistent("EDMPrecond", {"_init_kwargs": {"x": {1}}}, ""), "of type 'set'"),
         (lambda: Persistent("EDMPrecond", {"_modules": {"x": 3}}, ""), "a module that is none"),
+        (lambda: Persistent("EDMPrecond", {"_init_args": 3}, ""), "not iterable"),
+        (lambda: Persistent(3, {}, ""), "without the name of its class"),
     ],
 )
 def test_other_pickles_are_refused(tmp_path, content, says, capsys):
@@ -159,6 +161,48 @@ def test_a_pickle_that_claims_memory_is_refused(bomb, says, tmp_path, capsys):
     assert says in capsys.readouterr().err
 
 
+def shared(times, width=10, wrap=tuple):
+    """What is `width` ** `times` of itself, in as many bytes as there are levels."""
+    inner = wrap([])
+    for _ in range(times):
+        inner = wrap([inner] * width)
+    return inner
+
+
+def module(inner):
+    return {"_modules": {str(number): one for number, one in enumerate(inner)}}
+
+
+@pytest.mark.parametrize(
+    ("attributes", "says"),
+    [
+        (lambda: {"_init_kwargs": {"x": shared(12)}}, "more than 100000 characters"),
+        (lambda: {"_init_kwargs": {"x": ["a" * 1000] * 1000}}, "more than 100000 characters"),
+        (lambda: shared(12, wrap=module), "more than 10000 modules and weights"),
+        (
+            lambda: module([{"_parameters": dict.fromkeys(map(str, range(200)), stored(0))}] * 200),
+            "modules and weights",
+        ),
+        (lambda: {"_modules": {"x" * 1000: {}}}, "without a name of at most 100"),
+    ],
+    ids=["arguments", "text", "modules", "weights", "names"],
+)
+def test_a_pickle_whose_parts_are_in_many_places_is_refused(tmp_path, attributes, says, capsys):
+    write_pickle(tmp_path / "x.pkl", Persistent("EDMPrecond", attributes(), ""))
+    assert (tmp_path / "x.pkl").stat().st_size < 500_000
+    assert main([str(tmp_path / "x.pkl"), str(tmp_path / "x.safetensors")]) == 1
+    assert says in capsys.readouterr().err
+
+
+def test_a_compressed_storage_is_refused(tmp_path, monkeypatch, capsys):
+    """Torch would read what it unpacks to: a thousand times the file."""
+    save = torch.save
+    monkeypatch.setattr(torch, "save", lambda obj, file, **_: save(obj, file))  # as no release of it
+    write_pickle(tmp_path / "x.pkl", Persistent("EDMPrecond", {"_parameters": {"w": stored(9)}}, ""))
+    assert main([str(tmp_path / "x.pkl"), str(tmp_path / "x.safetensors")]) == 1
+    assert "a storage that is a zip" in capsys.readouterr().err
+
+
 def test_a_pickle_that_nests_for_ever_is_refused(tmp_path):
     inner = {}
     for _ in range(100):
@@ -167,12 +211,12 @@ def test_a_pickle_that_nests_for_ever_is_refused(tmp_path):
     assert main([str(tmp_path / "x.pkl"), str(tmp_path / "x.safetensors")]) == 1
 
 
-def refused(tmp_path, kind="EDMPrecond", encoder=None, state=None, **changes):
+def refused(tmp_path, kind="EDMPrecond", encoder=None, state=None, about=None, **changes):
     """What is said of a converted file in which something is changed."""
     settings = GOLDEN["ddpmpp"]["settings"]
-    about = {"class": kind, "settings": settings | changes, "encoder": encoder}
+    about = about or json.dumps({"class": kind, "settings": settings | changes, "encoder": encoder})
     state = weights("EDMPrecond", settings) if state is None else state
-    save_file(state, tmp_path / "x.safetensors", {METADATA: json.dumps(about)})
+    save_file(state, tmp_path / "x.safetensors", {METADATA: about})
     with pytest.raises(SpecError) as error:
         priors.describe({"name": "edm", "path": str(tmp_path / "x.safetensors")})
     return str(error.value)
@@ -183,13 +227,29 @@ def test_files_that_do_not_fit_are_refused_with_the_reason(tmp_path):
     assert "latent network of EDM2, behind 'StabilityVAEEncoder'" in refused(
         tmp_path, "Precond", "StabilityVAEEncoder"
     )
-    assert "has a network 'DiT'" in refused(tmp_path, model_type="DiT")
+    assert "model_type: 'DiT'; one of SongUNet" in refused(tmp_path, model_type="DiT")
     assert "model_channels: Input should be less" in refused(tmp_path, model_channels=10**9)
     assert "r_mlp: Extra inputs are not permitted" in refused(tmp_path, r_mlp=4)
     assert "makes no network" in refused(tmp_path, model_channels=6)
     assert "'model" not in (said := refused(tmp_path, model_channels=32))
     assert "is not the network that its metadata says: 'map_layer0.weight' has shape" in said
     assert "no 'map_layer0.weight'" in refused(tmp_path, state={"x": torch.ones(1)})
+
+
+@pytest.mark.parametrize("value", [None, "x", [], {}])
+def test_metadata_of_other_types_is_refused_by_file_and_field(tmp_path, value):
+    of_iddpm = {"kind": "iDDPMPrecond", "model_type": "DhariwalUNet"}
+    for field, others in (("img_channels", of_iddpm), ("model_type", {}), ("model_channels", {})):
+        said = refused(tmp_path, **others | {field: value})
+        assert f"x.safetensors': {field}: " in said
+    for field, wrong in (("class", value), ("encoder", value or [3]), ("settings", value)):
+        about = {"class": "EDMPrecond", "settings": {}, "encoder": None} | {field: wrong}
+        assert "x.safetensors'" in refused(tmp_path, about=json.dumps(about))
+
+
+def test_metadata_that_nests_for_ever_is_refused(tmp_path):
+    nested = "[" * 200_000 + "]" * 200_000
+    assert "does not say what its network was made with" in refused(tmp_path, about=nested)
 
 
 def test_the_conversion_is_what_is_asked_for(tmp_path):
