@@ -24,7 +24,7 @@ from kintsugi.priors.formats.diffusers_autoencoder import LatentAutoencoder
 from kintsugi.priors.formats.diffusers_files import state, variant_of
 from kintsugi.priors.formats.diffusers_networks import LatentNetwork, fill_positions
 from kintsugi.priors.formats.diffusers_pipeline import Parts, parts_of
-from kintsugi.priors.formats.diffusers_prompts import PARTS, embed
+from kintsugi.priors.formats.diffusers_prompts import PARTS, embed, library
 from kintsugi.priors.formats.diffusers_training import Convention, convention_of
 
 
@@ -166,8 +166,10 @@ class LatentPrior(Conditional):
         self.null: Conditions | None = None
         self.prompted = isinstance(telling.prompt, OfSample)
         if self.reader is not None:
-            if not isinstance(telling.prompt, OfSample):
-                self.told = self.reader([telling.prompt or ""])
+            if self.prompted:
+                library()
+            # Where each image has its own, that of none shows before the first that the encoders load.
+            self.told = self.reader([telling.prompt if isinstance(telling.prompt, str) else ""])
             if telling.conditioning.guided:
                 self.null = self.reader.without(telling.negative_prompt)
         self.network: nn.Module = with_weights(description.network, description.weights("network"), device)

@@ -12,6 +12,7 @@ from kintsugi.priors.formats.diffusers_files import (
     CONFIGS,
     STEM,
     check_bounds,
+    check_sizes,
     find_weights,
     is_local,
     locate,
@@ -88,7 +89,10 @@ class Parts:
 
     def network(self, factor: int) -> LatentNetwork:
         """The network, `empty`, for latents of 1/factor of the sides of images."""
-        return NETWORKS[self.classes[self.names["network"]]](self.empty("network"), factor)
+        name = self.names["network"]
+        kind = NETWORKS[self.classes[name]]
+        check_sizes(f"{name}/config.json", self.config(name), kind.most)
+        return kind(self.empty("network"), factor)
 
     def weights(self, name: str, stem: str = STEM) -> list[FilePath]:
         """The files of a component's weights, downloaded if need be: of the variant where it has that."""

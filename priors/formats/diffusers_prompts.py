@@ -267,14 +267,20 @@ def read(
     return [one(prompt) for prompt in prompts]
 
 
-def loaded(of: TextEncoder) -> tuple[Any, Any]:
-    """The encoder, on the CPU, and the tokenizer; raises a SpecError without transformers, or as `read`."""
+def library() -> Any:
+    """The package transformers; raises a SpecError without."""
     try:
         import transformers
     except ImportError as error:
         raise SpecError(
             "prompt: the text encoders of this pipeline need transformers: pip install 'kintsugi[text]'"
         ) from error
+    return transformers
+
+
+def loaded(of: TextEncoder) -> tuple[Any, Any]:
+    """The encoder, on the CPU, and the tokenizer; raises a SpecError without transformers, or as `read`."""
+    transformers = library()
     weights = state(of.weights)
     types = {tensor.dtype for tensor in weights.values() if tensor.is_floating_point()}
     kind = getattr(transformers, of.encoder)

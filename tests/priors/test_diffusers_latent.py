@@ -505,6 +505,7 @@ CONFIGS = {
     "blocks": ("sd", "unet", {"layers_per_block": [1, 10**9]}, "layers_per_block 1000000000"),
     "nested": ("sd", "unet", {"transformer_layers_per_block": [[1], [10**9]]}, "at most 256"),
     "positions": ("sd3", "transformer", {"pos_embed_max_size": 10**9}, "pos_embed_max_size 1000000000"),
+    "positions of a DiT": ("dit", "transformer", {"sample_size": 1024}, "sample_size 1024; .* 1 to 256"),
     "autoencoder layers": ("sd", "vae", {"layers_per_block": 10**9}, "layers_per_block 1000000000"),
     "widths": ("sd", "unet", {"cross_attention_dim": 24}, "widths 16; the network takes 24 for text"),
     "t5": ("dev", "text_encoder_2", {"d_model": 32}, "widths 32; the network takes 24 for text"),

@@ -189,6 +189,21 @@ def test_each_latent_is_told_its_own_prompt_whatever_its_batch(folder, reads, ca
             torch.testing.assert_close(found[i : i + 1], alone, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("before", [False, True], ids=["first", "again"])
+def test_what_reads_the_prompts_of_samples_is_there_before_the_first(folder, monkeypatch, before):
+    if before:  # the prompt of none is in the cache
+        load(folder)
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    with pytest.raises(SpecError, match=r"^prompt: .* pip install 'kintsugi\[text\]'"):
+        load(folder, prompt=OfSample(member="txt"))
+
+
+def test_damaged_encoders_are_refused_before_the_prompts_of_samples(folder):
+    lose_a_key(folder)
+    with pytest.raises(CheckpointError, match="does not fit its config"):
+        load(folder, prompt=OfSample(member="txt"))
+
+
 @pytest.fixture
 def job(folder, tmp_path):
     files = [(f"{i}.png", encode(picture(i, 32))) for i in range(4)]
