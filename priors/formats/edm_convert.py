@@ -46,10 +46,17 @@ class Persistent(NamedTuple):
     state: Mapping[str, Any]
 
 
+class Encoded(NamedTuple):
+    """What older protocols write for bytes; as text, of which many may be made of one in a file."""
+
+    text: str
+    encoding: str
+
+
 class Stored(NamedTuple):
     """A storage as torch.save writes it, not yet read."""
 
-    content: bytes
+    content: bytes | Encoded
 
 
 class Cut(NamedTuple):
@@ -103,16 +110,16 @@ def cut(storage: Stored, offset: int, shape: tuple[int, ...], strides: tuple[int
     return Cut(storage, offset, shape, strides)
 
 
-def number(kind: Kind, content: bytes) -> int | float | bool:
+def raw(content: bytes | Encoded) -> bytes:
+    """The bytes."""
+    return content.text.encode("latin1") if isinstance(content, Encoded) else content
+
+
+def number(kind: Kind, content: bytes | Encoded) -> int | float | bool:
     """A number of numpy."""
     if kind.name not in NUMBERS:
         raise pickle.UnpicklingError(f"a number of type {kind.name!r}")
-    return np.frombuffer(content, kind.name, 1)[0].item()
-
-
-def encoded(text: str, _: str) -> bytes:
-    """What older protocols write for bytes."""
-    return text.encode("latin1")
+    return np.frombuffer(raw(content), kind.name, 1)[0].item()
 
 
 UNDERSTOOD: dict[str, Callable[..., Any]] = {
@@ -123,7 +130,7 @@ UNDERSTOOD: dict[str, Callable[..., Any]] = {
     "numpy.core.multiarray.scalar": number,
     "numpy._core.multiarray.scalar": number,
     "numpy.dtype": lambda name, *_: Kind(str(name)),
-    "_codecs.encode": encoded,
+    "_codecs.encode": Encoded,
 }
 
 
@@ -241,9 +248,10 @@ def weights(module: Any, visits: Iterator[int], depth: int = 0) -> Iterator[tupl
 def tensor(value: Cut) -> Tensor:
     """A tensor by itself; raises a ValueError or RuntimeError for one that lies outside of its storage."""
     # In a pickle torch writes storages in its older format; a zip could be compressed.
-    if value.storage.content.startswith(b"PK"):
+    content = raw(value.storage.content)
+    if content.startswith(b"PK"):
         raise ValueError("a storage that is a zip")
-    storage = torch.load(io.BytesIO(value.storage.content), map_location="cpu", weights_only=True)
+    storage = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     flat = torch.tensor([], dtype=storage.dtype).set_(storage)
     if math.prod(value.shape) > flat.numel():
         raise ValueError(f"a weight of shape {value.shape} in {flat.numel()} numbers")

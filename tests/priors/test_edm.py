@@ -1,6 +1,7 @@
 """Networks of EDM and EDM2: by figures of their release, and from pickles in which nothing runs."""
 
 import json
+import tracemalloc
 
 import pytest
 import torch
@@ -192,6 +193,19 @@ def test_a_pickle_whose_parts_are_in_many_places_is_refused(tmp_path, attributes
     assert (tmp_path / "x.pkl").stat().st_size < 500_000
     assert main([str(tmp_path / "x.pkl"), str(tmp_path / "x.safetensors")]) == 1
     assert says in capsys.readouterr().err
+
+
+def test_bytes_of_older_protocols_are_made_only_where_they_are_used(tmp_path, capsys):
+    """A thousand times of one megabyte: 1 GB, of which nothing is a weight."""
+    text = b"X" + (1 << 20).to_bytes(4, "little") + b"a" * (1 << 20)
+    call = b"c_codecs\nencode\nq\x00" + text + b"X\x06\x00\x00\x00latin1\x86q\x01R"
+    (tmp_path / "x.pkl").write_bytes(b"\x80\x02](" + call + b"h\x00h\x01R" * 1000 + b"e.")
+    tracemalloc.start()
+    returned = main([str(tmp_path / "x.pkl"), str(tmp_path / "x.safetensors")])
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert returned == 1 and peak < 1 << 24
+    assert "holds no network" in capsys.readouterr().err
 
 
 def test_a_compressed_storage_is_refused(tmp_path, monkeypatch, capsys):
