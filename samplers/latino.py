@@ -3,7 +3,8 @@
 from itertools import pairwise
 from typing import Annotated, ClassVar
 
-from pydantic import Field, PositiveInt
+import torch
+from pydantic import Field, PositiveFloat, PositiveInt
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
@@ -30,6 +31,9 @@ class Latino(Descent):
         covariance: C at each noise level: `wiener`, of the best linear denoiser of natural images; `natural`,
             measured on the embedded prior of latents; or a file that `kintsugi calibrate` wrote.
         eta: the share of fresh noise; 1 as published.
+        trust: λ, by which C is multiplied in all steps but the last where y is noisy, as `covariance` has it.
+            What y's noise makes of the latents, by a draw of it that goes the same way and one encoding more,
+            counts as noise of the next level, of which less is added. Ours; not with a non-linear operator.
     """
 
     takes_latents: ClassVar[bool] = True
@@ -40,6 +44,7 @@ class Latino(Descent):
     init: Init = "lmmse"
     covariance: str = "wiener"
     eta: Share = 1.0
+    trust: PositiveFloat = 10.0
 
     def __post_init__(self) -> None:
         check_covariance(self.covariance)
@@ -63,19 +68,39 @@ class Latino(Descent):
         for now, later in pairwise(levels):
             prediction = denoise(z, now)
             large = seen.decode(prediction)
-            image = self.belief(errors, now.sigma, shape).correct(
-                problem.of_images, seen.reduced(large), None
-            )
+            counted = problem.noisy and seen.operator.linear and later.s > 0
+            belief = self.belief(errors, now.sigma, self.trust if counted else 1.0, shape)
+            image = belief.correct(problem.of_images, seen.reduced(large), None)
             if later.s == 0:
                 return image
             corrected = seen.encode(seen.enlarged(image, large).clamp(-1, 1))
-            z = renoise(problem, corrected, noise_in(z, prediction, now), later, self.eta)
+            state = renoise(problem, corrected, noise_in(z, prediction, now), later, self.eta)
+            if counted:
+                noisier = image + belief.correct(noise_of(problem), torch.zeros_like(image), None)
+                moved = seen.encode(seen.enlarged(noisier, large).clamp(-1, 1)) - corrected
+                state = torch.lerp(later.a * corrected, state, fresh_share(moved, later.sigma))
+            z = state
         raise AssertionError("the last level is clean data")
 
-    def belief(self, errors: ErrorVariances, sigma: float, shape: tuple[int, int]) -> Belief:
+    def belief(self, errors: ErrorVariances, sigma: float, trust: float, shape: tuple[int, int]) -> Belief:
         """Of decoded predictions at a noise level, kept."""
-        return self.remembered(f"belief {sigma}", (errors,), shape, lambda: Belief(errors, sigma, 1.0, shape))
+        return self.remembered(
+            f"belief {sigma} {trust}", (errors,), shape, lambda: Belief(errors, sigma, trust, shape)
+        )
 
     def shown(self, seen: Decoded, result: Tensor) -> Tensor:
         """It is an image."""
         return result
+
+
+def noise_of(problem: Problem) -> Problem:
+    """Of images: a measurement of nothing but noise, a draw of that of y."""
+    seen, y = problem.operator, problem.y
+    assert isinstance(seen, Decoded)
+    noise = problem.draw(seen.measurement_shape).to(y) * problem.sigma_y
+    return Problem(seen.operator, noise, problem.noise, problem.sigma_y)
+
+
+def fresh_share(moved: Tensor, sigma: float) -> Tensor:
+    """√(1 − v/σ²) (B, c, 1, 1), v the mean square of what a draw of y's noise moved the latents by."""
+    return (1 - moved.square().mean((2, 3), keepdim=True) / sigma**2).clamp_min(0).sqrt()

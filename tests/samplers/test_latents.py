@@ -11,11 +11,11 @@ from torch.testing import assert_close
 from kintsugi import operators, samplers
 from kintsugi.priors.analytic import StandardNormal
 from kintsugi.samplers import KeyedNoise
-from kintsugi.samplers.covariance import Covariance
+from kintsugi.samplers.covariance import Belief, Covariance
 from kintsugi.samplers.decoded import Decoded
 from kintsugi.samplers.descent import PATH, Denoiser, noise_levels
 from kintsugi.samplers.errors import white
-from kintsugi.samplers.latino import Latino
+from kintsugi.samplers.latino import Latino, fresh_share, noise_of
 from kintsugi.samplers.lmmse import TRUST
 from kintsugi.samplers.problem import Problem
 from kintsugi.testing import draw
@@ -284,3 +284,18 @@ def test_sides_that_the_autoencoder_does_not_divide_are_continued_by_their_mirro
     found = samplers.build({"name": "latino", "steps": 2})(PRIOR, operator, y, KeyedNoise(0, "ab")).image
     assert found.shape == x.shape
     assert_close(operator.forward(found), y, rtol=1e-6, atol=1e-7)
+
+
+def test_noise_of_y_counts_as_noise_of_the_next_level(exact):
+    """Behind an orthonormal decoder, all of it measured, latents have K² σ_y² of it, K = c / (c + σ_y²)."""
+    coder, sigma_y, trust = LowPass(64, scale=1.0), 0.1, 10.0
+    operator = operators.build({"name": "denoise"}, (1, 64, 64), dtype=D)
+    seen, later = Decoded(operator, coder), 0.3
+    problem = Problem(seen, torch.zeros(2, 1, 64, 64, dtype=D), KeyedNoise(0, "ab"), sigma_y)
+    belief = Belief(white, 0.5, trust, (64, 64))
+    moved = seen.encode(belief.correct(noise_of(problem), torch.zeros(2, 1, 64, 64, dtype=D), None))
+    c = trust * 0.5**2 / (1 + 0.5**2)
+    variance = (c / (c + sigma_y**2)) ** 2 * sigma_y**2
+    share = (1 - variance / later**2) ** 0.5
+    assert_close(fresh_share(moved, later).flatten(), torch.full((2,), share, dtype=D), rtol=0.02, atol=0)
+    assert not fresh_share(moved, 0.05).any(), "there is more of it than the level has"
