@@ -13,6 +13,7 @@ from kintsugi.samplers.base import Strength
 from kintsugi.samplers.decoded import Decoded
 from kintsugi.samplers.descent import Denoiser, Level, Stepwise, noise_in
 from kintsugi.samplers.problem import Problem
+from kintsugi.samplers.psld import unit
 
 
 @dataclass(kw_only=True, frozen=True)
@@ -54,11 +55,17 @@ class FlowDPS(Stepwise):
         """∇ ‖B (y − H D(z))‖ of each sample, (B, c, h, w)."""
         seen, y = problem.operator, problem.y
         assert isinstance(seen, Decoded)
+        operator = seen.operator
         with torch.enable_grad():
             leaf = z.detach().requires_grad_()
-            missed = y - seen.forward(leaf)
-            if isinstance(seen.operator, Linear):
-                missed = seen.operator.pinv(missed) if self.back == "pinv" else seen.operator.adjoint(missed)
-            length = missed.flatten(1).norm(dim=1).sum()
-            (found,) = torch.autograd.grad(length, leaf)
+            image = seen.image(leaf)
+        shown = image.detach()
+        missed = operator.forward(shown) - y
+        if not isinstance(operator, Linear):
+            gradient = operator.vjp(shown, unit(missed))
+        elif self.back == "pinv":
+            gradient = operator.project(unit(operator.pinv(missed)))  # which is symmetric
+        else:
+            gradient = operator.adjoint(operator.forward(unit(operator.adjoint(missed))))
+        (found,) = torch.autograd.grad(image, leaf, gradient)
         return found

@@ -37,20 +37,29 @@ class PSLD(DPS):
         return moved - gradient, prediction - gradient / later.a
 
     def pull(self, problem: Problem, prediction: Tensor) -> Tensor:
-        """The gradient of both terms in ẑ₀, (B, c, h, w)."""
-        seen = problem.operator
+        """The gradient of both terms in ẑ₀, (B, c, h, w); H⁺ of a non-linear operator counts as 0."""
+        seen, y = problem.operator, problem.y
         assert isinstance(seen, Decoded)
+        operator = seen.operator
         with torch.enable_grad():
             leaf = prediction.detach().requires_grad_()
             large = seen.decode(leaf)
             image = seen.reduced(large)
-            missed = seen.operator.forward(image) - problem.y
-            glued = seen.encode(seen.enlarged(seen.operator.impose(image, problem.y), large))
-            terms = self.zeta * lengths(missed) + self.gamma * lengths(leaf - glued)
-            (found,) = torch.autograd.grad(terms.sum(), leaf)
-        return found
+            around = large.detach().requires_grad_()
+            imposed = operator.impose(image.detach(), y).requires_grad_()
+            glued = seen.encode(seen.enlarged(imposed, around))
+        pull = self.gamma * unit(leaf - glued)
+        to_imposed, to_around = torch.autograd.grad(glued, (imposed, around), -pull, allow_unused=True)
+        if operator.linear:  # of 1 − H⁺H, which is symmetric
+            to_imposed = to_imposed - operator.project(to_imposed)
+        missed = operator.forward(image.detach()) - y
+        cotangents = [(image, to_imposed + self.zeta * operator.vjp(image.detach(), unit(missed)))]
+        cotangents += [] if to_around is None else [(large, to_around)]
+        (found,) = torch.autograd.grad([to for to, _ in cotangents], leaf, [of for _, of in cotangents])
+        return found + pull
 
 
-def lengths(v: Tensor) -> Tensor:
-    """‖v‖ of each sample, (B,); the gradient is 0 where it is."""
-    return v.flatten(1).norm(dim=1)
+def unit(v: Tensor) -> Tensor:
+    """v / ‖v‖ of each sample, detached: the gradient of its norm."""
+    v = v.detach()
+    return v / v.flatten(1).norm(dim=1).clamp_min(1e-12).view(-1, 1, 1, 1)

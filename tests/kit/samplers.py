@@ -6,6 +6,8 @@ from kintsugi import samplers
 
 BY_NETWORK = [name for name in samplers.REGISTRY if name != "external"]
 
+OF_LATENTS = [name for name in BY_NETWORK if getattr(samplers.BUILTIN[name], "needs_latents", False)]
+
 FEW = {
     "cdim": {"projections": 2},
     "daps": {"ode_steps": 2, "langevin_steps": 10},

@@ -88,7 +88,8 @@ def test_every_sampler_takes_modules(name):
     for operator in (of_module(convolution(), SHAPE, linear=True), of_module(convolution(), SHAPE)):
         y = operator.forward(images(2, *SHAPE) / 4)
         sampler = samplers.build({"name": name, "steps": 4, **FEW.get(name, {})})
-        image = sampler(prior, operator, y, samplers.KeyedNoise(0, ["a", "b"]), sigma_y=0.05).image
+        of = testing.suited(prior, sampler, operator)
+        image = sampler(of, operator, y, samplers.KeyedNoise(0, ["a", "b"]), sigma_y=0.05).image
         assert image.isfinite().all()
         assert image.shape == (2, *SHAPE)
 

@@ -24,7 +24,7 @@ from kintsugi.priors.paths import VariancePreserving
 from kintsugi.priors.reuse import Reusing
 from kintsugi.priors.tiled import Tiled
 from kintsugi.samplers import KeyedNoise
-from kintsugi.testing import mixture
+from kintsugi.testing import mixture, suited
 
 SIZE, EARLY, LATE = 16, torch.tensor([0.6, 0.6]), torch.tensor([0.2, 0.3])
 
@@ -155,7 +155,8 @@ def test_samplers_say_whether_they_ask_for_derivatives(name):
     sampler = samplers.build({"name": name, "steps": 4, **FEW.get(name, {})})
     operator = operators.build({"name": "bicubic", "factor": 2}, (1, 8, 8), dtype=torch.float64)
     y = operator.forward(draw(1, 1, 8, 8).double())
-    found = sampler(mixture(shape=(1, 8, 8)), operator, y, KeyedNoise(0, ["a"]))
+    prior = suited(mixture(shape=(1, 8, 8)), sampler, operator)
+    found = sampler(prior, operator, y, KeyedNoise(0, ["a"]))
     assert sampler.differentiates == bool(torch.as_tensor(found.vjps).any())
 
 

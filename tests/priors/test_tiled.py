@@ -18,6 +18,7 @@ from kintsugi.priors.base import ClassConditional
 from kintsugi.priors.paths import VariancePreserving
 from kintsugi.priors.tiled import Tiled, starts, windows
 from kintsugi.samplers import KeyedNoise
+from kintsugi.testing import suited
 
 T = torch.tensor([0.1, 0.4, 0.7])
 CPU = torch.device("cpu")
@@ -254,10 +255,10 @@ def test_tiles_that_do_not_fit_are_refused_by_field(arguments, message):
 @pytest.mark.parametrize("name", BY_NETWORK)
 def test_every_sampler_restores_by_tiles_what_it_restores_whole(name):
     """A pointwise prior: what the sampler, the operator and the guidance do must know nothing of tiles."""
-    prior = StandardNormal()
     operator = operators.build({"name": "gaussian_blur", "sigma": 1.0, "taps": 5}, (3, 20, 37))
     y = operator.forward(draw(2, 3, 20, 37)) + 0.1 * draw(2, 3, 20, 37, seed=1)
     sampler = samplers.build({"name": name, "steps": 4, "start": 0.4, **FEW.get(name, {})})
+    prior = suited(StandardNormal(), sampler, operator)
     tiled = Tiled(prior, tile=16, multiple=4, overlap=4, batch=3)
     whole, parts = (
         sampler(p, operator, y, KeyedNoise(0, ["a", "b"]), sigma_y=0.1).image for p in (prior, tiled)

@@ -299,3 +299,45 @@ def test_noise_of_y_counts_as_noise_of_the_next_level(exact):
     share = (1 - variance / later**2) ** 0.5
     assert_close(fresh_share(moved, later).flatten(), torch.full((2,), share, dtype=D), rtol=0.02, atol=0)
     assert not fresh_share(moved, 0.05).any(), "there is more of it than the level has"
+
+
+@pytest.mark.parametrize("name", ["psld", "flowdps"])
+def test_gradients_do_not_need_to_be_seen_by_autograd(name):
+    """With an operator whose H⁺ and Hᵀ it cannot follow the result is that of the same operator."""
+
+    class Opaque(type(problem_of("random")[0])):
+        def pinv(self, y):
+            return super().pinv(y.detach())
+
+        def adjoint(self, y):
+            return super().adjoint(y.detach())
+
+    known = torch.rand(8, 8, generator=torch.Generator().manual_seed(0)) < 0.5
+    plain, opaque = (kind(known.expand(SHAPE)).double() for kind in (type(problem_of("random")[0]), Opaque))
+    y = plain.forward(CODER.decode(draw(2, 1, 4, 4)))
+    sampler = samplers.build({"name": name, "steps": 3, "start": 0.4})
+    one, other = (sampler(PRIOR, operator, y, KeyedNoise(0, "ab")).image for operator in (plain, opaque))
+    assert_close(one, other)
+
+
+def test_the_glue_follows_the_gradient_with_larger_images_too():
+    """One step of `psld` with `enlarge`, against autograd through resize, decoder and encoder."""
+
+    class Larger(LowPass):
+        enlarge = 2
+
+    coder = Larger(2 * SIZE, 1.0)
+    prior, operator = Latents(coder), operators.build(TASKS["random"], SHAPE, dtype=D)
+    y, start = operator.forward(0.3 * draw(2, *SHAPE)), draw(2, 1, 8, 8, seed=2)
+    sampler = samplers.build({"name": "psld", "steps": 1, "start": 0.3})
+    seen, level = Decoded(operator, coder), sampler.prepare(prior, operator, 0.0, y)[0]
+    x = (level.a * seen.pinv(y) + level.s * start).detach().requires_grad_()
+    z = level.a / (level.a**2 + level.s**2) * x
+    large = coder.decode(z)
+    image = seen.reduced(large)
+    filled = seen.enlarged(operator.impose(image, y), large)
+    terms = (operator.forward(image) - y).flatten(1).norm(dim=1).sum()
+    terms = terms + 0.1 * (z - coder.encode(filled)).flatten(1).norm(dim=1).sum()
+    (gradient,) = torch.autograd.grad(terms, x)
+    found = sampler(prior, operator, y, start).image
+    assert_close(found, seen.image((z - gradient).detach()), rtol=1e-6, atol=1e-8)

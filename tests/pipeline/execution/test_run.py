@@ -12,7 +12,7 @@ import pytest
 import safetensors.torch
 import torch
 from kit.jobs import digests, execute, rows
-from kit.samplers import BY_NETWORK, FEW
+from kit.samplers import BY_NETWORK, FEW, OF_LATENTS
 from kit.shards import SIZE, encode, picture, samples, write_tar
 from PIL import Image
 
@@ -35,6 +35,7 @@ from kintsugi.pipeline.execution.stage import Stage
 from kintsugi.pipeline.job import config_hash
 from kintsugi.pipeline.parts import Degradation
 from kintsugi.priors.natural import NaturalPrior
+from kintsugi.priors.natural_latent import NaturalLatentPrior
 from kintsugi.samplers import KeyedNoise
 
 
@@ -339,9 +340,13 @@ def test_the_largest_batch_is_found_to_an_eighth(memory):
 @pytest.mark.parametrize("name", BY_NETWORK)
 def test_a_batch_is_rehearsed_with_the_first_step_of_any_sampler(make_job, monkeypatch, name):
     calls = []
-    original = NaturalPrior.__call__
-    monkeypatch.setattr(NaturalPrior, "__call__", lambda s, x, t: calls.append(len(x)) or original(s, x, t))
-    stage = Stage(make_job(sampler={"name": name}, degradation={"operator": {"name": "denoise"}}), "cpu")
+    kind, prior = (NaturalLatentPrior, "natural_latent") if name in OF_LATENTS else (NaturalPrior, "natural")
+    original = kind.__call__
+    monkeypatch.setattr(kind, "__call__", lambda s, x, t: calls.append(len(x)) or original(s, x, t))
+    job = make_job(
+        sampler={"name": name}, degradation={"operator": {"name": "denoise"}}, prior={"name": prior}
+    )
+    stage = Stage(job, "cpu")
     stage.rehearse(3)
     assert calls == [3, 3]
 
@@ -400,7 +405,8 @@ def test_sampler_settings_that_do_not_fit_are_found_before_any_sample(make_job, 
 def test_a_job_runs_with_every_sampler(make_job, name):
     sampler = {"name": name, "steps": 2, "start": 0.4, **FEW.get(name, {})}
     data = make_job().data.model_dump() | {"limit": 2}
-    found = rows(execute(make_job(data=data, sampler=sampler)))
+    prior = {"name": "natural_latent" if name in OF_LATENTS else "natural"}
+    found = rows(execute(make_job(data=data, sampler=sampler, prior=prior)))
     assert [row["status"] for row in found] == ["ok"] * 2
     assert all(row["forwards"] == 2 or name in ("cdim", "sitcom") for row in found), "as they need"
 
