@@ -31,8 +31,7 @@ class DPS(Stepwise):
         """An ancestral step less ζ times the gradient of ‖H(prediction) − y‖, back through the network."""
         prediction, pullback = denoise.with_pullback(x, now)
         misfit = problem.operator.forward(prediction) - problem.y
-        length = misfit.flatten(1).norm(dim=1).clamp_min(1e-12).view(-1, 1, 1, 1)
-        gradient = pullback(problem.operator.vjp(prediction, misfit / length))
+        gradient = pullback(problem.operator.vjp(prediction, unit(misfit)))
         moved = renoise(
             problem, prediction, noise_in(x, prediction, now), later, ancestral(now, later, self.eta)
         )
@@ -62,3 +61,9 @@ class MCG(DPS):
         change = seen * (measured - operator.to_spectral(moved))
         told = seen * (known - operator.to_spectral(corrected))
         return moved + operator.from_spectral(change), corrected + operator.from_spectral(told)
+
+
+def unit(v: Tensor) -> Tensor:
+    """v / ‖v‖ of each sample, detached: the gradient of its norm."""
+    v = v.detach()
+    return v / v.flatten(1).norm(dim=1).clamp_min(1e-12).view(-1, 1, 1, 1)

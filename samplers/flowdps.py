@@ -12,8 +12,8 @@ from kintsugi.priors.paths import Path, RectifiedFlow
 from kintsugi.samplers.base import Strength
 from kintsugi.samplers.decoded import Decoded
 from kintsugi.samplers.descent import Denoiser, Level, Stepwise, noise_in
+from kintsugi.samplers.dps import unit
 from kintsugi.samplers.problem import Problem
-from kintsugi.samplers.psld import unit
 
 
 @dataclass(kw_only=True, frozen=True)

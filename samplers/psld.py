@@ -9,7 +9,7 @@ from torch import Tensor
 from kintsugi.samplers.base import Strength
 from kintsugi.samplers.decoded import Decoded
 from kintsugi.samplers.descent import Denoiser, Level, ancestral, noise_in, renoise
-from kintsugi.samplers.dps import DPS
+from kintsugi.samplers.dps import DPS, unit
 from kintsugi.samplers.problem import Problem
 
 
@@ -57,9 +57,3 @@ class PSLD(DPS):
         cotangents += [] if to_around is None else [(large, to_around)]
         (found,) = torch.autograd.grad([to for to, _ in cotangents], leaf, [of for _, of in cotangents])
         return found + pull
-
-
-def unit(v: Tensor) -> Tensor:
-    """v / ‖v‖ of each sample, detached: the gradient of its norm."""
-    v = v.detach()
-    return v / v.flatten(1).norm(dim=1).clamp_min(1e-12).view(-1, 1, 1, 1)
